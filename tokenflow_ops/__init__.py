@@ -1,0 +1,34 @@
+"""TokenFlow (Geyer et al., ICLR 2024, arXiv 2307.10373) in plain torch: a library that knows neither ComfyUI nor any other host.
+
+Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of width C in a self-attention layer.
+"""
+
+from .attention import extended_attention, join_frames, split_frames
+from .correspondence import Correspondences, StepMatches, match_frames
+from .features import DiskStore, FeatureStore, MemoryStore, SourceFeatures
+from .injection import Injection
+from .inversion import Inversion, invert
+from .keyframes import Neighbours, choose_keyframes, neighbours
+from .propagation import propagate
+from .search import nearest_tokens
+
+__all__ = [
+    "Correspondences",
+    "DiskStore",
+    "FeatureStore",
+    "Injection",
+    "Inversion",
+    "MemoryStore",
+    "Neighbours",
+    "SourceFeatures",
+    "StepMatches",
+    "choose_keyframes",
+    "extended_attention",
+    "invert",
+    "join_frames",
+    "match_frames",
+    "nearest_tokens",
+    "neighbours",
+    "propagate",
+    "split_frames",
+]

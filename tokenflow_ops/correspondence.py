@@ -1,0 +1,93 @@
+"""Correspondences between the source's frames and its keyframes: gamma^{i->k} (paper, equations 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .features import SourceFeatures
+from .keyframes import Neighbours
+from .search import nearest_tokens
+
+
+def match_frames(
+    features: Tensor, keyframes: Tensor, near: Neighbours, backend: str = "torch", window: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """For every token of every frame the closest token of the frame's past and of its future keyframe.
+
+    features: (N, P, C) of one layer and step. keyframes: (k,) frame numbers. near: the frames' neighbours among them.
+    backend, window: see `nearest_tokens`.
+    Returns: past and future token indices, each (N, P) on the CPU, int16 where P allows, else int32. A keyframe maps onto itself.
+    """
+    frames, tokens, _ = features.shape
+    dtype = torch.int16 if tokens <= torch.iinfo(torch.int16).max else torch.int32
+    past = torch.empty(frames, tokens, dtype=dtype)
+    future = torch.empty(frames, tokens, dtype=dtype)
+    for position, keyframe in enumerate(keyframes.tolist()):
+        follows_past, follows_future = near.past == position, near.future == position
+        users = (follows_past | follows_future).nonzero().flatten()
+        found = nearest_tokens(features[users.to(features.device)], features[keyframe], backend, window).to("cpu", dtype)
+        found[users == keyframe] = torch.arange(tokens, dtype=dtype)  # even where two of its own tokens are equal
+        past[follows_past] = found[follows_past[users]]
+        future[follows_future] = found[follows_future[users]]
+    return past, future
+
+
+@dataclass(frozen=True)
+class StepMatches:
+    """The keyframes of one sampling step and every frame's matches to them.
+
+    keyframes: (k,) int64 frame numbers, ascending. near: each frame's two keyframes and weight.
+    tokens: for every match layer (past, future) token indices, each (N, P) integer.
+    """
+
+    keyframes: Tensor
+    near: Neighbours
+    tokens: Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Correspondences:
+    """The matches of a clip for every sampling step, with the keyframe schedule they belong to.
+
+    features: the source features they were searched on. steps: one `StepMatches` for each of the S steps of the inversion.
+    fixed: whether all steps share their keyframes. backend: the search that was used.
+    Raises: ValueError if the number of steps is not the inversion's.
+    """
+
+    features: SourceFeatures
+    steps: tuple[StepMatches, ...]
+    fixed: bool
+    backend: str
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.features.inversion.sigmas) - 1:
+            raise ValueError(f"{len(self.steps)} steps of matches for {len(self.features.inversion.sigmas) - 1} steps of inversion")
+
+    def tokens(self, step: int, layer: str) -> tuple[Tensor, Tensor]:
+        """Past and future token indices (N, P) for a self-attention layer of the model at a step."""
+        return self.steps[step].tokens[self.features.matched_by[layer]]
+
+
+def rebuild(images: Tensor, matches: StepMatches, layer: str, grid: tuple[int, int]) -> Tensor:
+    """Every frame rebuilt from its keyframes' patches by the matches, to see how good they are.
+
+    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the layer's tokens.
+    Returns: (N, 3, rows * patch, columns * patch) with patch the whole pixels of a token.
+    """
+    rows, columns = grid
+    patch = max(1, min(images.shape[2] // rows, images.shape[3] // columns))
+    size = (rows * patch, columns * patch)
+    if images.shape[2:] != size:
+        images = torch.nn.functional.interpolate(images, size, mode="area")
+    near, (past, future) = matches.near, matches.tokens[layer]
+    tokens = torch.nn.functional.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)[matches.keyframes]
+
+    def gather(frame: Tensor, token: Tensor) -> Tensor:
+        return torch.stack([tokens[f, t.long()] for f, t in zip(frame.tolist(), token, strict=True)])
+
+    blend = torch.lerp(gather(near.past, past), gather(near.future, future), near.weight[:, None, None])
+    return torch.nn.functional.pixel_shuffle(blend.transpose(1, 2).reshape(len(images), -1, rows, columns), patch)

@@ -1,0 +1,78 @@
+"""DDIM inversion of the source frames and what it leaves behind (paper, section 3 and stage 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def invert(epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic DDIM (Euler) sampler.
+
+    In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is estimated at the *target* sigma, where the
+    sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1}) make
+    the step the sampler's exact inverse; 0 iterations is plain DDIM inversion.
+
+    epsilon: (x, sigma) -> predicted noise, shapes as x.
+    x0: (N, C, h, w) clean latents. sigmas: (S+1,) descending, the last one 0.
+    Yields: (index, x) with x the latents at sigmas[index], from index S (x0 itself) to 0.
+    """
+    x = x0
+    yield len(sigmas) - 1, x
+    for index in range(len(sigmas) - 2, -1, -1):
+        delta = sigmas[index] - sigmas[index + 1]
+        start = x
+        for _ in range(1 + iterations):
+            x = start + delta * epsilon(x, sigmas[index])
+        yield index, x
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A source clip's path from its latents to noise.
+
+    sigmas: (S+1,) float32, descending, the last one 0; noise over signal, as ComfyUI's samplers count.
+    latents: (S+1, N, C, h, w) float32 in the model's latent space, latents[j] at sigmas[j].
+    conditioning: the source prompt, in the host's own form.
+    fingerprint: what it was made with, see the host's `fingerprint`.
+    steps: steps of the whole schedule, of which the last S were inverted.
+    scheduler: the schedule's name.
+    Raises: ValueError if shapes or order do not fit.
+    """
+
+    sigmas: Tensor
+    latents: Tensor
+    conditioning: Any
+    fingerprint: str
+    steps: int
+    scheduler: str
+
+    def __post_init__(self) -> None:
+        if self.latents.ndim != 5 or self.sigmas.ndim != 1 or len(self.sigmas) != len(self.latents) or len(self.sigmas) < 2:
+            raise ValueError(f"need S+1 sigmas and (S+1, N, C, h, w) latents, got {tuple(self.sigmas.shape)} and {tuple(self.latents.shape)}")
+        if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()) or self.sigmas[-1] != 0:
+            raise ValueError("sigmas must fall strictly and end at 0")
+
+    @property
+    def frames(self) -> int:
+        """N, the number of source frames."""
+        return self.latents.shape[1]
+
+    def step_of(self, sigma: float) -> int:
+        """The step (0 to S-1) whose interval holds `sigma`: the last one that starts at or above it."""
+        # A sampler's sigma went through other arithmetic: allow a relative hair.
+        at_or_above = int((self.sigmas[:-1] >= sigma * (1 - 1e-4)).sum())
+        return max(0, at_or_above - 1)
+
+    def latents_at(self, sigma: float) -> Tensor:
+        """(N, C, h, w) source latents at `sigma`, linearly interpolated between the two stored neighbours."""
+        step = self.step_of(sigma)
+        high, low = float(self.sigmas[step]), float(self.sigmas[step + 1])
+        share = min(1.0, max(0.0, (high - sigma) / (high - low)))
+        if share < 1e-4 * high / (high - low):
+            return self.latents[step]
+        return torch.lerp(self.latents[step], self.latents[step + 1], share)

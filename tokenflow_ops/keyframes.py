@@ -1,0 +1,60 @@
+"""Which frames are edited jointly at a step, and which two of them every frame follows (paper, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor:
+    """One random frame of every interval of `interval` frames; the last interval may be shorter.
+
+    The draw depends on `seed` and `step` alone, never on a device or on earlier draws.
+
+    Returns: (k,) int64, ascending, k = ceil(frames / interval).
+    Raises: ValueError if `frames` or `interval` is below 1.
+    """
+    if frames < 1 or interval < 1:
+        raise ValueError(f"frames and interval must be at least 1, got {frames} and {interval}")
+    # 2**64 is the generator's range; a large odd factor keeps neighbouring seeds from sharing draws with neighbouring steps.
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**63)
+    starts = torch.arange(0, frames, interval)
+    lengths = (frames - starts).clamp(max=interval)
+    draws = torch.rand(len(starts), generator=generator, dtype=torch.float64)
+    return starts + (draws * lengths).long()
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest past and future keyframe of every frame.
+
+    past, future: (N,) int64, positions in the list of keyframes (not frame numbers).
+    weight: (N,) float32 in [0, 1], the share of the future keyframe.
+    """
+
+    past: Tensor
+    future: Tensor
+    weight: Tensor
+
+
+def neighbours(frames: int, keyframes: Tensor) -> Neighbours:
+    """The closest keyframes before and after every frame, weighted by the true distances.
+
+    weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the weights run through an interval without a jump.
+    (The public code squashes this ratio through a sigmoid, so that not even a keyframe keeps its own tokens.)
+    A frame outside the first or last keyframe uses the one it has.
+
+    keyframes: (k,) int64, ascending frame numbers.
+    """
+    index = torch.arange(frames)
+    keyframes = keyframes.cpu()
+    past = torch.searchsorted(keyframes, index, right=True) - 1
+    future = torch.searchsorted(keyframes, index, right=False)
+    outside_left, outside_right = past < 0, future >= len(keyframes)
+    past = torch.where(outside_left, future, past)
+    future = torch.where(outside_right, past, future)
+    before, after = (index - keyframes[past]).abs(), (keyframes[future] - index).abs()
+    weight = torch.where(past == future, torch.ones(frames), before / (before + after).clamp(min=1))
+    return Neighbours(past, future, weight)

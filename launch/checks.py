@@ -1,0 +1,34 @@
+"""`run.py test`: linter, formatter, type checker and tests; all run, and the first failure gives the exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .environment import HOST, ROOT
+
+# Inside ComfyUI the pack is a package, and its modules import each other relatively. The type checker sees it in the same way:
+# as the package tokenflow_pack, by a link, whatever the name of the folder.
+PACK = "tokenflow_pack"
+TYPED = ("tokenflow_ops", "host", "nodes", "launch")
+
+
+def run(pytest_arguments: list[str]) -> int:
+    """Runs the checks in the environment of this Python; returns the first exit code that is not zero."""
+    link = HOST / "typing" / PACK
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.resolve() != ROOT:
+        link.unlink(missing_ok=True)
+        link.symlink_to(ROOT, target_is_directory=True)
+    packages = [word for name in TYPED if (ROOT / name / "__init__.py").exists() for word in ("-p", f"{PACK}.{name}")]
+    commands = [
+        ["ruff", "check"],
+        ["ruff", "format", "--check"],
+        ["mypy", *packages],
+        ["pytest", *pytest_arguments],
+    ]
+    codes = []
+    for command in commands:
+        print(f"== {' '.join(command)}", flush=True)
+        codes.append(subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode)
+    return next((code for code in codes if code), 0)

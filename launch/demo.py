@@ -1,0 +1,55 @@
+"""`run.py demo`: a workflow on the embedded clip in a real, headless ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .client import Progress, PromptError, Result, run_prompt
+from .environment import HOST, ROOT
+from .server import Server, ServerError
+from .workflow import Prompt, WorkflowError, to_prompt
+
+OUTPUT = ROOT / "output"
+
+
+def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
+    """Runs a workflow file and prints what it shows and saves; returns the exit code.
+
+    With `keep` the server stays up, and its address is printed, until Ctrl-C.
+    """
+    start = time.monotonic()
+    try:
+        saved = json.loads(workflow.read_text())
+        print("starting ComfyUI ...", flush=True)
+        with Server(comfyui, HOST / "run", OUTPUT, OUTPUT / "server.log") as server:
+            for clip in (ROOT / "demo").glob("*.mp4"):
+                shutil.copy(clip, server.input)
+            device = server.get("/system_stats")["devices"][0]["name"]
+            print(f"ready on {device} after {time.monotonic() - start:.0f} s; running {workflow.name}", flush=True)
+            prompt = to_prompt(saved, server.get("/object_info"))
+            embedded = saved if "nodes" in saved else None
+            report(run_prompt(server.address, prompt, Progress(prompt), embedded), prompt)
+            print(f"total {time.monotonic() - start:.0f} s", flush=True)
+            if keep:
+                print(f"ComfyUI stays at {server.address} until Ctrl-C. Open {workflow} there.", flush=True)
+                threading.Event().wait()
+    except (OSError, ValueError, WorkflowError, PromptError, ServerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped")
+        return 0 if keep else 130
+    return 0
+
+
+def report(result: Result, prompt: Prompt) -> None:
+    """Prints every text output under its node's title, then the files."""
+    for node, texts in result.texts().items():
+        title = prompt[node]["_meta"]["title"] if node in prompt else node
+        print(f"\n{title}", *texts, sep="\n")
+    print("\nfiles", *(f"{OUTPUT.relative_to(ROOT)}/{name}" for name in result.files()), sep="\n  ")

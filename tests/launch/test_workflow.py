@@ -1,0 +1,125 @@
+"""The editor's workflow files become prompts that a real server takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from launch.workflow import WorkflowError, to_prompt
+
+# The shape of /object_info, small: a list as type is the old way to write a combo, ["COMBO", {...}] the new one.
+INFO: dict[str, Any] = {
+    "Source": {"input": {"required": {"size": ["INT", {"default": 8}]}}, "display_name": "Source"},
+    "Sample": {
+        "input": {
+            "required": {
+                "latent": ["LATENT"],
+                "seed": ["INT", {"default": 0}],
+                "cfg": ["FLOAT", {"default": 7.0}],
+                "method": [["euler", "ddim"]],
+            },
+            "optional": {"mask": ["MASK"], "order": ["COMBO", {"options": ["fixed", "random"]}], "forced": ["INT", {"forceInput": True}]},
+            "hidden": {"prompt": "PROMPT"},
+        },
+        "input_order": {"required": ["seed", "latent", "cfg", "method"], "optional": ["mask", "order", "forced"]},
+    },
+    "Save": {"input": {"required": {"latent": ["LATENT"], "name": ["STRING", {"default": "x"}]}}},
+    "Load": {"input": {"required": {"file": ["COMBO", {"video_upload": True}]}, "optional": {"rate": ["INT", {}]}}},
+    "Dynamic": {"input": {"required": {"mode": ["COMFY_DYNAMICCOMBO_V3", {}]}}},
+}
+
+
+def node(id: int, type: str, values: Any = (), links: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    slots = [{"name": name, "type": "LATENT", "link": link} for name, link in (links or {}).items()]
+    return {"id": id, "type": type, "widgets_values": values, "inputs": slots, "outputs": [{"type": "LATENT"}], **more}
+
+
+def graph(*nodes: dict[str, Any], links: tuple[list[Any], ...] = ()) -> dict[str, Any]:
+    return {"nodes": list(nodes), "links": list(links)}
+
+
+LINK_12, LINK_23 = [5, 1, 0, 2, 0, "LATENT"], [6, 2, 0, 3, 0, "LATENT"]
+
+
+def test_names_follow_input_order_and_the_seed_control_is_dropped() -> None:
+    saved = graph(
+        node(1, "Source", [4]), node(2, "Sample", [7, "randomize", 2.5, "ddim", "fixed"], {"latent": 5}, title="Mine"), links=(LINK_12,)
+    )
+    prompt = to_prompt(saved, INFO)
+    assert prompt["1"] == {"class_type": "Source", "inputs": {"size": 4}, "_meta": {"title": "Source"}}
+    assert prompt["2"]["inputs"] == {"seed": 7, "cfg": 2.5, "method": "ddim", "order": "fixed", "latent": ["1", 0]}
+    assert prompt["2"]["_meta"]["title"] == "Mine"
+
+
+def test_a_seed_saved_without_control_keeps_the_values_in_place() -> None:
+    assert to_prompt(graph(node(2, "Sample", [7, 2.5, "ddim"])), INFO)["2"]["inputs"] == {"seed": 7, "cfg": 2.5, "method": "ddim"}
+
+
+def test_missing_values_are_defaults_and_extras_are_ignored() -> None:
+    assert to_prompt(graph(node(1, "Source", [])), INFO)["1"]["inputs"] == {"size": 8}
+    assert to_prompt(graph(node(1, "Source", [3, "shown text", None])), INFO)["1"]["inputs"] == {"size": 3}
+
+
+def test_the_upload_button_takes_a_place() -> None:
+    assert to_prompt(graph(node(1, "Load", ["clip.mp4", "image", 24])), INFO)["1"]["inputs"] == {"file": "clip.mp4", "rate": 24}
+
+
+def test_a_link_is_stronger_than_the_widget_it_feeds() -> None:
+    saved = graph(node(1, "Source", [4]), node(2, "Source", [9], {"size": 5}), links=(LINK_12,))
+    assert to_prompt(saved, INFO)["2"]["inputs"] == {"size": ["1", 0]}
+
+
+def test_notes_are_left_out() -> None:
+    assert set(to_prompt(graph(node(1, "Source", [4]), node(2, "MarkdownNote", ["text"])), INFO)) == {"1"}
+
+
+def test_a_bypassed_node_passes_its_input_on() -> None:
+    saved = graph(
+        node(1, "Source", [4]),
+        node(2, "Sample", [7, "fixed", 1.0, "ddim"], {"latent": 5}, mode=4),
+        node(3, "Save", ["a"], {"latent": 6}),
+        links=(LINK_12, LINK_23),
+    )
+    prompt = to_prompt(saved, INFO)
+    assert set(prompt) == {"1", "3"}
+    assert prompt["3"]["inputs"]["latent"] == ["1", 0]
+
+
+def test_a_muted_node_leaves_its_readers_unconnected() -> None:
+    saved = graph(node(1, "Source", [4], mode=2), node(2, "Save", ["a"], {"latent": 5}), links=(LINK_12,))
+    assert to_prompt(saved, INFO) == {"2": {"class_type": "Save", "inputs": {"name": "a"}, "_meta": {"title": "Save"}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Reroute", "connect the two ends"),
+        ("PrimitiveNode", "editor only"),
+        ("Nowhere", "unknown to the server"),
+        ("Dynamic", "fixed order"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(kind: str, message: str) -> None:
+    with pytest.raises(WorkflowError, match=rf"node 3 \({kind}\).*{message}"):
+        to_prompt(graph(node(3, kind)), INFO)
+
+
+def test_a_link_from_a_reroute_is_refused_before_its_own_turn() -> None:
+    saved = graph(node(2, "Save", ["a"], {"latent": 5}), node(1, "Reroute"), links=(LINK_12,))
+    with pytest.raises(WorkflowError, match="Reroute"):
+        to_prompt(saved, INFO)
+
+
+def test_subgraphs_are_refused() -> None:
+    saved = graph(node(1, "11-22")) | {"definitions": {"subgraphs": [{"id": "11-22"}]}}
+    with pytest.raises(WorkflowError, match="Unpack"):
+        to_prompt(saved, INFO)
+
+
+def test_an_api_prompt_is_returned_as_it_is_and_other_files_are_refused() -> None:
+    prompt = {"1": {"class_type": "Source", "inputs": {}}}
+    assert to_prompt(prompt, INFO) is prompt
+    for other in ({}, {"version": 1}):
+        with pytest.raises(WorkflowError, match="neither"):
+            to_prompt(other, INFO)

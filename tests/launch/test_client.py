@@ -13,27 +13,10 @@ from launch.server import Server
 from launch.workflow import to_prompt
 
 Queue = Callable[..., Result]
+Workflow = Callable[..., dict[str, Any]]
 
 
-def slot(name: str, type: str, link: int) -> dict[str, Any]:
-    return {"name": name, "type": type, "link": link}
-
-
-def stock_workflow(color: int = 255) -> dict[str, Any]:
-    """Two frames of one colour as a video, and a text beside it, as the editor saves it."""
-    nodes = [
-        {"id": 1, "type": "EmptyImage", "widgets_values": [64, 48, 2, color]},
-        {"id": 2, "type": "CreateVideo", "widgets_values": [8], "inputs": [slot("images", "IMAGE", 1)]},
-        {"id": 3, "type": "SaveVideo", "widgets_values": ["clips/two", "mp4", "h264"], "inputs": [slot("video", "VIDEO", 2)]},
-        {"id": 4, "type": "PreviewImage", "inputs": [slot("images", "IMAGE", 3)]},
-        {"id": 5, "type": "PrimitiveString", "widgets_values": ["two frames"], "title": "Words"},
-        {"id": 6, "type": "PreviewAny", "widgets_values": ["seen last time"], "inputs": [slot("source", "STRING", 4)], "title": "Figures"},
-    ]
-    links = [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 3, 0, "VIDEO"], [3, 1, 0, 4, 0, "IMAGE"], [4, 5, 0, 6, 0, "STRING"]]
-    return {"nodes": nodes, "links": links, "version": 0.4}
-
-
-def test_a_saved_workflow_runs_and_its_results_come_back(server: Server, queue: Queue) -> None:
+def test_a_saved_workflow_runs_and_its_results_come_back(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
     prompt = to_prompt(stock_workflow(), server.get("/object_info"))
     shown = io.StringIO()
     result = queue(prompt, Progress(prompt, shown))
@@ -43,21 +26,21 @@ def test_a_saved_workflow_runs_and_its_results_come_back(server: Server, queue: 
     assert [line.split("  ")[1] for line in shown.getvalue().splitlines()].count("Figures") == 1
 
 
-def test_unchanged_nodes_are_reported_as_cached(server: Server, queue: Queue) -> None:
+def test_unchanged_nodes_are_reported_as_cached(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
     prompt = to_prompt(stock_workflow(color=7), server.get("/object_info"))
     assert "1" not in queue(prompt).cached
     prompt["3"]["inputs"]["filename_prefix"] = "again"
     assert {"1", "2"} <= queue(prompt).cached
 
 
-def test_a_refused_prompt_names_node_and_input(server: Server, queue: Queue) -> None:
+def test_a_refused_prompt_names_node_and_input(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
     prompt = to_prompt(stock_workflow(), server.get("/object_info"))
     prompt["1"]["inputs"]["width"] = "wide"
     with pytest.raises(PromptError, match=r"node 1 \(EmptyImage\): invalid_input_type.*\n?.*width"):
         queue(prompt)
 
 
-def test_a_failing_node_is_named_and_the_server_goes_on(server: Server, queue: Queue) -> None:
+def test_a_failing_node_is_named_and_the_server_goes_on(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
     info = server.get("/object_info")
     prompt = to_prompt(stock_workflow(), info)
     prompt["1"]["inputs"] |= {"width": 8, "height": 8}  # too small for the reflection at its border

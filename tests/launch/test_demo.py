@@ -1,0 +1,50 @@
+"""The demo command on a stock workflow, with a server of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import demo
+from launch.server import Server
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for the project's folder."""
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "HOST", tmp_path / ".host")
+    monkeypatch.setattr(demo, "OUTPUT", tmp_path / "output")
+    return tmp_path
+
+
+def test_it_shows_texts_files_and_the_address_it_keeps(
+    folder: Path,
+    server: Server,
+    stock_workflow: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Event, "wait", interrupt)
+    path = folder / "stock.json"
+    path.write_text(json.dumps(stock_workflow()))
+    assert demo.run(server.comfyui, path, keep=True) == 0
+    shown = capsys.readouterr().out
+    assert "\nFigures\ntwo frames\n" in shown
+    assert "\n  output/clips/two_00001_.mp4\n" in shown
+    assert "stays at http://127.0.0.1:" in shown
+    assert (folder / "output" / "server.log").read_text()
+    assert (folder / "output" / "clips" / "two_00001_.mp4").exists()
+
+
+def test_a_workflow_that_cannot_be_read_is_an_error_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.run(folder, folder / "none.json") == 1
+    assert "none.json" in capsys.readouterr().err

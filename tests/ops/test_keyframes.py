@@ -1,0 +1,70 @@
+"""Keyframe draws, and each frame's two neighbours among them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenflow_ops import choose_keyframes, neighbours
+
+frames_of = st.integers(1, 101)
+intervals = st.integers(1, 40)
+seeds = st.integers(0, 2**64 - 1)
+
+
+@given(frames=frames_of, interval=intervals, seed=seeds, step=st.integers(0, 999))
+def test_one_keyframe_in_every_interval(frames: int, interval: int, seed: int, step: int) -> None:
+    keyframes = choose_keyframes(frames, interval, seed, step).tolist()
+    assert len(keyframes) == math.ceil(frames / interval)
+    for number, keyframe in enumerate(keyframes):
+        assert number * interval <= keyframe < min((number + 1) * interval, frames)
+
+
+def test_draws_depend_on_seed_and_step_alone() -> None:
+    first = choose_keyframes(40, 8, 5, 3)
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert torch.equal(first, choose_keyframes(40, 8, 5, 3))
+    drawn = {tuple(choose_keyframes(40, 8, seed, step).tolist()) for seed in range(10) for step in range(10)}
+    assert len(drawn) > 95
+
+
+def test_every_frame_gets_its_turn() -> None:
+    counts = torch.zeros(11)
+    for step in range(2000):
+        counts[choose_keyframes(11, 8, 0, step)] += 1
+    # 8 frames share the first interval, 3 the second one.
+    assert (counts[:8] / 2000 - 1 / 8).abs().max() < 0.03
+    assert (counts[8:] / 2000 - 1 / 3).abs().max() < 0.04
+
+
+@pytest.mark.parametrize(("frames", "interval"), [(0, 8), (8, 0), (-1, 1)])
+def test_nothing_to_draw_from_is_an_error(frames: int, interval: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        choose_keyframes(frames, interval, 0, 0)
+
+
+@given(data=st.data(), frames=frames_of)
+def test_neighbours_are_the_closest_on_either_side(data: st.DataObject, frames: int) -> None:
+    keyframes = sorted(data.draw(st.sets(st.integers(0, frames - 1), min_size=1, max_size=9)))
+    near = neighbours(frames, torch.tensor(keyframes))
+    for i in range(frames):
+        before = [k for k in keyframes if k <= i]
+        after = [k for k in keyframes if k >= i]
+        past = max(before) if before else min(after)
+        future = min(after) if after else past
+        assert keyframes[near.past[i]] == past
+        assert keyframes[near.future[i]] == future
+        if past != future:
+            assert float(near.weight[i]) == pytest.approx(abs(i - past) / (abs(i - past) + abs(future - i)))
+
+
+def test_weights_follow_the_true_distances() -> None:
+    near = neighbours(8, torch.tensor([1, 5]))
+    assert near.past.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert near.future.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert near.weight[2:5].tolist() == [0.25, 0.5, 0.75]
+    assert ((near.weight >= 0) & (near.weight <= 1)).all()

@@ -1,0 +1,70 @@
+"""Blending of keyframe tokens against loops, and the picture of rebuilt frames."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenflow_ops import StepMatches, match_frames, neighbours, propagate
+from tokenflow_ops.correspondence import rebuild
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    keyframes=st.integers(1, 4),
+    frames=st.integers(1, 7),
+    tokens=st.integers(1, 11),
+    width=st.integers(1, 6),
+    dtype=st.sampled_from([torch.int16, torch.int32, torch.int64]),
+    seed=st.integers(0, 2**16),
+)
+def test_every_token_is_the_blend_of_its_two_matches(keyframes: int, frames: int, tokens: int, width: int, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(keyframes, tokens, width, generator=generator)
+    past, future = (torch.randint(keyframes, (frames,), generator=generator) for _ in range(2))
+    past_tokens, future_tokens = (torch.randint(tokens, (frames, tokens), generator=generator).to(dtype) for _ in range(2))
+    same = past == future
+    future_tokens[same] = past_tokens[same]  # one keyframe has one match
+    weight = torch.rand(frames, generator=generator)
+    out = propagate(base, past, future, weight, past_tokens, future_tokens)
+    for i in range(frames):
+        for p in range(tokens):
+            ahead, behind = base[future[i], int(future_tokens[i, p])], base[past[i], int(past_tokens[i, p])]
+            torch.testing.assert_close(out[i, p], weight[i] * ahead + (1 - weight[i]) * behind)
+
+
+def test_keyframes_keep_their_own_tokens_whole() -> None:
+    features = torch.randn(9, 12, 8, generator=torch.Generator().manual_seed(0))
+    keyframes = torch.tensor([2, 3, 7])
+    near = neighbours(9, keyframes)
+    past, future = match_frames(features, keyframes, near)
+    base = torch.randn(3, 12, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(propagate(base, near.past, near.future, near.weight, past, future)[keyframes], base)
+
+
+def test_half_precision_stays_half_precision() -> None:
+    base = torch.randn(2, 3, 4).half()
+    tokens = torch.zeros(1, 3, dtype=torch.int16)
+    out = propagate(base, torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25]), tokens, tokens)
+    assert out.dtype == torch.float16
+
+
+def test_a_still_clip_is_rebuilt_exactly() -> None:
+    image = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    images = image.expand(5, -1, -1, -1)
+    features = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).expand(5, -1, -1)
+    keyframes = torch.tensor([1, 4])
+    near = neighbours(5, keyframes)
+    matches = StepMatches(keyframes, near, {"layer": match_frames(features, keyframes, near)})
+    torch.testing.assert_close(rebuild(images, matches, "layer", (2, 3)), images)
+
+
+def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
+    strip = torch.rand(3, 4, 20, generator=torch.Generator().manual_seed(0))
+    patches = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    images = torch.stack([strip[:, :, :16], strip[:, :, 4:]])
+    features = torch.stack([patches[:4], patches[1:]])
+    near = neighbours(2, torch.tensor([0]))
+    matches = StepMatches(torch.tensor([0]), near, {"layer": match_frames(features, torch.tensor([0]), near)})
+    rebuilt = rebuild(images, matches, "layer", (1, 4))
+    torch.testing.assert_close(rebuilt[1, :, :, :12], images[1, :, :, :12])

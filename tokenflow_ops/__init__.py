@@ -4,6 +4,7 @@ Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of wid
 """
 
 from .attention import extended_attention, join_frames, split_frames
+from .build import build_correspondences
 from .correspondence import Correspondences, StepMatches, match_frames
 from .features import DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
@@ -22,6 +23,7 @@ __all__ = [
     "Neighbours",
     "SourceFeatures",
     "StepMatches",
+    "build_correspondences",
     "choose_keyframes",
     "extended_attention",
     "invert",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .inversion import Inversion
+
+
+Consumer = Callable[[int, dict[str, Tensor]], None]
 
 
 class FeatureStore(Protocol):
@@ -86,6 +89,7 @@ class SourceFeatures:
     matched_by: for every layer the layer whose features its correspondences are searched on (itself, or one for its resolution).
     steps: the steps with features, ascending; other steps use the nearest of them.
     store: the kept features (N, P, C) by step and layer, or None: the model is run again when they are needed.
+    compute: called with layers, steps and a consumer; runs the model and hands the consumer each step's features (N, P, C) by layer.
     """
 
     inversion: Inversion
@@ -93,6 +97,7 @@ class SourceFeatures:
     matched_by: Mapping[str, str]
     steps: tuple[int, ...]
     store: FeatureStore | None
+    compute: Callable[[Iterable[str], Iterable[int], Consumer], None]
 
     def __post_init__(self) -> None:
         if not self.shapes or set(self.matched_by) != set(self.shapes):
@@ -104,6 +109,14 @@ class SourceFeatures:
     def match_layers(self) -> tuple[str, ...]:
         """The layers that correspondences are searched on."""
         return tuple(dict.fromkeys(self.matched_by[layer] for layer in self.shapes))
+
+    def stream(self, layers: Sequence[str], consume: Consumer) -> None:
+        """Hands over the features of these layers for every step that has them, noisiest first: the stored ones, or computed now."""
+        if self.store is None:
+            self.compute(layers, self.steps, consume)
+            return
+        for step in self.steps:
+            consume(step, {layer: self.store.get(step, layer) for layer in layers})
 
     def nearest_step(self, step: int) -> int:
         """The step with features closest to `step`; of two the earlier (noisier) one."""

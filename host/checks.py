@@ -1,0 +1,75 @@
+"""Checks of what users connect, before any work is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ..tokenflow_ops import Inversion
+from .errors import NodeError
+from .fingerprint import model_fingerprint
+from .layers import self_attention_layers
+
+
+def check_model(node: str, model: Any) -> tuple[str, ...]:
+    """The self-attention layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
+    layers = self_attention_layers(model.model.diffusion_model)
+    kind = type(model.model.model_config).__name__ if hasattr(model.model, "model_config") else type(model.model).__name__
+    if not layers:
+        raise NodeError(
+            node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
+        )
+    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+        raise NodeError(node, "model", f"{kind} is a flow model, whose start is not noise over signal.", "Connect an SD 1.x, SD 2.x or SDXL model.")
+    return layers
+
+
+def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = "latents") -> Tensor:
+    """The samples (N, C, h, w) of a LATENT. Raises: NodeError if it is no batch of image latents that this model takes."""
+    samples = latents["samples"]
+    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+        shape = "nested" if getattr(samples, "is_nested", False) else tuple(samples.shape)
+        raise NodeError(
+            node, socket, f"latents of shape {shape}, which are a video model's.", "Encode the frames with the VAE of an image model: (N, C, h, w)."
+        )
+    if len(samples) == 0 or samples.numel() == 0:
+        raise NodeError(node, socket, f"an empty batch of latents {tuple(samples.shape)}.", "Connect at least one frame.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise NodeError(
+            node, socket, f"latents with {samples.shape[1]} channels, the model takes {channels}.", "Encode the frames with the VAE that belongs to the model."
+        )
+    if not torch.isfinite(samples).all():
+        bad = (~torch.isfinite(samples)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise NodeError(
+            node, socket, f"NaN or infinite latents in frames {bad[:8]}.", "Check the source images and the VAE's precision (--fp32-vae may help)."
+        )
+    return samples
+
+
+def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:
+    """Raises: NodeError if the inversion was made by another model or noise schedule."""
+    if model_fingerprint(model) != inversion.fingerprint:
+        raise NodeError(
+            node,
+            socket,
+            "this model is not the one the source was inverted with.",
+            "Connect the same checkpoint (a LoRA on top is fine) as in DDIM Invert Video, or invert again.",
+        )
+
+
+def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:
+    """Raises: NodeError if latents of `shape` (N, C, h, w) are not those of the inverted clip."""
+    known = tuple(inversion.latents.shape[1:])
+    if shape == known:
+        return
+    if shape[0] != known[0]:
+        found = f"{shape[0]} frames here, {known[0]} in the inversion."
+        remedy = "Sample all frames of the inverted clip in one batch, without context windows."
+    else:
+        found = f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
+        remedy = "Use the same resolution for both."
+    raise NodeError(node, socket, found, remedy)

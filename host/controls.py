@@ -1,0 +1,43 @@
+"""A ControlNet's view on some of the frames.
+
+`get_control` cuts the hints to the first n of a smaller batch and overwrites its cache with them, so that every frame beyond would see
+another frame's hint, in this run and after an interrupt in the user's next. A pass therefore works on a shallow copy with hints of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+
+
+def control_view(control: Any, frames: Tensor, total: int) -> Any:
+    """A shallow copy of a control and its chain that holds the hints of `frames` (positions among `total`) only.
+
+    Fewer hints than frames repeat in order, as the host does. The model, pre-run results and strengths are shared.
+    """
+    view = copy.copy(control)
+    for name, value in vars(control).items():
+        if isinstance(value, MethodType) and value.__self__ is control:
+            setattr(view, name, MethodType(value.__func__, view))
+    for cache in ("cond_hint", "extra_concat", "control_input"):
+        if hasattr(view, cache):
+            setattr(view, cache, None)
+    if hasattr(view, "sub_idxs"):  # Advanced-ControlNet cuts its hints by itself
+        view.sub_idxs = frames.tolist()
+        view.full_latent_length, view.context_length = total, len(frames)
+    else:
+        view.cond_hint_original = rows_of(view.cond_hint_original, frames)
+        view.extra_concat_orig = [rows_of(extra, frames) for extra in view.extra_concat_orig]
+    if view.previous_controlnet is not None:
+        view.previous_controlnet = control_view(view.previous_controlnet, frames, total)
+    return view
+
+
+def rows_of(tensor: Tensor | None, frames: Tensor) -> Any:
+    """The rows that belong to `frames`: a single row belongs to all, fewer rows than frames repeat in order."""
+    if tensor is None or tensor.ndim == 0 or len(tensor) <= 1:
+        return tensor
+    return tensor[(frames % len(tensor)).to(tensor.device)]

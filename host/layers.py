@@ -1,0 +1,47 @@
+"""Finds the UNet's layers by structure: self-attention modules, and what Plug-and-Play injects into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.ldm.modules.attention import BasicTransformerBlock
+
+
+def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
+    """Module paths of every self-attention (`attn1`) in the order the UNet runs them.
+
+    Blocks whose first attention is a cross-attention (`disable_self_attn`) are left out.
+    Returns: e.g. "output_blocks.4.1.transformer_blocks.0.attn1"; empty for models without such blocks.
+    """
+    return tuple(
+        f"{path}.attn1"
+        for path, module in diffusion_model.named_modules()
+        if isinstance(module, BasicTransformerBlock) and not module.disable_self_attn and path.startswith(("input_", "middle_", "output_"))
+    )
+
+
+def decoder_block(layer: str) -> int | None:
+    """The number of the output block a layer belongs to, None outside of the decoder."""
+    parts = layer.split(".")
+    return int(parts[1]) if parts[0] == "output_blocks" else None
+
+
+def injected_attention(layers: tuple[str, ...], choice: str = "decoder") -> tuple[str, ...]:
+    """The self-attention layers whose queries and keys Plug-and-Play takes from the source.
+
+    All decoder blocks with self-attention but the first: SD 1.5's and 2.x's output blocks 4 to 11, SDXL's 1 to 5.
+    "late decoder" keeps the second half of those.
+    """
+    blocks = sorted({block for layer in layers if (block := decoder_block(layer)) is not None})[1:]
+    if choice == "late decoder":
+        blocks = blocks[len(blocks) // 2 :]
+    return tuple(layer for layer in layers if decoder_block(layer) in blocks)
+
+
+def injected_features(layers: tuple[str, ...]) -> str | None:
+    """The ResBlock part whose hidden features Plug-and-Play takes from the source: the residual branch, before the skip is added.
+
+    The first block of `injected_attention`: SD 1.5's "output_blocks.4.0.out_layers". None if the decoder has no such block.
+    """
+    injected = injected_attention(layers)
+    return f"output_blocks.{decoder_block(injected[0])}.0.out_layers" if injected else None

@@ -1,0 +1,33 @@
+"""How many frames one pass takes, by the host's own memory estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from comfy import model_management
+
+# A pass is also the unit of interrupts: beyond this many frames it only gets longer, not faster.
+MOST_FRAMES = 16
+
+
+def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
+    """The frames a pass may take for latents of `shape` (N, C, h, w); `asked` if it is given.
+
+    Cond and uncond are counted, as is a half on top that the host wants free before it batches them.
+    """
+    if asked > 0:
+        return min(asked, shape[0])
+    device = model.load_device
+    if model_management.is_device_cpu(device):
+        free = model_management.get_free_memory(device)
+    else:  # everything else may be unloaded, the model itself may not
+        free = model_management.get_total_memory(device) - model.model_size() - model_management.extra_reserved_memory()
+    one = model.model.memory_required([2, *shape[1:]]) * 1.5
+    return max(1, min(int(free / one), MOST_FRAMES, shape[0]))
+
+
+def fits_in_memory(size: int) -> bool:
+    """Whether `size` bytes take at most a quarter of the free host memory: the rest is the models' and the next node's."""
+    return size * 4 <= model_management.get_free_memory(torch.device("cpu"))

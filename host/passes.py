@@ -1,0 +1,195 @@
+"""What happens in the UNet's self-attention and ResBlocks during one pass over some of the frames.
+
+A pass travels in `transformer_options`; the wrapped forwards ask it. Rows of a batch are conditionings times frames, conditionings first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..tokenflow_ops import StepMatches, join_frames, propagate, split_frames
+from .conds import Place
+from .errors import NodeError
+
+PASS_KEY = "tokenflow_pass"
+
+
+@dataclass
+class AttentionCall:
+    """One call of a self-attention module.
+
+    original: the module's forward as it was. x: (rows * n, P, C). context, value: None or like x. options: the host's transformer_options.
+    """
+
+    layer: str
+    module: Any
+    original: Callable[..., Tensor]
+    x: Tensor
+    context: Tensor | None
+    value: Tensor | None
+    mask: Tensor | None
+    options: Mapping[str, Any]
+
+    def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
+        """The module's own attention and projections on other tokens."""
+        return self.original(x, context=context, value=value, mask=self.mask, transformer_options=self.options)
+
+    def run_injected(self, q_source: Tensor, k_source: Tensor, value: Tensor) -> Tensor:
+        """The module with queries and keys projected from source features, through the host's attention backend."""
+        module = self.module
+        q, k, v = module.to_q(q_source), module.to_k(k_source), module.to_v(value)
+        out = optimized_attention(q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=self.options)
+        return module.to_out(out)
+
+
+@dataclass
+class Pass:
+    """A pass that changes nothing: frames that only have to be processed in smaller batches.
+
+    frames: (n,) frame numbers. place: where each conditioning of the batch stands, by uuid.
+    source: for injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w); empty without injection.
+    """
+
+    frames: Tensor
+    place: Mapping[Any, Place] = field(default_factory=dict)
+    source: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        """The module's output tokens (rows * n, P, C)."""
+        if call.layer not in self.source:
+            return call.run(call.x, call.context, call.value)
+        source = self.source_rows(call.layer, call.x)
+        return call.run_injected(source, source, _value(call))
+
+    def hidden(self, path: str, hidden: Tensor) -> Tensor:
+        """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""
+        return self.source_rows(path, hidden) if path in self.source else hidden
+
+    def rows(self, tensor: Tensor) -> int:
+        """How many conditionings the batch holds."""
+        return tensor.shape[0] // len(self.frames)
+
+    def source_rows(self, name: str, like: Tensor) -> Tensor:
+        """The source's features, repeated for every conditioning of the batch, on the device and in the dtype of `like`."""
+        source = self.source[name].to(like)
+        return source.repeat(self.rows(like), *[1] * (source.ndim - 1))
+
+    def places(self, options: Mapping[str, Any]) -> list[Place]:
+        """The conditionings of the batch, in its order."""
+        return [self.place[uuid] for uuid in options["uuids"]]
+
+
+def _value(call: AttentionCall) -> Tensor:
+    """The tokens that values are projected from."""
+    return next(t for t in (call.value, call.context, call.x) if t is not None)
+
+
+@dataclass
+class CapturePass(Pass):
+    """Records self-attention inputs phi_l and ResBlock features of the source on its way.
+
+    names: layers to record. device: where to keep them, None for where they are.
+    kept: filled with (n, P, C) or (n, C, h, w) tensors.
+    """
+
+    names: frozenset[str] = frozenset()
+    device: torch.device | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        if call.layer in self.names:
+            self._keep(call.layer, call.x)
+        return super().attention(call)
+
+    def hidden(self, path: str, hidden: Tensor) -> Tensor:
+        if path in self.names:
+            self._keep(path, hidden)
+        return hidden
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        # A copy: the host's blocks work in place.
+        self.kept[name] = tensor.to(self.device or tensor.device, copy=True)
+
+
+# What a keyframe pass leaves for the frames: by layer and conditioning, (k, P, C) output tokens, or the (context, value) tokens attended to.
+Bank = dict[tuple[str, Place], Any]
+
+
+@dataclass
+class KeyframePass(Pass):
+    """Joint edit of the keyframes: extended attention in every layer (paper, equation 5).
+
+    keep: "output" (tokens after the output projection, T_base), or "context" (the tokens that keys and values are made of).
+    """
+
+    keep: str = "output"
+    bank: Bank = field(default_factory=dict)
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        rows, count = self.rows(call.x), len(self.frames)
+        value = join_frames(_value(call), rows)
+        if call.layer in self.source:
+            source = join_frames(self.source_rows(call.layer, call.x), rows)
+            out = call.run_injected(source, source, value)
+        else:
+            context = None if call.context is None else join_frames(call.context, rows)
+            out = call.run(join_frames(call.x, rows), context, None if call.value is None else value)
+        tokens = split_frames(out, count)
+        kept = tokens if self.keep == "output" else split_frames(value, count)
+        for place, part in zip(self.places(call.options), kept.chunk(rows), strict=True):
+            self.bank[call.layer, place] = part
+        return tokens
+
+
+@dataclass
+class JointPass(Pass):
+    """Frames that attend to the keyframes' keys and values; nothing is propagated (the paper's joint attention ablation).
+
+    keyframe_source: the keyframes' source tokens where attention is injected.
+    """
+
+    bank: Bank = field(default_factory=dict)
+    keyframe_source: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        rows, count = self.rows(call.x), len(self.frames)
+        kept = torch.stack([self.bank[call.layer, place].flatten(0, 1) for place in self.places(call.options)])
+        if call.layer in self.source:
+            keys = self.keyframe_source[call.layer].to(call.x).flatten(0, 1).expand(rows, -1, -1)
+            out = call.run_injected(join_frames(self.source_rows(call.layer, call.x), rows), keys, kept)
+        else:
+            out = call.run(join_frames(call.x, rows), kept, None)
+        return split_frames(out, count)
+
+
+@dataclass
+class PropagationPass(Pass):
+    """Frames whose self-attention output is the keyframes', carried along the source's correspondences (paper, equation 6).
+
+    Queries, keys, values, attention and output projection are never computed here.
+    """
+
+    node: str = ""
+    bank: Bank = field(default_factory=dict)
+    matches: StepMatches | None = None
+    tokens: Callable[[str], tuple[Tensor, Tensor]] | None = None
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        assert self.matches is not None and self.tokens is not None
+        past, future = (part[self.frames].to(call.x.device) for part in self.tokens(call.layer))
+        if past.shape[1] != call.x.shape[1]:
+            raise NodeError(
+                self.node,
+                "correspondences",
+                f"layer {call.layer} has {call.x.shape[1]} tokens here and {past.shape[1]} in the source features.",
+                "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with TokenFlow: remove them from the model.",
+            )
+        near = self.matches.near
+        where = [t[self.frames].to(call.x.device) for t in (near.past, near.future, near.weight)]
+        return torch.cat([propagate(self.bank[call.layer, place], *where, past, future) for place in self.places(call.options)])

@@ -1,0 +1,178 @@
+"""A clone of the user's model whose every evaluation goes through a run of ours.
+
+A run is born when the host starts sampling and dies when it ends, after success, error and interrupt alike. It travels as one object in
+`transformer_options`; the clone itself holds only functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy import model_management
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
+
+from .conds import Conds, PassConds
+from .layers import injected_features, self_attention_layers
+from .memory import frames_per_pass
+from .passes import PASS_KEY, AttentionCall, Pass
+from .wraps import ForwardWraps
+
+KEY = "tokenflow"
+
+
+class Run:
+    """One sampling run: splits every model evaluation into passes over some of the frames. Subclasses say which passes.
+
+    asked: frames per pass, 0 for the host's estimate.
+    """
+
+    def __init__(self, asked: int = 0) -> None:
+        self.asked = asked
+        self.model: Any = None
+        self._cut: dict[tuple[Any, ...], PassConds] = {}
+
+    def begin(self, guider: Any, sigmas: Tensor, noise: Tensor) -> None:
+        """Called once the model is loaded and conditionings are processed."""
+
+    def close(self) -> None:
+        """Drops everything the run holds."""
+        self.__dict__.clear()
+
+    def evaluate(self, call: ModelCall) -> list[Tensor]:
+        """The denoised frames for each list of conditionings."""
+        return self.over_frames(call, lambda frames: Pass(frames))
+
+    def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass]) -> list[Tensor]:
+        """Passes over all frames in order, joined again."""
+        total = len(call.x)
+        parts = [call.run(self, make(frames)) for frames in torch.arange(total).split(frames_per_pass(self.model, call.x.shape, self.asked))]
+        return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
+
+    def cut(self, conds: Conds, frames: Tensor, total: int, kind: str) -> PassConds:
+        """The conditionings of some frames; those of consecutive frames, which come again at every step, are kept."""
+        first, last = int(frames[0]), int(frames[-1])
+        if len(frames) != last - first + 1:
+            return PassConds(conds, frames, total, kind)
+        name = f"{kind} {first}-{last}"
+        key = (name, *(tuple(map(id, entries or ())) for entries in conds))
+        if key not in self._cut:
+            self._cut[key] = PassConds(conds, frames, total, name)
+        return self._cut[key]
+
+
+class ModelCall:
+    """One evaluation that the sampler asks for: all frames at one sigma, for every list of conditionings."""
+
+    def __init__(self, executor: Callable[..., list[Tensor]], model: Any, conds: Conds, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> None:
+        self.executor, self.model, self.conds, self.x, self.options = executor, model, conds, x, options
+        self.timestep = timestep.expand(len(x))
+
+    @property
+    def sigma(self) -> float:
+        """Noise over signal, one for all frames."""
+        return float(self.timestep[0])
+
+    def unchanged(self) -> list[Tensor]:
+        """The plain host."""
+        return self.executor(self.model, self.conds, self.x, self.timestep, self.options)
+
+    def run(self, run: Run, frames_pass: Pass, x: Tensor | None = None, conds: Conds | None = None) -> list[Tensor]:
+        """One pass over its frames; `x` and `conds` of all frames if they are not the sampler's own."""
+        model_management.throw_exception_if_processing_interrupted()
+        frames, total = frames_pass.frames, len(self.x)
+        cut = run.cut(self.conds if conds is None else conds, frames, total, type(frames_pass).__name__)
+        frames_pass.place = cut.place
+        rows = frames.to(self.x.device)
+        part = self.x[rows] if x is None else x
+        options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass}}
+        return self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+
+
+def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:
+    """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run. The given model is not touched."""
+    clone = model.clone()
+    layers = self_attention_layers(clone.model.diffusion_model)
+    features = injected_features(layers)
+    hidden_from: list[dict[str, Any]] = []  # ResBlocks get no transformer_options: the block patch that runs just before hands them over
+
+    def make(path: str, module: Any) -> Callable[..., Any]:
+        return _wrap_hidden(path, hidden_from) if path == features else _wrap_attention(path, module)
+
+    wraps = ForwardWraps((*layers, features) if features else layers, make)
+
+    def block_patch(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        hidden_from[:] = [options] if features and options["block"] == ("output", int(features.split(".")[1])) else []
+        return h, skip
+
+    def cleanup(_: Any) -> None:
+        hidden_from.clear()
+        wraps.undo()
+
+    clone.set_model_output_block_patch(block_patch)
+    for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
+        clone.remove_callbacks_with_key(kind, KEY)
+    clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, lambda patcher: wraps.install(patcher.model.diffusion_model))
+    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, cleanup)
+    _add_wrappers(clone, new_run, asked)
+    return clone
+
+
+def _wrap_attention(path: str, module: Any) -> Callable[..., Tensor]:
+    def forward(original: Callable[..., Tensor], x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **kwargs: Any) -> Tensor:
+        options = kwargs.get("transformer_options") or {}
+        frames_pass: Pass | None = options.get(PASS_KEY)
+        if frames_pass is None:
+            return original(x, context=context, value=value, mask=mask, **kwargs)
+        return frames_pass.attention(AttentionCall(path, module, original, x, context, value, mask, options))
+
+    return forward
+
+
+def _wrap_hidden(path: str, hidden_from: list[dict[str, Any]]) -> Callable[..., Tensor]:
+    def forward(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        hidden = original(*args, **kwargs)
+        options = hidden_from.pop() if hidden_from else {}
+        frames_pass: Pass | None = options.get(PASS_KEY)
+        return hidden if frames_pass is None else frames_pass.hidden(path, hidden)
+
+    return forward
+
+
+def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
+    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        run = new_run()
+        options = executor.class_obj.model_options["transformer_options"]
+        outer = options.get(KEY)
+        options[KEY] = run
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            options[KEY] = outer
+            run.close()
+
+    def prepare_sampling(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        # The host would make room for the whole clip at once.
+        frames = frames_per_pass(model, noise_shape, asked)
+        return executor(model, [frames, *noise_shape[1:]], *args, **kwargs)
+
+    def sampler_sample(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run: Run = extra_args["model_options"]["transformer_options"][KEY]
+        run.model = guider.model_patcher
+        run.begin(guider, sigmas, noise)
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    def calc_cond_batch(executor: Any, model: Any, conds: Conds, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Tensor]:
+        run: Run = model_options["transformer_options"][KEY]
+        return run.evaluate(ModelCall(executor, model, conds, x, timestep, model_options))
+
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, outer_sample),
+        (WrappersMP.PREPARE_SAMPLING, prepare_sampling),
+        (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
+        (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
+    ):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)

@@ -1,0 +1,102 @@
+"""Stage 1 on the host: inversion of the source frames and their self-attention features, run through the host's own sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+from comfy import model_management
+from torch import Tensor
+
+from ..tokenflow_ops import Inversion, invert
+from .passes import CapturePass
+from .patching import ModelCall, Run, patch
+
+
+def invert_frames(model: Any, positive: Any, negative: Any, cfg: float, latents: Tensor, sigmas: Tensor, iterations: int, frames_per_pass: int = 0) -> Tensor:
+    """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise: (S+1, N, C, h, w) float32 in the model's latent space, at `sigmas` (downwards)."""
+    path: list[Tensor] = []
+
+    def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+        denoised = x
+
+        def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal denoised
+            denoised = model_k(x, sigma.expand(len(x)), **extra_args)
+            return (x - denoised) / sigma
+
+        for index, x in invert(epsilon, x, upwards.flip(0), iterations):
+            path.append(x.to(model_management.intermediate_device(), torch.float32))
+            if path[1:] and callback is not None:
+                callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": x, "sigma": upwards[-1 - index]})
+        return x
+
+    _sample(patch(model, lambda: Run(frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents)
+    return torch.stack(path).flip(0)
+
+
+def capture_features(
+    model: Any,
+    inversion: Inversion,
+    names: Iterable[str],
+    steps: Iterable[int],
+    consume: Callable[[int, dict[str, Tensor]], None],
+    frames: Tensor | None = None,
+    frames_per_pass: int = 0,
+) -> None:
+    """Runs the source latents of every step through the model and hands over what the layers saw.
+
+    names: self-attention layers (their normed input) and ResBlock parts. frames: (n,), all if None.
+    consume: called once a step with (n, P, C) or (n, C, h, w) tensors on the host's intermediate device, in the model's type.
+    """
+    chosen = torch.arange(inversion.frames) if frames is None else frames
+    steps = list(steps)
+    run = CaptureRun(frozenset(names), frames_per_pass)
+
+    def visit(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+        for done, step in enumerate(steps):
+            latents = inversion.latents[step][chosen].to(x)
+            denoised = model_k(latents, inversion.sigmas[step].to(x).expand(len(latents)), **extra_args)
+            consume(step, run.take())
+            if callback is not None:
+                callback({"i": done, "denoised": denoised, "x": latents, "sigma": inversion.sigmas[step]})
+        return x
+
+    blank = torch.zeros_like(inversion.latents[0][chosen])
+    sigmas = inversion.sigmas[: len(steps) + 1]  # only their number counts: the progress bar's length
+    _sample(patch(model, lambda: run, frames_per_pass), visit, inversion.conditioning, [], 1.0, sigmas, blank)
+
+
+class CaptureRun(Run):
+    """Collects features over the passes of one evaluation."""
+
+    def __init__(self, names: frozenset[str], asked: int) -> None:
+        super().__init__(asked)
+        self.names = names
+        self.passes: list[CapturePass] = []
+
+    def evaluate(self, call: ModelCall) -> list[Tensor]:
+        """All frames, each pass recorded."""
+        self.passes = []
+
+        def make(frames: Tensor) -> CapturePass:
+            self.passes.append(CapturePass(frames, names=self.names, device=model_management.intermediate_device()))
+            return self.passes[-1]
+
+        return self.over_frames(call, make)
+
+    def take(self) -> dict[str, Tensor]:
+        """The features of the last evaluation, all frames of a layer in one tensor."""
+        passes, self.passes = self.passes, []
+        return {name: torch.cat([one.kept[name] for one in passes]) for name in passes[0].kept}
+
+
+def _sample(model: Any, function: Callable[..., Tensor], positive: Any, negative: Any, cfg: float, sigmas: Tensor, latents: Tensor) -> None:
+    """Runs `function` as a sampler: the host loads the model, processes the conditionings, shows progress and cleans up."""
+    sampler = comfy.samplers.KSAMPLER(function)
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    comfy.sample.sample_custom(model, torch.zeros_like(latents), cfg, sampler, sigmas, positive, negative, latents, callback=callback, seed=0)

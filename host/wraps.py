@@ -1,0 +1,46 @@
+"""Wraps the `forward` of modules of the shared model for the length of one sampling run.
+
+Modules are never replaced: weight names, LoRA and partial loading go on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+_ABSENT = object()
+
+
+class ForwardWraps:
+    """Installed before a run, undone after it; runs may nest, each undoes its own.
+
+    make: called with (path, module), returns the wrapper, called with (original forward, *args, **kwargs).
+    """
+
+    def __init__(self, paths: tuple[str, ...], make: Callable[[str, Any], Callable[..., Any]]) -> None:
+        self._paths = paths
+        self._make = make
+        self._installed: list[list[tuple[Any, Any, Any]]] = []
+
+    def install(self, diffusion_model: Any) -> None:
+        """Wraps the forwards of all paths. What is wrapped when it fails is undone by `undo` as usual."""
+        wrapped: list[tuple[Any, Any, Any]] = []
+        self._installed.append(wrapped)
+        for path in self._paths:
+            module = diffusion_model.get_submodule(path)
+            ours = partial(self._make(path, module), module.forward)
+            wrapped.append((module, module.__dict__.get("forward", _ABSENT), ours))
+            module.forward = ours
+
+    def undo(self) -> None:
+        """Puts back what was there before the last `install`; a forward that somebody wrapped after us stays (ours is inert inside it)."""
+        if not self._installed:
+            return
+        for module, before, ours in reversed(self._installed.pop()):
+            if module.__dict__.get("forward") is not ours:
+                continue
+            if before is _ABSENT:
+                del module.forward
+            else:
+                module.forward = before

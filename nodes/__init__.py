@@ -1,0 +1,18 @@
+"""The graph nodes, one file per family."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .correspondences import BuildCorrespondences
+from .demo_model import LoadDemoModel
+from .features import ExtractFeatures
+from .injection import PlugAndPlay
+from .inversion import InvertVideo
+from .metrics import Metrics
+from .sampling import Apply, Sampler
+
+
+class TokenFlowExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [InvertVideo, ExtractFeatures, BuildCorrespondences, PlugAndPlay, Sampler, Apply, Metrics, LoadDemoModel]

@@ -1,0 +1,95 @@
+"""Build NN Correspondences."""
+
+from __future__ import annotations
+
+import torch
+from comfy import model_management
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+
+from ..host.errors import NodeError
+from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
+from ..tokenflow_ops.correspondence import rebuild
+from ..tokenflow_ops.features import principal_colours, token_grid
+from ..tokenflow_ops.search import BACKENDS, load_faiss
+from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema
+
+NAME = "Build NN Correspondences"
+RANDOM, FIXED = "random at every step", "fixed"
+
+
+class BuildCorrespondences(io.ComfyNode):
+    """Stage 1: nearest neighbours between every frame and its keyframes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "BuildCorrespondences",
+            NAME,
+            "Draws the keyframes and finds, for every token of every frame, the closest token of the keyframes before and after it.",
+            ["nearest neighbours", "faiss", "keyframes", "matching", "tokenflow"],
+            inputs=[
+                FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
+                io.Int.Input("keyframe_interval", default=8, min=1, max=4096, tooltip="One keyframe per this many frames. 8 as in the paper; smaller follows fast motion better and costs more."),
+                io.Combo.Input("keyframes", options=[RANDOM, FIXED], default=RANDOM, tooltip="New random keyframes at every step average out errors, as in the paper. fixed: the same throughout."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Draws the keyframes."),
+                io.Combo.Input("backend", options=list(BACKENDS), default="auto", tooltip="What searches: FAISS, or a matrix product in torch. auto times both on this clip and takes the faster."),
+                io.Int.Input("search_window", default=0, min=0, max=1024, tooltip="How far away a match may be, in latent pixels in each direction. 0: anywhere in the frame."),
+                io.Image.Input("frames", optional=True, tooltip="The source frames, only for the picture of rebuilt frames."),
+            ],
+            outputs=[
+                CorrespondencesSocket.Output(display_name="correspondences", tooltip="For TokenFlow Sampler or Apply TokenFlow."),
+                io.Image.Output(display_name="rebuilt", tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        features: SourceFeatures,
+        keyframe_interval: int = 8,
+        keyframes: str = RANDOM,
+        seed: int = 0,
+        backend: str = "auto",
+        search_window: int = 0,
+        frames: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if backend == "faiss" and load_faiss() is None:
+            raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
+        steps = len(features.inversion.sigmas) - 1
+        progress = ProgressBar(steps)
+
+        def on_step(done: int) -> None:
+            model_management.throw_exception_if_processing_interrupted()
+            progress.update_absolute(done, steps)
+
+        try:
+            found = build_correspondences(
+                features, keyframe_interval, seed, keyframes == FIXED, backend, search_window, model_management.get_torch_device(), on_step
+            )
+        except ValueError as error:
+            socket = "search_window" if search_window else "features"
+            raise NodeError(NAME, socket, f"{error}.", "Change it, or check what was extracted.") from error
+        count = len(found.steps[0].keyframes)
+        text = f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.match_layers)} layers matched by {found.backend}"
+        return io.NodeOutput(found, _rebuilt(found, frames), ui=ui.PreviewText(text))
+
+
+def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:
+    """The frames (without them: the latents' principal components) rebuilt on the finest layer at a low noise level."""
+    features = found.features
+    inversion = features.inversion
+    height, width = inversion.latents.shape[-2:]
+    layer = max(features.match_layers, key=lambda name: features.shapes[name][0])
+    grid = token_grid(features.shapes[layer][0], height, width)
+    if frames is None:
+        latents = inversion.latents[-1]
+        pictures = principal_colours(latents.flatten(2).transpose(1, 2)).movedim(-1, 1).unflatten(2, (height, width))
+    else:
+        if len(frames) != inversion.frames:
+            raise NodeError(NAME, "frames", f"{len(frames)} images for {inversion.frames} inverted frames.", "Connect the images the latents were encoded from.")
+        pictures = frames.movedim(-1, 1)[:, :3]
+    rebuilt = rebuild(pictures, found.steps[round(0.8 * (len(found.steps) - 1))], layer, grid)
+    if frames is None:
+        return as_image(rebuilt, height * 8, width * 8)
+    return rebuilt.movedim(1, -1)

@@ -1,0 +1,150 @@
+"""Extract SA Features."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..host.checks import check_model, check_same_model
+from ..host.layers import decoder_block, injected_features
+from ..host.memory import fits_in_memory
+from ..host.source import capture_features
+from ..tokenflow_ops import DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
+from ..tokenflow_ops.features import principal_colours, share_by_resolution, token_grid
+from .schema import FeaturesSocket, InversionSocket, as_image, schema
+
+NAME = "Extract SA Features"
+
+
+class ExtractFeatures(io.ComfyNode):
+    """Stage 1: what the self-attention layers see of the source frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ExtractFeatures",
+            NAME,
+            "Runs the inverted frames through the model and reads the inputs of its self-attention layers, on which frames are matched.",
+            ["self attention features", "diffusion features", "dift", "tokenflow"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the frames were inverted with."),
+                InversionSocket.Input("inversion", tooltip="From DDIM Invert Video."),
+                io.Combo.Input(
+                    "layers",
+                    options=["all", "one per resolution", "decoder"],
+                    default="all",
+                    tooltip="all: every layer is matched on its own features, as in the paper. one per resolution: a third of the searches. "
+                    "decoder: encoder layers take the matches of the decoder's last layer of their resolution.",
+                ),
+                io.Combo.Input(
+                    "steps",
+                    options=["every", "every k-th", "one noise level"],
+                    default="every",
+                    tooltip="every: features at each noise level, as in the paper. The others are faster: steps between use the nearest.",
+                ),
+                io.Int.Input("every", default=5, min=1, max=1000, tooltip="k for 'every k-th'."),
+                io.Float.Input(
+                    "noise_level", default=0.2, min=0.0, max=1.0, step=0.01, tooltip="For 'one noise level': 0 is the cleanest step, 1 the noisiest. 0.1 to 0.3 match best."
+                ),
+                io.Combo.Input(
+                    "storage",
+                    options=["auto", "memory", "disk", "recompute"],
+                    default="auto",
+                    tooltip="auto: host memory if a quarter of what is free suffices, else recompute. disk: ComfyUI's temp folder. "
+                    "recompute: nothing is kept, the model is run again for matches and Plug-and-Play.",
+                ),
+                io.Int.Input("frames_per_pass", default=0, min=0, max=4096, tooltip="Frames in one model call. 0: as many as the host's memory estimate allows."),
+            ],
+            outputs=[
+                FeaturesSocket.Output(display_name="features", tooltip="For Build NN Correspondences."),
+                io.Image.Output(display_name="components", tooltip="The features' first three principal components as colours: equal colours will be matched."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        inversion: Inversion,
+        layers: str = "all",
+        steps: str = "every",
+        every: int = 5,
+        noise_level: float = 0.2,
+        storage: str = "auto",
+        frames_per_pass: int = 0,
+    ) -> io.NodeOutput:
+        names = check_model(NAME, model)
+        check_same_model(NAME, model, inversion)
+        capture = partial(capture_features, model, inversion, frames_per_pass=frames_per_pass)
+        shapes, element, hidden = _probe(capture, names)
+        matched_by = _matched_by(shapes, layers)
+        chosen = _steps(len(inversion.sigmas) - 1, steps, every, noise_level)
+        kept = list(dict.fromkeys(matched_by.values()))
+        size = len(chosen) * inversion.frames * element * (sum(shapes[name][0] * shapes[name][1] for name in kept) + hidden)
+        store = _store(storage, size)
+        features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
+        if store is not None:
+            # Plug-and-Play needs the ResBlock's features of every frame: they are small beside the tokens.
+            extra = [name] if (name := injected_features(names)) else []
+            capture([*kept, *extra], chosen, store.put)
+        return io.NodeOutput(features, _components(features))
+
+
+def _probe(capture: Any, names: tuple[str, ...]) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """One frame through the model: tokens and width of every layer, bytes of a number, and the size of a frame's ResBlock features."""
+    path = injected_features(names)
+    found: dict[str, torch.Tensor] = {}
+    capture([*names, *([path] if path else [])], [0], lambda step, layers: found.update(layers), frames=torch.tensor([0]))
+    shapes = {name: (found[name].shape[1], found[name].shape[2]) for name in names}
+    return shapes, found[names[0]].element_size(), found[path].numel() if path else 0
+
+
+def _matched_by(shapes: dict[str, tuple[int, int]], layers: str) -> dict[str, str]:
+    decoder = [name for name in shapes if decoder_block(name) is not None]
+    shared = share_by_resolution(shapes, preferred=decoder)
+    if layers == "one per resolution":
+        return shared
+    if layers == "decoder":
+        return {name: name if name in decoder else shared[name] for name in shapes}
+    return {name: name for name in shapes}
+
+
+def _steps(count: int, choice: str, every: int, noise_level: float) -> tuple[int, ...]:
+    if choice == "every k-th":
+        return tuple(range(0, count, every))
+    if choice == "one noise level":
+        return (round((1 - noise_level) * (count - 1)),)
+    return tuple(range(count))
+
+
+def _store(storage: str, size: int) -> FeatureStore | None:
+    if storage == "auto":
+        storage = "memory" if fits_in_memory(size) else "recompute"
+    if storage == "memory":
+        return MemoryStore()
+    if storage == "disk":
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        return DiskStore(folder)
+    return None
+
+
+def _components(features: SourceFeatures) -> torch.Tensor:
+    """A picture per frame of the finest decoder layer at a low noise level, where features carry most detail."""
+    inversion = features.inversion
+    layer = max(features.match_layers, key=lambda name: (features.shapes[name][0], decoder_block(name) or 0))
+    step = features.nearest_step(round(0.8 * (len(inversion.sigmas) - 2)))
+    found: dict[str, torch.Tensor] = {}
+    if features.store is not None:
+        found[layer] = features.store.get(step, layer)
+    else:
+        features.compute([layer], [step], lambda _, layers: found.update(layers))
+    height, width = inversion.latents.shape[-2:]
+    rows, columns = token_grid(features.shapes[layer][0], height, width)
+    colours = principal_colours(found[layer]).movedim(-1, 1).unflatten(2, (rows, columns))
+    return as_image(colours, height * 8, width * 8)

@@ -1,0 +1,31 @@
+"""Plug-and-Play Injection."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..tokenflow_ops import Injection
+from .schema import InjectionSocket, schema
+
+
+class PlugAndPlay(io.ComfyNode):
+    """Keeps the source's structure in the edit (Tumanyan et al., CVPR 2023)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "PlugAndPlay",
+            "Plug-and-Play Injection",
+            "Holds the layout of the source while the prompt changes what things are made of: the source's attention and features replace the edit's at first.",
+            ["pnp", "plug and play", "feature injection", "structure", "tokenflow"],
+            inputs=[
+                io.Float.Input("attention_until", default=0.5, min=0.0, max=1.0, step=0.05, tooltip="Share of the steps with the source's queries and keys. Lower: freer shapes."),
+                io.Float.Input("features_until", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="Share of the steps with the source's ResBlock features. Lower: freer layout."),
+                io.Combo.Input("layers", options=["decoder", "late decoder"], default="decoder", tooltip="decoder: as in the paper. late decoder: only its finer half holds on to the source's attention."),
+            ],
+            outputs=[InjectionSocket.Output(display_name="injection", tooltip="For TokenFlow Sampler or Apply TokenFlow.")],
+        )
+
+    @classmethod
+    def execute(cls, attention_until: float = 0.5, features_until: float = 0.8, layers: str = "decoder") -> io.NodeOutput:
+        return io.NodeOutput(Injection(attention_until, features_until, layers))

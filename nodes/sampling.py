@@ -1,0 +1,129 @@
+"""TokenFlow Sampler and Apply TokenFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..host.checks import check_model, check_same_model
+from ..host.editing import CONSISTENCY, Edit, apply_edit, sample_edit
+from ..host.errors import NodeError
+from ..tokenflow_ops import Correspondences, Injection, Inversion
+from .schema import CorrespondencesSocket, InjectionSocket, schema
+
+SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
+
+
+def _edit_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "consistency",
+            options=list(CONSISTENCY),
+            default="tokenflow",
+            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency, for comparison.",
+        ),
+        io.Int.Input("frames_per_pass", default=0, min=0, max=4096, tooltip="Frames in one model call. 0: as many as the host's memory estimate allows."),
+    ]
+
+
+def _edit(node: str, model: Any, correspondences: Correspondences, injection: Injection | None, consistency: str, frames_per_pass: int) -> Edit:
+    layers = check_model(node, model)
+    check_same_model(node, model, correspondences.features.inversion)
+    if tuple(correspondences.features.shapes) != layers:
+        raise NodeError(node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model.")
+    return Edit(node, layers, correspondences, injection, consistency, frames_per_pass)
+
+
+class Sampler(io.ComfyNode):
+    """Stage 2: the edit, from the inverted noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Sampler",
+            SAMPLER,
+            "Edits all frames together: at every step the keyframes jointly, then every frame with their features, moved as the source moves.",
+            ["tokenflow sampler", "video to video", "vid2vid", "consistent edit", "ksampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the frames were inverted with; LoRA and other patches on top are fine."),
+                io.Conditioning.Input("positive", tooltip="The edit prompt: what the clip shall show."),
+                io.Conditioning.Input("negative", tooltip="What it shall not show, or the source prompt."),
+                CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
+                InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
+                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="How strongly the prompt is followed. 7.5 as in the paper."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is deterministic DDIM, the inversion's inverse. Ancestral and SDE samplers lose the source."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Only for samplers that add noise of their own."),
+                io.Float.Input("start", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Share of the inverted steps to sample. 1: from the noisy end; less: SDEdit, closer to the source."),
+                *_edit_inputs(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The edited frames, for VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        correspondences: Correspondences,
+        cfg: float = 7.5,
+        sampler_name: str = "euler",
+        seed: int = 0,
+        start: float = 1.0,
+        consistency: str = "tokenflow",
+        frames_per_pass: int = 0,
+        injection: Injection | None = None,
+    ) -> io.NodeOutput:
+        patched = apply_edit(model, _edit(SAMPLER, model, correspondences, injection, consistency, frames_per_pass))
+        inversion = correspondences.features.inversion
+        sigmas = _sigmas(model, inversion, sampler_name, start)
+        latents = model.get_model_object("latent_format").process_out(inversion.latents_at(float(sigmas[0])))
+        callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
+        samples = sample_edit(patched, positive, negative, cfg, sampler_name, sigmas, latents, seed, callback)
+        return io.NodeOutput({"samples": samples})
+
+
+def _sigmas(model: Any, inversion: Inversion, sampler_name: str, start: float) -> torch.Tensor:
+    """The sampler's own noise levels for the inverted schedule, from `start` on downwards."""
+    sigmas = inversion.sigmas
+    if sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
+        whole = comfy.samplers.KSampler(model, steps=inversion.steps, device="cpu", sampler=sampler_name, scheduler=inversion.scheduler).sigmas
+        sigmas = whole[whole <= inversion.sigmas[0] * (1 + 1e-4)]
+    steps = len(sigmas) - 1
+    return sigmas[steps - max(1, round(steps * start)) :]
+
+
+class Apply(io.ComfyNode):
+    """Stage 2 as a patch on the model, for any of the host's samplers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Apply",
+            APPLY,
+            "Makes a model edit frames consistently under KSampler (Advanced), SamplerCustom (Advanced) or any other sampler node. "
+            "Sample all frames in one batch, from the inversion's noisy latents, with added noise disabled.",
+            ["apply tokenflow", "patch model", "consistent video"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the frames were inverted with; LoRA and other patches on top are fine."),
+                CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
+                InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
+                *_edit_inputs(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="A patched clone; the given model stays as it was.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        correspondences: Correspondences,
+        consistency: str = "tokenflow",
+        frames_per_pass: int = 0,
+        injection: Injection | None = None,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(apply_edit(model, _edit(APPLY, model, correspondences, injection, consistency, frames_per_pass)))

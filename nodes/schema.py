@@ -1,0 +1,28 @@
+"""What all nodes share: sockets, category, and schemas that load on every host with the V3 API."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+InversionSocket = io.Custom("TOKENFLOW_INVERSION")
+FeaturesSocket = io.Custom("TOKENFLOW_FEATURES")
+CorrespondencesSocket = io.Custom("TOKENFLOW_CORRESPONDENCES")
+InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
+
+_SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def schema(name: str, display_name: str, description: str, aliases: list[str], **fields: Any) -> io.Schema:
+    """A node's schema with our prefix and category. Search aliases are passed on where the host knows them (since 0.10)."""
+    if "search_aliases" in _SCHEMA_FIELDS:
+        fields["search_aliases"] = aliases
+    return io.Schema(node_id=f"TokenFlow{name}", display_name=display_name, category="TokenFlow", description=description, **fields)
+
+
+def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Small pictures (N, 3, h, w) as an IMAGE (N, height, width, 3), every cell a sharp square."""
+    return torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest").movedim(1, -1).cpu()

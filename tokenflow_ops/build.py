@@ -1,0 +1,67 @@
+"""Builds a clip's correspondences for every sampling step from its source features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .correspondence import Correspondences, StepMatches, match_frames
+from .features import SourceFeatures, token_grid
+from .keyframes import choose_keyframes, neighbours
+from .search import faster_backend, search_window
+
+
+def build_correspondences(
+    features: SourceFeatures,
+    interval: int = 8,
+    seed: int = 0,
+    fixed: bool = False,
+    backend: str = "auto",
+    window: int = 0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int], None] = lambda done: None,
+) -> Correspondences:
+    """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
+
+    interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation) instead of new random ones.
+    backend: "faiss", "torch", or "auto": both are run once on this clip's features, and the faster is kept.
+    window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
+    device: where the search runs. on_step: called with the number of steps done; may raise to stop.
+    Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window.
+    """
+    inversion = features.inversion
+    steps = len(inversion.sigmas) - 1
+    height, width = inversion.latents.shape[-2:]
+    keyframes = [choose_keyframes(inversion.frames, interval, seed, 0 if fixed else step) for step in range(steps)]
+    found: dict[int, StepMatches] = {}
+    if window > 0 and backend == "faiss":
+        raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
+    chosen = "torch" if window > 0 and backend == "auto" else backend
+
+    def layer_window(tokens: int) -> Tensor | None:
+        rows, columns = token_grid(tokens, height, width)
+        allowed = search_window(rows, columns, -(-window * rows // height) if window else 0)
+        return None if allowed is None else allowed.to(device)
+
+    def consume(step: int, layers: dict[str, Tensor]) -> None:
+        nonlocal chosen
+        for layer, tensor in layers.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"NaN or infinite features in layer {layer} at step {step}")
+        if chosen == "auto":
+            probe = max(layers.values(), key=lambda tensor: tensor.shape[1])[:4].to(device)
+            chosen = faster_backend(probe, probe[0])
+        for target in range(steps):
+            if features.nearest_step(target) != step:
+                continue
+            near = neighbours(inversion.frames, keyframes[target])
+            tokens = {
+                layer: match_frames(tensor.to(device), keyframes[target], near, chosen, layer_window(tensor.shape[1])) for layer, tensor in layers.items()
+            }
+            found[target] = StepMatches(keyframes[target], near, tokens)
+            on_step(len(found))
+
+    features.stream(features.match_layers, consume)
+    return Correspondences(features, tuple(found[step] for step in range(steps)), fixed, chosen)

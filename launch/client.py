@@ -68,9 +68,19 @@ async def _run_prompt(address: str, prompt: Prompt, listener: Listener, workflow
             raise PromptError(refusal(answer, prompt))
         prompt_id: str = answer["prompt_id"]
         cached = await _follow(socket, prompt_id, prompt, listener)
+        outputs = await _outputs(session, prompt_id)
+    return Result(prompt_id, outputs, cached)
+
+
+async def _outputs(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, dict[str, Any]]:
+    """A finished prompt's outputs. The server reports success a moment before it files them."""
+    while True:
         async with session.get(f"/history/{prompt_id}") as response:
             history = await response.json()
-    return Result(prompt_id, history[prompt_id]["outputs"], cached)
+        if prompt_id in history:
+            outputs: dict[str, dict[str, Any]] = history[prompt_id]["outputs"]
+            return outputs
+        await asyncio.sleep(0.05)
 
 
 async def _follow(socket: aiohttp.ClientWebSocketResponse, prompt_id: str, prompt: Prompt, listener: Listener) -> frozenset[str]:

@@ -74,7 +74,7 @@ def made_comfyui(development: bool) -> Host:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if stamps.get(what) != digest:
             with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
-                pip(python, "install", "-r", str(path))
+                pip(python, "install", "--no-compile", "-r", str(path))  # Python compiles what is imported, a part of it
             stamps.set(what, digest)
     if installed_version(COMFYUI) != VERSION:
         with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):

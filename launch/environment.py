@@ -105,15 +105,16 @@ def require(host: Host, development: bool) -> None:
     """Raises SetupError naming what the user's Python lacks; nothing is installed into it."""
     files = [REQUIREMENTS["the pack's packages"]] + [REQUIREMENTS["development packages"]] * development
     for path in files:
-        modules = {name: MODULES.get(name, name.lower().replace("-", "_")) for name in requirement_names(path.read_text())}
+        packages: dict[str, list[str]] = {}
+        for name in requirement_names(path.read_text()):
+            packages.setdefault(MODULES.get(name, name.lower().replace("-", "_")), []).append(name)
         probe = "import importlib.util, json, sys; print(json.dumps([m for m in sys.argv[1:] if not importlib.util.find_spec(m)]))"
-        answer = subprocess.run([host.python, "-c", probe, *modules.values()], capture_output=True, text=True)
+        answer = subprocess.run([host.python, "-c", probe, *packages], capture_output=True, text=True)
         if answer.returncode:
             raise SetupError(f"{host.python} does not run: {answer.stderr.strip()}")
-        missing = json.loads(answer.stdout)
+        missing = [" or ".join(packages[module]) for module in json.loads(answer.stdout)]
         if missing:
-            names = ", ".join(name for name, module in modules.items() if module in missing)
-            raise SetupError(f"{host.python} lacks {names}. Install them with:\n    {host.python} -m pip install -r {path}")
+            raise SetupError(f"{host.python} lacks {', '.join(missing)}. Install them with:\n    {host.python} -m pip install -r {path}")
 
 
 def requirement_names(text: str) -> list[str]:

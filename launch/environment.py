@@ -51,9 +51,11 @@ def prepare(development: bool = False) -> Host:
 
     `development` adds what the checks need. Raises SetupError.
     """
-    host = own_comfyui() if os.environ.get("COMFYUI_PATH") else made_comfyui(development)
     if os.environ.get("COMFYUI_PATH"):
+        host = own_comfyui()
         require(host, development)
+    else:
+        host = made_comfyui(development)
     link_pack(host.comfyui)
     return host
 

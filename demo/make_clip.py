@@ -1,0 +1,26 @@
+"""Renders the demo clip: python demo/make_clip.py. Its true flow is scenes.true_flow(scene, times[i], times[j]) of scenes.demo_clip()."""
+
+from pathlib import Path
+
+import av
+from scenes import demo_clip
+
+PATH = Path(__file__).resolve().parent / "clip.mp4"
+FRAMES_PER_SECOND = 12
+
+
+def main() -> None:
+    scene, times = demo_clip()
+    with av.open(str(PATH), "w") as file:
+        # 4:2:0 although it halves the colours' resolution: not every browser shows 4:4:4.
+        stream = file.add_stream("libx264", FRAMES_PER_SECOND, options={"crf": "6", "preset": "veryslow"})
+        stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+        for t in times:
+            picture = (scene.render(t).movedim(0, -1) * 255).round().byte().contiguous()
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture.numpy(), "rgb24")))
+        file.mux(stream.encode())
+    print(PATH, scene.caption())
+
+
+if __name__ == "__main__":
+    main()

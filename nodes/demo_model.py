@@ -1,0 +1,40 @@
+"""Load Demo Model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.demo_model import load_demo_model
+from ..host.errors import NodeError
+from .schema import schema
+
+NAME = "Load Demo Model (TokenFlow)"
+
+
+class LoadDemoModel(io.ComfyNode):
+    """The tiny text-to-image model that comes with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "LoadDemoModel",
+            NAME,
+            "A tiny Stable Diffusion of a made-up world, to try the pack without downloads and without a GPU. "
+            "Prompts: 'a {surface} {shape} on {ground}', 128 x 128 pixels. Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. "
+            "Shapes: ball, box, star, heart. Grounds: grass, sand, water, brick.",
+            ["demo", "example model", "toy model", "checkpoint"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(tooltip="The UNet: SD 1.5's blocks made narrow. For KSampler, LoraLoader and the nodes of this pack."),
+                io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode."),
+                io.Vae.Output(tooltip="The autoencoder, for VAE Encode and VAE Decode: a 128 x 128 picture is a 32 x 32 latent."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        try:
+            return io.NodeOutput(*load_demo_model())
+        except (FileNotFoundError, ValueError) as error:
+            remedy = "Install the pack again with its weights: `git lfs pull`, or a release archive."
+            raise NodeError(NAME, "none", f"{error}.", remedy) from error

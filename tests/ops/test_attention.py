@@ -6,10 +6,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenflow_ops import extended_attention, join_frames, split_frames
 from torch import Tensor
 
-sizes = dict(frames=st.integers(1, 5), tokens=st.integers(1, 7), heads=st.integers(1, 3), width=st.integers(1, 5), seed=st.integers(0, 2**16))
+from tokenflow_ops import extended_attention, join_frames, split_frames
+
+sizes = {
+    "frames": st.integers(1, 5),
+    "tokens": st.integers(1, 7),
+    "heads": st.integers(1, 3),
+    "width": st.integers(1, 5),
+    "seed": st.integers(0, 2**16),
+}
 
 
 def tokens_of(seed: int, *shape: int) -> list[Tensor]:
@@ -42,7 +49,9 @@ def test_the_formula_is_the_loop(frames: int, tokens: int, heads: int, width: in
 
 @settings(deadline=None, max_examples=25)
 @given(rows=st.integers(1, 3), **sizes)
-def test_joined_frames_through_a_kernel_are_extended_attention(rows: int, frames: int, tokens: int, heads: int, width: int, seed: int) -> None:
+def test_joined_frames_through_a_kernel_are_extended_attention(
+    rows: int, frames: int, tokens: int, heads: int, width: int, seed: int
+) -> None:
     q, k, v = tokens_of(seed, rows * frames, tokens, heads * width)
     per_head = [join_frames(t, rows).unflatten(-1, (heads, width)).transpose(1, 2) for t in (q, k, v)]
     out = split_frames(F.scaled_dot_product_attention(*per_head).transpose(1, 2).flatten(2), frames)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from tokenflow_ops import match_frames, nearest_tokens, neighbours
 from tokenflow_ops.search import faster_backend, load_faiss, search_window
-from torch import Tensor
 
 BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(load_faiss() is None, reason="FAISS is not installed"))]
 sizes = st.integers(1, 13)
@@ -66,9 +67,7 @@ def test_a_window_limits_the_search(rows: int, columns: int, radius: int, seed: 
     queries, targets = random(seed, 1, tokens, 6), random(seed + 1, tokens, 6)
     found = nearest_tokens(queries, targets, "torch", search_window(rows, columns, radius))[0]
     for p in range(tokens):
-        inside = [
-            q for q in range(tokens) if abs(p // columns - q // columns) <= radius and abs(p % columns - q % columns) <= radius
-        ]
+        inside = [q for q in range(tokens) if abs(p // columns - q // columns) <= radius and abs(p % columns - q % columns) <= radius]
         similarities = plain_similarities(queries[0, p], targets)
         assert int(found[p]) in inside
         assert similarities[found[p]] >= max(similarities[q] for q in inside) - 1e-5

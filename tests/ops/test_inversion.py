@@ -7,17 +7,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
-from tokenflow_ops import Inversion, invert
 from torch import Tensor
 
-BETAS = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    timestep_spacing="leading",
-)
+from tokenflow_ops import Inversion, invert
+
+BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "timestep_spacing": "leading",
+}
 
 
 def small_network(seed: int, strength: float = 0.1) -> Callable[[Tensor, Tensor], Tensor]:

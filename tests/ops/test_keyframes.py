@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokenflow_ops import choose_keyframes, neighbours
 
 frames_of = st.integers(1, 101)

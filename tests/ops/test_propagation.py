@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokenflow_ops import StepMatches, match_frames, neighbours, propagate
 from tokenflow_ops.correspondence import rebuild
 
@@ -18,7 +19,9 @@ from tokenflow_ops.correspondence import rebuild
     dtype=st.sampled_from([torch.int16, torch.int32, torch.int64]),
     seed=st.integers(0, 2**16),
 )
-def test_every_token_is_the_blend_of_its_two_matches(keyframes: int, frames: int, tokens: int, width: int, dtype: torch.dtype, seed: int) -> None:
+def test_every_token_is_the_blend_of_its_two_matches(
+    keyframes: int, frames: int, tokens: int, width: int, dtype: torch.dtype, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(keyframes, tokens, width, generator=generator)
     past, future = (torch.randint(keyframes, (frames,), generator=generator) for _ in range(2))

@@ -1,0 +1,237 @@
+"""TokenFlow written down a second time, slowly, straight from the formulas: what the pack's result is compared with.
+
+Shares no code with the pack. Works on the host's UNet (`patcher.model.diffusion_model`) and its sigmas; loops over frames, plain softmax
+attention, float32. Latents are the model's own (after `process_latent_in`) in noise-over-signal coordinates: (N, C, h, w).
+
+Names: N frames, k keyframes, S steps, P tokens of width C in a layer; "layer" is the name of an attn1 module in the UNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# SD 1.5: the decoder blocks whose queries and keys Plug-and-Play takes from the source, and its ResBlock.
+PNP_BLOCKS = range(4, 12)
+PNP_RESBLOCK = "output_blocks.4.0"
+# Cosines this close are the same number: features come out of some hundred float32 layers.
+TIE = 1e-5
+
+
+@contextmanager
+def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | None = None) -> Iterator[None]:
+    """Self-attention layers answer attention(layer, module, tokens), the Plug-and-Play ResBlock's branch resblock(hidden)."""
+    changed = []
+
+    def replace(module: Any, forward: Callable) -> None:
+        module.forward = forward
+        changed.append(module)
+
+    try:
+        for name, module in unet.named_modules():
+            if attention is not None and name.endswith("attn1"):
+                replace(module, lambda tokens, name=name, module=module, **_: attention(name, module, tokens))
+        if resblock is not None:
+            branch = unet.get_submodule(PNP_RESBLOCK).out_layers
+            plain = branch.forward
+            replace(branch, lambda hidden: resblock(plain(hidden)))
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+    """The model's noise for latents x (n, C, h, w) at one sigma and one prompt (1, tokens, width)."""
+    timestep = patcher.model.model_sampling.timestep(sigma.reshape(1)).float().expand(len(x))
+    scaled = x / (sigma**2 + 1) ** 0.5
+    return patcher.model.diffusion_model(scaled, timestep, context=prompt.expand(len(x), -1, -1), transformer_options={})
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, head by head: (P, C), (P', C), (P', C) -> (P, C)."""
+    outputs = []
+    for q_h, k_h, v_h in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True):
+        outputs.append(torch.softmax(q_h @ k_h.T / q_h.shape[-1] ** 0.5, -1) @ v_h)
+    return torch.cat(outputs, -1)
+
+
+@torch.no_grad()
+def invert(patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor, iterations: int = 0) -> Tensor:
+    """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w); sigmas (S+1,) fall to 0."""
+    path = [x0]
+    for j in range(len(sigmas) - 2, -1, -1):
+        known, delta = path[0], sigmas[j] - sigmas[j + 1]
+        frames = []
+        for frame in known:
+            x = frame[None]
+            for _ in range(1 + iterations):
+                x = frame[None] + delta * epsilon(patcher, x, sigmas[j], prompt)
+            frames.append(x[0])
+        path.insert(0, torch.stack(frames))
+    return torch.stack(path)
+
+
+@dataclass
+class Source:
+    """Stage 1.2 at one step: phi[layer] (N, P, C), what each self-attention is given; hidden (N, ...), the ResBlock's branch."""
+
+    phi: dict[str, Tensor]
+    hidden: Tensor
+
+
+def look_at_source(patcher: Any, latents: Tensor, sigma: Tensor, prompt: Tensor) -> Source:
+    """Runs the source frames one by one and keeps what they show."""
+    phi: dict[str, list[Tensor]] = {}
+    hidden: list[Tensor] = []
+
+    def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
+        phi.setdefault(layer, []).append(tokens[0])
+        return own_attention(module, tokens[0], tokens[0])[None]
+
+    def resblock(branch: Tensor) -> Tensor:
+        hidden.append(branch[0])
+        return branch
+
+    with replaced(patcher.model.diffusion_model, attention, resblock):
+        for frame in latents:
+            epsilon(patcher, frame[None], sigma, prompt)
+    return Source({layer: torch.stack(frames) for layer, frames in phi.items()}, torch.stack(hidden))
+
+
+def own_attention(module: Any, tokens: Tensor, asking: Tensor) -> Tensor:
+    """One frame's self-attention (P, C), with queries and keys computed from `asking`."""
+    out = softmax_attention(module.to_q(asking), module.to_k(asking), module.to_v(tokens), module.heads)
+    return module.to_out(out)
+
+
+def match(phi: Tensor, frame: int, keyframe: int, proposal: Tensor | None = None) -> Tensor:
+    """Stage 1.3: gamma[p], the keyframe's token closest to token p of the frame by cosine distance. phi: (N, P, C).
+
+    proposal: (P,) matches that win where float32 cannot tell them from the closest ones (TIE): rounding must not decide what is right.
+    """
+    if frame == keyframe:
+        return torch.arange(phi.shape[1])
+    unit = phi / phi.norm(dim=-1, keepdim=True)
+    similarity = unit[frame] @ unit[keyframe].T
+    best = similarity.argmax(-1)
+    if proposal is None:
+        return best
+    proposal = proposal.long()
+    tied = similarity.gather(1, proposal[:, None]) >= similarity.gather(1, best[:, None]) - TIE
+    return torch.where(tied[:, 0], proposal, best)
+
+
+def closest(frame: int, keyframes: list[int]) -> tuple[int, int, float]:
+    """The nearest past and future keyframe and the future one's weight, d_past / (d_past + d_future)."""
+    past = max([k for k in keyframes if k <= frame] or keyframes[:1])
+    future = min([k for k in keyframes if k >= frame] or keyframes[-1:])
+    if past == future:
+        return past, future, 1.0
+    return past, future, (frame - past) / (future - past)
+
+
+@dataclass
+class Edit:
+    """Stage 2. Attributes as the words of the method.
+
+    path: (S+1, N, C, h, w) of `invert`. source, positive, negative: prompts (1, tokens, width).
+    keyframes: for every step the ascending frame numbers. attention_until, features_until: Plug-and-Play's shares of the steps.
+    proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
+    consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
+    """
+
+    patcher: Any
+    path: Tensor
+    sigmas: Tensor
+    source: Tensor
+    positive: Tensor
+    negative: Tensor
+    keyframes: list[list[int]]
+    cfg: float = 7.5
+    attention_until: float = 0.0
+    features_until: float = 0.0
+    consistency: str = "tokenflow"
+    proposals: Sequence[Mapping[str, tuple[Tensor, Tensor]]] = ()
+
+    @torch.no_grad()
+    def run(self) -> Tensor:
+        """The edited latents (N, C, h, w), by Euler steps from the inverted latents."""
+        x, steps = self.path[0], len(self.sigmas) - 1
+        for j in range(steps):
+            sigma, known = self.sigmas[j], look_at_source(self.patcher, self.path[j], self.sigmas[j], self.source)
+            frames = self.blends(known, j) if self.consistency == "tokenflow" else {}
+            ask = known.phi if j < int(self.attention_until * steps) else {}
+            hidden = known.hidden if j < int(self.features_until * steps) else None
+            cond = self.noise(x, sigma, self.positive, self.keyframes[j], frames, ask, hidden)
+            uncond = self.noise(x, sigma, self.negative, self.keyframes[j], frames, ask, hidden)
+            x = x + (self.sigmas[j + 1] - sigma) * (uncond + self.cfg * (cond - uncond))
+        return x
+
+    def blends(self, known: Source, step: int) -> dict[str, list]:
+        """For every layer and frame: positions of its two keyframes, its matches to them, and the future one's weight."""
+        keyframes, recipes = self.keyframes[step], {}
+        for layer, phi in known.phi.items():
+            recipes[layer] = []
+            proposed = self.proposals[step][layer] if self.proposals else (None, None)
+            for frame in range(len(phi)):
+                past, future, weight = closest(frame, keyframes)
+                ties = [None if part is None else part[frame] for part in proposed]
+                matches = match(phi, frame, past, ties[0]), match(phi, frame, future, ties[1])
+                recipes[layer].append((keyframes.index(past), keyframes.index(future), *matches, weight))
+        return recipes
+
+    def noise(
+        self, x: Tensor, sigma: Tensor, prompt: Tensor, keyframes: list[int], blends: dict, ask: dict[str, Tensor], hidden: Tensor | None
+    ) -> Tensor:
+        """The noise of all frames for one prompt.
+
+        ask: the source's phi if queries and keys are injected. hidden: its ResBlock branch if that is. blends: as from `blends`.
+        """
+        unet, kept = self.patcher.model.diffusion_model, {}
+        if self.consistency != "per frame":
+            with replaced(unet, self.jointly(keyframes, ask, kept), None if hidden is None else lambda branch: hidden[keyframes]):
+                epsilon(self.patcher, x[keyframes], sigma, prompt)
+        frames = []
+        for i in range(len(x)):
+            with replaced(unet, self.frame(i, blends, ask, kept), None if hidden is None else lambda branch, i=i: hidden[i : i + 1]):
+                frames.append(epsilon(self.patcher, x[i : i + 1], sigma, prompt))
+        return torch.cat(frames)
+
+    def jointly(self, keyframes: list[int], ask: dict[str, Tensor], kept: dict) -> Callable:
+        """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in `kept`."""
+
+        def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
+            asking = ask[layer][keyframes] if injected(layer) and ask else tokens
+            keys = torch.cat([module.to_k(frame) for frame in asking])
+            values = torch.cat([module.to_v(frame) for frame in tokens])
+            outputs = [module.to_out(softmax_attention(module.to_q(frame), keys, values, module.heads)) for frame in asking]
+            kept[layer] = keys, values, torch.stack(outputs)
+            return kept[layer][2]
+
+        return attention
+
+    def frame(self, i: int, blends: dict, ask: dict[str, Tensor], kept: dict) -> Callable:
+        """What the self-attention layers answer for frame i."""
+
+        def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
+            asking = ask[layer][i] if injected(layer) and ask else tokens[0]
+            if self.consistency == "per frame":
+                return own_attention(module, tokens[0], asking)[None]
+            keys, values, base = kept[layer]
+            if self.consistency == "joint attention":
+                return module.to_out(softmax_attention(module.to_q(asking), keys, values, module.heads))[None]
+            past, future, past_match, future_match, weight = blends[layer][i]
+            return (weight * base[future][future_match] + (1 - weight) * base[past][past_match])[None]
+
+        return attention
+
+
+def injected(layer: str) -> bool:
+    """Whether Plug-and-Play takes this layer's queries and keys from the source."""
+    return layer.startswith("output_blocks.") and int(layer.split(".")[1]) in PNP_BLOCKS

@@ -1,0 +1,250 @@
+"""The pack through its nodes against the plain oracle, on a narrow SD 1.5 with random weights; and against itself and the plain host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.sampling import Apply, Sampler
+from torch import Tensor
+
+from . import oracle
+from .tiny_models import moving_clip, random_conditioning, tiny_sd15
+
+STEPS = 4
+CFG = 7.5
+# Neither square nor a multiple of 8: the UNet's grids are 12 x 18, 6 x 9, 3 x 5 and 2 x 3.
+SIZE = 12, 18
+SOURCE, POSITIVE, NEGATIVE = (random_conditioning(seed) for seed in (1, 2, 3))
+CONSISTENCIES = ["tokenflow", "joint attention", "per frame"]
+SHARES = [None, (0.5, 0.8)]
+SHARE_NAMES = ["no injection", "plug-and-play"]
+
+
+@pytest.fixture(autouse=True)
+def _inference_mode() -> Iterator[None]:
+    """As the host runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@cache
+def tiny_model() -> Any:
+    return tiny_sd15(0)
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_model()
+
+
+def call(node: Any, *args: Any, **inputs: Any) -> tuple[Any, ...]:
+    return tuple(node.execute(*args, **inputs).args)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def in_model_space(latent: dict[str, Tensor]) -> Tensor:
+    return tiny_model().model.process_latent_in(latent["samples"])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A source clip and its keyframe interval. depth: how far up the noise it is inverted."""
+
+    frames: int = 7
+    interval: int = 3
+    depth: float = 1.0
+    iterations: int = 0
+
+    @property
+    def latents(self) -> dict[str, Tensor]:
+        return moving_clip(self.frames, *SIZE)
+
+
+@cache
+def inverted(clip: Clip) -> tuple[Any, ...]:
+    """DDIM Invert Video's outputs."""
+    refinement = "fixed point" if clip.iterations else "none"
+    return call(
+        InvertVideo,
+        tiny_model(),
+        clip.latents,
+        SOURCE,
+        steps=STEPS,
+        depth=clip.depth,
+        refinement=refinement,
+        iterations=clip.iterations or 2,
+    )
+
+
+@cache
+def matched(clip: Clip, storage: str = "memory") -> Any:
+    """Build NN Correspondences' output."""
+    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], storage=storage)
+    return call(BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch")[0]
+
+
+@cache
+def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
+    """The oracle's own sigmas and inverted latents."""
+    sigmas = comfy.samplers.KSampler(tiny_model(), STEPS, torch.device("cpu"), "euler", "normal").sigmas
+    sigmas = sigmas[-1 - round(STEPS * clip.depth) :]
+    return sigmas, oracle.invert(tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations)
+
+
+def oracle_edit(clip: Clip, shares: tuple[float, float] | None, consistency: str = "tokenflow", first: int = 0) -> Tensor:
+    """The oracle's edited latents, sampled from step `first` on."""
+    sigmas, path = oracle_path(clip)
+    drawn = matched(clip).steps[first:]
+    attention_until, features_until = shares or (0.0, 0.0)
+    return oracle.Edit(
+        tiny_model(),
+        path[first:],
+        sigmas[first:],
+        SOURCE[0][0],
+        POSITIVE[0][0],
+        NEGATIVE[0][0],
+        [step.keyframes.tolist() for step in drawn],
+        CFG,
+        attention_until,
+        features_until,
+        consistency,
+        [step.tokens for step in drawn],
+    ).run()
+
+
+def edited(correspondences: Any, shares: tuple[float, float] | None, **inputs: Any) -> Tensor:
+    """TokenFlow Sampler's latents in the model's space."""
+    injection = call(PlugAndPlay, *shares)[0] if shares else None
+    return in_model_space(call(Sampler, tiny_model(), POSITIVE, NEGATIVE, correspondences, cfg=CFG, injection=injection, **inputs)[0])
+
+
+@pytest.mark.parametrize(
+    "clip", [Clip(), Clip(frames=1), Clip(iterations=2), Clip(depth=0.5)], ids=["7 frames", "1 frame", "fixed point", "half depth"]
+)
+def test_inverted_latents_are_the_oracles(clip: Clip) -> None:
+    inversion, noisy, sigmas = inverted(clip)
+    wanted_sigmas, wanted = oracle_path(clip)
+    torch.testing.assert_close(sigmas, wanted_sigmas)
+    for found, latents in zip(inversion.latents, wanted, strict=True):
+        assert relative_error(found, latents) < 1e-4
+    assert relative_error(in_model_space(noisy), wanted[0]) < 1e-4
+
+
+def test_matches_are_the_oracles() -> None:
+    """Apart from ties that float32 cannot decide, which are few."""
+    clip = Clip()
+    sigmas, path = oracle_path(clip)
+    differing, total = 0, 0
+    for j, step in enumerate(matched(clip).steps):
+        known = oracle.look_at_source(tiny_model(), path[j], sigmas[j], SOURCE[0][0])
+        assert set(step.tokens) == set(known.phi)
+        keyframes = step.keyframes.tolist()
+        for layer, sides in step.tokens.items():
+            for i in range(clip.frames):
+                for side, keyframe in zip(sides, oracle.closest(i, keyframes)[:2], strict=True):
+                    found = side[i].long()
+                    assert torch.equal(oracle.match(known.phi[layer], i, keyframe, proposal=found), found)
+                    differing += int((oracle.match(known.phi[layer], i, keyframe) != found).sum())
+                    total += len(found)
+    assert differing < 1e-3 * total
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+@pytest.mark.parametrize("consistency", CONSISTENCIES)
+def test_edited_latents_are_the_oracles(consistency: str, shares: tuple[float, float] | None) -> None:
+    found = edited(matched(Clip()), shares, consistency=consistency)
+    assert relative_error(found, oracle_edit(Clip(), shares, consistency)) < 1e-4
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+@pytest.mark.parametrize("clip", [Clip(frames=1), Clip(frames=5, interval=8)], ids=["one frame", "fewer than an interval"])
+def test_short_clips_are_edited_as_by_the_oracle(clip: Clip, shares: tuple[float, float] | None) -> None:
+    assert relative_error(edited(matched(clip), shares), oracle_edit(clip, shares)) < 1e-4
+
+
+def test_starting_further_down_is_the_oracle_from_there() -> None:
+    assert relative_error(edited(matched(Clip()), (0.5, 0.8), start=0.5), oracle_edit(Clip(), (0.5, 0.8), first=2)) < 1e-4
+
+
+def test_the_modes_differ() -> None:
+    """Else the tests above would show nothing."""
+    results = [edited(matched(Clip()), shares, consistency=consistency) for consistency in CONSISTENCIES for shares in SHARES]
+    for i, one in enumerate(results):
+        for other in results[i + 1 :]:
+            assert relative_error(one, other) > 0.01
+
+
+@pytest.mark.parametrize("consistency", ["tokenflow", "joint attention"])
+def test_with_every_frame_a_keyframe_both_are_joint_attention_over_all(consistency: str) -> None:
+    clip = Clip(frames=3, interval=1)
+    other = {"tokenflow": "joint attention", "joint attention": "tokenflow"}[consistency]
+    found = edited(matched(clip), (0.5, 0.8), consistency=consistency)
+    assert relative_error(found, oracle_edit(clip, (0.5, 0.8), other)) < 1e-4
+
+
+@pytest.mark.parametrize("storage", ["disk", "recompute", "auto"])
+def test_storage_changes_nothing(storage: str) -> None:
+    kept = matched(Clip())
+    other = matched(Clip(), storage)
+    for one, two in zip(kept.steps, other.steps, strict=True):
+        assert all(torch.equal(a, b) for layer in one.tokens for a, b in zip(one.tokens[layer], two.tokens[layer], strict=True))
+    assert relative_error(edited(other, (0.5, 0.8)), edited(kept, (0.5, 0.8))) < 1e-6
+
+
+@pytest.mark.parametrize("consistency", CONSISTENCIES)
+def test_frames_per_pass_changes_nothing(consistency: str) -> None:
+    found = edited(matched(Clip()), (0.5, 0.8), consistency=consistency, frames_per_pass=2)
+    assert relative_error(found, edited(matched(Clip()), (0.5, 0.8), consistency=consistency)) < 1e-5
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+def test_apply_under_a_stock_sampler_is_the_sampler_bit_for_bit(model: Any, shares: tuple[float, float] | None) -> None:
+    injection = call(PlugAndPlay, *shares)[0] if shares else None
+    _, noisy, sigmas = inverted(Clip())
+    patched = call(Apply, model, matched(Clip()), injection=injection)[0]
+    found = stock_sampler(patched, sigmas, noisy)
+    wanted = call(Sampler, model, POSITIVE, NEGATIVE, matched(Clip()), cfg=CFG, injection=injection)[0]["samples"]
+    assert torch.equal(found, wanted)
+
+
+def test_per_frame_without_injection_is_the_plain_host_bit_for_bit(model: Any) -> None:
+    _, noisy, sigmas = inverted(Clip())
+    wanted = stock_sampler(model, sigmas, noisy)
+    found = call(Sampler, model, POSITIVE, NEGATIVE, matched(Clip()), cfg=CFG, consistency="per frame")[0]["samples"]
+    assert torch.equal(found, wanted)
+
+
+def stock_sampler(model: Any, sigmas: Tensor, noisy: dict[str, Tensor]) -> Tensor:
+    sampler = comfy.samplers.sampler_object("euler")
+    return call(SamplerCustom, model, False, 0, CFG, POSITIVE, NEGATIVE, sampler, sigmas, noisy)[0]["samples"]
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny_sd15(4)
+    unet = model.model.diffusion_model
+    weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in unet.named_modules()}
+    clip = moving_clip(3, *SIZE)
+    inversion, _, _ = call(InvertVideo, model, clip, SOURCE, steps=2)
+    features, _ = call(ExtractFeatures, model, inversion, storage="recompute")
+    correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2)
+    options = repr(model.model_options)
+    call(Sampler, model, POSITIVE, NEGATIVE, correspondences, injection=call(PlugAndPlay)[0])
+    assert repr(model.model_options) == options
+    assert {name: set(vars(module)) for name, module in unet.named_modules()} == attributes
+    assert all(torch.equal(weight, weights[name]) for name, weight in unet.state_dict().items())

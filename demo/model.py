@@ -24,13 +24,14 @@ args.cpu = not torch.cuda.is_available()
 
 import comfy.clip_model
 import comfy.ops
+from comfy.ldm.modules import attention as host_attention  # noqa: F401
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.modules.diffusionmodules.util import make_beta_schedule
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from host.demo_model import CHANNELS, HEAD_WIDTH, SCHEDULE, TEXT_ENCODER, WEIGHTS, PatchAutoencoder
+from host.demo_model import CHANNELS, HEAD_WIDTH, PATCH, SCHEDULE, TEXT_ENCODER, WEIGHTS, PatchAutoencoder  # noqa: F401 (what the other scripts need)
 
 sys.argv = _arguments
 

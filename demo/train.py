@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from comfy.ldm.modules import attention as host_attention
-from model import ALPHA_BAR, PATCH, WEIGHTS, DemoModel, PatchAutoencoder, Tensor, assemble, load, save
+from model import ALPHA_BAR, PATCH, WEIGHTS, DemoModel, PatchAutoencoder, Tensor, assemble, host_attention, load, save
 from scenes import Scene, uniform
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info

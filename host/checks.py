@@ -23,7 +23,9 @@ def check_model(node: str, model: Any) -> tuple[str, ...]:
             node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
         )
     if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-        raise NodeError(node, "model", f"{kind} is a flow model, whose start is not noise over signal.", "Connect an SD 1.x, SD 2.x or SDXL model.")
+        raise NodeError(
+            node, "model", f"{kind} is a flow model, whose start is not noise over signal.", "Connect an SD 1.x, SD 2.x or SDXL model."
+        )
     return layers
 
 
@@ -33,19 +35,28 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         shape = "nested" if getattr(samples, "is_nested", False) else tuple(samples.shape)
         raise NodeError(
-            node, socket, f"latents of shape {shape}, which are a video model's.", "Encode the frames with the VAE of an image model: (N, C, h, w)."
+            node,
+            socket,
+            f"latents of shape {shape}, which are a video model's.",
+            "Encode the frames with the VAE of an image model: (N, C, h, w).",
         )
     if len(samples) == 0 or samples.numel() == 0:
         raise NodeError(node, socket, f"an empty batch of latents {tuple(samples.shape)}.", "Connect at least one frame.")
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise NodeError(
-            node, socket, f"latents with {samples.shape[1]} channels, the model takes {channels}.", "Encode the frames with the VAE that belongs to the model."
+            node,
+            socket,
+            f"latents with {samples.shape[1]} channels, the model takes {channels}.",
+            "Encode the frames with the VAE that belongs to the model.",
         )
     if not torch.isfinite(samples).all():
         bad = (~torch.isfinite(samples)).flatten(1).any(1).nonzero().flatten().tolist()
         raise NodeError(
-            node, socket, f"NaN or infinite latents in frames {bad[:8]}.", "Check the source images and the VAE's precision (--fp32-vae may help)."
+            node,
+            socket,
+            f"NaN or infinite latents in frames {bad[:8]}.",
+            "Check the source images and the VAE's precision (--fp32-vae may help).",
         )
     return samples
 

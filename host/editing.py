@@ -86,7 +86,8 @@ class EditRun(Run):
         call.run(self, KeyframePass(matches.keyframes, source=keyframe_source, keep="context" if joint else "output", bank=bank))
         if joint:
             return self.over_frames(
-                call, lambda frames: JointPass(frames, source=self.source(call, step, frames, names), bank=bank, keyframe_source=keyframe_source)
+                call,
+                lambda frames: JointPass(frames, source=self.source(call, step, frames, names), bank=bank, keyframe_source=keyframe_source),
             )
         tokens = partial(edit.correspondences.tokens, step)
         features_only = (hidden,) if hidden else ()
@@ -137,8 +138,18 @@ class EditRun(Run):
 
 
 def sample_edit(
-    model: Any, positive: Any, negative: Any, cfg: float, sampler: str, sigmas: Tensor, latents: Tensor, seed: int, callback: Callable[..., None]
+    model: Any,
+    positive: Any,
+    negative: Any,
+    cfg: float,
+    sampler: str,
+    sigmas: Tensor,
+    latents: Tensor,
+    seed: int,
+    callback: Callable[..., None],
 ) -> Tensor:
     """The host's own sampling of a patched model from noisy `latents` (N, C, h, w) as on a LATENT socket: zero noise is added to them."""
     chosen = comfy.samplers.sampler_object(sampler)
-    return comfy.sample.sample_custom(model, torch.zeros_like(latents), cfg, chosen, sigmas, positive, negative, latents, callback=callback, seed=seed)
+    return comfy.sample.sample_custom(
+        model, torch.zeros_like(latents), cfg, chosen, sigmas, positive, negative, latents, callback=callback, seed=seed
+    )

@@ -117,7 +117,7 @@ class CapturePass(Pass):
         self.kept[name] = tensor.to(self.device or tensor.device, copy=True)
 
 
-# What a keyframe pass leaves for the frames: by layer and conditioning, (k, P, C) output tokens, or the (context, value) tokens attended to.
+# What a keyframe pass leaves for the frames, by layer and conditioning: (k, P, C) output tokens, or the tokens that values are made of.
 Bank = dict[tuple[str, Place], Any]
 
 
@@ -147,15 +147,15 @@ class KeyframePass(Pass):
         return tokens
 
 
-@dataclass
+@dataclass(kw_only=True)
 class JointPass(Pass):
     """Frames that attend to the keyframes' keys and values; nothing is propagated (the paper's joint attention ablation).
 
     keyframe_source: the keyframes' source tokens where attention is injected.
     """
 
-    bank: Bank = field(default_factory=dict)
-    keyframe_source: Mapping[str, Tensor] = field(default_factory=dict)
+    bank: Bank
+    keyframe_source: Mapping[str, Tensor]
 
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
@@ -168,20 +168,20 @@ class JointPass(Pass):
         return split_frames(out, count)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PropagationPass(Pass):
     """Frames whose self-attention output is the keyframes', carried along the source's correspondences (paper, equation 6).
 
     Queries, keys, values, attention and output projection are never computed here.
+    node: the node's name for errors. bank, matches: of the step. tokens: past and future token indices (N, P) of a layer.
     """
 
-    node: str = ""
-    bank: Bank = field(default_factory=dict)
-    matches: StepMatches | None = None
-    tokens: Callable[[str], tuple[Tensor, Tensor]] | None = None
+    node: str
+    bank: Bank
+    matches: StepMatches
+    tokens: Callable[[str], tuple[Tensor, Tensor]]
 
     def attention(self, call: AttentionCall) -> Tensor:
-        assert self.matches is not None and self.tokens is not None
         past, future = (part[self.frames].to(call.x.device) for part in self.tokens(call.layer))
         if past.shape[1] != call.x.shape[1]:
             raise NodeError(
@@ -190,6 +190,6 @@ class PropagationPass(Pass):
                 f"layer {call.layer} has {call.x.shape[1]} tokens here and {past.shape[1]} in the source features.",
                 "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with TokenFlow: remove them from the model.",
             )
-        near = self.matches.near
-        where = [t[self.frames].to(call.x.device) for t in (near.past, near.future, near.weight)]
-        return torch.cat([propagate(self.bank[call.layer, place], *where, past, future) for place in self.places(call.options)])
+        near, places = self.matches.near, self.places(call.options)
+        before, after, weight = (part[self.frames].to(call.x.device) for part in (near.past, near.future, near.weight))
+        return torch.cat([propagate(self.bank[call.layer, place], before, after, weight, past, future) for place in places])

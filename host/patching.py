@@ -48,7 +48,9 @@ class Run:
     def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass]) -> list[Tensor]:
         """Passes over all frames in order, joined again."""
         total = len(call.x)
-        parts = [call.run(self, make(frames)) for frames in torch.arange(total).split(frames_per_pass(self.model, call.x.shape, self.asked))]
+        parts = [
+            call.run(self, make(frames)) for frames in torch.arange(total).split(frames_per_pass(self.model, call.x.shape, self.asked))
+        ]
         return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
     def cut(self, conds: Conds, frames: Tensor, total: int, kind: str) -> PassConds:
@@ -66,7 +68,9 @@ class Run:
 class ModelCall:
     """One evaluation that the sampler asks for: all frames at one sigma, for every list of conditionings."""
 
-    def __init__(self, executor: Callable[..., list[Tensor]], model: Any, conds: Conds, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> None:
+    def __init__(
+        self, executor: Callable[..., list[Tensor]], model: Any, conds: Conds, x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> None:
         self.executor, self.model, self.conds, self.x, self.options = executor, model, conds, x, options
         self.timestep = timestep.expand(len(x))
 
@@ -121,7 +125,9 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:
 
 
 def _wrap_attention(path: str, module: Any) -> Callable[..., Tensor]:
-    def forward(original: Callable[..., Tensor], x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **kwargs: Any) -> Tensor:
+    def forward(
+        original: Callable[..., Tensor], x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **kwargs: Any
+    ) -> Tensor:
         options = kwargs.get("transformer_options") or {}
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is None:
@@ -158,13 +164,17 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         frames = frames_per_pass(model, noise_shape, asked)
         return executor(model, [frames, *noise_shape[1:]], *args, **kwargs)
 
-    def sampler_sample(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def sampler_sample(
+        executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         run: Run = extra_args["model_options"]["transformer_options"][KEY]
         run.model = guider.model_patcher
         run.begin(guider, sigmas, noise)
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
-    def calc_cond_batch(executor: Any, model: Any, conds: Conds, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Tensor]:
+    def calc_cond_batch(
+        executor: Any, model: Any, conds: Conds, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+    ) -> list[Tensor]:
         run: Run = model_options["transformer_options"][KEY]
         return run.evaluate(ModelCall(executor, model, conds, x, timestep, model_options))
 

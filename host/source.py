@@ -17,8 +17,13 @@ from .passes import CapturePass
 from .patching import ModelCall, Run, patch
 
 
-def invert_frames(model: Any, positive: Any, negative: Any, cfg: float, latents: Tensor, sigmas: Tensor, iterations: int, frames_per_pass: int = 0) -> Tensor:
-    """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise: (S+1, N, C, h, w) float32 in the model's latent space, at `sigmas` (downwards)."""
+def invert_frames(
+    model: Any, positive: Any, negative: Any, cfg: float, latents: Tensor, sigmas: Tensor, iterations: int, frames_per_pass: int = 0
+) -> Tensor:
+    """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
+
+    sigmas: (S+1,) downwards. Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
+    """
     path: list[Tensor] = []
 
     def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
@@ -29,10 +34,10 @@ def invert_frames(model: Any, positive: Any, negative: Any, cfg: float, latents:
             denoised = model_k(x, sigma.expand(len(x)), **extra_args)
             return (x - denoised) / sigma
 
-        for index, x in invert(epsilon, x, upwards.flip(0), iterations):
-            path.append(x.to(model_management.intermediate_device(), torch.float32))
+        for index, reached in invert(epsilon, x, upwards.flip(0), iterations):
+            path.append(reached.to(model_management.intermediate_device(), torch.float32))
             if path[1:] and callback is not None:
-                callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": x, "sigma": upwards[-1 - index]})
+                callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": reached, "sigma": upwards[-1 - index]})
         return x
 
     _sample(patch(model, lambda: Run(frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents)
@@ -99,4 +104,6 @@ def _sample(model: Any, function: Callable[..., Tensor], positive: Any, negative
     """Runs `function` as a sampler: the host loads the model, processes the conditionings, shows progress and cleans up."""
     sampler = comfy.samplers.KSAMPLER(function)
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-    comfy.sample.sample_custom(model, torch.zeros_like(latents), cfg, sampler, sigmas, positive, negative, latents, callback=callback, seed=0)
+    comfy.sample.sample_custom(
+        model, torch.zeros_like(latents), cfg, sampler, sigmas, positive, negative, latents, callback=callback, seed=0
+    )

@@ -30,16 +30,41 @@ class BuildCorrespondences(io.ComfyNode):
             ["nearest neighbours", "faiss", "keyframes", "matching", "tokenflow"],
             inputs=[
                 FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
-                io.Int.Input("keyframe_interval", default=8, min=1, max=4096, tooltip="One keyframe per this many frames. 8 as in the paper; smaller follows fast motion better and costs more."),
-                io.Combo.Input("keyframes", options=[RANDOM, FIXED], default=RANDOM, tooltip="New random keyframes at every step average out errors, as in the paper. fixed: the same throughout."),
+                io.Int.Input(
+                    "keyframe_interval",
+                    default=8,
+                    min=1,
+                    max=4096,
+                    tooltip="One keyframe per this many frames. 8 as in the paper; smaller follows fast motion better and costs more.",
+                ),
+                io.Combo.Input(
+                    "keyframes",
+                    options=[RANDOM, FIXED],
+                    default=RANDOM,
+                    tooltip="New random keyframes at every step average out errors, as in the paper. fixed: the same throughout.",
+                ),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Draws the keyframes."),
-                io.Combo.Input("backend", options=list(BACKENDS), default="auto", tooltip="What searches: FAISS, or a matrix product in torch. auto times both on this clip and takes the faster."),
-                io.Int.Input("search_window", default=0, min=0, max=1024, tooltip="How far away a match may be, in latent pixels in each direction. 0: anywhere in the frame."),
+                io.Combo.Input(
+                    "backend",
+                    options=list(BACKENDS),
+                    default="auto",
+                    tooltip="What searches: FAISS, or a matrix product in torch. auto times both on this clip and takes the faster.",
+                ),
+                io.Int.Input(
+                    "search_window",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="How far away a match may be, in latent pixels in each direction. 0: anywhere in the frame.",
+                ),
                 io.Image.Input("frames", optional=True, tooltip="The source frames, only for the picture of rebuilt frames."),
             ],
             outputs=[
                 CorrespondencesSocket.Output(display_name="correspondences", tooltip="For TokenFlow Sampler or Apply TokenFlow."),
-                io.Image.Output(display_name="rebuilt", tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there."),
+                io.Image.Output(
+                    display_name="rebuilt",
+                    tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there.",
+                ),
             ],
         )
 
@@ -71,7 +96,9 @@ class BuildCorrespondences(io.ComfyNode):
             socket = "search_window" if search_window else "features"
             raise NodeError(NAME, socket, f"{error}.", "Change it, or check what was extracted.") from error
         count = len(found.steps[0].keyframes)
-        text = f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.match_layers)} layers matched by {found.backend}"
+        text = (
+            f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.match_layers)} layers matched by {found.backend}"
+        )
         return io.NodeOutput(found, _rebuilt(found, frames), ui=ui.PreviewText(text))
 
 
@@ -87,7 +114,12 @@ def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tenso
         pictures = principal_colours(latents.flatten(2).transpose(1, 2)).movedim(-1, 1).unflatten(2, (height, width))
     else:
         if len(frames) != inversion.frames:
-            raise NodeError(NAME, "frames", f"{len(frames)} images for {inversion.frames} inverted frames.", "Connect the images the latents were encoded from.")
+            raise NodeError(
+                NAME,
+                "frames",
+                f"{len(frames)} images for {inversion.frames} inverted frames.",
+                "Connect the images the latents were encoded from.",
+            )
         pictures = frames.movedim(-1, 1)[:, :3]
     rebuilt = rebuild(pictures, found.steps[round(0.8 * (len(found.steps) - 1))], layer, grid)
     if frames is None:

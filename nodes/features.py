@@ -49,7 +49,12 @@ class ExtractFeatures(io.ComfyNode):
                 ),
                 io.Int.Input("every", default=5, min=1, max=1000, tooltip="k for 'every k-th'."),
                 io.Float.Input(
-                    "noise_level", default=0.2, min=0.0, max=1.0, step=0.01, tooltip="For 'one noise level': 0 is the cleanest step, 1 the noisiest. 0.1 to 0.3 match best."
+                    "noise_level",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For 'one noise level': 0 is the cleanest step, 1 the noisiest. 0.1 to 0.3 match best.",
                 ),
                 io.Combo.Input(
                     "storage",
@@ -58,11 +63,20 @@ class ExtractFeatures(io.ComfyNode):
                     tooltip="auto: host memory if a quarter of what is free suffices, else recompute. disk: ComfyUI's temp folder. "
                     "recompute: nothing is kept, the model is run again for matches and Plug-and-Play.",
                 ),
-                io.Int.Input("frames_per_pass", default=0, min=0, max=4096, tooltip="Frames in one model call. 0: as many as the host's memory estimate allows."),
+                io.Int.Input(
+                    "frames_per_pass",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
+                ),
             ],
             outputs=[
                 FeaturesSocket.Output(display_name="features", tooltip="For Build NN Correspondences."),
-                io.Image.Output(display_name="components", tooltip="The features' first three principal components as colours: equal colours will be matched."),
+                io.Image.Output(
+                    display_name="components",
+                    tooltip="The features' first three principal components as colours: equal colours will be matched.",
+                ),
             ],
         )
 

@@ -19,9 +19,28 @@ class PlugAndPlay(io.ComfyNode):
             "Holds the layout of the source while the prompt changes what things are made of: the source's attention and features replace the edit's at first.",
             ["pnp", "plug and play", "feature injection", "structure", "tokenflow"],
             inputs=[
-                io.Float.Input("attention_until", default=0.5, min=0.0, max=1.0, step=0.05, tooltip="Share of the steps with the source's queries and keys. Lower: freer shapes."),
-                io.Float.Input("features_until", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="Share of the steps with the source's ResBlock features. Lower: freer layout."),
-                io.Combo.Input("layers", options=["decoder", "late decoder"], default="decoder", tooltip="decoder: as in the paper. late decoder: only its finer half holds on to the source's attention."),
+                io.Float.Input(
+                    "attention_until",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the steps with the source's queries and keys. Lower: freer shapes.",
+                ),
+                io.Float.Input(
+                    "features_until",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the steps with the source's ResBlock features. Lower: freer layout.",
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=["decoder", "late decoder"],
+                    default="decoder",
+                    tooltip="decoder: as in the paper. late decoder: only its finer half holds on to the source's attention.",
+                ),
             ],
             outputs=[InjectionSocket.Output(display_name="injection", tooltip="For TokenFlow Sampler or Apply TokenFlow.")],
         )

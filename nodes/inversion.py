@@ -33,18 +33,55 @@ class InvertVideo(io.ComfyNode):
                 io.Latent.Input("latents", tooltip="The source frames, encoded with VAE Encode: one batch, any number of frames."),
                 io.Conditioning.Input("positive", tooltip="The source prompt: what the source clip shows, in plain words."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Only used with cfg above 1. Leave it empty for inversion."),
-                io.Float.Input("cfg", default=1.0, min=1.0, max=30.0, step=0.1, tooltip="1 is right for nearly everything: higher values reconstruct worse."),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of the schedule, for inversion and sampling alike. 50 as in the paper, 25 for drafts."),
-                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="normal", tooltip="The host's noise schedule. The sampler follows it in reverse."),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="1 is right for nearly everything: higher values reconstruct worse.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of the schedule, for inversion and sampling alike. 50 as in the paper, 25 for drafts.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="normal",
+                    tooltip="The host's noise schedule. The sampler follows it in reverse.",
+                ),
                 io.Combo.Input(
                     "refinement",
                     options=["none", "fixed point"],
                     default="none",
                     tooltip="none: plain DDIM, one model call a step. fixed point: repeats each step until it is the sampler's exact inverse.",
                 ),
-                io.Int.Input("iterations", default=2, min=1, max=20, tooltip="Additional model calls a step for the fixed point refinement. 1 or 2 are plenty."),
-                io.Float.Input("depth", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % of the steps, for SDEdit."),
-                io.Int.Input("frames_per_pass", default=0, min=0, max=4096, tooltip="Frames in one model call. 0: as many as the host's memory estimate allows."),
+                io.Int.Input(
+                    "iterations",
+                    default=2,
+                    min=1,
+                    max=20,
+                    tooltip="Additional model calls a step for the fixed point refinement. 1 or 2 are plenty.",
+                ),
+                io.Float.Input(
+                    "depth",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % of the steps, for SDEdit.",
+                ),
+                io.Int.Input(
+                    "frames_per_pass",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
+                ),
             ],
             outputs=[
                 InversionSocket.Output(display_name="inversion", tooltip="The path from the frames to noise, for Extract SA Features."),
@@ -73,9 +110,13 @@ class InvertVideo(io.ComfyNode):
         if cfg > 1 and not negative:
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
         sigmas = _sigmas(model, scheduler, steps)[-(max(1, round(steps * depth)) + 1) :]
-        path = invert_frames(model, positive, negative or [], cfg, samples, sigmas, iterations if refinement == "fixed point" else 0, frames_per_pass)
+        path = invert_frames(
+            model, positive, negative or [], cfg, samples, sigmas, iterations if refinement == "fixed point" else 0, frames_per_pass
+        )
         if not torch.isfinite(path[0]).all():
-            raise NodeError(NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet).")
+            raise NodeError(
+                NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet)."
+            )
         inversion = Inversion(sigmas, path, positive, model_fingerprint(model), steps, scheduler)
         noisy = model.get_model_object("latent_format").process_out(path[0])
         text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
@@ -85,5 +126,10 @@ class InvertVideo(io.ComfyNode):
 def _sigmas(model: Any, scheduler: str, steps: int) -> torch.Tensor:
     sigmas = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler=scheduler).sigmas
     if not bool((sigmas[:-1] > sigmas[1:]).all()):
-        raise NodeError(NAME, "steps", f"the scheduler '{scheduler}' repeats noise levels at {steps} steps.", "Choose fewer steps, or the scheduler 'normal'.")
+        raise NodeError(
+            NAME,
+            "steps",
+            f"the scheduler '{scheduler}' repeats noise levels at {steps} steps.",
+            "Choose fewer steps, or the scheduler 'normal'.",
+        )
     return sigmas

@@ -29,7 +29,11 @@ class Metrics(io.ComfyNode):
                 io.Image.Input("source", tooltip="The source frames: they give the motion."),
                 io.Image.Input("edited", tooltip="The edited frames, as many and as large as the source's."),
                 io.Image.Input("reference", optional=True, tooltip="Another edit to compare with, such as the per-frame one."),
-                io.Image.Input("reconstruction", optional=True, tooltip="The source through VAE Encode and VAE Decode: the floor that no edit can pass."),
+                io.Image.Input(
+                    "reconstruction",
+                    optional=True,
+                    tooltip="The source through VAE Encode and VAE Decode: the floor that no edit can pass.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="figures", tooltip="A line per clip: mean warp error x1e-3 and sharpness."),
@@ -38,7 +42,9 @@ class Metrics(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, source: Tensor, edited: Tensor, reference: Tensor | None = None, reconstruction: Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls, source: Tensor, edited: Tensor, reference: Tensor | None = None, reconstruction: Tensor | None = None
+    ) -> io.NodeOutput:
         clips = {"source": source, "reconstruction": reconstruction, "reference": reference, "edited": edited}
         frames = {name: _frames(name, clip, source) for name, clip in clips.items() if clip is not None}
         motion = []
@@ -46,7 +52,10 @@ class Metrics(io.ComfyNode):
             model_management.throw_exception_if_processing_interrupted()
             motion += source_motion(torch.stack(pair))
         errors = {name: warp_errors(clip, motion) for name, clip in frames.items()}
-        lines = [f"{name:14} warp error {errors[name].nanmean():6.2f}e-3   sharpness {sharpness(clip).mean():.4f}" for name, clip in frames.items()]
+        lines = [
+            f"{name:14} warp error {errors[name].nanmean():6.2f}e-3   sharpness {sharpness(clip).mean():.4f}"
+            for name, clip in frames.items()
+        ]
         plot = plot_lines({name: values.tolist() for name, values in errors.items()}, "frame", "warp error x1e-3")
         return io.NodeOutput("\n".join(lines), plot, ui=ui.PreviewText("\n".join(lines)))
 
@@ -55,5 +64,10 @@ def _frames(name: str, clip: Tensor, source: Tensor) -> Tensor:
     if len(clip) < 2:
         raise NodeError(NAME, name, f"{len(clip)} frame(s).", "Connect a clip of at least two frames.")
     if clip.shape[:3] != source.shape[:3]:
-        raise NodeError(NAME, name, f"frames of shape {tuple(clip.shape[:3])}, the source's are {tuple(source.shape[:3])}.", "Connect clips of equal length and size.")
+        raise NodeError(
+            NAME,
+            name,
+            f"frames of shape {tuple(clip.shape[:3])}, the source's are {tuple(source.shape[:3])}.",
+            "Connect clips of equal length and size.",
+        )
     return clip[..., :3].movedim(-1, 1).float()

@@ -26,15 +26,25 @@ def _edit_inputs() -> list[Any]:
             default="tokenflow",
             tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency, for comparison.",
         ),
-        io.Int.Input("frames_per_pass", default=0, min=0, max=4096, tooltip="Frames in one model call. 0: as many as the host's memory estimate allows."),
+        io.Int.Input(
+            "frames_per_pass",
+            default=0,
+            min=0,
+            max=4096,
+            tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
+        ),
     ]
 
 
-def _edit(node: str, model: Any, correspondences: Correspondences, injection: Injection | None, consistency: str, frames_per_pass: int) -> Edit:
+def _edit(
+    node: str, model: Any, correspondences: Correspondences, injection: Injection | None, consistency: str, frames_per_pass: int
+) -> Edit:
     layers = check_model(node, model)
     check_same_model(node, model, correspondences.features.inversion)
     if tuple(correspondences.features.shapes) != layers:
-        raise NodeError(node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model.")
+        raise NodeError(
+            node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
+        )
     return Edit(node, layers, correspondences, injection, consistency, frames_per_pass)
 
 
@@ -54,10 +64,31 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it shall not show, or the source prompt."),
                 CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
                 InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
-                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="How strongly the prompt is followed. 7.5 as in the paper."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is deterministic DDIM, the inversion's inverse. Ancestral and SDE samplers lose the source."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Only for samplers that add noise of their own."),
-                io.Float.Input("start", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Share of the inverted steps to sample. 1: from the noisy end; less: SDEdit, closer to the source."),
+                io.Float.Input(
+                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="How strongly the prompt is followed. 7.5 as in the paper."
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.SAMPLER_NAMES,
+                    default="euler",
+                    tooltip="euler is deterministic DDIM, the inversion's inverse. Ancestral and SDE samplers lose the source.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Only for samplers that add noise of their own.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the inverted steps to sample. 1: from the noisy end; less: SDEdit, closer to the source.",
+                ),
                 *_edit_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The edited frames, for VAE Decode.")],
@@ -91,7 +122,9 @@ def _sigmas(model: Any, inversion: Inversion, sampler_name: str, start: float) -
     """The sampler's own noise levels for the inverted schedule, from `start` on downwards."""
     sigmas = inversion.sigmas
     if sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
-        whole = comfy.samplers.KSampler(model, steps=inversion.steps, device="cpu", sampler=sampler_name, scheduler=inversion.scheduler).sigmas
+        whole = comfy.samplers.KSampler(
+            model, steps=inversion.steps, device="cpu", sampler=sampler_name, scheduler=inversion.scheduler
+        ).sigmas
         sigmas = whole[whole <= inversion.sigmas[0] * (1 + 1e-4)]
     steps = len(sigmas) - 1
     return sigmas[steps - max(1, round(steps * start)) :]

@@ -21,7 +21,8 @@ def split_frames(tokens: Tensor, frames: int) -> Tensor:
 def extended_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(Q_i [K_1 ... K_k]^T / sqrt(d)) [V_1 ... V_k] for every keyframe i, written out.
 
-    q, k, v: (k, P, C). Returns: (k, P, C), before the output projection. The plain formula, for tests and for hosts without attention kernels.
+    q, k, v: (k, P, C). Returns: (k, P, C), before the output projection.
+    The plain formula, for tests and for hosts without attention kernels.
     """
     frames, tokens, width = q.shape
     q, k, v = (t.reshape(frames * tokens, heads, width // heads).transpose(0, 1) for t in (q, k, v))

@@ -58,7 +58,8 @@ def build_correspondences(
                 continue
             near = neighbours(inversion.frames, keyframes[target])
             tokens = {
-                layer: match_frames(tensor.to(device), keyframes[target], near, chosen, layer_window(tensor.shape[1])) for layer, tensor in layers.items()
+                layer: match_frames(tensor.to(device), keyframes[target], near, chosen, layer_window(tensor.shape[1]))
+                for layer, tensor in layers.items()
             }
             found[target] = StepMatches(keyframes[target], near, tokens)
             on_step(len(found))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .inversion import Inversion
 
-
 Consumer = Callable[[int, dict[str, Tensor]], None]
 
 

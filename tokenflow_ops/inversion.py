@@ -13,9 +13,9 @@ from torch import Tensor
 def invert(epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0) -> Iterator[tuple[int, Tensor]]:
     """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic DDIM (Euler) sampler.
 
-    In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is estimated at the *target* sigma, where the
-    sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1}) make
-    the step the sampler's exact inverse; 0 iterations is plain DDIM inversion.
+    In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is estimated at the *target* sigma,
+    where the sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1})
+    make the step the sampler's exact inverse; 0 iterations is plain DDIM inversion.
 
     epsilon: (x, sigma) -> predicted noise, shapes as x.
     x0: (N, C, h, w) clean latents. sigmas: (S+1,) descending, the last one 0.
@@ -53,7 +53,9 @@ class Inversion:
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 5 or self.sigmas.ndim != 1 or len(self.sigmas) != len(self.latents) or len(self.sigmas) < 2:
-            raise ValueError(f"need S+1 sigmas and (S+1, N, C, h, w) latents, got {tuple(self.sigmas.shape)} and {tuple(self.latents.shape)}")
+            raise ValueError(
+                f"need S+1 sigmas and (S+1, N, C, h, w) latents, got {tuple(self.sigmas.shape)} and {tuple(self.latents.shape)}"
+            )
         if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()) or self.sigmas[-1] != 0:
             raise ValueError("sigmas must fall strictly and end at 0")
 

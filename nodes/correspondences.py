@@ -84,13 +84,17 @@ class BuildCorrespondences(io.ComfyNode):
         steps = len(features.inversion.sigmas) - 1
         progress = ProgressBar(steps)
 
-        def on_step(done: int) -> None:
-            model_management.throw_exception_if_processing_interrupted()
-            progress.update_absolute(done, steps)
-
         try:
             found = build_correspondences(
-                features, keyframe_interval, seed, keyframes == FIXED, backend, search_window, model_management.get_torch_device(), on_step
+                features,
+                keyframe_interval,
+                seed,
+                keyframes == FIXED,
+                backend,
+                search_window,
+                model_management.get_torch_device(),
+                on_step=lambda done: progress.update_absolute(done, steps),
+                check=model_management.throw_exception_if_processing_interrupted,
             )
         except ValueError as error:
             socket = "search_window" if search_window else "features"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from comfy import model_management
+from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -48,9 +49,11 @@ class Metrics(io.ComfyNode):
         clips = {"source": source, "reconstruction": reconstruction, "reference": reference, "edited": edited}
         frames = {name: _frames(name, clip, source) for name, clip in clips.items() if clip is not None}
         motion = []
+        progress = ProgressBar(len(source) - 1)
         for pair in zip(frames["source"][:-1], frames["source"][1:], strict=True):
             model_management.throw_exception_if_processing_interrupted()
             motion += source_motion(torch.stack(pair))
+            progress.update(1)
         errors = {name: warp_errors(clip, motion) for name, clip in frames.items()}
         lines = [
             f"{name:14} warp error {errors[name].nanmean():6.2f}e-3   sharpness {sharpness(clip).mean():.4f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,13 +23,14 @@ def build_correspondences(
     window: int = 0,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] = lambda done: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
     interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation) instead of new random ones.
     backend: "faiss", "torch", or "auto": both are run once on this clip's features, and the faster is kept.
     window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
-    device: where the search runs. on_step: called with the number of steps done; may raise to stop.
+    device: where the search runs. on_step: called with the number of steps done. check: called before every search; may raise to stop.
     Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window.
     """
     inversion = features.inversion
@@ -40,6 +42,7 @@ def build_correspondences(
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
     chosen = "torch" if window > 0 and backend == "auto" else backend
 
+    @cache
     def layer_window(tokens: int) -> Tensor | None:
         rows, columns = token_grid(tokens, height, width)
         allowed = search_window(rows, columns, -(-window * rows // height) if window else 0)
@@ -58,7 +61,7 @@ def build_correspondences(
                 continue
             near = neighbours(inversion.frames, keyframes[target])
             tokens = {
-                layer: match_frames(tensor.to(device), keyframes[target], near, chosen, layer_window(tensor.shape[1]))
+                layer: match_frames(tensor, keyframes[target], near, chosen, layer_window(tensor.shape[1]), device, check)
                 for layer, tensor in layers.items()
             }
             found[target] = StepMatches(keyframes[target], near, tokens)

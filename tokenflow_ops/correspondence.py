@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,22 +14,32 @@ from .search import nearest_tokens
 
 
 def match_frames(
-    features: Tensor, keyframes: Tensor, near: Neighbours, backend: str = "torch", window: Tensor | None = None
+    features: Tensor,
+    keyframes: Tensor,
+    near: Neighbours,
+    backend: str = "torch",
+    window: Tensor | None = None,
+    device: torch.device | str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """For every token of every frame the closest token of the frame's past and of its future keyframe.
 
     features: (N, P, C) of one layer and step. keyframes: (k,) frame numbers. near: the frames' neighbours among them.
-    backend, window: see `nearest_tokens`.
+    backend, window: see `nearest_tokens`. check: called before every search; may raise to stop.
+    device: where to search, None for where the features are; one keyframe and its frames go there at a time.
     Returns: past and future token indices, each (N, P) on the CPU, int16 where P allows, else int32. A keyframe maps onto itself.
     """
     frames, tokens, _ = features.shape
+    device = features.device if device is None else device
     dtype = torch.int16 if tokens <= torch.iinfo(torch.int16).max else torch.int32
     past = torch.empty(frames, tokens, dtype=dtype)
     future = torch.empty(frames, tokens, dtype=dtype)
     for position, keyframe in enumerate(keyframes.tolist()):
+        check()
         follows_past, follows_future = near.past == position, near.future == position
         users = (follows_past | follows_future).nonzero().flatten()
-        found = nearest_tokens(features[users.to(features.device)], features[keyframe], backend, window).to("cpu", dtype)
+        queries = features[users.to(features.device)].to(device)
+        found = nearest_tokens(queries, features[keyframe].to(device), backend, window).to("cpu", dtype)
         found[users == keyframe] = torch.arange(tokens, dtype=dtype)  # even where two of its own tokens are equal
         past[follows_past] = found[follows_past[users]]
         future[follows_future] = found[follows_future[users]]

@@ -38,6 +38,15 @@ def _inference_mode() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Layers this small lose more by waking threads than they gain, several times over on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @cache
 def tiny_model() -> Any:
     return tiny_sd15(0)

@@ -32,7 +32,7 @@ class Run:
     def __init__(self, asked: int = 0) -> None:
         self.asked = asked
         self.model: Any = None
-        self._cut: dict[tuple[Any, ...], PassConds] = {}
+        self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
     def begin(self, guider: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Called once the model is loaded and conditionings are processed."""
@@ -59,10 +59,14 @@ class Run:
         if len(frames) != last - first + 1:
             return PassConds(conds, frames, total, kind)
         name = f"{kind} {first}-{last}"
-        key = (name, *(tuple(map(id, entries or ())) for entries in conds))
-        if key not in self._cut:
-            self._cut[key] = PassConds(conds, frames, total, name)
-        return self._cut[key]
+        entries = [entry for listed in conds for entry in listed or ()]
+        key = (name, *(len(listed or ()) for listed in conds))
+        known, cut = self._cut.get(key, ((), None))
+        # Held and compared by identity: guiders may make new ones at every evaluation, at the address of those they dropped.
+        if cut is None or any(one is not other for one, other in zip(known, entries, strict=True)):
+            cut = PassConds(conds, frames, total, name)
+            self._cut[key] = entries, cut
+        return cut
 
 
 class ModelCall:

@@ -16,7 +16,10 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
     """The frames a pass may take for latents of `shape` (N, C, h, w); `asked` if it is given.
 
     Cond and uncond are counted, as is a half on top that the host wants free before it batches them.
+    All frames where self-attention is replaced throughout: Self-Attention Guidance takes what it saw in the last call for the whole batch.
     """
+    if model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"):
+        return shape[0]
     if asked > 0:
         return min(asked, shape[0])
     device = model.load_device

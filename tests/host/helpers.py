@@ -77,11 +77,13 @@ def applied(model: Any = None, correspondences: Any = None, **inputs: Any) -> An
     return call(Apply.execute, model or tiny_model(), correspondences or matched(), **inputs)[0]
 
 
-def stock(model: Any, positive: Any = POSITIVE, negative: Any = NEGATIVE, cfg: float = 4.0, frames: int = FRAMES, seed: int = 0) -> Tensor:
-    """The host's own SamplerCustom from the noisy end of the inversion."""
-    _, noisy, sigmas = inverted(frames)
+def stock(
+    model: Any, positive: Any = POSITIVE, negative: Any = NEGATIVE, cfg: float = 4.0, clip: tuple[int, tuple[int, int]] = (FRAMES, SIZE)
+) -> Tensor:
+    """The host's own SamplerCustom from the noisy end of a clip's inversion."""
+    _, noisy, sigmas = inverted(*clip)
     sampler = comfy.samplers.sampler_object("euler")
-    return call(SamplerCustom.execute, model, False, seed, cfg, positive, negative, sampler, sigmas, noisy)[0]["samples"]
+    return call(SamplerCustom.execute, model, False, 0, 4.0, positive, negative, sampler, sigmas, noisy)[0]["samples"]
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
@@ -99,7 +101,7 @@ def untouched(model: Any) -> Iterator[None]:
         given = [model.model_options, model.patches, model.object_patches, model.wrappers, model.callbacks, model.attachments]
         return [repr(given), {name: sorted(vars(part)) for name, part in module.diffusion_model.named_modules()}]
 
-    stock(model, frames=1)  # the host itself leaves marks when it loads a model
+    stock(model, clip=(1, SIZE))  # the host itself leaves marks when it loads a model
     weights = {name: weight.clone() for name, weight in module.state_dict().items()}
     before = marks()
     yield

@@ -52,7 +52,7 @@ def test_every_sampler_edits(name: str) -> None:
 
 @pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
 def test_a_single_frame_is_the_plain_hosts_with_every_sampler(name: str) -> None:
-    """One frame is its own keyframe: joint attention and propagation change nothing. Noise of the sampler's own comes from the same seed."""
+    """One frame is its own keyframe: joint attention and propagation change nothing. A sampler's own noise is of the same seed."""
     _, noisy, _ = inverted(1, SMALL)
     found = edit(correspondences=matched(1, SMALL), sampler_name=name, cfg=1.0, seed=1)
     assert relative_error(found, advanced(tiny_model(), noisy, name, cfg=1.0, seed=1)) < 1e-3

@@ -18,7 +18,7 @@ from scenes import Scene, uniform
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-SAVE_EVERY = 250
+SAVE_EVERY = 100
 DROPPED_CAPTIONS = 0.1
 
 
@@ -103,8 +103,9 @@ class Trainer:
             group["lr"] = rate * group["pace"]
         latents = self.model.encode(pictures.to(self.device).float() / 255)
         count = len(latents)
-        # Uniform over the schedule, one in each of its equal parts. Two thirds of it have more noise than signal.
-        times = ((torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)) / count * 1000).long()
+        # Evenly spread over the batch, more of them at high noise: that is where prompts and layouts are learnt.
+        parts = (torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)) / count
+        times = (parts.sqrt() * 1000).long().clamp(max=999)
         alpha_bar = ALPHA_BAR.to(self.device)[times].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         with torch.autocast(self.device, torch.bfloat16):
@@ -148,7 +149,7 @@ def main() -> None:
         times, losses = trainer.learn(pictures, captions, options.rate * ramp * (max(0.02, 1 - done) if options.final else 1.0))
         for at, loss in zip(times.tolist(), losses.tolist(), strict=True):
             recent[at // 125] = [*recent[at // 125][-199:], loss]
-        if trainer.step % 50 == 0:
+        if trainer.step % 25 == 0:
             by_noise = " ".join(f"{sum(part) / max(1, len(part)):.3f}" for part in recent)
             speed = (trainer.step - first) * options.batch / (time.time() - begin)
             print(

@@ -9,14 +9,14 @@ import torch
 
 
 def model_fingerprint(model: Any) -> str:
-    """A digest of a ModelPatcher's architecture, noise levels and a part of its own weights; LoRA on top does not change it.
+    """A digest of a ModelPatcher's architecture, noise levels, prediction and a part of its own weights; LoRA on top does not change it.
 
     The weights are the one-dimensional ones (norms and biases): every checkpoint has its own, they are small, and LoRA rarely touches them;
     where something did, the host's backup of the original is taken.
     """
     digest = hashlib.sha256()
     sampling = model.get_model_object("model_sampling")
-    digest.update(type(sampling).__mro__[1].__name__.encode())
+    digest.update(" ".join(base.__name__ for base in type(sampling).__mro__[1:]).encode())  # the schedule's class and the prediction's
     digest.update(sampling.sigmas.detach().float().cpu().numpy().tobytes())
     for name, weight in model.model.diffusion_model.named_parameters():
         if weight.ndim != 1:

@@ -80,6 +80,9 @@ def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, soc
     if shape[0] != known[0]:
         found = f"{shape[0]} frames here, {known[0]} in the inversion."
         remedy = "Sample all frames of the inverted clip in one batch, without context windows."
+    elif len(shape) != len(known) or shape[1] != known[1]:
+        found = f"latents of shape {shape} here, {known} in the inversion."
+        remedy = "Encode the frames with the VAE that belongs to the model."
     else:
         found = f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
         remedy = "Use the same resolution for both."

@@ -129,7 +129,7 @@ def _sigmas(model: Any, scheduler: str, steps: int) -> torch.Tensor:
         raise NodeError(
             NAME,
             "steps",
-            f"the scheduler '{scheduler}' repeats noise levels at {steps} steps.",
-            "Choose fewer steps, or the scheduler 'normal'.",
+            f"the scheduler '{scheduler}' gives no falling noise levels at {steps} steps.",
+            "Choose another number of steps, or the scheduler 'normal'.",
         )
     return sigmas

@@ -41,7 +41,7 @@ def tiny_model(seed: int = 0) -> Any:
 
 
 def invert(model: Any, latents: Any, **inputs: Any) -> tuple[Any, ...]:
-    return call(InvertVideo.execute, model, latents, SOURCE, **{"steps": STEPS, **inputs})
+    return call(InvertVideo.execute, model, latents, **{"positive": SOURCE, "steps": STEPS, **inputs})
 
 
 @cache

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import comfy.samplers
+import comfy.sd
 import pytest
 import torch
 from comfy import model_management
@@ -84,6 +85,17 @@ def stock(
     _, noisy, sigmas = inverted(*clip)
     sampler = comfy.samplers.sampler_object("euler")
     return call(SamplerCustom.execute, model, False, 0, 4.0, positive, negative, sampler, sigmas, noisy)[0]["samples"]
+
+
+def lora() -> dict[str, torch.Tensor]:
+    """A LoRA of self-attention's value projection in the first block."""
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
+    generator = torch.Generator().manual_seed(0)
+    return {f"{key}.lora_{side}.weight": torch.randn(shape, generator=generator) for side, shape in (("up", (32, 4)), ("down", (4, 32)))}
+
+
+def with_lora(model: Any, strength: float) -> Any:
+    return comfy.sd.load_lora_for_models(model, None, lora(), strength, 0)[0]
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:

@@ -39,6 +39,7 @@ from .helpers import (
     tiny_model,
     untouched,
     watched,
+    with_lora,
 )
 from .tiny_models import moving_clip
 
@@ -203,17 +204,6 @@ def test_any_number_of_frames_and_any_size(frames: int, size: tuple[int, int]) -
     found = edit(correspondences=matched(frames, size, interval=3), injection=injection())
     assert found.shape == (frames, 4, *size)
     assert torch.isfinite(found).all()
-
-
-def lora() -> dict[str, torch.Tensor]:
-    """A LoRA of self-attention's value projection in the first block."""
-    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
-    generator = torch.Generator().manual_seed(0)
-    return {f"{key}.lora_{side}.weight": torch.randn(shape, generator=generator) for side, shape in (("up", (32, 4)), ("down", (4, 32)))}
-
-
-def with_lora(model: Any, strength: float) -> Any:
-    return comfy.sd.load_lora_for_models(model, None, lora(), strength, 0)[0]
 
 
 def test_a_lora_on_top_is_accepted_and_takes_part() -> None:

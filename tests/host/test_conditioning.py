@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import comfy.conds
@@ -13,10 +14,13 @@ import pytest
 import torch
 from comfy import model_management
 from comfy.cldm.cldm import ControlNet as ControlModel
+from comfy.hooks import create_hook_lora
 from comfy_extras.nodes_custom_sampler import DisableNoise, DualCFGGuider, SamplerCustomAdvanced
+from comfy_extras.nodes_hooks import ConditioningSetProperties
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
+from tokenflow_pack.host.controls import control_view
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.patching import Run
 from torch import Tensor
@@ -34,6 +38,7 @@ from .helpers import (
     injection,
     interrupted,
     inverted,
+    lora,
     matched,
     relative_error,
     stock,
@@ -41,6 +46,7 @@ from .helpers import (
     untouched,
     watch,
     watched,
+    with_lora,
 )
 from .tiny_models import LAYOUT, random_conditioning
 
@@ -230,6 +236,37 @@ def test_after_an_interrupt_the_plain_run_has_all_hints() -> None:
         edit(watched(tiny_model(), stop), positive, negative, frames_per_pass=2)
     assert len(calls) == 2
     assert torch.equal(stock(tiny_model(), positive, negative), wanted)
+
+
+def test_methods_bound_to_a_control_are_bound_to_its_view() -> None:
+    control = controlnet().copy().set_cond_hint(torch.arange(3.0).reshape(3, 1, 1, 1))
+    control.mean_hint = MethodType(lambda self: float(self.cond_hint_original.mean()), control)
+    view = control_view(control, torch.tensor([0, 2]), 3)
+    assert view.cond_hint_original.flatten().tolist() == [0, 2]
+    assert view.mean_hint() == 1
+    view = control_view(control, torch.tensor([2]), 3)
+    assert view.mean_hint() == 2
+    assert control.mean_hint() == 1
+    assert control.cond_hint_original.shape[0] == 3
+
+
+def test_controls_that_cut_their_hints_themselves_are_told_the_frames() -> None:
+    """As those of Advanced-ControlNet."""
+    control = controlnet().copy().set_cond_hint(torch.zeros(5, 3, 8, 8))
+    control.sub_idxs, control.full_latent_length, control.context_length = None, 0, 0
+    view = control_view(control, torch.tensor([1, 4]), 5)
+    assert (view.sub_idxs, view.full_latent_length, view.context_length) == ([1, 4], 5, 2)
+    assert view.cond_hint_original is control.cond_hint_original
+    assert control.sub_idxs is None
+
+
+def test_a_lora_hooked_to_a_prompt_is_that_prompts() -> None:
+    hooks = create_hook_lora(lora(), 0.5, 0.0)
+    hooked = call(ConditioningSetProperties().set_properties, POSITIVE, 1.0, "default", hooks=hooks)[0]
+    with untouched(tiny_model()):
+        found = edit(positive=hooked, cfg=1.0, frames_per_pass=2)
+    assert relative_error(found, edit(with_lora(tiny_model(), 0.5), cfg=1.0)) < ROUNDING
+    assert relative_error(found, edit(cfg=1.0)) > 10 * ROUNDING
 
 
 # Guidance that looks at the model again

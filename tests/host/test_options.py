@@ -1,0 +1,101 @@
+"""The choices that save time or memory: which layers and steps are matched, by what, and the pictures that show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenflow_pack.host.errors import NodeError
+from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.metrics import Metrics
+from tokenflow_pack.nodes.sampling import Sampler
+
+from .helpers import FRAMES, NEGATIVE, POSITIVE, SIZE, STEPS, call, extracted, inverted, tiny_model
+
+
+def edit(features: Any, **build: Any) -> tuple[Any, torch.Tensor]:
+    """Correspondences, and the latents of an edit with them."""
+    found = call(BuildCorrespondences.execute, features, 2, **build)[0]
+    (injection,) = call(PlugAndPlay.execute)
+    (latent,) = call(Sampler.execute, tiny_model(), POSITIVE, NEGATIVE, found, cfg=3.0, injection=injection)
+    return found, latent["samples"]
+
+
+@pytest.mark.parametrize("layers", ["one per resolution", "decoder"])
+def test_layers_that_share_matches_take_those_of_their_resolution(layers: str) -> None:
+    features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], layers=layers)[0]
+    found, samples = edit(features)
+    assert torch.isfinite(samples).all()
+    assert len(features.match_layers) < len(features.shapes)
+    decoder = {features.shapes[layer][0] for layer in features.shapes if layer.startswith("output_blocks")}
+    for layer, source in features.matched_by.items():
+        tokens = features.shapes[layer][0]
+        assert features.shapes[source][0] == tokens
+        assert source.startswith("output_blocks") or tokens not in decoder
+        assert all(found.tokens(0, layer)[i] is found.tokens(0, source)[i] for i in (0, 1))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [("every k-th", (0, 2)), ("one noise level", (1,))])
+@pytest.mark.parametrize("storage", ["memory", "recompute"])
+def test_steps_without_features_use_the_nearest_that_has_some(steps: str, expected: tuple[int, ...], storage: str) -> None:
+    features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], steps=steps, every=2, noise_level=0.5, storage=storage)[0]
+    assert features.steps == expected
+    found, samples = edit(features)
+    assert len(found.steps) == STEPS
+    assert torch.isfinite(samples).all()
+
+
+def test_both_backends_give_the_same_edit() -> None:
+    samples = [edit(extracted(), backend=backend)[1] for backend in ("faiss", "torch")]
+    # Near-ties may fall either way; what they change is small.
+    assert (samples[0] - samples[1]).abs().mean() < 1e-3 * samples[0].abs().mean()
+
+
+def test_fixed_keyframes_stay_and_random_ones_change_with_step_and_seed() -> None:
+    def drawn(**build: Any) -> list[list[int]]:
+        return [step.keyframes.tolist() for step in call(BuildCorrespondences.execute, extracted(), 2, **build)[0].steps]
+
+    fixed = drawn(keyframes=FIXED)
+    assert fixed[0] == fixed[1] == fixed[2]
+    assert len({tuple(step) for seed in range(8) for step in drawn(seed=seed)}) > 1
+    assert drawn(seed=3) == drawn(seed=3)
+
+
+def test_pictures_show_every_frame_at_the_size_of_the_clip() -> None:
+    height, width = (side * 8 for side in SIZE)
+    features, components = call(ExtractFeatures.execute, tiny_model(), inverted()[0])
+    _, rebuilt = call(BuildCorrespondences.execute, features, 2)
+    _, from_frames = call(BuildCorrespondences.execute, features, 1, frames=torch.rand(FRAMES, height, width, 3))
+    for picture in (components, rebuilt, from_frames):
+        assert picture.shape == (FRAMES, height, width, 3)
+        assert float(picture.min()) >= 0
+        assert float(picture.max()) <= 1
+
+
+def test_with_every_frame_a_keyframe_the_rebuilt_clip_is_the_clip() -> None:
+    height, width = (side * 8 for side in SIZE)
+    frames = torch.rand(FRAMES, height, width, 3)
+    rebuilt = call(BuildCorrespondences.execute, extracted(), 1, frames=frames)[1]
+    assert torch.allclose(rebuilt, frames, atol=1e-6)
+
+
+def test_metrics_say_a_still_clip_is_steady_and_a_flickering_one_is_not() -> None:
+    still = torch.rand(1, 32, 48, 3).expand(4, -1, -1, -1)
+    flicker = still * torch.tensor([1.0, 0.5, 1.0, 0.5]).view(-1, 1, 1, 1)
+    text, plot = call(Metrics.execute, still, flicker, reference=still)
+    errors = {line.split()[0]: float(line.split("warp error")[1].split("e-3")[0]) for line in text.splitlines()}
+    assert errors["source"] == errors["reference"] == 0
+    expected = float((still * 0.5).square().mean()) * 1e3
+    assert errors["edited"] == pytest.approx(expected, rel=0.05)
+    assert plot.shape[0] == 1
+
+
+def test_metrics_refuse_clips_that_do_not_fit() -> None:
+    clip = torch.rand(3, 16, 16, 3)
+    with pytest.raises(NodeError, match=r"Video Consistency Metrics.*'edited'.*\(2, 16, 16\)"):
+        call(Metrics.execute, clip, clip[:2])
+    with pytest.raises(NodeError, match=r"'source'.*1 frame"):
+        call(Metrics.execute, clip[:1], clip[:1])

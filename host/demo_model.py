@@ -42,6 +42,11 @@ class PatchAutoencoder(torch.nn.Module):
     Pictures are (B, 3, H, W) in [-1, 1], latents (B, 16, H / 4, W / 4).
     """
 
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
+    gain: Tensor
+
     def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor, gain: Tensor) -> None:
         """mean: (48,) the mean patch; basis: (48, 16) its axes; scale: (16,) and gain: () what latents are divided and multiplied by."""
         super().__init__()

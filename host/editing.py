@@ -29,7 +29,8 @@ class Edit:
     """What an edit is made of.
 
     node: the node's name for errors. layers: the model's self-attention layers. consistency: one of CONSISTENCY.
-    injection: Plug-and-Play, or None. frames_per_pass: 0 for the host's estimate.
+    injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to, 0 for all.
+    frames_per_pass: 0 for the host's estimate.
     """
 
     node: str
@@ -37,6 +38,7 @@ class Edit:
     correspondences: Correspondences
     injection: Injection | None
     consistency: str
+    attended_keyframes: int
     frames_per_pass: int
 
 
@@ -82,12 +84,22 @@ class EditRun(Run):
         matches = edit.correspondences.steps[step]
         joint = edit.consistency == "joint attention"
         keyframe_source = self.source(call, step, matches.keyframes, names)
+        limit = edit.attended_keyframes
         bank: Bank = {}
-        call.run(self, KeyframePass(matches.keyframes, source=keyframe_source, keep="context" if joint else "output", bank=bank))
+        call.run(
+            self, KeyframePass(matches.keyframes, source=keyframe_source, limit=limit, keep="context" if joint else "output", bank=bank)
+        )
         if joint:
             return self.over_frames(
                 call,
-                lambda frames: JointPass(frames, source=self.source(call, step, frames, names), bank=bank, keyframe_source=keyframe_source),
+                lambda frames: JointPass(
+                    frames,
+                    source=self.source(call, step, frames, names),
+                    bank=bank,
+                    keyframes=matches.keyframes,
+                    keyframe_source=keyframe_source,
+                    limit=limit,
+                ),
             )
         tokens = partial(edit.correspondences.tokens, step)
         features_only = (hidden,) if hidden else ()

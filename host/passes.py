@@ -13,7 +13,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..tokenflow_ops import StepMatches, join_frames, propagate, split_frames
+from ..tokenflow_ops import StepMatches, attended_keyframes, join_frames, propagate, split_frames
 from .conds import Place
 from .errors import NodeError
 
@@ -46,6 +46,27 @@ class AttentionCall:
         q, k, v = module.to_q(q_source), module.to_k(k_source), module.to_v(value)
         out = optimized_attention(q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=self.options)
         return module.to_out(out)
+
+    def run_windows(self, q_from: Tensor, k_from: Tensor, v_from: Tensor, windows: Tensor) -> Tensor:
+        """The module with every frame attending to some of the keyframes only.
+
+        q_from: (rows, n, P, C), k_from and v_from: (rows, k, P, C) tokens to project. windows: (n, L) positions among the k.
+        Returns: (rows * n, P, C).
+        """
+        module = self.module
+        q, k, v = module.to_q(q_from), module.to_k(k_from), module.to_v(v_from)
+        out = [
+            optimized_attention(
+                q[:, i],
+                k[:, window].flatten(1, 2),
+                v[:, window].flatten(1, 2),
+                module.heads,
+                attn_precision=module.attn_precision,
+                transformer_options=self.options,
+            )
+            for i, window in enumerate(windows.tolist())
+        ]
+        return module.to_out(torch.stack(out, 1).flatten(0, 1))
 
 
 @dataclass
@@ -125,23 +146,29 @@ Bank = dict[tuple[str, Place], Any]
 class KeyframePass(Pass):
     """Joint edit of the keyframes: extended attention in every layer (paper, equation 5).
 
-    keep: "output" (tokens after the output projection, T_base), or "context" (the tokens that keys and values are made of).
+    limit: how many keyframes, the closest in time, each attends to; 0 for all.
+    keep: "output" (tokens after the output projection, T_base), or "context" (the tokens that values are made of).
     """
 
+    limit: int = 0
     keep: str = "output"
     bank: Bank = field(default_factory=dict)
 
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
-        value = join_frames(_value(call), rows)
-        if call.layer in self.source:
-            source = join_frames(self.source_rows(call.layer, call.x), rows)
-            out = call.run_injected(source, source, value)
+        source = self.source_rows(call.layer, call.x) if call.layer in self.source else None
+        if 0 < self.limit < count:
+            queries = call.x if source is None else source
+            keys = next(tokens for tokens in (source, call.context, call.x) if tokens is not None)
+            queries, keys, values = (part.unflatten(0, (rows, count)) for part in (queries, keys, _value(call)))
+            tokens = call.run_windows(queries, keys, values, attended_keyframes(self.frames, self.frames, self.limit))
+        elif source is not None:
+            source = join_frames(source, rows)
+            tokens = split_frames(call.run_injected(source, source, join_frames(_value(call), rows)), count)
         else:
-            context = None if call.context is None else join_frames(call.context, rows)
-            out = call.run(join_frames(call.x, rows), context, None if call.value is None else value)
-        tokens = split_frames(out, count)
-        kept = tokens if self.keep == "output" else split_frames(value, count)
+            context, value = (None if part is None else join_frames(part, rows) for part in (call.context, call.value))
+            tokens = split_frames(call.run(join_frames(call.x, rows), context, value), count)
+        kept = tokens if self.keep == "output" else _value(call)
         for place, part in zip(self.places(call.options), kept.chunk(rows), strict=True):
             self.bank[call.layer, place] = part
         return tokens
@@ -151,21 +178,25 @@ class KeyframePass(Pass):
 class JointPass(Pass):
     """Frames that attend to the keyframes' keys and values; nothing is propagated (the paper's joint attention ablation).
 
-    keyframe_source: the keyframes' source tokens where attention is injected.
+    keyframes: (k,) frame numbers. keyframe_source: their source tokens where attention is injected. limit: as in `KeyframePass`.
     """
 
     bank: Bank
+    keyframes: Tensor
     keyframe_source: Mapping[str, Tensor]
+    limit: int = 0
 
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
-        kept = torch.stack([self.bank[call.layer, place].flatten(0, 1) for place in self.places(call.options)])
-        if call.layer in self.source:
-            keys = self.keyframe_source[call.layer].to(call.x).flatten(0, 1).expand(rows, -1, -1)
-            out = call.run_injected(join_frames(self.source_rows(call.layer, call.x), rows), keys, kept)
-        else:
-            out = call.run(join_frames(call.x, rows), kept, None)
-        return split_frames(out, count)
+        kept = torch.stack([self.bank[call.layer, place] for place in self.places(call.options)])
+        injected = call.layer in self.source
+        queries = self.source_rows(call.layer, call.x) if injected else call.x
+        keys = self.keyframe_source[call.layer].to(call.x).expand_as(kept) if injected else kept
+        if 0 < self.limit < len(self.keyframes):
+            windows = attended_keyframes(self.frames, self.keyframes, self.limit)
+            return call.run_windows(queries.unflatten(0, (rows, count)), keys, kept, windows)
+        queries, keys, kept = join_frames(queries, rows), keys.flatten(1, 2), kept.flatten(1, 2)
+        return split_frames(call.run_injected(queries, keys, kept) if injected else call.run(queries, kept, None), count)
 
 
 @dataclass(kw_only=True)

@@ -27,6 +27,13 @@ def _edit_inputs() -> list[Any]:
             tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency, for comparison.",
         ),
         io.Int.Input(
+            "attended_keyframes",
+            default=0,
+            min=0,
+            max=4096,
+            tooltip="How many keyframes, the closest in time, attend to each other. 0: all. Set it (8, say) for clips of hundreds of frames: cost and memory grow with the square.",
+        ),
+        io.Int.Input(
             "frames_per_pass",
             default=0,
             min=0,
@@ -37,7 +44,13 @@ def _edit_inputs() -> list[Any]:
 
 
 def _edit(
-    node: str, model: Any, correspondences: Correspondences, injection: Injection | None, consistency: str, frames_per_pass: int
+    node: str,
+    model: Any,
+    correspondences: Correspondences,
+    injection: Injection | None,
+    consistency: str,
+    attended_keyframes: int,
+    frames_per_pass: int,
 ) -> Edit:
     layers = check_model(node, model)
     check_same_model(node, model, correspondences.features.inversion)
@@ -45,7 +58,7 @@ def _edit(
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    return Edit(node, layers, correspondences, injection, consistency, frames_per_pass)
+    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, frames_per_pass)
 
 
 class Sampler(io.ComfyNode):
@@ -106,10 +119,11 @@ class Sampler(io.ComfyNode):
         seed: int = 0,
         start: float = 1.0,
         consistency: str = "tokenflow",
+        attended_keyframes: int = 0,
         frames_per_pass: int = 0,
         injection: Injection | None = None,
     ) -> io.NodeOutput:
-        patched = apply_edit(model, _edit(SAMPLER, model, correspondences, injection, consistency, frames_per_pass))
+        patched = apply_edit(model, _edit(SAMPLER, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass))
         inversion = correspondences.features.inversion
         sigmas = _sigmas(model, inversion, sampler_name, start)
         latents = model.get_model_object("latent_format").process_out(inversion.latents_at(float(sigmas[0])))
@@ -156,7 +170,10 @@ class Apply(io.ComfyNode):
         model: Any,
         correspondences: Correspondences,
         consistency: str = "tokenflow",
+        attended_keyframes: int = 0,
         frames_per_pass: int = 0,
         injection: Injection | None = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(apply_edit(model, _edit(APPLY, model, correspondences, injection, consistency, frames_per_pass)))
+        return io.NodeOutput(
+            apply_edit(model, _edit(APPLY, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass))
+        )

@@ -9,7 +9,7 @@ from .correspondence import Correspondences, StepMatches, match_frames
 from .features import DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
-from .keyframes import Neighbours, choose_keyframes, neighbours
+from .keyframes import Neighbours, attended_keyframes, choose_keyframes, neighbours
 from .propagation import propagate
 from .search import nearest_tokens
 
@@ -23,6 +23,7 @@ __all__ = [
     "Neighbours",
     "SourceFeatures",
     "StepMatches",
+    "attended_keyframes",
     "build_correspondences",
     "choose_keyframes",
     "extended_attention",

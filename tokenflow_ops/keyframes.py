@@ -26,6 +26,16 @@ def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor
     return starts + (draws * lengths).long()
 
 
+def attended_keyframes(frames: Tensor, keyframes: Tensor, limit: int) -> Tensor:
+    """The `limit` keyframes closest in time to every frame, for extended attention whose cost stays linear in long clips.
+
+    frames: (n,) and keyframes: (k,) frame numbers, k >= limit >= 1. Of two at the same distance the earlier one is taken.
+    Returns: (n, limit) int64 positions in `keyframes`, ascending.
+    """
+    distance = (frames[:, None] - keyframes[None]).abs()
+    return distance.argsort(dim=1, stable=True)[:, :limit].sort(1).values
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """The nearest past and future keyframe of every frame.

@@ -99,3 +99,20 @@ def test_metrics_refuse_clips_that_do_not_fit() -> None:
         call(Metrics.execute, clip, clip[:2])
     with pytest.raises(NodeError, match=r"'source'.*1 frame"):
         call(Metrics.execute, clip[:1], clip[:1])
+
+
+@pytest.mark.parametrize("consistency", ["tokenflow", "joint attention"])
+def test_a_limit_of_all_keyframes_is_no_limit_and_less_is_less(consistency: str) -> None:
+    found = call(BuildCorrespondences.execute, extracted(), 1)[0]  # every frame a keyframe
+    (injection,) = call(PlugAndPlay.execute)
+
+    def sample(limit: int) -> torch.Tensor:
+        inputs = {"cfg": 3.0, "injection": injection, "consistency": consistency, "attended_keyframes": limit}
+        return call(Sampler.execute, tiny_model(), POSITIVE, NEGATIVE, found, **inputs)[0]["samples"]
+
+    unlimited, alone = sample(0), sample(1)
+    assert torch.equal(sample(FRAMES), unlimited)
+    assert not torch.allclose(alone, unlimited, rtol=1e-3)
+    # A keyframe that attends to itself alone is edited frame by frame.
+    (by_frame,) = call(Sampler.execute, tiny_model(), POSITIVE, NEGATIVE, found, cfg=3.0, injection=injection, consistency="per frame")
+    assert torch.allclose(alone, by_frame["samples"], rtol=1e-3, atol=1e-4 * float(alone.abs().max()))

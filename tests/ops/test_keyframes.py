@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflow_ops import choose_keyframes, neighbours
+from tokenflow_ops import attended_keyframes, choose_keyframes, neighbours
 
 frames_of = st.integers(1, 101)
 intervals = st.integers(1, 40)
@@ -69,3 +69,13 @@ def test_weights_follow_the_true_distances() -> None:
     assert near.future.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     assert near.weight[2:5].tolist() == [0.25, 0.5, 0.75]
     assert ((near.weight >= 0) & (near.weight <= 1)).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**64 - 1), st.data())
+def test_a_frame_attends_to_the_keyframes_closest_in_time(frames: int, interval: int, seed: int, data: st.DataObject) -> None:
+    keyframes = choose_keyframes(frames, interval, seed, 0)
+    limit = data.draw(st.integers(1, len(keyframes)))
+    found = attended_keyframes(torch.arange(frames), keyframes, limit)
+    for frame, positions in enumerate(found.tolist()):
+        by_distance = sorted(range(len(keyframes)), key=lambda k: (abs(int(keyframes[k]) - frame), k))
+        assert positions == sorted(by_distance[:limit])

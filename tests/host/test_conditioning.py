@@ -131,7 +131,7 @@ def test_every_frame_has_its_own_prompt(rows: int) -> None:
     assert relative_error(found, edit(positive=[[prompts, {}]])) < ROUNDING
 
 
-@pytest.mark.parametrize("frames_per_pass", [0, 2])
+@pytest.mark.parametrize("frames_per_pass", [0, 3])
 def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
     """One prompt holds on even frames, the other on odd ones; over a single step no frame sees the other's."""
     even = torch.zeros(FRAMES, SIZE[0] * 8, SIZE[1] * 8)

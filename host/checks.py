@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_sampling
 import torch
+from comfy.ldm.modules.attention import SpatialVideoTransformer
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion
@@ -21,6 +22,10 @@ def check_model(node: str, model: Any) -> tuple[str, ...]:
     if not layers:
         raise NodeError(
             node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
+        )
+    if any(isinstance(module, SpatialVideoTransformer) for module in model.model.diffusion_model.modules()):
+        raise NodeError(
+            node, "model", f"{kind} is a video model, which attends over time by itself.", "Connect an SD 1.x, SD 2.x or SDXL model."
         )
     if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise NodeError(

@@ -13,7 +13,7 @@ _ABSENT = object()
 
 
 class ForwardWraps:
-    """Installed before a run, undone after it; runs may nest, each undoes its own.
+    """Installed before a run, undone after it, each run its own.
 
     make: called with (path, module), returns the wrapper, called with (original forward, *args, **kwargs).
     """

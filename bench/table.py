@@ -1,4 +1,4 @@
-"""The table of the paper on the embedded clip: python3 run.py bench table [--surfaces gold marble] [--frames 24] [--steps 50]
+"""The table of the paper on the embedded clip: python3 run.py bench table [--surfaces lava gold] [--frames 24] [--steps 50]
 
 Every row is the same edit of the same source with the same seed; only what keeps the frames together differs. Columns: warp error x1e-3
 along DIS flow of the source and the world's true flow; excess: warp error above the autoencoder's, per frame = 1; fidelity: how sure a
@@ -36,13 +36,13 @@ ROWS = ("per frame", "joint attention", "fixed keyframes", "TokenFlow")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--surfaces", nargs="+", default=["gold"], choices=SURFACES)
+    parser.add_argument("--surfaces", nargs="+", default=["lava"], choices=SURFACES)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=5.0)
+    parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--interval", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--refinement", default="none")
+    parser.add_argument("--refinement", default="fixed point", choices=["none", "fixed point"])
     options = parser.parse_args()
     with torch.inference_mode(False), torch.enable_grad():
         critic = judge.train(torch.Generator().manual_seed(0), 2000)
@@ -89,8 +89,8 @@ class Table:
 
     def edit(self, surface: str, floor: float, true_floor: float) -> None:
         """One edit, a row for each way of keeping the frames together."""
-        prompt = self.encode(f"a {surface} {self.scene.shape} on {self.scene.ground_name}")
-        print(f"\n| {self.scene.surface_name} to {surface} | warp error | excess | true flow | excess | fidelity | sharpness | seconds |")
+        prompt = self.encode(self.scene.caption().replace(self.scene.surface, surface))
+        print(f"\n| {self.scene.surface} to {surface} | warp error | excess | true flow | excess | fidelity | sharpness | seconds |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
         first: dict[str, float] = {}
         for row in ROWS:

@@ -145,7 +145,7 @@ def main() -> None:
         Scenes(options.batch, options.size), batch_size=None, num_workers=options.workers, prefetch_factor=8
     ):
         done = (time.time() - begin) / 3600 / options.hours
-        ramp = min(1.0, (trainer.step - first + 1) / 100)
+        ramp = min(1.0, (trainer.step + 1) / 100)
         times, losses = trainer.learn(pictures, captions, options.rate * ramp * (max(0.02, 1 - done) if options.final else 1.0))
         for at, loss in zip(times.tolist(), losses.tolist(), strict=True):
             recent[at // 125] = [*recent[at // 125][-199:], loss]

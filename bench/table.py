@@ -36,10 +36,10 @@ ROWS = ("per frame", "joint attention", "fixed keyframes", "TokenFlow")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--surfaces", nargs="+", default=["lava"], choices=SURFACES)
+    parser.add_argument("--surfaces", nargs="+", default=["gold"], choices=SURFACES)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--interval", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--refinement", default="fixed point", choices=["none", "fixed point"])

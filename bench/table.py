@@ -1,4 +1,4 @@
-"""The table of the paper on the embedded clip: python3 run.py bench table [--surfaces lava gold] [--frames 24] [--steps 50]
+"""The table of the paper on the embedded clip: python3 run.py bench table [--surfaces lava gold] [--frames 24] [--steps 15]
 
 Every row is the same edit of the same source with the same seed; only what keeps the frames together differs. Columns: warp error x1e-3
 along DIS flow of the source and the world's true flow; excess: warp error above the autoencoder's, per frame = 1; fidelity: how sure a
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--surfaces", nargs="+", default=["gold"], choices=SURFACES)
     parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--interval", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)

@@ -16,7 +16,7 @@ from ..host.memory import fits_in_memory
 from ..host.source import capture_features
 from ..tokenflow_ops import DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
 from ..tokenflow_ops.features import principal_colours, share_by_resolution, token_grid
-from .schema import FeaturesSocket, InversionSocket, as_image, schema
+from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema
 
 NAME = "Extract SA Features"
 
@@ -63,13 +63,7 @@ class ExtractFeatures(io.ComfyNode):
                     tooltip="auto: host memory if a quarter of what is free suffices, else recompute. disk: ComfyUI's temp folder. "
                     "recompute: nothing is kept, the model is run again for matches and Plug-and-Play.",
                 ),
-                io.Int.Input(
-                    "frames_per_pass",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
-                ),
+                frames_per_pass_input(),
             ],
             outputs=[
                 FeaturesSocket.Output(display_name="features", tooltip="For Build NN Correspondences."),

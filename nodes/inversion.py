@@ -13,7 +13,7 @@ from ..host.errors import NodeError
 from ..host.fingerprint import model_fingerprint
 from ..host.source import invert_frames
 from ..tokenflow_ops import Inversion
-from .schema import InversionSocket, schema
+from .schema import InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
 
@@ -75,13 +75,7 @@ class InvertVideo(io.ComfyNode):
                     step=0.01,
                     tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % of the steps, for SDEdit.",
                 ),
-                io.Int.Input(
-                    "frames_per_pass",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
-                ),
+                frames_per_pass_input(),
             ],
             outputs=[
                 InversionSocket.Output(display_name="inversion", tooltip="The path from the frames to noise, for Extract SA Features."),

@@ -13,7 +13,7 @@ from ..host.checks import check_model, check_same_model
 from ..host.editing import CONSISTENCY, Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..tokenflow_ops import Correspondences, Injection, Inversion
-from .schema import CorrespondencesSocket, InjectionSocket, schema
+from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 
@@ -31,15 +31,10 @@ def _edit_inputs() -> list[Any]:
             default=0,
             min=0,
             max=4096,
+            optional=True,
             tooltip="How many keyframes, the closest in time, attend to each other. 0: all. Set it (8, say) for clips of hundreds of frames: cost and memory grow with the square.",
         ),
-        io.Int.Input(
-            "frames_per_pass",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
-        ),
+        frames_per_pass_input(),
     ]
 
 

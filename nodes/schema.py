@@ -26,3 +26,15 @@ def schema(name: str, display_name: str, description: str, aliases: list[str], *
 def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Small pictures (N, 3, h, w) as an IMAGE (N, height, width, 3), every cell a sharp square."""
     return torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest").movedim(1, -1).cpu()
+
+
+def frames_per_pass_input() -> Any:
+    """The batch size that every node which runs the model offers."""
+    return io.Int.Input(
+        "frames_per_pass",
+        default=0,
+        min=0,
+        max=4096,
+        optional=True,  # API prompts may leave it out
+        tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
+    )

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--refinement", default="fixed point", choices=["none", "fixed point"])
     options = parser.parse_args()
     with torch.inference_mode(False), torch.enable_grad():
-        critic = judge.train(torch.Generator().manual_seed(0), 2000)
+        critic = judge.train(torch.Generator().manual_seed(0), 1200).eval()
     with torch.inference_mode():
         Table(options, critic).run()
 
@@ -105,7 +105,7 @@ class Table:
             }
             first = first or found
             share = {name: value / first[name] for name, value in found.items()}
-            sure = float(self.critic(self.rows(clip))[0].softmax(1)[:, SURFACES.index(surface)].mean())
+            sure = float(self.surface_odds(clip)[:, SURFACES.index(surface)].mean())
             print(
                 f"| {row} | {found['warp'] + floor:.2f} | {share['warp']:.2f} | {found['true'] + true_floor:.2f} | {share['true']:.2f} "
                 f"| {sure:.3f} | {share['sharp']:.2f} | {seconds:.0f} |",
@@ -125,6 +125,11 @@ class Table:
             injection=injection,
         )
         return self.decode(latents.args[0])
+
+    def surface_odds(self, clip: Tensor) -> Tensor:
+        """The classifier's odds for every surface of the world, (N, 8)."""
+        _, (surface, _, _) = self.critic(torch.nn.functional.avg_pool2d(self.rows(clip), 2))
+        return surface.softmax(1)
 
     def encode(self, text: str) -> Any:
         return nodes.CLIPTextEncode().encode(self.clip, text)[0]

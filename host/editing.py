@@ -51,7 +51,7 @@ class EditRun(Run):
     """One sampling run of an edit."""
 
     def __init__(self, edit: Edit) -> None:
-        super().__init__(edit.frames_per_pass)
+        super().__init__(edit.node, edit.frames_per_pass)
         self.edit = edit
         self.features = edit.correspondences.features
         self.inversion = self.features.inversion
@@ -60,6 +60,7 @@ class EditRun(Run):
 
     def begin(self, guider: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Checks the batch, and processes the source prompt as the host does the others: features may have to be computed again."""
+        super().begin(guider, sigmas, noise)
         check_same_clip(self.edit.node, tuple(noise.shape), self.inversion, "latent_image")
         self.sigmas = sigmas.tolist()
         source = convert_cond(self.inversion.conditioning)

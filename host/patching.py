@@ -15,6 +15,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from .conds import Conds, PassConds
+from .errors import NodeError
 from .layers import injected_features, self_attention_layers
 from .memory import frames_per_pass
 from .passes import PASS_KEY, AttentionCall, Pass
@@ -26,16 +27,24 @@ KEY = "tokenflow"
 class Run:
     """One sampling run: splits every model evaluation into passes over some of the frames. Subclasses say which passes.
 
-    asked: frames per pass, 0 for the host's estimate.
+    node: the node's name for errors. asked: frames per pass, 0 for the host's estimate.
     """
 
-    def __init__(self, asked: int = 0) -> None:
+    def __init__(self, node: str, asked: int = 0) -> None:
+        self.node = node
         self.asked = asked
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
     def begin(self, guider: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Called once the model is loaded and conditionings are processed."""
+        """Called once the model is loaded and conditionings are processed. Raises: NodeError for what cannot be combined."""
+        if guider.model_options.get("context_handler") is not None:
+            raise NodeError(
+                self.node,
+                "model",
+                "a context handler (Context Windows), which cuts the clip into windows of its own.",
+                "Remove it: TokenFlow takes any number of frames in passes by itself.",
+            )
 
     def close(self) -> None:
         """Drops everything the run holds."""
@@ -95,7 +104,10 @@ class ModelCall:
         frames_pass.place = cut.place
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
-        options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass}}
+        # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
+        window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
+        handed_over = self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass, "ad_params": window}
+        options = self.options | {"transformer_options": handed_over}
         return self.executor(self.model, cut.lists, part, self.timestep[rows], options)
 
 

@@ -18,11 +18,19 @@ from .patching import ModelCall, Run, patch
 
 
 def invert_frames(
-    model: Any, positive: Any, negative: Any, cfg: float, latents: Tensor, sigmas: Tensor, iterations: int, frames_per_pass: int = 0
+    node: str,
+    model: Any,
+    positive: Any,
+    negative: Any,
+    cfg: float,
+    latents: Tensor,
+    sigmas: Tensor,
+    iterations: int,
+    frames_per_pass: int = 0,
 ) -> Tensor:
     """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
 
-    sigmas: (S+1,) downwards. Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
+    node: the node's name for errors. sigmas: (S+1,) downwards. Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
     """
     path: list[Tensor] = []
 
@@ -40,11 +48,12 @@ def invert_frames(
                 callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": reached, "sigma": upwards[-1 - index]})
         return x
 
-    _sample(patch(model, lambda: Run(frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents)
+    _sample(patch(model, lambda: Run(node, frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents)
     return torch.stack(path).flip(0)
 
 
 def capture_features(
+    node: str,
     model: Any,
     inversion: Inversion,
     names: Iterable[str],
@@ -55,12 +64,12 @@ def capture_features(
 ) -> None:
     """Runs the source latents of every step through the model and hands over what the layers saw.
 
-    names: self-attention layers (their normed input) and ResBlock parts. frames: (n,), all if None.
+    node: the node's name for errors. names: self-attention layers (their normed input) and ResBlock parts. frames: (n,), all if None.
     consume: called once a step with (n, P, C) or (n, C, h, w) tensors on the host's intermediate device, in the model's type.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     steps = list(steps)
-    run = CaptureRun(frozenset(names), frames_per_pass)
+    run = CaptureRun(node, frozenset(names), frames_per_pass)
 
     def visit(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
         for done, step in enumerate(steps):
@@ -79,8 +88,8 @@ def capture_features(
 class CaptureRun(Run):
     """Collects features over the passes of one evaluation."""
 
-    def __init__(self, names: frozenset[str], asked: int) -> None:
-        super().__init__(asked)
+    def __init__(self, node: str, names: frozenset[str], asked: int) -> None:
+        super().__init__(node, asked)
         self.names = names
         self.passes: list[CapturePass] = []
 

@@ -88,7 +88,7 @@ class ExtractFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         names = check_model(NAME, model)
         check_same_model(NAME, model, inversion)
-        capture = partial(capture_features, model, inversion, frames_per_pass=frames_per_pass)
+        capture = partial(capture_features, NAME, model, inversion, frames_per_pass=frames_per_pass)
         shapes, element, hidden = _probe(capture, names)
         matched_by = _matched_by(shapes, layers)
         chosen = _steps(len(inversion.sigmas) - 1, steps, every, noise_level)

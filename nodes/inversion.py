@@ -105,7 +105,7 @@ class InvertVideo(io.ComfyNode):
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
         sigmas = _sigmas(model, scheduler, steps)[-(max(1, round(steps * depth)) + 1) :]
         path = invert_frames(
-            model, positive, negative or [], cfg, samples, sigmas, iterations if refinement == "fixed point" else 0, frames_per_pass
+            NAME, model, positive, negative or [], cfg, samples, sigmas, iterations if refinement == "fixed point" else 0, frames_per_pass
         )
         if not torch.isfinite(path[0]).all():
             raise NodeError(

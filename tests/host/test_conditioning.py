@@ -104,7 +104,7 @@ def test_conditionings_made_anew_at_every_evaluation_are_not_mistaken_for_old_on
         prompt = comfy.conds.CONDCrossAttn(torch.full((1, 1, 1), value))
         return [{"model_conds": {"c_crossattn": prompt}, "uuid": uuid.uuid4()} for _ in range(100)]
 
-    run = Run()
+    run = Run("test")
     for value in range(3):
         for entry in entries(value):
             cut = run.cut([[entry]], torch.arange(2), 2, "test").lists[0]

@@ -30,7 +30,8 @@ def invert_frames(
 ) -> Tensor:
     """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
 
-    node: the node's name for errors. sigmas: (S+1,) downwards. Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
+    node: the node's name for errors. sigmas: (S+1,) downwards.
+    Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
     """
     path: list[Tensor] = []
 

@@ -9,10 +9,10 @@ import torch
 from comfy.ldm.modules.attention import SpatialVideoTransformer
 from torch import Tensor
 
-from ..tokenflow_ops import Inversion
+from ..tokenflow_ops import Injection, Inversion
 from .errors import NodeError
 from .fingerprint import model_fingerprint
-from .layers import self_attention_layers
+from .layers import blocks, injected_attention, self_attention_layers
 
 
 def check_model(node: str, model: Any) -> tuple[str, ...]:
@@ -64,6 +64,18 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
             "Check the source images and the VAE's precision (--fp32-vae may help).",
         )
     return samples
+
+
+def check_injection(node: str, layers: tuple[str, ...], injection: Injection | None) -> None:
+    """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
+    if injection is None or not (injection.attention_until or injection.features_until) or injected_attention(layers, injection.layers):
+        return
+    raise NodeError(
+        node,
+        "injection",
+        f"Plug-and-Play injects from the decoder's second block with self-attention on; this model's are {', '.join(blocks(layers))}.",
+        "Disconnect it; a start below 1 or a ControlNet keeps the source's structure with any model.",
+    )
 
 
 def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:

@@ -20,6 +20,12 @@ def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
     )
 
 
+def blocks(layers: tuple[str, ...]) -> tuple[str, ...]:
+    """The UNet's blocks that layers belong to, in their order, e.g. "input_blocks.1", "middle_block", "output_blocks.3"."""
+    parts = (layer.split(".") for layer in layers)
+    return tuple(dict.fromkeys(part[0] if part[0] == "middle_block" else ".".join(part[:2]) for part in parts))
+
+
 def decoder_block(layer: str) -> int | None:
     """The number of the output block a layer belongs to, None outside of the decoder."""
     parts = layer.split(".")

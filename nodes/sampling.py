@@ -9,7 +9,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..host.checks import check_model, check_same_model
+from ..host.checks import check_injection, check_model, check_same_model
 from ..host.editing import CONSISTENCY, Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..tokenflow_ops import Correspondences, Injection, Inversion
@@ -48,6 +48,7 @@ def _edit(
     frames_per_pass: int,
 ) -> Edit:
     layers = check_model(node, model)
+    check_injection(node, layers, injection)
     check_same_model(node, model, correspondences.features.inversion)
     if tuple(correspondences.features.shapes) != layers:
         raise NodeError(

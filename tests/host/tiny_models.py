@@ -1,9 +1,13 @@
-"""An SD 1.5 made narrow, with random weights, through the host's own classes: every node of the host and of the pack takes it.
+"""The host's UNets made narrow, with random weights, through the host's own classes: every node of the host and of the pack takes them.
 
 Import after ComfyUI is importable (see conftest.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import comfy.model_detection
 import comfy.ops
@@ -15,23 +19,10 @@ from torch import Tensor
 
 CHANNELS = 4
 CONTEXT = 32
-# The UNet of SD 1.5 with 32 channels instead of 320 and at most twice as many: blocks, resolutions and layer names are the same.
-LAYOUT = {
-    "image_size": 32,
-    "in_channels": CHANNELS,
-    "out_channels": CHANNELS,
-    "model_channels": 32,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": (1, 2, 2, 2),
-    "num_heads": 8,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1] * 9 + [0] * 3,
-    "transformer_depth_middle": 1,
-    "context_dim": CONTEXT,
-    "use_linear_in_transformer": False,
-    "legacy": False,
-}
+POOLED = 32
+# SDXL's vector `y` also holds six numbers (the picture's height and width, its crop, its target), 256 wide each.
+SIZES = 6 * 256
+HEAD_CHANNELS = 16
 # Branches small enough that the noise changes no faster than the latents do (a random network can be chaotic, and rounding errors would
 # grow with every step), attention large enough that its output is a third of the noise.
 GAINS = {
@@ -41,14 +32,92 @@ GAINS = {
     "attn1.to_k.weight": 1.4,
     "attn1.to_out.0.weight": 1.4,
 }
+# The host takes an SD 2.x for v-prediction by the deviation of this bias: above 0.09.
+SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
-def random_weights(seed: int) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Layout:
+    """A UNet as published.
+
+    family: the host's class, which knows the widths. levels: channels per resolution, as multiples of the first's.
+    encoder, decoder: transformer blocks behind every ResBlock, in the order the UNet runs them. middle: transformer blocks there, -1 for a
+    ResBlock alone, -2 for nothing. in_channels: more than 4 of inpainting models. v_prediction: of SDXL with zero terminal signal-to-noise.
+    """
+
+    family: type
+    levels: tuple[int, ...]
+    encoder: tuple[int, ...]
+    middle: int
+    decoder: tuple[int, ...]
+    in_channels: int = CHANNELS
+    v_prediction: bool = False
+
+    @property
+    def takes_vector(self) -> bool:
+        """Whether the model takes a pooled `y`."""
+        return self.family.unet_config["adm_in_channels"] is not None
+
+    def unet(self, narrow: bool = True) -> dict[str, Any]:
+        """What the host's UNet is built from: 32 channels and at most twice as many, or the true widths. Blocks and names are the same."""
+        true = self.family.unet_config
+        widths = {
+            "model_channels": 32 if narrow else true["model_channels"],
+            "channel_mult": tuple(min(level, 2) for level in self.levels) if narrow else self.levels,
+            "context_dim": CONTEXT if narrow else true["context_dim"],
+        }
+        vector = {"num_classes": "sequential", "adm_in_channels": POOLED + SIZES if narrow else true["adm_in_channels"]}
+        return {
+            "image_size": 32,
+            "in_channels": self.in_channels,
+            "out_channels": CHANNELS,
+            "num_res_blocks": [len(self.encoder) // len(self.levels)] * len(self.levels),
+            "use_spatial_transformer": True,
+            "transformer_depth": list(self.encoder),
+            "transformer_depth_output": list(reversed(self.decoder)),
+            "transformer_depth_middle": self.middle,
+            "use_linear_in_transformer": true["use_linear_in_transformer"],
+            "legacy": False,
+            **widths,
+            **self.heads(narrow),
+            **(vector if self.takes_vector else {}),
+        }
+
+    def heads(self, narrow: bool = True) -> dict[str, Any]:
+        """8 heads in every layer, or as many as 64 channels each make (16 if narrow)."""
+        heads = dict(self.family.unet_extra_config)
+        if narrow and heads["num_head_channels"] > 0:
+            heads["num_head_channels"] = HEAD_CHANNELS
+        return heads
+
+
+SD15 = Layout(comfy.supported_models.SD15, (1, 2, 4, 4), (1,) * 6 + (0,) * 2, 1, (0,) * 3 + (1,) * 9)
+SD2 = replace(SD15, family=comfy.supported_models.SD20)
+SDXL = Layout(comfy.supported_models.SDXL, (1, 2, 4), (0, 0, 2, 2, 10, 10), 10, (10,) * 3 + (2,) * 3 + (0,) * 3)
+VEGA = Layout(comfy.supported_models.Segmind_Vega, (1, 2, 4), (0, 0, 1, 1, 2, 2), -1, (2,) * 3 + (1,) * 3 + (0,) * 3)
+KOALA = Layout(comfy.supported_models.KOALA_700M, (1, 2, 4), (0, 2, 5), -2, (5, 5, 2, 2, 0, 0))
+LAYOUTS: Mapping[str, Layout] = {
+    "SD 1.5": SD15,
+    "SD 1.5 inpaint": replace(SD15, in_channels=9),
+    "SD 2.x": SD2,
+    "SD 2.x v": replace(SD2, v_prediction=True),
+    "SD 2.x inpaint": replace(SD2, in_channels=9),
+    "SDXL": SDXL,
+    "SDXL inpaint": replace(SDXL, in_channels=9),
+    "SSD-1B": Layout(comfy.supported_models.SSD1B, (1, 2, 4), (0, 0, 2, 2, 4, 4), -1, (4, 4, 10, 2, 1, 1, 0, 0, 0)),
+    "Segmind Vega": VEGA,
+    "Segmind Vega v": replace(VEGA, v_prediction=True),
+    "KOALA 700M": KOALA,
+}
+LAYOUT = SD15.unet()
+
+
+def random_weights(layout: Layout, seed: int) -> dict[str, Tensor]:
     """A state dict in which no layer is zero and attention is neither flat nor one-hot.
 
     Real checkpoints grow from zero-initialised output layers; left at zero they would hide every error behind them.
     """
-    unet = UNetModel(**LAYOUT, dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
+    unet = UNetModel(**layout.unet(), dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in ((name, tensor.shape) for name, tensor in unet.state_dict().items()):
@@ -59,13 +128,18 @@ def random_weights(seed: int) -> dict[str, Tensor]:
         else:
             # Norms are the only one-dimensional weights.
             weights[name] = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
+    if layout.family is comfy.supported_models.SD20:
+        weights[SD2_BIAS] *= (0.2 if layout.v_prediction else 0.05) / weights[SD2_BIAS].std(correction=0)
+    elif layout.v_prediction:
+        weights |= {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     return weights
 
 
-def tiny_sd15(seed: int = 0) -> ModelPatcher:
-    """The narrow SD 1.5: float32, on the CPU, 4 latent channels, eps prediction, noise of scale one."""
-    weights = random_weights(seed)
-    config = comfy.supported_models.SD15(comfy.model_detection.detect_unet_config(weights, ""))
+def tiny_unet(layout: Layout, seed: int = 0) -> ModelPatcher:
+    """The narrow model of a layout: float32, on the CPU, 4 latent channels."""
+    weights = random_weights(layout, seed)
+    family = type(layout.family.__name__, (layout.family,), {"unet_extra_config": layout.heads()})
+    config = family(comfy.model_detection.detect_unet_config(weights, ""))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(weights, "")
     model.load_model_weights(weights, "")
@@ -73,16 +147,25 @@ def tiny_sd15(seed: int = 0) -> ModelPatcher:
     return ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
 
 
-def random_conditioning(seed: int, tokens: int = 7) -> list:
-    """A CONDITIONING of random token embeddings, (1, tokens, CONTEXT).
+def tiny_sd15(seed: int = 0) -> ModelPatcher:
+    """The narrow SD 1.5: eps prediction, noise of scale one."""
+    return tiny_unet(SD15, seed)
+
+
+def random_conditioning(seed: int, tokens: int = 7, pooled: bool = False) -> list:
+    """A CONDITIONING of random token embeddings, (1, tokens, CONTEXT), and if asked for a pooled one, (1, POOLED).
 
     Any two have most in common, as prompts have for a trained model: guidance multiplies their difference, and rounding errors with it.
     """
-    shared = torch.randn(1, tokens, CONTEXT, generator=torch.Generator().manual_seed(2**32))
-    return [[shared + 0.3 * torch.randn(1, tokens, CONTEXT, generator=torch.Generator().manual_seed(seed)), {}]]
+
+    def embedding(*shape: int) -> Tensor:
+        shared = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2**32))
+        return shared + 0.3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+    return [[embedding(tokens, CONTEXT), {"pooled_output": embedding(POOLED)} if pooled else {}]]
 
 
-def moving_clip(frames: int, height: int, width: int, seed: int = 0) -> dict[str, Tensor]:
+def moving_clip(frames: int, height: int, width: int, seed: int = 0, layout: Layout = SD15) -> dict[str, Tensor]:
     """A LATENT of a textured plane that moves one latent pixel a frame, with a little noise: matches exist and are not exact.
 
     The samples are scaled so that the model sees latents of deviation one.
@@ -91,4 +174,13 @@ def moving_clip(frames: int, height: int, width: int, seed: int = 0) -> dict[str
     plane = torch.randn(CHANNELS, height, width + frames, generator=generator)
     clip = torch.stack([plane[:, :, i : i + width] for i in range(frames)])
     clip = clip + 0.1 * torch.randn(clip.shape, generator=generator)
-    return {"samples": clip / comfy.supported_models.SD15.latent_format().scale_factor}
+    return {"samples": clip / layout.family.latent_format().scale_factor}
+
+
+class TinyVAE:
+    """Stands in for a VAE where a node of the host only encodes: patches of 8 x 8 pixels become latents by a random projection."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """IMAGE (N, 8 h, 8 w, 3) -> LATENT samples (N, CHANNELS, h, w)."""
+        kernel = torch.randn(CHANNELS, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return torch.nn.functional.conv2d(pixels.movedim(-1, 1), kernel, stride=8)

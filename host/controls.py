@@ -7,6 +7,8 @@ another frame's hint, in this run and after an interrupt in the user's next. A p
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -31,9 +33,18 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
     else:
         view.cond_hint_original = rows_of(view.cond_hint_original, frames)
         view.extra_concat_orig = [rows_of(extra, frames) for extra in view.extra_concat_orig]
+    if hasattr(view, "control_input"):
+        view.get_control = partial(_adapter_control, view, view.get_control)
     if view.previous_controlnet is not None:
         view.previous_controlnet = control_view(view.previous_controlnet, frames, total)
     return view
+
+
+def _adapter_control(view: Any, get_control: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+    """T2I adapters keep what they made of the hints, but the host's next batch may hold more or fewer conditionings."""
+    if view.cond_hint is not None and len(view.cond_hint) not in (1, len(x)):
+        view.control_input = None
+    return get_control(x, *args)
 
 
 def rows_of(tensor: Tensor | None, frames: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import comfy.sample
@@ -13,6 +13,7 @@ from comfy import model_management
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
+from .conflicts import check_areas, check_captured
 from .passes import CapturePass
 from .patching import ModelCall, Run, patch
 
@@ -62,21 +63,26 @@ def capture_features(
     consume: Callable[[int, dict[str, Tensor]], None],
     frames: Tensor | None = None,
     frames_per_pass: int = 0,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
     """Runs the source latents of every step through the model and hands over what the layers saw.
 
     node: the node's name for errors. names: self-attention layers (their normed input) and ResBlock parts. frames: (n,), all if None.
     consume: called once a step with (n, P, C) or (n, C, h, w) tensors on the host's intermediate device, in the model's type.
+    shapes: tokens and width (P, C) that layers are known to have. Raises: NodeError if they have others, did not run or are not finite.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     steps = list(steps)
-    run = CaptureRun(node, frozenset(names), frames_per_pass)
+    wanted = frozenset(names)
+    run = CaptureRun(node, wanted, frames_per_pass)
 
     def visit(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
         for done, step in enumerate(steps):
             latents = inversion.latents[step][chosen].to(x)
             denoised = model_k(latents, inversion.sigmas[step].to(x).expand(len(latents)), **extra_args)
-            consume(step, run.take())
+            found = run.take()
+            check_captured(node, step, found, wanted, shapes or {})
+            consume(step, found)
             if callback is not None:
                 callback({"i": done, "denoised": denoised, "x": latents, "sigma": inversion.sigmas[step]})
         return x
@@ -95,8 +101,10 @@ class CaptureRun(Run):
         self.passes: list[CapturePass] = []
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """All frames, each pass recorded."""
-        self.passes = []
+        """All frames, each pass recorded. Guidance that looks again, with changed attention (PAG), is not."""
+        check_areas(self.node, "inversion", call.conds)
+        if self.passes:
+            return super().evaluate(call)
 
         def make(frames: Tensor) -> CapturePass:
             self.passes.append(CapturePass(frames, names=self.names, device=model_management.intermediate_device()))
@@ -107,7 +115,7 @@ class CaptureRun(Run):
     def take(self) -> dict[str, Tensor]:
         """The features of the last evaluation, all frames of a layer in one tensor."""
         passes, self.passes = self.passes, []
-        return {name: torch.cat([one.kept[name] for one in passes]) for name in passes[0].kept}
+        return {name: torch.cat([one.kept[name] for one in passes]) for name in (passes[0].kept if passes else ())}
 
 
 def _sample(model: Any, function: Callable[..., Tensor], positive: Any, negative: Any, cfg: float, sigmas: Tensor, latents: Tensor) -> None:

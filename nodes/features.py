@@ -11,6 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.checks import check_model, check_same_model
+from ..host.conflicts import check_levels
 from ..host.layers import decoder_block, injected_features
 from ..host.memory import fits_in_memory
 from ..host.source import capture_features
@@ -90,6 +91,8 @@ class ExtractFeatures(io.ComfyNode):
         check_same_model(NAME, model, inversion)
         capture = partial(capture_features, NAME, model, inversion, frames_per_pass=frames_per_pass)
         shapes, element, hidden = _probe(capture, names)
+        check_levels(NAME, shapes, *inversion.latents.shape[-2:])
+        capture = partial(capture, shapes=shapes)
         matched_by = _matched_by(shapes, layers)
         chosen = _steps(len(inversion.sigmas) - 1, steps, every, noise_level)
         kept = list(dict.fromkeys(matched_by.values()))

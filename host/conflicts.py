@@ -1,0 +1,98 @@
+"""What users put on a model or a prompt that TokenFlow cannot work with: an error that says so instead of a crash or a wrong video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tokenflow_ops.features import token_grid
+from .errors import NodeError
+
+DOWNSCALE = "Patches that change the resolution inside the model (PatchModelAddDownscale) must halve it, at all steps and in all nodes."
+
+
+def check_areas(node: str, socket: str, conds: Iterable[Iterable[Mapping[str, Any]] | None]) -> None:
+    """Raises: NodeError for processed conditionings that are limited to an area."""
+    if any("area" in entry for entries in conds for entry in entries or ()):
+        raise NodeError(
+            node,
+            socket,
+            "a conditioning limited to an area, which crops the frame so that the source's correspondences no longer fit.",
+            "Use ConditioningSetMask instead of ConditioningSetArea.",
+        )
+
+
+def check_step_cache(node: str, options: Mapping[str, Any], whole_steps: bool) -> None:
+    """Raises: NodeError for the host's EasyCache, and for its LazyCache, which skips whole steps, unless `whole_steps` allows it.
+
+    options: the host's transformer_options.
+    """
+    name = getattr(options.get("easycache"), "name", None)
+    if name is None or (whole_steps and name == "LazyCache"):
+        return
+    raise NodeError(
+        node,
+        "model",
+        f"{name}, which skips calls of the model that TokenFlow needs.",
+        "Remove it" + (", or use LazyCache instead." if whole_steps else " here; LazyCache may stay on the model that is sampled."),
+    )
+
+
+def check_all_tokens(node: str, layer: str, x: Tensor, options: Mapping[str, Any]) -> None:
+    """Raises: NodeError if a self-attention gets other tokens (rows, P, C) than its block has: merged (ToMe) or tiled (HyperTile) ones.
+
+    options: the host's transformer_options, which hold the block's activations' shape.
+    """
+    rows, _, height, width = options["activations_shape"]
+    if x.shape[:2] != (rows, height * width):
+        raise NodeError(
+            node,
+            "model",
+            f"layer {layer} gets {x.shape[0]} x {x.shape[1]} tokens here and has {rows} x {height * width}.",
+            "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with TokenFlow: remove them from the model.",
+        )
+
+
+def check_same_tokens(node: str, name: str, here: Sequence[int], source: Sequence[int]) -> None:
+    """Raises: NodeError if what a layer has here is of another shape, frames left out, than in the source features."""
+    if tuple(here) != tuple(source):
+        raise NodeError(
+            node,
+            "model",
+            f"{name} has features of shape {tuple(here)} here and {tuple(source)} in the source.",
+            DOWNSCALE,
+        )
+
+
+def check_captured(node: str, step: int, found: Mapping[str, Tensor], names: Iterable[str], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises: NodeError if a layer among `names` was not recorded at a step, not with the tokens and width of `shapes`, or not finite."""
+    for name in names:
+        if name not in found:
+            raise NodeError(
+                node,
+                "model",
+                f"{name} did not run at step {step}.",
+                "Remove patches that replace self-attention (SAG) from this model, and timestep ranges from the source prompt.",
+            )
+        tokens = found[name]
+        if name in shapes and tuple(tokens.shape[1:]) != shapes[name]:
+            raise NodeError(
+                node,
+                "model",
+                f"{name} has {tokens.shape[1]} tokens at step {step} and {shapes[name][0]} at the first.",
+                DOWNSCALE,
+            )
+        if not torch.isfinite(tokens).all():
+            raise NodeError(node, "model", f"NaN or infinite features in {name} at step {step}.", "Run the model in a higher precision.")
+
+
+def check_levels(node: str, shapes: Mapping[str, tuple[int, int]], height: int, width: int) -> None:
+    """Raises: NodeError if a layer's tokens (P, C) are none of the levels of a UNet on latents of height x width."""
+    for name, (tokens, _) in shapes.items():
+        try:
+            token_grid(tokens, height, width)
+        except ValueError as error:
+            raise NodeError(node, "model", f"{name}: {error}.", DOWNSCALE) from error

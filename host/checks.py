@@ -89,6 +89,19 @@ def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = 
         )
 
 
+def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
+    """Raises: NodeError if a mask (M, H, W) is not one for all frames or one for each, or holds NaN."""
+    if mask is None:
+        return
+    count = 1 if mask.ndim == 2 else len(mask)
+    if count not in (1, inversion.frames):
+        raise NodeError(
+            node, "mask", f"{count} masks for {inversion.frames} inverted frames.", "Connect one mask for all frames, or one for each."
+        )
+    if mask.numel() == 0 or not torch.isfinite(mask).all():
+        raise NodeError(node, "mask", f"an empty mask or NaN in it, shape {tuple(mask.shape)}.", "Connect a mask with values from 0 to 1.")
+
+
 def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:
     """Raises: NodeError if latents of `shape` (N, C, h, w) are not those of the inverted clip."""
     known = tuple(inversion.latents.shape[1:])

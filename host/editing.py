@@ -1,4 +1,4 @@
-"""The edit: keyframes jointly, then every frame from their tokens, at every evaluation the sampler asks for (paper, section 4.2)."""
+"""The edit: what happens at every evaluation the sampler asks for (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import torch
-from comfy.sampler_helpers import convert_cond
+from comfy.sampler_helpers import convert_cond, prepare_mask
 from torch import Tensor
 
-from ..tokenflow_ops import Correspondences, Injection
+from ..tokenflow_ops import Correspondences, Injection, StepMatches
 from .checks import check_same_clip
 from .conds import Conds
+from .conflicts import check_areas
 from .errors import NodeError
 from .layers import injected_attention, injected_features
-from .passes import Bank, CapturePass, JointPass, KeyframePass, Pass, PropagationPass
+from .modes import MODES
+from .passes import CapturePass
 from .patching import ModelCall, Run, patch
-
-CONSISTENCY = ("tokenflow", "joint attention", "per frame")
+from .steps import Steps
 
 
 @dataclass(frozen=True)
 class Edit:
     """What an edit is made of.
 
-    node: the node's name for errors. layers: the model's self-attention layers. consistency: one of CONSISTENCY.
+    node: the node's name for errors. layers: the model's self-attention layers. consistency: one of MODES.
     injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to, 0 for all.
-    frames_per_pass: 0 for the host's estimate.
+    frames_per_pass: 0 for the host's estimate. mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
     """
 
     node: str
@@ -40,6 +41,7 @@ class Edit:
     consistency: str
     attended_keyframes: int
     frames_per_pass: int
+    mask: Tensor | None = None
 
 
 def apply_edit(model: Any, edit: Edit) -> Any:
@@ -47,8 +49,29 @@ def apply_edit(model: Any, edit: Edit) -> Any:
     return patch(model, partial(EditRun, edit), edit.frames_per_pass)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where the sampler stands.
+
+    step: of the inversion, the same for all evaluations of one sampling step. matches: its keyframes and matches.
+    attention, hidden: the self-attention layers and the ResBlock part (one or none) that take the source's features now.
+    """
+
+    step: int
+    matches: StepMatches
+    attention: tuple[str, ...]
+    hidden: tuple[str, ...]
+
+    @property
+    def injected(self) -> tuple[str, ...]:
+        """All that takes the source's features."""
+        return *self.attention, *self.hidden
+
+
 class EditRun(Run):
     """One sampling run of an edit."""
+
+    steps_may_be_skipped = True
 
     def __init__(self, edit: Edit) -> None:
         super().__init__(edit.node, edit.frames_per_pass)
@@ -56,98 +79,76 @@ class EditRun(Run):
         self.features = edit.correspondences.features
         self.inversion = self.features.inversion
         self.sigmas: list[float] = []
+        self.steps: Steps | None = None
+        self.step_sigma: float | None = None  # at which the sampler's running step began
+        self.mask: Tensor | None = None
         self.source_conds: Conds | None = None
 
-    def begin(self, guider: Any, sigmas: Tensor, noise: Tensor) -> None:
+    def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Checks the batch, and processes the source prompt as the host does the others: features may have to be computed again."""
-        super().begin(guider, sigmas, noise)
-        check_same_clip(self.edit.node, tuple(noise.shape), self.inversion, "latent_image")
+        super().begin(guider, sampler, sigmas, noise)
+        check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
         self.sigmas = sigmas.tolist()
+        self.steps = Steps(sampler, guider, sigmas)
+        if self.edit.mask is not None:
+            self.mask = prepare_mask(self.edit.mask, noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
             conds = comfy.samplers.process_conds(guider.inner_model, noise, {"source": source}, noise.device, seed=0)
             self.source_conds = [conds["source"]]
 
+    def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """Outside the mask the model sees the source's own path, and the clean source is what it is taken to have found there."""
+        if self.steps is not None:
+            self.step_sigma = self.steps.begins_at(sigma)
+        if self.mask is None:
+            return predict(x)
+        path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
+        return torch.lerp(clean, predict(torch.lerp(path, x, self.mask)), self.mask)
+
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """Keyframe pass, then all frames; the plain host where nothing is to be changed."""
-        edit = self.edit
-        check_same_clip(edit.node, tuple(call.x.shape), self.inversion, "latent_image")
-        attention, hidden = self.injected(call.sigma)
-        if edit.consistency == "per frame" and not attention and hidden is None:
-            return call.unchanged()
-        self._refuse_areas(call.conds)
-        step = self.inversion.step_of(call.sigma)
-        names = (*attention, hidden) if hidden else attention
+        """The mode's passes; the plain host where nothing is to be changed."""
+        check_same_clip(self.node, tuple(call.x.shape), self.inversion, "latent_image")
+        now = self.moment(call.sigma if self.step_sigma is None else self.step_sigma)
+        if self.edit.consistency != "per frame" or now.injected:
+            check_areas(self.node, "positive", call.conds)
+        return MODES[self.edit.consistency](self, call, now)
 
-        if edit.consistency == "per frame":
-            return self.over_frames(call, lambda frames: Pass(frames, source=self.source(call, step, frames, names)))
-
-        matches = edit.correspondences.steps[step]
-        joint = edit.consistency == "joint attention"
-        keyframe_source = self.source(call, step, matches.keyframes, names)
-        limit = edit.attended_keyframes
-        bank: Bank = {}
-        call.run(
-            self, KeyframePass(matches.keyframes, source=keyframe_source, limit=limit, keep="context" if joint else "output", bank=bank)
-        )
-        if joint:
-            return self.over_frames(
-                call,
-                lambda frames: JointPass(
-                    frames,
-                    source=self.source(call, step, frames, names),
-                    bank=bank,
-                    keyframes=matches.keyframes,
-                    keyframe_source=keyframe_source,
-                    limit=limit,
-                ),
-            )
-        tokens = partial(edit.correspondences.tokens, step)
-        features_only = (hidden,) if hidden else ()
-        return self.over_frames(
-            call,
-            lambda frames: PropagationPass(
-                frames, source=self.source(call, step, frames, features_only), node=edit.node, bank=bank, matches=matches, tokens=tokens
-            ),
-        )
-
-    def injected(self, sigma: float) -> tuple[tuple[str, ...], str | None]:
-        """The self-attention layers and the ResBlock part that take the source's features at this noise level."""
-        injection = self.edit.injection
+    def moment(self, sigma: float) -> Moment:
+        """Of a sampling step that began at `sigma`."""
+        step = self.inversion.step_of(sigma)
+        matches, injection = self.edit.correspondences.steps[step], self.edit.injection
         if injection is None:
-            return (), None
+            return Moment(step, matches, (), ())
         steps = len(self.sigmas) - 1
-        step = max(0, sum(s >= sigma * (1 - 1e-4) for s in self.sigmas[:-1]) - 1)
-        attention = injected_attention(self.edit.layers, injection.layers) if injection.attention_at(step, steps) else ()
-        return attention, injected_features(self.edit.layers) if injection.features_at(step, steps) else None
+        done = max(0, sum(level >= sigma * (1 - 1e-4) for level in self.sigmas[:-1]) - 1)
+        attention = injected_attention(self.edit.layers, injection.layers) if injection.attention_at(done, steps) else ()
+        hidden = injected_features(self.edit.layers) if injection.features_at(done, steps) else None
+        return Moment(step, matches, attention, (hidden,) if hidden else ())
 
-    def source(self, call: ModelCall, step: int, frames: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """The source's features of these frames: the stored ones, or computed now from the stored latents."""
-        store = self.features.store
+    def source(self, call: ModelCall, frames: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The source's features of these frames at the evaluation's own noise level: the stored ones, or computed now."""
+        store, step = self.features.store, self.inversion.step_of(call.sigma)
         if not names:
             return {}
         if store is not None and all(store.has(step, name) for name in names):
             return {name: store.get(step, name, frames) for name in names}
-        if self.source_conds is None:
-            raise NodeError(
-                self.edit.node,
-                "correspondences",
-                "a source prompt with ControlNet or hooks, whose features are not stored.",
-                "Choose memory or disk as storage, all layers and every step in Extract SA Features.",
-            )
         capture = CapturePass(frames, names=frozenset(names))
-        latents = self.inversion.latents_at(call.sigma)[frames].to(call.x)
-        call.run(self, capture, latents, self.source_conds)
+        self.look_at_source(call, capture)
         return capture.kept
 
-    def _refuse_areas(self, conds: Conds) -> None:
-        if any("area" in entry for entries in conds for entry in entries or ()):
+    def look_at_source(self, call: ModelCall, capture: CapturePass) -> None:
+        """Runs a pass over the source's latents at the evaluation's noise level, with the source prompt."""
+        if self.source_conds is None:
             raise NodeError(
-                self.edit.node,
-                "positive",
-                "a conditioning limited to an area, which crops the frame so that the source's correspondences no longer fit.",
-                "Use ConditioningSetMask instead of ConditioningSetArea.",
+                self.node,
+                "correspondences",
+                "a source prompt with ControlNet or hooks, whose features are not stored.",
+                "Choose memory or disk as storage, all layers and every step in Extract SA Features; the public code's mode always needs a "
+                "plain source prompt.",
             )
+        latents = self.inversion.latents_at(call.sigma)[capture.frames].to(call.x)
+        call.run(self, capture, latents, self.source_conds)
 
 
 def sample_edit(
@@ -158,11 +159,10 @@ def sample_edit(
     sampler: str,
     sigmas: Tensor,
     latents: Tensor,
+    noise: Tensor,
     seed: int,
     callback: Callable[..., None],
 ) -> Tensor:
-    """The host's own sampling of a patched model from noisy `latents` (N, C, h, w) as on a LATENT socket: zero noise is added to them."""
+    """The host's own sampling of a patched model from `latents` (N, C, h, w) as on a LATENT socket, `noise` of unit scale added to them."""
     chosen = comfy.samplers.sampler_object(sampler)
-    return comfy.sample.sample_custom(
-        model, torch.zeros_like(latents), cfg, chosen, sigmas, positive, negative, latents, callback=callback, seed=seed
-    )
+    return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, latents, callback=callback, seed=seed)

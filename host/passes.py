@@ -13,9 +13,10 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..tokenflow_ops import StepMatches, attended_keyframes, join_frames, propagate, split_frames
+from ..tokenflow_ops import Neighbours, attended_keyframes, join_frames, propagate, split_frames
+from ..tokenflow_ops.reference import match_to_keyframes
 from .conds import Place
-from .errors import NodeError
+from .conflicts import check_same_tokens
 
 PASS_KEY = "tokenflow_pass"
 
@@ -75,11 +76,18 @@ class Pass:
 
     frames: (n,) frame numbers. place: where each conditioning of the batch stands, by uuid.
     source: for injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w); empty without injection.
+    node: the node's name for errors, known when the pass runs.
     """
 
     frames: Tensor
     place: Mapping[Any, Place] = field(default_factory=dict)
     source: Mapping[str, Tensor] = field(default_factory=dict)
+    node: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer runs as the host runs it."""
+        return type(self) is Pass and not self.source
 
     def attention(self, call: AttentionCall) -> Tensor:
         """The module's output tokens (rows * n, P, C)."""
@@ -88,7 +96,7 @@ class Pass:
         source = self.source_rows(call.layer, call.x)
         return call.run_injected(source, source, _value(call))
 
-    def hidden(self, path: str, hidden: Tensor) -> Tensor:
+    def hidden(self, path: str, hidden: Tensor, options: Mapping[str, Any]) -> Tensor:
         """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""
         return self.source_rows(path, hidden) if path in self.source else hidden
 
@@ -99,6 +107,7 @@ class Pass:
     def source_rows(self, name: str, like: Tensor) -> Tensor:
         """The source's features, repeated for every conditioning of the batch, on the device and in the dtype of `like`."""
         source = self.source[name].to(like)
+        check_same_tokens(self.node, name, like.shape[1:], source.shape[1:])
         return source.repeat(self.rows(like), *[1] * (source.ndim - 1))
 
     def places(self, options: Mapping[str, Any]) -> list[Place]:
@@ -115,6 +124,7 @@ def _value(call: AttentionCall) -> Tensor:
 class CapturePass(Pass):
     """Records self-attention inputs phi_l and ResBlock features of the source on its way.
 
+    Of several source prompts combined, the first one's are recorded.
     names: layers to record. device: where to keep them, None for where they are.
     kept: filled with (n, P, C) or (n, C, h, w) tensors.
     """
@@ -122,20 +132,25 @@ class CapturePass(Pass):
     names: frozenset[str] = frozenset()
     device: torch.device | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
+    _kept_of: dict[str, Place] = field(default_factory=dict)
 
     def attention(self, call: AttentionCall) -> Tensor:
-        if call.layer in self.names:
-            self._keep(call.layer, call.x)
+        self.keep(call.layer, call.x, call.options)
         return super().attention(call)
 
-    def hidden(self, path: str, hidden: Tensor) -> Tensor:
-        if path in self.names:
-            self._keep(path, hidden)
+    def hidden(self, path: str, hidden: Tensor, options: Mapping[str, Any]) -> Tensor:
+        self.keep(path, hidden, options)
         return hidden
 
-    def _keep(self, name: str, tensor: Tensor) -> None:
-        # A copy: the host's blocks work in place.
-        self.kept[name] = tensor.to(self.device or tensor.device, copy=True)
+    def keep(self, name: str, tensor: Tensor, options: Mapping[str, Any]) -> None:
+        """Records the first conditioning's rows, which the host may have put into this batch or another."""
+        if name not in self.names:
+            return
+        place, row = min((place, row) for row, place in enumerate(self.places(options)))
+        if name not in self.kept or place <= self._kept_of[name]:
+            self._kept_of[name] = place
+            # A copy: the host's blocks work in place.
+            self.kept[name] = tensor.chunk(self.rows(tensor))[row].to(self.device or tensor.device, copy=True)
 
 
 # What a keyframe pass leaves for the frames, by layer and conditioning: (k, P, C) output tokens, or the tokens that values are made of.
@@ -204,23 +219,53 @@ class PropagationPass(Pass):
     """Frames whose self-attention output is the keyframes', carried along the source's correspondences (paper, equation 6).
 
     Queries, keys, values, attention and output projection are never computed here.
-    node: the node's name for errors. bank, matches: of the step. tokens: past and future token indices (N, P) of a layer.
+    node: the node's name for errors. bank: the keyframes' output tokens. near: the frames' positions and weights in it.
+    tokens: past and future token indices (n, P) of a layer.
     """
 
     node: str
     bank: Bank
-    matches: StepMatches
+    near: Neighbours
     tokens: Callable[[str], tuple[Tensor, Tensor]]
 
     def attention(self, call: AttentionCall) -> Tensor:
-        past, future = (part[self.frames].to(call.x.device) for part in self.tokens(call.layer))
-        if past.shape[1] != call.x.shape[1]:
-            raise NodeError(
-                self.node,
-                "correspondences",
-                f"layer {call.layer} has {call.x.shape[1]} tokens here and {past.shape[1]} in the source features.",
-                "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with TokenFlow: remove them from the model.",
-            )
-        near, places = self.matches.near, self.places(call.options)
-        before, after, weight = (part[self.frames].to(call.x.device) for part in (near.past, near.future, near.weight))
+        past, future = (part.to(call.x.device) for part in self.tokens(call.layer))
+        check_same_tokens(self.node, call.layer, call.x.shape[1:], (past.shape[1], call.x.shape[2]))
+        before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
+        bank = (self.bank[call.layer, place] for place in self.places(call.options))
+        return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])
+
+
+@dataclass(kw_only=True)
+class SourceKeyframePass(CapturePass):
+    """The source's keyframes, recorded, with their attention's output tokens left for `SourceMatchPass` (the public code's source row)."""
+
+    bank: Bank
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        tokens = super().attention(call)
+        for place, part in zip(self.places(call.options), tokens.chunk(self.rows(tokens)), strict=True):
+            self.bank[call.layer, place] = part
+        return tokens
+
+
+@dataclass(kw_only=True)
+class SourceMatchPass(CapturePass):
+    """The source's frames as the public code sees them: matched in every layer on features that were themselves propagated.
+
+    bank: the source keyframes' output tokens. near: the frames' positions and weights in it. keyframe_features: by layer (k, P, C).
+    tokens: filled with past and future token indices (n, P) by layer.
+    """
+
+    bank: Bank
+    near: Neighbours
+    keyframe_features: Mapping[str, Tensor]
+    tokens: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        places = self.places(call.options)
+        first = call.x.chunk(len(places))[places.index(min(places))]
+        past, future = match_to_keyframes(first, self.keyframe_features[call.layer], self.near.past, self.near.future)
+        self.tokens[call.layer] = past, future
+        before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
         return torch.cat([propagate(self.bank[call.layer, place], before, after, weight, past, future) for place in places])

@@ -15,6 +15,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from .conds import Conds, PassConds
+from .conflicts import check_all_tokens, check_step_cache
 from .errors import NodeError
 from .layers import injected_features, self_attention_layers
 from .memory import frames_per_pass
@@ -28,7 +29,10 @@ class Run:
     """One sampling run: splits every model evaluation into passes over some of the frames. Subclasses say which passes.
 
     node: the node's name for errors. asked: frames per pass, 0 for the host's estimate.
+    steps_may_be_skipped: whether a cache may answer in the model's place for a whole step.
     """
+
+    steps_may_be_skipped = False
 
     def __init__(self, node: str, asked: int = 0) -> None:
         self.node = node
@@ -36,7 +40,7 @@ class Run:
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
-    def begin(self, guider: Any, sigmas: Tensor, noise: Tensor) -> None:
+    def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Called once the model is loaded and conditionings are processed. Raises: NodeError for what cannot be combined."""
         if guider.model_options.get("context_handler") is not None:
             raise NodeError(
@@ -45,13 +49,18 @@ class Run:
                 "a context handler (Context Windows), which cuts the clip into windows of its own.",
                 "Remove it: TokenFlow takes any number of frames in passes by itself.",
             )
+        check_step_cache(self.node, guider.model_options["transformer_options"], self.steps_may_be_skipped)
 
     def close(self) -> None:
         """Drops everything the run holds."""
         self.__dict__.clear()
 
+    def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """One evaluation that the sampler asks for: noisy frames to denoised ones, guidance included."""
+        return predict(x)
+
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """The denoised frames for each list of conditionings."""
+        """The denoised frames for each list of conditionings; guidance may ask several times in one look."""
         return self.over_frames(call, lambda frames: Pass(frames))
 
     def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass]) -> list[Tensor]:
@@ -101,7 +110,7 @@ class ModelCall:
         model_management.throw_exception_if_processing_interrupted()
         frames, total = frames_pass.frames, len(self.x)
         cut = run.cut(self.conds if conds is None else conds, frames, total, type(frames_pass).__name__)
-        frames_pass.place = cut.place
+        frames_pass.place, frames_pass.node = cut.place, run.node
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
         # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
@@ -148,6 +157,8 @@ def _wrap_attention(path: str, module: Any) -> Callable[..., Tensor]:
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is None:
             return original(x, context=context, value=value, mask=mask, **kwargs)
+        if not frames_pass.plain:
+            check_all_tokens(frames_pass.node, path, x, options)
         return frames_pass.attention(AttentionCall(path, module, original, x, context, value, mask, options))
 
     return forward
@@ -158,7 +169,7 @@ def _wrap_hidden(path: str, hidden_from: list[dict[str, Any]]) -> Callable[..., 
         hidden = original(*args, **kwargs)
         options = hidden_from.pop() if hidden_from else {}
         frames_pass: Pass | None = options.get(PASS_KEY)
-        return hidden if frames_pass is None else frames_pass.hidden(path, hidden)
+        return hidden if frames_pass is None else frames_pass.hidden(path, hidden, options)
 
     return forward
 
@@ -185,8 +196,12 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
     ) -> Any:
         run: Run = extra_args["model_options"]["transformer_options"][KEY]
         run.model = guider.model_patcher
-        run.begin(guider, sigmas, noise)
+        run.begin(guider, executor.class_obj, sigmas, noise)
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    def predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        run: Run = model_options["transformer_options"][KEY]
+        return run.look(x, float(timestep.flatten()[0]), lambda x: executor(x, timestep, model_options, *args, **kwargs))
 
     def calc_cond_batch(
         executor: Any, model: Any, conds: Conds, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
@@ -198,6 +213,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         (WrappersMP.OUTER_SAMPLE, outer_sample),
         (WrappersMP.PREPARE_SAMPLING, prepare_sampling),
         (WrappersMP.SAMPLER_SAMPLE, sampler_sample),
+        (WrappersMP.PREDICT_NOISE, predict_noise),
         (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
     ):
         clone.remove_wrappers_with_key(kind, KEY)

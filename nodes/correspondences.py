@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..host.errors import NodeError
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
+from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.correspondence import rebuild
 from ..tokenflow_ops.features import principal_colours, token_grid
 from ..tokenflow_ops.search import BACKENDS, load_faiss
@@ -58,6 +59,13 @@ class BuildCorrespondences(io.ComfyNode):
                     tooltip="How far away a match may be, in latent pixels in each direction. 0: anywhere in the frame.",
                 ),
                 io.Image.Input("frames", optional=True, tooltip="The source frames, only for the picture of rebuilt frames."),
+                io.Combo.Input(
+                    "blend",
+                    options=list(BLENDS),
+                    default=BLENDS[0],
+                    optional=True,
+                    tooltip="nearest: the keyframes before and after a frame by their distances, so that a keyframe keeps its own tokens. The others, for comparison: the weights as the paper prints them, and the public code's choice of keyframes.",
+                ),
             ],
             outputs=[
                 CorrespondencesSocket.Output(display_name="correspondences", tooltip="For TokenFlow Sampler or Apply TokenFlow."),
@@ -78,6 +86,7 @@ class BuildCorrespondences(io.ComfyNode):
         backend: str = "auto",
         search_window: int = 0,
         frames: torch.Tensor | None = None,
+        blend: str = BLENDS[0],
     ) -> io.NodeOutput:
         if backend == "faiss" and load_faiss() is None:
             raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
@@ -95,6 +104,7 @@ class BuildCorrespondences(io.ComfyNode):
                 model_management.get_torch_device(),
                 on_step=lambda done: progress.update_absolute(done, steps),
                 check=model_management.throw_exception_if_processing_interrupted,
+                blend=blend,
             )
         except ValueError as error:
             socket = "search_window" if search_window else "features"

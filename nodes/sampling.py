@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..host.checks import check_injection, check_model, check_same_model
-from ..host.editing import CONSISTENCY, Edit, apply_edit, sample_edit
+from ..host.checks import check_injection, check_mask, check_model, check_same_model
+from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
+from ..host.modes import MODES
 from ..tokenflow_ops import Correspondences, Injection, Inversion
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
+INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
 
 
 def _edit_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "consistency",
-            options=list(CONSISTENCY),
+            options=list(MODES),
             default="tokenflow",
-            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency, for comparison.",
+            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency, for comparison. tokenflow, public code: the choices of the authors' code, for comparison; slower.",
         ),
         io.Int.Input(
             "attended_keyframes",
@@ -35,6 +38,11 @@ def _edit_inputs() -> list[Any]:
             tooltip="How many keyframes, the closest in time, attend to each other. 0: all. Set it (8, say) for clips of hundreds of frames: cost and memory grow with the square.",
         ),
         frames_per_pass_input(),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the frames stay as they are. Soft edges blend.",
+        ),
     ]
 
 
@@ -46,15 +54,18 @@ def _edit(
     consistency: str,
     attended_keyframes: int,
     frames_per_pass: int,
+    mask: torch.Tensor | None,
 ) -> Edit:
     layers = check_model(node, model)
     check_injection(node, layers, injection)
-    check_same_model(node, model, correspondences.features.inversion)
+    inversion = correspondences.features.inversion
+    check_same_model(node, model, inversion)
+    check_mask(node, mask, inversion)
     if tuple(correspondences.features.shapes) != layers:
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, frames_per_pass)
+    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask)
 
 
 class Sampler(io.ComfyNode):
@@ -88,7 +99,7 @@ class Sampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Only for samplers that add noise of their own.",
+                    tooltip="For fresh noise, and for samplers that add noise of their own.",
                 ),
                 io.Float.Input(
                     "start",
@@ -99,6 +110,13 @@ class Sampler(io.ComfyNode):
                     tooltip="Share of the inverted steps to sample. 1: from the noisy end; less: SDEdit, closer to the source.",
                 ),
                 *_edit_inputs(),
+                io.Combo.Input(
+                    "noise",
+                    options=list(NOISES),
+                    default=INVERTED,
+                    optional=True,
+                    tooltip="What to start from. inverted: the source's own noise, which keeps most of it. fresh: random noise on the source, as SDEdit has it (with start below 1); one for all frames flickers less.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The edited frames, for VAE Decode.")],
         )
@@ -118,14 +136,28 @@ class Sampler(io.ComfyNode):
         attended_keyframes: int = 0,
         frames_per_pass: int = 0,
         injection: Injection | None = None,
+        mask: torch.Tensor | None = None,
+        noise: str = INVERTED,
     ) -> io.NodeOutput:
-        patched = apply_edit(model, _edit(SAMPLER, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass))
+        edit = _edit(SAMPLER, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask)
+        patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = _sigmas(model, inversion, sampler_name, start)
-        latents = model.get_model_object("latent_format").process_out(inversion.latents_at(float(sigmas[0])))
+        start_at = inversion.latents_at(float(sigmas[0])) if noise == INVERTED else inversion.latents[-1]
+        latents = model.get_model_object("latent_format").process_out(start_at)
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
-        samples = sample_edit(patched, positive, negative, cfg, sampler_name, sigmas, latents, seed, callback)
+        added = _noise(noise, latents, seed)
+        samples = sample_edit(patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback)
         return io.NodeOutput({"samples": samples})
+
+
+def _noise(kind: str, latents: torch.Tensor, seed: int) -> torch.Tensor:
+    """What the host adds to the latents at the first noise level; an inverted start has its noise in it already."""
+    if kind == INVERTED:
+        return torch.zeros_like(latents)
+    if kind == FRESH_FOR_ALL:
+        return comfy.sample.prepare_noise(latents[:1], seed).expand_as(latents).contiguous()
+    return comfy.sample.prepare_noise(latents, seed)
 
 
 def _sigmas(model: Any, inversion: Inversion, sampler_name: str, start: float) -> torch.Tensor:
@@ -169,7 +201,7 @@ class Apply(io.ComfyNode):
         attended_keyframes: int = 0,
         frames_per_pass: int = 0,
         injection: Injection | None = None,
+        mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            apply_edit(model, _edit(APPLY, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass))
-        )
+        edit = _edit(APPLY, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask)
+        return io.NodeOutput(apply_edit(model, edit))

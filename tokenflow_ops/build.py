@@ -10,8 +10,23 @@ from torch import Tensor
 
 from .correspondence import Correspondences, StepMatches, match_frames
 from .features import SourceFeatures, token_grid
-from .keyframes import choose_keyframes, neighbours
+from .keyframes import Neighbours, choose_keyframes, neighbours
+from .reference import chunk_neighbours
 from .search import faster_backend, search_window
+
+BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
+
+
+def blend_of(blend: str, frames: int, keyframes: Tensor, interval: int) -> Neighbours:
+    """Which two keyframes every frame follows and how much: "nearest" is ours, then the paper's weights, then the public code's rule.
+
+    keyframes: (k,) ascending frame numbers, one per `interval`. Raises: ValueError for another blend.
+    """
+    if blend == BLENDS[2]:
+        return chunk_neighbours(frames, interval)
+    if blend not in BLENDS:
+        raise ValueError(f"blend must be one of {BLENDS}, got {blend!r}")
+    return neighbours(frames, keyframes, sigmoid=blend == BLENDS[1])
 
 
 def build_correspondences(
@@ -24,12 +39,14 @@ def build_correspondences(
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] = lambda done: None,
     check: Callable[[], None] = lambda: None,
+    blend: str = BLENDS[0],
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
     interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation) instead of new random ones.
     backend: "faiss", "torch", or "auto": both are run once on this clip's features, and the faster is kept.
     window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
+    blend: one of BLENDS, see `blend_of`.
     device: where the search runs. on_step: called with the number of steps done. check: called before every search; may raise to stop.
     Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window.
     """
@@ -59,7 +76,7 @@ def build_correspondences(
         for target in range(steps):
             if features.nearest_step(target) != step:
                 continue
-            near = neighbours(inversion.frames, keyframes[target])
+            near = blend_of(blend, inversion.frames, keyframes[target], interval)
             tokens = {
                 layer: match_frames(tensor, keyframes[target], near, chosen, layer_window(tensor.shape[1]), device, check)
                 for layer, tensor in layers.items()
@@ -68,4 +85,4 @@ def build_correspondences(
             on_step(len(found))
 
     features.stream(features.match_layers, consume)
-    return Correspondences(features, tuple(found[step] for step in range(steps)), fixed, chosen)
+    return Correspondences(features, tuple(found[step] for step in range(steps)), interval, fixed, chosen)

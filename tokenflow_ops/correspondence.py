@@ -64,12 +64,13 @@ class Correspondences:
     """The matches of a clip for every sampling step, with the keyframe schedule they belong to.
 
     features: the source features they were searched on. steps: one `StepMatches` for each of the S steps of the inversion.
-    fixed: whether all steps share their keyframes. backend: the search that was used.
+    interval: frames per keyframe. fixed: whether all steps share their keyframes. backend: the search that was used.
     Raises: ValueError if the number of steps is not the inversion's.
     """
 
     features: SourceFeatures
     steps: tuple[StepMatches, ...]
+    interval: int
     fixed: bool
     backend: str
 

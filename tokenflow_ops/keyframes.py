@@ -48,12 +48,16 @@ class Neighbours:
     future: Tensor
     weight: Tensor
 
+    def of(self, frames: Tensor) -> Neighbours:
+        """Those of some frames."""
+        return Neighbours(self.past[frames], self.future[frames], self.weight[frames])
 
-def neighbours(frames: int, keyframes: Tensor) -> Neighbours:
+
+def neighbours(frames: int, keyframes: Tensor, sigmoid: bool = False) -> Neighbours:
     """The closest keyframes before and after every frame, weighted by the true distances.
 
     weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the weights run through an interval without a jump.
-    (The public code squashes this ratio through a sigmoid, so that not even a keyframe keeps its own tokens.)
+    sigmoid: squash this ratio through a sigmoid, as the paper prints it: 0.5 to 0.73, so that a frame never follows its past keyframe most.
     A frame outside the first or last keyframe uses the one it has.
 
     keyframes: (k,) int64, ascending frame numbers.
@@ -66,5 +70,8 @@ def neighbours(frames: int, keyframes: Tensor) -> Neighbours:
     past = torch.where(outside_left, future, past)
     future = torch.where(outside_right, past, future)
     before, after = (index - keyframes[past]).abs(), (keyframes[future] - index).abs()
-    weight = torch.where(past == future, torch.ones(frames), before / (before + after).clamp(min=1))
+    share = before / (before + after).clamp(min=1)
+    if sigmoid:
+        share = torch.sigmoid(share)
+    weight = torch.where(past == future, torch.ones(frames), share)
     return Neighbours(past, future, weight)

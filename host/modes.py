@@ -1,0 +1,89 @@
+"""The ways to keep frames together: what each runs at one evaluation of the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..tokenflow_ops.reference import chunk_neighbours
+from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass
+from .patching import ModelCall
+
+if TYPE_CHECKING:
+    from .editing import EditRun, Moment
+
+
+def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Plug-and-Play alone: every frame attends to itself."""
+    if not now.injected:
+        return call.unchanged()
+    return run.over_frames(call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)))
+
+
+def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Every frame attends to all keyframes (the paper's ablation)."""
+    keyframes, limit = now.matches.keyframes, run.edit.attended_keyframes
+    bank: Bank = {}
+    keyframe_source = run.source(call, keyframes, now.injected)
+    call.run(run, KeyframePass(keyframes, source=keyframe_source, limit=limit, keep="context", bank=bank))
+
+    def make(frames: Tensor) -> JointPass:
+        source = run.source(call, frames, now.injected)
+        return JointPass(frames, source=source, bank=bank, keyframes=keyframes, keyframe_source=keyframe_source, limit=limit)
+
+    return run.over_frames(call, make)
+
+
+def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """The keyframes jointly, then all frames from their tokens (paper, section 4.2)."""
+    keyframes, near = now.matches.keyframes, now.matches.near
+    bank: Bank = {}
+    source = run.source(call, keyframes, now.injected)
+    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank))
+
+    def rows(frames: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        past, future = run.edit.correspondences.tokens(now.step, layer)
+        return past[frames], future[frames]
+
+    def make(frames: Tensor) -> PropagationPass:
+        source = run.source(call, frames, now.hidden)
+        return PropagationPass(frames, source=source, node=run.node, bank=bank, near=near.of(frames), tokens=partial(rows, frames))
+
+    return run.over_frames(call, make)
+
+
+def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """The choices of the method's public code: see `tokenflow_ops.reference`.
+
+    It runs the source as a row beside the edit's two and searches in every layer on that row, which is propagated like the others; so do
+    we, one pass after the other. Of the stored correspondences only the keyframes are used.
+    """
+    keyframes, layers = now.matches.keyframes, run.edit.layers
+    near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
+    source_bank: Bank = {}
+    bank: Bank = {}
+    known = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.hidden)), bank=source_bank)
+    run.look_at_source(call, known)
+    source = {name: known.kept[name] for name in now.injected}
+    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank))
+
+    def make(frames: Tensor) -> PropagationPass:
+        seen = SourceMatchPass(frames, names=frozenset(now.hidden), bank=source_bank, near=near.of(frames), keyframe_features=known.kept)
+        run.look_at_source(call, seen)
+        return PropagationPass(
+            frames, source=seen.kept, node=run.node, bank=bank, near=near.of(frames), tokens=lambda layer: seen.tokens[layer]
+        )
+
+    return run.over_frames(call, make)
+
+
+Mode = Callable[["EditRun", ModelCall, "Moment"], list[Tensor]]
+MODES: dict[str, Mode] = {
+    "tokenflow": tokenflow,
+    "joint attention": joint_attention,
+    "per frame": per_frame,
+    "tokenflow, public code": public_code,
+}

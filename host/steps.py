@@ -1,0 +1,88 @@
+"""Which step an evaluation of a sampler belongs to.
+
+A sampler may look at the model several times a step, between or on the step's noise levels (Heun's second look stands on the next level,
+where Euler would begin its next step). The level alone cannot tell, so the sampler is rehearsed on a single number without a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Steps:
+    """The evaluations of one sampling run, counted as they come.
+
+    sampler: the host's sampler object. guider: of the run; samplers ask it for the noise schedule. sigmas: (S+1,) falling.
+    """
+
+    def __init__(self, sampler: Any, guider: Any, sigmas: Tensor) -> None:
+        self._rehearsed = _rehearse(sampler, guider, sigmas)
+        self._seen = 0
+
+    def begins_at(self, sigma: float) -> float:
+        """The noise level at which the step of the next evaluation, which is at `sigma`, began.
+
+        `sigma` itself where the rehearsal does not say: adaptive samplers, and those that do not report their steps as they begin.
+        """
+        expected, begin = self._rehearsed[self._seen] if self._seen < len(self._rehearsed) else (0.0, 0.0)
+        self._seen += 1
+        return begin if _close(expected, sigma) else sigma
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-4 * abs(other)
+
+
+# Adaptive samplers may look for ever at a model that answers nothing.
+MOST_LOOKS_PER_STEP = 10
+
+
+class _Nothing:
+    """A model whose clean latents are zero."""
+
+    def __init__(self, guider: Any, looks: list[float], steps: int) -> None:
+        self.inner_model = guider
+        self.looks, self.most = looks, steps * MOST_LOOKS_PER_STEP
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], **_: Any) -> Tensor:
+        if len(self.looks) == self.most:
+            raise RuntimeError("too many evaluations for a sampler of fixed steps")
+        self.looks.append(float(sigma[0]))
+        denoised = torch.zeros_like(x)
+        for function in model_options.get("sampler_post_cfg_function", []):  # the CFG++ samplers' own
+            denoised = function({"denoised": denoised, "uncond_denoised": denoised, "model_options": model_options})
+        return denoised
+
+
+def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, float]]:
+    """For every evaluation its noise level and that of its step's first one; empty if they cannot be known beforehand.
+
+    k-diffusion's samplers report a step right after its first evaluation, at the same level.
+    """
+    looks: list[float] = []
+    firsts: list[int] = []
+
+    def report(info: dict[str, Any]) -> None:
+        if looks and "sigma" in info and _close(float(info["sigma"]), looks[-1]):
+            firsts.append(len(looks) - 1)
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            sampler.sampler_function(
+                _Nothing(guider, looks, len(sigmas) - 1),
+                torch.ones(1, 1, 1, 1),
+                sigmas.detach().cpu().clone(),
+                extra_args={"model_options": {}, "seed": 0},
+                callback=report,
+                disable=True,
+                **sampler.extra_options,
+            )
+    except Exception:  # samplers of other packs may ask for anything: the levels will do
+        return []
+    if not firsts or firsts[0] != 0:
+        return []
+    begins = [looks[max(first for first in firsts if first <= look)] for look in range(len(looks))]
+    return list(zip(looks, begins, strict=True))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from functools import cache
-from types import MethodType
 from typing import Any
 
 import comfy.conds
@@ -13,14 +11,12 @@ import comfy.samplers
 import pytest
 import torch
 from comfy import model_management
-from comfy.cldm.cldm import ControlNet as ControlModel
 from comfy.hooks import create_hook_lora
 from comfy_extras.nodes_custom_sampler import DisableNoise, DualCFGGuider, SamplerCustomAdvanced
 from comfy_extras.nodes_hooks import ConditioningSetProperties
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from tokenflow_pack.host.controls import control_view
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.patching import Run
 from torch import Tensor
@@ -36,7 +32,6 @@ from .helpers import (
     call,
     edit,
     injection,
-    interrupted,
     inverted,
     lora,
     matched,
@@ -48,7 +43,7 @@ from .helpers import (
     watched,
     with_lora,
 )
-from .tiny_models import LAYOUT, random_conditioning
+from .tiny_models import random_conditioning
 
 PASS = "tokenflow_pass"
 OTHER = random_conditioning(4, tokens=9)  # too long to share a batch with the others
@@ -144,120 +139,6 @@ def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
     found = edit(positive=both, start=0.3, frames_per_pass=frames_per_pass)
     assert relative_error(found[::2], edit(start=0.3)[::2]) < ROUNDING
     assert relative_error(found[1::2], edit(positive=OTHER, start=0.3)[1::2]) < ROUNDING
-
-
-def test_the_users_conditionings_are_not_changed() -> None:
-    positive, negative = controlled(hints(FRAMES, 0))
-    positive = nodes.ConditioningSetMask().append(positive, torch.ones(FRAMES, 8, 8), "default", 1.0)[0]
-    control = positive[0][1]["control"]
-
-    def marks() -> list[Any]:
-        parts = [repr(sorted(entry[1])) for entry in (*positive, *negative)]
-        return [*parts, id(positive[0][1]["control"]), {name: id(value) for name, value in vars(control).items()}]
-
-    edit(positive=positive, negative=negative)  # the host's own traces: attributes set in every run
-    before, tensors = marks(), [positive[0][0].clone(), control.cond_hint_original.clone()]
-    edit(positive=positive, negative=negative, frames_per_pass=2)
-    assert marks() == before
-    assert torch.equal(positive[0][0], tensors[0])
-    assert torch.equal(control.cond_hint_original, tensors[1])
-
-
-# ControlNet
-
-
-@cache
-def controlnet(seed: int = 0) -> Any:
-    """The host's ControlNet for the narrow UNet, with random weights."""
-    layout = {name: value for name, value in LAYOUT.items() if name not in ("out_channels", "transformer_depth_output")}
-    model = ControlModel(**layout, hint_channels=3, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
-        bias = 1.0 if name.endswith("weight") else 0.0
-        weight.data = noise / noise[0].numel() ** 0.5 if noise.ndim > 1 else bias + 0.1 * noise
-    return comfy.controlnet.ControlNet(model.eval().requires_grad_(False), load_device=torch.device("cpu"))
-
-
-def hints(count: int, seed: int) -> Tensor:
-    return torch.rand(count, SIZE[0] * 8, SIZE[1] * 8, 3, generator=torch.Generator().manual_seed(seed))
-
-
-def controlled(*images: Tensor) -> tuple[Any, Any]:
-    """Positive and negative under a chain of ControlNets, one for each batch of hint images."""
-    both = POSITIVE, NEGATIVE
-    for seed, image in enumerate(images):
-        both = nodes.ControlNetApplyAdvanced().apply_controlnet(*both, controlnet(seed), image, 0.5, 0.0, 1.0)
-    return both
-
-
-@pytest.fixture
-def seen_hints(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Tensor, int]]:
-    """(control model, pass or None, hint rows, conditionings) of every ControlNet call."""
-    seen: list[Any] = []
-    get_control = comfy.controlnet.ControlNet.get_control
-
-    def watched_control(self: Any, x: Tensor, t: Tensor, cond: Any, batched: int, options: dict[str, Any]) -> Any:
-        out = get_control(self, x, t, cond, batched, options)
-        seen.append((self.control_model, options.get(PASS), self.cond_hint, batched))
-        return out
-
-    monkeypatch.setattr(comfy.controlnet.ControlNet, "get_control", watched_control)
-    return seen
-
-
-@pytest.mark.parametrize("counts", [(FRAMES,), (2,), (FRAMES, FRAMES), (FRAMES, 1)], ids=["own", "repeating", "chained", "chained, single"])
-def test_every_frame_has_its_own_hint(counts: tuple[int, ...], seen_hints: list[tuple[Any, Any, Tensor, int]]) -> None:
-    images = [hints(count, seed) for seed, count in enumerate(counts)]
-    found = edit(tiny_model(), *controlled(*images), frames_per_pass=2)
-    kinds = set()
-    for control_model, frames_pass, rows, batched in seen_hints:
-        kinds.add((id(control_model), type(frames_pass).__name__))
-        image = images[0 if control_model is controlnet(0).control_model else 1].movedim(-1, 1)
-        wanted = torch.cat([image[[i % len(image) for i in frames_pass.frames.tolist()]]] * batched)
-        assert batched == 2  # cond and uncond share the view of a pass, or the host would split them
-        assert torch.equal(rows.expand_as(wanted) if len(rows) == 1 else rows, wanted)
-    assert len(kinds) == 2 * len(counts)
-    assert relative_error(found, edit(tiny_model(), *controlled(*images))) < ROUNDING
-    assert relative_error(found, edit()) > 10 * ROUNDING
-
-
-def test_after_an_interrupt_the_plain_run_has_all_hints() -> None:
-    images = hints(FRAMES, 0), hints(FRAMES, 1)
-    wanted = stock(tiny_model(), *controlled(*images))
-    positive, negative = controlled(*images)
-    calls = []
-
-    def stop(args: dict[str, Any]) -> None:
-        calls.append(frames_of(args))
-        model_management.interrupt_current_processing(len(calls) == 2)
-
-    with interrupted():
-        edit(watched(tiny_model(), stop), positive, negative, frames_per_pass=2)
-    assert len(calls) == 2
-    assert torch.equal(stock(tiny_model(), positive, negative), wanted)
-
-
-def test_methods_bound_to_a_control_are_bound_to_its_view() -> None:
-    control = controlnet().copy().set_cond_hint(torch.arange(3.0).reshape(3, 1, 1, 1))
-    control.mean_hint = MethodType(lambda self: float(self.cond_hint_original.mean()), control)
-    view = control_view(control, torch.tensor([0, 2]), 3)
-    assert view.cond_hint_original.flatten().tolist() == [0, 2]
-    assert view.mean_hint() == 1
-    view = control_view(control, torch.tensor([2]), 3)
-    assert view.mean_hint() == 2
-    assert control.mean_hint() == 1
-    assert control.cond_hint_original.shape[0] == 3
-
-
-def test_controls_that_cut_their_hints_themselves_are_told_the_frames() -> None:
-    """As those of Advanced-ControlNet."""
-    control = controlnet().copy().set_cond_hint(torch.zeros(5, 3, 8, 8))
-    control.sub_idxs, control.full_latent_length, control.context_length = None, 0, 0
-    view = control_view(control, torch.tensor([1, 4]), 5)
-    assert (view.sub_idxs, view.full_latent_length, view.context_length) == ([1, 4], 5, 2)
-    assert view.cond_hint_original is control.cond_hint_original
-    assert control.sub_idxs is None
 
 
 def test_a_lora_hooked_to_a_prompt_is_that_prompts() -> None:

@@ -94,7 +94,8 @@ class EditRun(Run):
             self.mask = prepare_mask(self.edit.mask, noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
-            conds = comfy.samplers.process_conds(guider.inner_model, noise, {"source": source}, noise.device, seed=0)
+            clean = self.inversion.latents[-1].to(noise)  # as during inversion; inpainting models ask for it
+            conds = comfy.samplers.process_conds(guider.inner_model, noise, {"source": source}, noise.device, clean, seed=0)
             self.source_conds = [conds["source"]]
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:

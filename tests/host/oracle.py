@@ -16,16 +16,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# SD 1.5: the decoder blocks whose queries and keys Plug-and-Play takes from the source, and its ResBlock.
+# SD 1.x and 2.x: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
 PNP_BLOCKS = range(4, 12)
-PNP_RESBLOCK = "output_blocks.4.0"
 # Cosines this close are the same number: features come out of some hundred float32 layers.
 TIE = 1e-5
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is told beside the latents.
+
+    tokens: (1, tokens, width). vector: (1, width), `y` of the models that take it. concat: (N, c, h, w), what inpainting models see behind
+    every frame's latents.
+    """
+
+    tokens: Tensor
+    vector: Tensor | None = None
+    concat: Tensor | None = None
+
+
+def sdxl_vector(pooled: Tensor, height: int, width: int) -> Tensor:
+    """SDXL's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner 0, 0, and height and width once more."""
+    frequencies = 10000 ** (-torch.arange(128) / 128)
+    waves = [torch.cat([(number * frequencies).cos(), (number * frequencies).sin()]) for number in (height, width, 0, 0, height, width)]
+    return torch.cat([pooled, torch.cat(waves)[None]], 1)
+
+
 @contextmanager
-def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | None = None) -> Iterator[None]:
-    """Self-attention layers answer attention(layer, module, tokens), the Plug-and-Play ResBlock's branch resblock(hidden)."""
+def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | None = None, block: int = PNP_BLOCKS[0]) -> Iterator[None]:
+    """Self-attention layers answer attention(layer, module, tokens), the branch of an output block's ResBlock resblock(hidden)."""
     changed = []
 
     def replace(module: Any, forward: Callable) -> None:
@@ -37,7 +56,7 @@ def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | 
             if attention is not None and name.endswith("attn1"):
                 replace(module, lambda tokens, name=name, module=module, **_: attention(name, module, tokens))
         if resblock is not None:
-            branch = unet.get_submodule(PNP_RESBLOCK).out_layers
+            branch = unet.output_blocks[block][0].out_layers
             plain = branch.forward
             replace(branch, lambda hidden: resblock(plain(hidden)))
         yield
@@ -46,11 +65,18 @@ def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | 
             del module.forward
 
 
-def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-    """The model's noise for latents x (n, C, h, w) at one sigma and one prompt (1, tokens, width)."""
+def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, frames: Sequence[int]) -> Tensor:
+    """The model's noise for the latents x (n, C, h, w) of some frames at one sigma and one prompt (its tokens, if it has no more)."""
+    told = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
     timestep = patcher.model.model_sampling.timestep(sigma.reshape(1)).float().expand(len(x))
     scaled = x / (sigma**2 + 1) ** 0.5
-    return patcher.model.diffusion_model(scaled, timestep, context=prompt.expand(len(x), -1, -1), transformer_options={})
+    seen = scaled if told.concat is None else torch.cat([scaled, told.concat[list(frames)]], 1)
+    vector = {} if told.vector is None else {"y": told.vector.expand(len(x), -1)}
+    out = patcher.model.diffusion_model(seen, timestep, context=told.tokens.expand(len(x), -1, -1), transformer_options={}, **vector)
+    if patcher.model.model_type.name == "V_PREDICTION":
+        # With alpha = 1 / sqrt(sigma^2 + 1) and beta = sigma alpha: scaled = alpha clean + beta noise, v = alpha noise - beta clean.
+        return (out + sigma * scaled) / (sigma**2 + 1) ** 0.5
+    return out
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -62,16 +88,16 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 @torch.no_grad()
-def invert(patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor, iterations: int = 0) -> Tensor:
+def invert(patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor | Prompt, iterations: int = 0) -> Tensor:
     """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w); sigmas (S+1,) fall to 0."""
     path = [x0]
     for j in range(len(sigmas) - 2, -1, -1):
         known, delta = path[0], sigmas[j] - sigmas[j + 1]
         frames = []
-        for frame in known:
+        for i, frame in enumerate(known):
             x = frame[None]
             for _ in range(1 + iterations):
-                x = frame[None] + delta * epsilon(patcher, x, sigmas[j], prompt)
+                x = frame[None] + delta * epsilon(patcher, x, sigmas[j], prompt, [i])
             frames.append(x[0])
         path.insert(0, torch.stack(frames))
     return torch.stack(path)
@@ -85,8 +111,8 @@ class Source:
     hidden: Tensor
 
 
-def look_at_source(patcher: Any, latents: Tensor, sigma: Tensor, prompt: Tensor) -> Source:
-    """Runs the source frames one by one and keeps what they show."""
+def look_at_source(patcher: Any, latents: Tensor, sigma: Tensor, prompt: Tensor | Prompt, block: int = PNP_BLOCKS[0]) -> Source:
+    """Runs the source frames one by one and keeps what they show. block: the decoder's, whose ResBlock is looked at."""
     phi: dict[str, list[Tensor]] = {}
     hidden: list[Tensor] = []
 
@@ -98,9 +124,9 @@ def look_at_source(patcher: Any, latents: Tensor, sigma: Tensor, prompt: Tensor)
         hidden.append(branch[0])
         return branch
 
-    with replaced(patcher.model.diffusion_model, attention, resblock):
-        for frame in latents:
-            epsilon(patcher, frame[None], sigma, prompt)
+    with replaced(patcher.model.diffusion_model, attention, resblock, block):
+        for i, frame in enumerate(latents):
+            epsilon(patcher, frame[None], sigma, prompt, [i])
     return Source({layer: torch.stack(frames) for layer, frames in phi.items()}, torch.stack(hidden))
 
 
@@ -140,31 +166,34 @@ def closest(frame: int, keyframes: list[int]) -> tuple[int, int, float]:
 class Edit:
     """Stage 2. Attributes as the words of the method.
 
-    path: (S+1, N, C, h, w) of `invert`. source, positive, negative: prompts (1, tokens, width).
+    path: (S+1, N, C, h, w) of `invert`. source, positive, negative: prompts, or their tokens (1, tokens, width).
     keyframes: for every step the ascending frame numbers. attention_until, features_until: Plug-and-Play's shares of the steps.
     proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
     consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
+    pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
     """
 
     patcher: Any
     path: Tensor
     sigmas: Tensor
-    source: Tensor
-    positive: Tensor
-    negative: Tensor
+    source: Tensor | Prompt
+    positive: Tensor | Prompt
+    negative: Tensor | Prompt
     keyframes: list[list[int]]
     cfg: float = 7.5
     attention_until: float = 0.0
     features_until: float = 0.0
     consistency: str = "tokenflow"
     proposals: Sequence[Mapping[str, tuple[Tensor, Tensor]]] = ()
+    pnp_blocks: Sequence[int] = PNP_BLOCKS
 
     @torch.no_grad()
     def run(self) -> Tensor:
         """The edited latents (N, C, h, w), by Euler steps from the inverted latents."""
         x, steps = self.path[0], len(self.sigmas) - 1
         for j in range(steps):
-            sigma, known = self.sigmas[j], look_at_source(self.patcher, self.path[j], self.sigmas[j], self.source)
+            sigma = self.sigmas[j]
+            known = look_at_source(self.patcher, self.path[j], sigma, self.source, self.pnp_blocks[0])
             frames = self.blends(known, j) if self.consistency == "tokenflow" else {}
             ask = known.phi if j < int(self.attention_until * steps) else {}
             hidden = known.hidden if j < int(self.features_until * steps) else None
@@ -187,27 +216,35 @@ class Edit:
         return recipes
 
     def noise(
-        self, x: Tensor, sigma: Tensor, prompt: Tensor, keyframes: list[int], blends: dict, ask: dict[str, Tensor], hidden: Tensor | None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        prompt: Tensor | Prompt,
+        keyframes: list[int],
+        blends: dict,
+        ask: dict[str, Tensor],
+        hidden: Tensor | None,
     ) -> Tensor:
         """The noise of all frames for one prompt.
 
         ask: the source's phi if queries and keys are injected. hidden: its ResBlock branch if that is. blends: as from `blends`.
         """
-        unet, kept = self.patcher.model.diffusion_model, {}
+        kept: dict = {}
+
+        def run(frames: list[int], attention: Callable) -> Tensor:
+            resblock = None if hidden is None else lambda branch: hidden[frames]
+            with replaced(self.patcher.model.diffusion_model, attention, resblock, self.pnp_blocks[0]):
+                return epsilon(self.patcher, x[frames], sigma, prompt, frames)
+
         if self.consistency != "per frame":
-            with replaced(unet, self.jointly(keyframes, ask, kept), None if hidden is None else lambda branch: hidden[keyframes]):
-                epsilon(self.patcher, x[keyframes], sigma, prompt)
-        frames = []
-        for i in range(len(x)):
-            with replaced(unet, self.frame(i, blends, ask, kept), None if hidden is None else lambda branch, i=i: hidden[i : i + 1]):
-                frames.append(epsilon(self.patcher, x[i : i + 1], sigma, prompt))
-        return torch.cat(frames)
+            run(keyframes, self.jointly(keyframes, ask, kept))
+        return torch.cat([run([i], self.frame(i, blends, ask, kept)) for i in range(len(x))])
 
     def jointly(self, keyframes: list[int], ask: dict[str, Tensor], kept: dict) -> Callable:
         """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in `kept`."""
 
         def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
-            asking = ask[layer][keyframes] if injected(layer) and ask else tokens
+            asking = ask[layer][keyframes] if ask and injected(layer, self.pnp_blocks) else tokens
             keys = torch.cat([module.to_k(frame) for frame in asking])
             values = torch.cat([module.to_v(frame) for frame in tokens])
             outputs = [module.to_out(softmax_attention(module.to_q(frame), keys, values, module.heads)) for frame in asking]
@@ -220,7 +257,7 @@ class Edit:
         """What the self-attention layers answer for frame i."""
 
         def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
-            asking = ask[layer][i] if injected(layer) and ask else tokens[0]
+            asking = ask[layer][i] if ask and injected(layer, self.pnp_blocks) else tokens[0]
             if self.consistency == "per frame":
                 return own_attention(module, tokens[0], asking)[None]
             keys, values, base = kept[layer]
@@ -232,6 +269,6 @@ class Edit:
         return attention
 
 
-def injected(layer: str) -> bool:
+def injected(layer: str, blocks: Sequence[int] = PNP_BLOCKS) -> bool:
     """Whether Plug-and-Play takes this layer's queries and keys from the source."""
-    return layer.startswith("output_blocks.") and int(layer.split(".")[1]) in PNP_BLOCKS
+    return layer.startswith("output_blocks.") and int(layer.split(".")[1]) in blocks

@@ -32,6 +32,8 @@ GAINS = {
     "attn1.to_k.weight": 1.4,
     "attn1.to_out.0.weight": 1.4,
 }
+# Rounding errors would grow fivefold in ten transformer blocks one after another.
+DEEP_GAINS = {"ff.net.2.weight": 0.5}
 # The host takes an SD 2.x for v-prediction by the deviation of this bias: above 0.09.
 SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
@@ -42,7 +44,7 @@ class Layout:
 
     family: the host's class, which knows the widths. levels: channels per resolution, as multiples of the first's.
     encoder, decoder: transformer blocks behind every ResBlock, in the order the UNet runs them. middle: transformer blocks there, -1 for a
-    ResBlock alone, -2 for nothing. in_channels: more than 4 of inpainting models. v_prediction: of SDXL with zero terminal signal-to-noise.
+    ResBlock alone, -2 for nothing. in_channels: more than 4 of inpainting models. v_prediction: what it predicts, noise if not.
     """
 
     family: type
@@ -118,12 +120,13 @@ def random_weights(layout: Layout, seed: int) -> dict[str, Tensor]:
     Real checkpoints grow from zero-initialised output layers; left at zero they would hide every error behind them.
     """
     unet = UNetModel(**layout.unet(), dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
+    gains = GAINS | (DEEP_GAINS if max(layout.encoder) > 1 else {})
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in ((name, tensor.shape) for name, tensor in unet.state_dict().items()):
         noise = torch.randn(shape, generator=generator)
         if noise.ndim > 1:
-            gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
+            gain = next((gain for ending, gain in gains.items() if name.endswith(ending)), 1.0)
             weights[name] = noise * gain / noise[0].numel() ** 0.5
         else:
             # Norms are the only one-dimensional weights.
@@ -131,7 +134,7 @@ def random_weights(layout: Layout, seed: int) -> dict[str, Tensor]:
     if layout.family is comfy.supported_models.SD20:
         weights[SD2_BIAS] *= (0.2 if layout.v_prediction else 0.05) / weights[SD2_BIAS].std(correction=0)
     elif layout.v_prediction:
-        weights |= {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+        weights["v_pred"] = torch.zeros(0)
     return weights
 
 

@@ -107,6 +107,10 @@ class EditRun(Run):
         path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
         return torch.lerp(clean, predict(torch.lerp(path, x, self.mask)), self.mask)
 
+    def finish(self, x: Tensor, sigma: float) -> Tensor:
+        """Some samplers end with a little noise left: outside the mask the source has none of it."""
+        return x if self.mask is None else torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
+
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """The mode's passes; the plain host where nothing is to be changed."""
         check_same_clip(self.node, tuple(call.x.shape), self.inversion, "latent_image")
@@ -117,7 +121,7 @@ class EditRun(Run):
 
     def moment(self, sigma: float) -> Moment:
         """Of a sampling step that began at `sigma`."""
-        step = self.inversion.step_of(sigma)
+        step = self.inversion.closest_step(sigma)
         matches, injection = self.edit.correspondences.steps[step], self.edit.injection
         if injection is None:
             return Moment(step, matches, (), ())
@@ -129,7 +133,7 @@ class EditRun(Run):
 
     def source(self, call: ModelCall, frames: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """The source's features of these frames at the evaluation's own noise level: the stored ones, or computed now."""
-        store, step = self.features.store, self.inversion.step_of(call.sigma)
+        store, step = self.features.store, self.inversion.closest_step(call.sigma)
         if not names:
             return {}
         if store is not None and all(store.has(step, name) for name in names):

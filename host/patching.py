@@ -51,6 +51,10 @@ class Run:
             )
         check_step_cache(self.node, guider.model_options["transformer_options"], self.steps_may_be_skipped)
 
+    def finish(self, x: Tensor, sigma: float) -> Tensor:
+        """What the sampler ends with, at the last noise level."""
+        return x
+
     def close(self) -> None:
         """Drops everything the run holds."""
         self.__dict__.clear()
@@ -197,7 +201,8 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         run: Run = extra_args["model_options"]["transformer_options"][KEY]
         run.model = guider.model_patcher
         run.begin(guider, executor.class_obj, sigmas, noise)
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        last = float(sigmas[-1])  # uni_pc writes into them
+        return run.finish(executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs), last)
 
     def predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         run: Run = model_options["transformer_options"][KEY]

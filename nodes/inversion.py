@@ -111,7 +111,7 @@ class InvertVideo(io.ComfyNode):
             raise NodeError(
                 NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet)."
             )
-        inversion = Inversion(sigmas, path, positive, model_fingerprint(model), steps, scheduler)
+        inversion = Inversion(sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler)
         noisy = model.get_model_object("latent_format").process_out(path[0])
         text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
         return io.NodeOutput(inversion, {"samples": noisy}, sigmas, ui=ui.PreviewText(text))

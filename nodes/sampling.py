@@ -169,7 +169,7 @@ def _sigmas(model: Any, inversion: Inversion, sampler_name: str, start: float) -
         ).sigmas
         sigmas = whole[whole <= inversion.sigmas[0] * (1 + 1e-4)]
     steps = len(sigmas) - 1
-    return sigmas[steps - max(1, round(steps * start)) :]
+    return sigmas[steps - max(1, round(steps * start)) :].clone()  # uni_pc writes into them
 
 
 class Apply(io.ComfyNode):

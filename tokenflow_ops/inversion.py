@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,10 @@ class Inversion:
         # A sampler's sigma went through other arithmetic: allow a relative hair.
         at_or_above = int((self.sigmas[:-1] >= sigma * (1 - 1e-4)).sum())
         return max(0, at_or_above - 1)
+
+    def closest_step(self, sigma: float) -> int:
+        """The step (0 to S-1) that starts closest to `sigma`, by their ratio."""
+        return int((self.sigmas[:-1].log() - math.log(max(sigma, 1e-10))).abs().argmin())
 
     def latents_at(self, sigma: float) -> Tensor:
         """(N, C, h, w) source latents at `sigma`, linearly interpolated between the two stored neighbours."""

@@ -38,7 +38,7 @@ def test_an_interval_of_eight_has_the_published_weights() -> None:
 def test_the_papers_weights_lie_between_a_half_and_the_sigmoid_of_one() -> None:
     keyframes = torch.tensor([2, 6])
     near = blend_of(BLENDS[1], 8, keyframes, 4)
-    assert near.weight[:3].tolist() == near.weight[6:].tolist() + [1.0] == [1.0, 1.0, 1.0]
+    assert near.weight[:3].tolist() == [*near.weight[6:].tolist(), 1.0] == [1.0, 1.0, 1.0]
     assert torch.allclose(near.weight[3:6], torch.sigmoid(torch.tensor([0.25, 0.5, 0.75])))
     assert torch.equal(near.past, neighbours(8, keyframes).past)
 

@@ -34,8 +34,9 @@ from scenes import SURFACES, demo_clip, true_flow  # noqa: E402
 ROWS = ("per frame", "joint attention", "fixed keyframes", "TokenFlow")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(table: type[Table], about: str) -> None:
+    """Reads the options and prints a table."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--surfaces", nargs="+", default=["gold"], choices=SURFACES)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--steps", type=int, default=15)
@@ -47,7 +48,7 @@ def main() -> None:
     with torch.inference_mode(False), torch.enable_grad():
         critic = judge.train(torch.Generator().manual_seed(0), 1200).eval()
     with torch.inference_mode():
-        Table(options, critic).run()
+        table(options, critic).run()
 
 
 class Table:
@@ -78,7 +79,7 @@ class Table:
         self.random = BuildCorrespondences.execute(**build).args[0]
         self.fixed = BuildCorrespondences.execute(**build, keyframes=FIXED).args[0]
         floor = self.decode(latents)
-        rebuilt = self.sample(prompt, 1.0, "per frame", injection=None)
+        rebuilt = self.sample(prompt, 1.0, "per frame", None, self.random)
         print(f"\n{options.frames} frames, {options.steps} steps, cfg {options.cfg}, interval {options.interval}, seed {options.seed}\n")
         print("| clip | warp error | true flow | PSNR to source |\n|---|---|---|---|")
         for name, clip in (("source", self.source), ("autoencoder", floor), ("DDIM reconstruction", rebuilt)):
@@ -96,25 +97,25 @@ class Table:
         for row in ROWS:
             start = time.perf_counter()
             mode = row if row in ("per frame", "joint attention") else "tokenflow"
-            clip = self.sample(prompt, self.options.cfg, mode, PlugAndPlay.execute().args[0], fixed=row == "fixed keyframes")
+            found = self.fixed if row == "fixed keyframes" else self.random
+            clip = self.sample(prompt, self.options.cfg, mode, PlugAndPlay.execute().args[0], found)
             seconds = time.perf_counter() - start
-            found = {
+            figures = {
                 "warp": self.warp(clip) - floor,
                 "true": self.warp(clip, true=True) - true_floor,
                 "sharp": float(sharpness(self.rows(clip)).mean()),
             }
-            first = first or found
-            share = {name: value / first[name] for name, value in found.items()}
-            sure = float(self.surface_odds(clip)[:, SURFACES.index(surface)].mean())
+            first = first or figures
+            share = {name: value / first[name] for name, value in figures.items()}
+            sure = self.fidelity(clip, surface)
             print(
-                f"| {row} | {found['warp'] + floor:.2f} | {share['warp']:.2f} | {found['true'] + true_floor:.2f} | {share['true']:.2f} "
+                f"| {row} | {figures['warp'] + floor:.2f} | {share['warp']:.2f} | {figures['true'] + true_floor:.2f} | {share['true']:.2f} "
                 f"| {sure:.3f} | {share['sharp']:.2f} | {seconds:.0f} |",
                 flush=True,
             )
 
-    def sample(self, prompt: Any, cfg: float, mode: str, injection: Any, fixed: bool = False) -> Tensor:
+    def sample(self, prompt: Any, cfg: float, mode: str, injection: Any, found: Any) -> Tensor:
         """An edit through the pack's own node, decoded: (N, h, w, 3)."""
-        found = self.fixed if fixed else self.random
         latents = Sampler.execute(
             model=self.model,
             positive=prompt,
@@ -126,10 +127,10 @@ class Table:
         )
         return self.decode(latents.args[0])
 
-    def surface_odds(self, clip: Tensor) -> Tensor:
-        """The classifier's odds for every surface of the world, (N, 8)."""
-        _, (surface, _, _) = self.critic(torch.nn.functional.avg_pool2d(self.rows(clip), 2))
-        return surface.softmax(1)
+    def fidelity(self, clip: Tensor, surface: str) -> float:
+        """The classifier's odds for a surface of the world, mean over the frames."""
+        _, (odds, _, _) = self.critic(torch.nn.functional.avg_pool2d(self.rows(clip), 2))
+        return float(odds.softmax(1)[:, SURFACES.index(surface)].mean())
 
     def encode(self, text: str) -> Any:
         return nodes.CLIPTextEncode().encode(self.clip, text)[0]
@@ -145,4 +146,4 @@ class Table:
 
 
 if __name__ == "__main__":
-    main()
+    main(Table, __doc__)

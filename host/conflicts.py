@@ -25,20 +25,35 @@ def check_areas(node: str, socket: str, conds: Iterable[Iterable[Mapping[str, An
         )
 
 
-def check_step_cache(node: str, options: Mapping[str, Any], whole_steps: bool) -> None:
-    """Raises: NodeError for the host's EasyCache, and for its LazyCache, which skips whole steps, unless `whole_steps` allows it.
+def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
+    """Raises: NodeError for what splits or skips passes by itself: context windows, and the host's EasyCache.
 
-    options: the host's transformer_options.
+    options: the host's model_options.
     """
-    name = getattr(options.get("easycache"), "name", None)
-    if name is None or (whole_steps and name == "LazyCache"):
+    if options.get("context_handler") is not None:
+        raise NodeError(
+            node,
+            "model",
+            "a context handler (Context Windows), which cuts the clip into windows of its own.",
+            "Remove it: TokenFlow takes any number of frames in passes by itself.",
+        )
+    if getattr(options["transformer_options"].get("easycache"), "name", None) == "EasyCache":
+        raise NodeError(node, "model", "EasyCache, which skips passes that TokenFlow needs.", "Use LazyCache, which skips whole steps.")
+
+
+def check_every_layer_runs(node: str, options: Mapping[str, Any]) -> None:
+    """Raises: NodeError for what keeps the source from being seen by all layers at all steps: caches, and replaced self-attention (SAG).
+
+    options: the host's model_options.
+    """
+    patches = options["transformer_options"]
+    if "easycache" in patches:
+        found = f"{patches['easycache'].name}, which skips steps."
+    elif patches.get("patches_replace", {}).get("attn1"):
+        found = "a patch that replaces self-attention (Self-Attention Guidance)."
+    else:
         return
-    raise NodeError(
-        node,
-        "model",
-        f"{name}, which skips calls of the model that TokenFlow needs.",
-        "Remove it" + (", or use LazyCache instead." if whole_steps else " here; LazyCache may stay on the model that is sampled."),
-    )
+    raise NodeError(node, "model", found, "Connect the model without it here, and with it to the sampler alone.")
 
 
 def check_all_tokens(node: str, layer: str, x: Tensor, options: Mapping[str, Any]) -> None:
@@ -75,7 +90,7 @@ def check_captured(node: str, step: int, found: Mapping[str, Tensor], names: Ite
                 node,
                 "model",
                 f"{name} did not run at step {step}.",
-                "Remove patches that replace self-attention (SAG) from this model, and timestep ranges from the source prompt.",
+                "Give the source a prompt without timestep ranges, and the model without patches that skip layers.",
             )
         tokens = found[name]
         if name in shapes and tuple(tokens.shape[1:]) != shapes[name]:

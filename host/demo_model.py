@@ -11,6 +11,7 @@ from pathlib import Path
 import comfy.model_detection
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 import torch.nn.functional as F
 from comfy import latent_formats, model_base, model_management, sd1_clip, supported_models, supported_models_base
@@ -154,6 +155,7 @@ def _load_unet(weights: dict[str, Tensor], autoencoder: PatchAutoencoder) -> Mod
 
 def _load_text_encoder(weights: dict[str, Tensor]) -> comfy.sd.CLIP:
     target = supported_models_base.ClipTarget(_Tokenizer, _TextEncoder)
-    clip = comfy.sd.CLIP(target, parameters=comfy.utils.calculate_parameters(weights))
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, parameters=comfy.utils.calculate_parameters(weights))
     clip.load_sd(weights)
     return clip

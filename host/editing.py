@@ -71,8 +71,6 @@ class Moment:
 class EditRun(Run):
     """One sampling run of an edit."""
 
-    steps_may_be_skipped = True
-
     def __init__(self, edit: Edit) -> None:
         super().__init__(edit.node, edit.frames_per_pass)
         self.edit = edit

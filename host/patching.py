@@ -15,8 +15,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from .conds import Conds, PassConds
-from .conflicts import check_all_tokens, check_step_cache
-from .errors import NodeError
+from .conflicts import check_all_tokens, check_every_pass_runs
 from .layers import injected_features, self_attention_layers
 from .memory import frames_per_pass
 from .passes import PASS_KEY, AttentionCall, Pass
@@ -29,10 +28,7 @@ class Run:
     """One sampling run: splits every model evaluation into passes over some of the frames. Subclasses say which passes.
 
     node: the node's name for errors. asked: frames per pass, 0 for the host's estimate.
-    steps_may_be_skipped: whether a cache may answer in the model's place for a whole step.
     """
-
-    steps_may_be_skipped = False
 
     def __init__(self, node: str, asked: int = 0) -> None:
         self.node = node
@@ -42,14 +38,7 @@ class Run:
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Called once the model is loaded and conditionings are processed. Raises: NodeError for what cannot be combined."""
-        if guider.model_options.get("context_handler") is not None:
-            raise NodeError(
-                self.node,
-                "model",
-                "a context handler (Context Windows), which cuts the clip into windows of its own.",
-                "Remove it: TokenFlow takes any number of frames in passes by itself.",
-            )
-        check_step_cache(self.node, guider.model_options["transformer_options"], self.steps_may_be_skipped)
+        check_every_pass_runs(self.node, guider.model_options)
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
         """What the sampler ends with, at the last noise level."""

@@ -13,7 +13,7 @@ from comfy import model_management
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
-from .conflicts import check_areas, check_captured
+from .conflicts import check_areas, check_captured, check_every_layer_runs
 from .passes import CapturePass
 from .patching import ModelCall, Run, patch
 
@@ -50,7 +50,9 @@ def invert_frames(
                 callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": reached, "sigma": upwards[-1 - index]})
         return x
 
-    _sample(patch(model, lambda: Run(node, frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents)
+    _sample(
+        patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents
+    )
     return torch.stack(path).flip(0)
 
 
@@ -92,7 +94,15 @@ def capture_features(
     _sample(patch(model, lambda: run, frames_per_pass), visit, inversion.conditioning, [], 1.0, sigmas, blank)
 
 
-class CaptureRun(Run):
+class SourceRun(Run):
+    """A run over the source, which is to be seen by the whole model."""
+
+    def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
+        check_every_layer_runs(self.node, guider.model_options)
+        super().begin(guider, sampler, sigmas, noise)
+
+
+class CaptureRun(SourceRun):
     """Collects features over the passes of one evaluation."""
 
     def __init__(self, node: str, names: frozenset[str], asked: int) -> None:

@@ -12,7 +12,7 @@ class Injection:
     attention_until: share of the sampling steps with the source's queries and keys in the decoder's self-attention, 0 to 1.
     features_until: share of the sampling steps with the source's ResBlock features, 0 to 1.
     layers: "decoder" (every decoder self-attention block but the first, the paper's 4 to 11 of SD 1.5) or
-        "late decoder" (its last two resolutions only: a looser hold on the layout).
+        "late decoder" (the later half of those: a looser hold on the layout).
     Raises: ValueError for a share outside 0 to 1 or another choice of layers.
     """
 

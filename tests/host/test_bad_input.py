@@ -146,7 +146,7 @@ def test_merged_tokens() -> None:
     """ToMe changes the number of tokens, which nothing matches then."""
     merged = call(TomePatchModel.execute, tiny_model(), 0.5)[0]
     with untouched(tiny_model()):
-        refused(lambda: edit(merged), SAMPLER, "correspondences", "tokens here and", "ToMe")
+        refused(lambda: edit(merged), SAMPLER, "model", "tokens here and", "ToMe")
 
 
 class IdleControl(ControlBase):

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..tokenflow_ops.reference import chunk_neighbours
-from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass
+from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass, SparseCausalPass
 from .patching import ModelCall
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """Every frame attends to all keyframes (the paper's ablation)."""
-    keyframes, limit = now.matches.keyframes, run.edit.attended_keyframes
+    return _attend_to(run, call, now, now.matches.keyframes)
+
+
+def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) -> list[Tensor]:
+    limit = run.edit.attended_keyframes
     bank: Bank = {}
     keyframe_source = run.source(call, keyframes, now.injected)
     call.run(run, KeyframePass(keyframes, source=keyframe_source, limit=limit, keep="context", bank=bank))
@@ -35,6 +40,20 @@ def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         return JointPass(frames, source=source, bank=bank, keyframes=keyframes, keyframe_source=keyframe_source, limit=limit)
 
     return run.over_frames(call, make)
+
+
+def first_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Every frame attends to the first one alone (Text2Video-Zero)."""
+    return _attend_to(run, call, now, torch.tensor([0]))
+
+
+def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Every frame attends to the first and the previous one in all layers (Tune-A-Video, untrained)."""
+    bank: Bank = {}
+    layers = frozenset(run.edit.layers)
+    return run.over_frames(
+        call, lambda frames: SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
+    )
 
 
 def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
@@ -84,6 +103,8 @@ Mode = Callable[["EditRun", ModelCall, "Moment"], list[Tensor]]
 MODES: dict[str, Mode] = {
     "tokenflow": tokenflow,
     "joint attention": joint_attention,
+    "first frame": first_frame,
+    "sparse-causal": sparse_causal,
     "per frame": per_frame,
     "tokenflow, public code": public_code,
 }

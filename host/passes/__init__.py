@@ -1,0 +1,21 @@
+"""What happens in the UNet's self-attention and ResBlocks during one pass over some of the frames."""
+
+from .base import PASS_KEY, AttentionCall, Bank, CapturePass, Pass
+from .cross_frame import SparseCausalPass
+from .joint import JointPass, KeyframePass
+from .propagation import PropagationPass
+from .reference import SourceKeyframePass, SourceMatchPass
+
+__all__ = [
+    "PASS_KEY",
+    "AttentionCall",
+    "Bank",
+    "CapturePass",
+    "JointPass",
+    "KeyframePass",
+    "Pass",
+    "PropagationPass",
+    "SourceKeyframePass",
+    "SourceMatchPass",
+    "SparseCausalPass",
+]

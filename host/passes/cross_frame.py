@@ -1,0 +1,43 @@
+"""Attention to other frames than the keyframes, as other systems have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import AttentionCall, Bank, Pass
+
+
+@dataclass(kw_only=True)
+class SparseCausalPass(Pass):
+    """Frames that attend to the first and the previous frame (Tune-A-Video, equation 6); the first one to itself.
+
+    frames: consecutive, in the order of the clip; one pass follows the other.
+    layers: where they do; elsewhere every frame attends to itself.
+    bank: by layer and conditioning, what keys and values of the first and of the last frame so far are made of: (2, 2, P, C).
+    """
+
+    layers: frozenset[str]
+    bank: Bank
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        if call.layer not in self.layers:
+            return super().attention(call)
+        rows, count = self.rows(call.x), len(self.frames)
+        source = self.source_rows(call.layer, call.x) if call.layer in self.source else None
+        queries, keys = (call.x, call.key_tokens) if source is None else (source, source)
+        own = torch.stack([keys, call.value_tokens]).unflatten(1, (rows, count))
+        before = torch.stack([self._before(call.layer, place, own[:, row]) for row, place in enumerate(self.places(call.options))], 1)
+        keys, values = torch.cat([before, own], 2)
+        # Positions: the first frame, the last one of the pass before, and this pass's frames.
+        windows = torch.stack([torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)], 1)
+        return call.run_windows(queries.unflatten(0, (rows, count)), keys, values, windows)
+
+    def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
+        """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to the next pass: (2, 2, P, C)."""
+        kept = self.bank.get((layer, place))
+        before = own[:, :1].expand(-1, 2, -1, -1) if kept is None else kept
+        self.bank[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
+        return before

@@ -69,7 +69,7 @@ def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
     def make(frames: Tensor) -> PropagationPass:
         source = run.source(call, frames, now.hidden)
-        return PropagationPass(frames, source=source, node=run.node, bank=bank, near=near.of(frames), tokens=partial(rows, frames))
+        return PropagationPass(frames, source=source, bank=bank, near=near.of(frames), tokens=partial(rows, frames))
 
     return run.over_frames(call, make)
 
@@ -92,9 +92,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     def make(frames: Tensor) -> PropagationPass:
         seen = SourceMatchPass(frames, names=frozenset(now.hidden), bank=source_bank, near=near.of(frames), keyframe_features=known.kept)
         run.look_at_source(call, seen)
-        return PropagationPass(
-            frames, source=seen.kept, node=run.node, bank=bank, near=near.of(frames), tokens=lambda layer: seen.tokens[layer]
-        )
+        return PropagationPass(frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=lambda layer: seen.tokens[layer])
 
     return run.over_frames(call, make)
 

@@ -18,11 +18,10 @@ class PropagationPass(Pass):
     """Frames whose self-attention output is the keyframes', carried along the source's correspondences (paper, equation 6).
 
     Queries, keys, values, attention and output projection are never computed here.
-    node: the node's name for errors. bank: the keyframes' output tokens. near: the frames' positions and weights in it.
+    bank: the keyframes' output tokens. near: the frames' positions and weights in it.
     tokens: past and future token indices (n, P) of a layer.
     """
 
-    node: str
     bank: Bank
     near: Neighbours
     tokens: Callable[[str], tuple[Tensor, Tensor]]

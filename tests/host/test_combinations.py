@@ -30,6 +30,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_tcfg import TCFG
 from comfy_extras.nodes_tomesd import TomePatchModel
 from tokenflow_pack.host.errors import NodeError
+from tokenflow_pack.host.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
@@ -127,20 +128,11 @@ MERGING: dict[str, Patch] = {
 
 
 @pytest.mark.parametrize("name", MERGING)
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        {"consistency": "tokenflow"},
-        {"consistency": "tokenflow, public code"},
-        {"consistency": "joint attention"},
-        {"consistency": "per frame", "injection": True},
-    ],
-    ids=lambda inputs: inputs["consistency"],
-)
-def test_merged_and_tiled_tokens_are_refused(name: str, inputs: dict[str, Any]) -> None:
-    inputs = inputs | {"injection": injection() if "injection" in inputs else None}
+@pytest.mark.parametrize("consistency", MODES)
+def test_merged_and_tiled_tokens_are_refused(name: str, consistency: str) -> None:
+    source = injection() if consistency == "per frame" else None  # without it nothing of ours is done to the frames
     with pytest.raises(NodeError, match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has .*ToMe, HyperTile"):
-        short(MERGING[name](tiny_model()), **inputs)
+        short(MERGING[name](tiny_model()), consistency=consistency, injection=source)
 
 
 @pytest.mark.parametrize("name", MERGING)

@@ -20,22 +20,12 @@ from torch import Tensor
 import nodes
 
 from .helpers import NEGATIVE, POSITIVE, STEPS, call, edit, interrupted, matched, relative_error, stock, tiny_model, watched
-from .tiny_models import LAYOUT, random_conditioning
+from .tiny_models import LAYOUT, random_conditioning, random_module
 
 PASS = "tokenflow_pass"
 ROUNDING = 1e-4
 SHORT = 3
 CLIP = SHORT, (8, 8)
-
-
-def random_module(module: Any, seed: int) -> Any:
-    """The module with random weights, none zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in module.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
-        bias = 1.0 if name.endswith("weight") else 0.0
-        weight.data = noise / noise[0].numel() ** 0.5 if noise.ndim > 1 else bias + 0.1 * noise
-    return module.eval().requires_grad_(False)
 
 
 @cache

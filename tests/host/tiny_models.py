@@ -155,6 +155,16 @@ def tiny_sd15(seed: int = 0) -> ModelPatcher:
     return tiny_unet(SD15, seed)
 
 
+def random_module(module: Any, seed: int) -> Any:
+    """A module of the host (a ControlNet, an adapter) with random weights, none zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in module.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        bias = 1.0 if name.endswith("weight") else 0.0
+        weight.data = noise / noise[0].numel() ** 0.5 if noise.ndim > 1 else bias + 0.1 * noise
+    return module.eval().requires_grad_(False)
+
+
 def random_conditioning(seed: int, tokens: int = 7, pooled: bool = False) -> list:
     """A CONDITIONING of random token embeddings, (1, tokens, CONTEXT), and if asked for a pooled one, (1, POOLED).
 

@@ -27,7 +27,7 @@ def _edit_inputs() -> list[Any]:
             "consistency",
             options=list(MODES),
             default="tokenflow",
-            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency, for comparison. tokenflow, public code: the choices of the authors' code, for comparison; slower.",
+            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency. For comparison: tokenflow, public code: the choices of the authors' code, slower. first frame: all look at the first one (Text2Video-Zero). sparse-causal: at the first and the previous one (Tune-A-Video).",
         ),
         io.Int.Input(
             "attended_keyframes",

@@ -1,15 +1,21 @@
-"""How consistent an edited clip is: warp error along the source's motion, and sharpness beside it (paper, section 5).
+"""How consistent an edited clip is: warp error along the source's motion, sharpness and CLIP's similarities beside it (paper, section 5).
 
 Warp error rewards blur and doing nothing: read it beside the source's, the autoencoder's and the per-frame edit's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import kornia
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# Optical flow from one (3, h, w) image in [0, 1] to another: (2, h, w) x and y in pixels.
+Flow = Callable[[Tensor, Tensor], Tensor]
 
 
 def dis_flow(first: Tensor, second: Tensor) -> Tensor:
@@ -47,12 +53,12 @@ def visible(forward: Tensor, backward: Tensor) -> Tensor:
     return ~(occluded | boundary)
 
 
-def source_motion(source: Tensor) -> list[tuple[Tensor, Tensor]]:
+def source_motion(source: Tensor, flow: Flow = dis_flow) -> list[tuple[Tensor, Tensor]]:
     """Flow and visibility of every pair of neighbouring source frames, (N, 3, h, w) in [0, 1]: N - 1 times ((2, h, w), (h, w) bool)."""
     motion = []
     for first, second in zip(source[:-1], source[1:], strict=True):
-        forward = dis_flow(first, second)
-        motion.append((forward, visible(forward, dis_flow(second, first))))
+        forward = flow(first, second)
+        motion.append((forward, visible(forward, flow(second, first))))
     return motion
 
 
@@ -73,6 +79,16 @@ def sharpness(frames: Tensor) -> Tensor:
     """Mean squared Laplacian of the luminance, (N, 3, h, w) in [0, 1] -> (N,); compare only clips of the same content and size."""
     grey = kornia.color.rgb_to_grayscale(frames)
     return kornia.filters.laplacian(grey, 3, normalized=False).square().mean((1, 2, 3))
+
+
+def frame_similarities(embeddings: Tensor) -> Tensor:
+    """Cosine of each frame's CLIP embedding and the next one's, (N, C) -> (N - 1,): 1 where CLIP sees no change."""
+    return F.cosine_similarity(embeddings[:-1], embeddings[1:])
+
+
+def prompt_scores(embeddings: Tensor, prompt: Tensor) -> Tensor:
+    """Cosine of each frame's CLIP embedding and the prompt's, (N, C) and (1, C) -> (N,): the paper's CLIP score."""
+    return F.cosine_similarity(embeddings, prompt)
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:

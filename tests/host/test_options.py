@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.metrics import Metrics
 from tokenflow_pack.nodes.sampling import Sampler
 
 from .helpers import FRAMES, NEGATIVE, POSITIVE, SIZE, STEPS, call, extracted, inverted, tiny_model
@@ -80,25 +78,6 @@ def test_with_every_frame_a_keyframe_the_rebuilt_clip_is_the_clip() -> None:
     frames = torch.rand(FRAMES, height, width, 3)
     rebuilt = call(BuildCorrespondences.execute, extracted(), 1, frames=frames)[1]
     assert torch.allclose(rebuilt, frames, atol=1e-6)
-
-
-def test_metrics_say_a_still_clip_is_steady_and_a_flickering_one_is_not() -> None:
-    still = torch.rand(1, 32, 48, 3).expand(4, -1, -1, -1)
-    flicker = still * torch.tensor([1.0, 0.5, 1.0, 0.5]).view(-1, 1, 1, 1)
-    text, plot = call(Metrics.execute, still, flicker, reference=still)
-    errors = {line.split()[0]: float(line.split("warp error")[1].split("e-3")[0]) for line in text.splitlines()}
-    assert errors["source"] == errors["reference"] == 0
-    expected = float((still * 0.5).square().mean()) * 1e3
-    assert errors["edited"] == pytest.approx(expected, rel=0.05)
-    assert plot.shape[0] == 1
-
-
-def test_metrics_refuse_clips_that_do_not_fit() -> None:
-    clip = torch.rand(3, 16, 16, 3)
-    with pytest.raises(NodeError, match=r"Video Consistency Metrics.*'edited'.*\(2, 16, 16\)"):
-        call(Metrics.execute, clip, clip[:2])
-    with pytest.raises(NodeError, match=r"'source'.*1 frame"):
-        call(Metrics.execute, clip[:1], clip[:1])
 
 
 @pytest.mark.parametrize("consistency", ["tokenflow", "joint attention"])

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenflow_ops.metrics import dis_flow, psnr, sharpness, source_motion, visible, warp, warp_errors
+from tokenflow_ops.metrics import (
+    dis_flow,
+    frame_similarities,
+    prompt_scores,
+    psnr,
+    sharpness,
+    source_motion,
+    visible,
+    warp,
+    warp_errors,
+)
 
 
 def texture(height: int, width: int, seed: int = 0) -> Tensor:
@@ -116,6 +126,29 @@ def test_a_jump_in_the_flow_is_a_motion_boundary() -> None:
     assert not seen[:, 7:9].any()
     assert seen[:, :6].all()
     assert seen[:, 10:].all()
+
+
+def test_what_a_moving_square_covers_does_not_count() -> None:
+    clip, flows = texture(48, 48).repeat(2, 1, 1, 1), torch.zeros(2, 2, 48, 48)
+    square = texture(16, 16, seed=1)
+    for frame, x in enumerate((12, 18)):
+        clip[frame, :, 16:32, x : x + 16] = square
+        flows[frame, 0, 16:32, x : x + 16] = 6 if frame == 0 else -6
+    forward, backward = flows
+    ((flow, mask),) = source_motion(clip, lambda first, _: forward if torch.equal(first, clip[0]) else backward)
+    assert flow is forward
+    assert not mask[16:32, 28:34].any()  # ground that the square will cover
+    assert mask[18:30, 14:26].all()  # the square itself, within its outline
+    assert mask[:14].all()
+    assert warp_errors(clip, [(flow, mask)]).tolist() == pytest.approx([0], abs=1e-6)
+    assert float(warp_errors(clip, [(flow, mask | True)])) > 1
+
+
+def test_similarities_are_cosines() -> None:
+    embeddings = torch.tensor([[1.0, 0], [2, 0], [1, 1], [0, -3]])
+    half = 0.5**0.5
+    assert frame_similarities(embeddings).tolist() == pytest.approx([1, half, -half])
+    assert prompt_scores(embeddings, torch.tensor([[0.0, 5]])).tolist() == pytest.approx([0, 0, half, -1])
 
 
 def test_blur_lowers_sharpness() -> None:

@@ -1,0 +1,189 @@
+"""The workflows that the pack offers, as a user runs them on a real server, on few small frames in few steps.
+
+Where a workflow asks for Stable Diffusion, the embedded model takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from comfy.cldm.cldm import ControlNet
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenflow_pack.host.demo_model import load_demo_model
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from launch.workflow import BYPASSED, Prompt, to_prompt
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+FRAMES = 3
+SMALL: dict[str, dict[str, Any]] = {
+    "ImageFromBatch": {"length": FRAMES},
+    "ImageScale": {"width": 64, "height": 64},
+    "TokenFlowInvertVideo": {"steps": 3},
+    "TokenFlowBuildCorrespondences": {"keyframe_interval": 2, "backend": "torch"},
+}
+
+
+class Run:
+    """A workflow that is run, changed and run again; what did not change the server keeps."""
+
+    def __init__(self, server: Any, queue: Callable[..., Any], name: str, bypassed: tuple[str, ...] = ()) -> None:
+        self.server, self.queue = server, queue
+        workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+        for node in workflow["nodes"]:
+            if node["type"] in bypassed:
+                node["mode"] = BYPASSED
+        self.prompt: Prompt = to_prompt(workflow, server.get("/object_info"))
+        for entry in self.prompt.values():
+            entry["inputs"].update(SMALL.get(entry["class_type"], {}))
+            if entry["class_type"] == "CheckpointLoaderSimple":
+                entry.update({"class_type": "TokenFlowLoadDemoModel", "inputs": {}})
+        for node in [*self.nodes("TokenFlowSampler"), *self.nodes("VAEEncode")]:
+            inputs = {"samples": [node, 0], "filename_prefix": "latents/test"}
+            self.prompt[f"latents of {node}"] = {"class_type": "SaveLatent", "inputs": inputs, "_meta": {"title": "Save Latent"}}
+
+    def __call__(self, **changes: dict[str, Any]) -> Run:
+        """Runs it with other inputs of the nodes of a type: `run(TokenFlowSampler={"start": 0.5})`."""
+        for kind, inputs in changes.items():
+            for node in self.nodes(kind):
+                self.prompt[node]["inputs"].update(inputs)
+        self.result = self.queue(self.prompt)
+        return self
+
+    def nodes(self, kind: str) -> list[str]:
+        return [node for node, entry in self.prompt.items() if entry["class_type"] == kind]
+
+    def latents(self, kind: str = "TokenFlowSampler") -> Tensor:
+        """What the only node of a type gave, (N, C, h, w)."""
+        (node,) = self.nodes(kind)
+        (saved,) = self.result.outputs[f"latents of {node}"]["latents"]
+        found = load_file(self.server.output / saved["subfolder"] / saved["filename"])["latent_tensor"]
+        assert len(found) == FRAMES
+        assert torch.isfinite(found).all()
+        return found
+
+    def pictures(self, kind: str) -> Tensor:
+        """What the only node of a type showed, (N, 3, H, W) in [0, 1]."""
+        (node,) = self.nodes(kind)
+        shown = self.result.outputs[node]["images"]
+        return torch.stack([pil_to_tensor(Image.open(self.server.work / "temp" / one["filename"]).convert("RGB")) / 255 for one in shown])
+
+    def check_videos(self) -> None:
+        """Every Save Video node has saved all frames."""
+        videos = [self.server.output / name for name in self.result.files() if name.endswith(".mp4")]
+        assert len(videos) == len(self.nodes("SaveVideo")) > 0
+        for video in videos:
+            with av.open(str(video)) as opened:
+                assert sum(1 for _ in opened.decode(video=0)) == FRAMES
+
+
+@pytest.fixture
+def workflow(server: Any, queue: Callable[..., Any]) -> Callable[..., Run]:
+    """`workflow(name, bypassed types)`: a workflow made small."""
+    shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
+    return lambda name, *bypassed: Run(server, queue, name, bypassed)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_is_offered_with_its_picture_and_fits_the_nodes(server: Any, file: Path) -> None:
+    assert any(file.stem in names for names in server.get("/workflow_templates").values())
+    with Image.open(file.with_suffix(".jpg")) as picture:
+        picture.load()
+        assert picture.format == "JPEG"
+
+    saved, known = json.loads(file.read_text()), server.get("/object_info")
+    assert to_prompt(saved, known)
+    for node in saved["nodes"]:
+        given = {slot["name"] for slot in node["inputs"]}
+        groups = known[node["type"]]["input"].values() if node["type"] in known else [{}]
+        assert given <= {name for group in groups if isinstance(group, dict) for name in group}, node["type"]
+
+
+def test_sdedit_comes_closer_to_the_source_with_a_lower_start(workflow: Callable[..., Run]) -> None:
+    run = workflow("sdedit")()
+    run.check_videos()
+    source, whole = run.latents("VAEEncode"), run.latents()
+    half = run(TokenFlowSampler={"start": 0.5}).latents()
+    assert 0 < (half - source).norm() < (whole - source).norm()
+    fresh = run(TokenFlowSampler={"noise": "fresh, one for all frames"}).latents()
+    assert (fresh - source).norm() > 2 * (half - source).norm()
+
+
+def check_local(run: Run) -> float:
+    """Outside the mask, one latent pixel away from it, the latents are the source's; inside they are others. Returns the mask's share."""
+    masks = run.pictures("MaskPreview")[:, :1]
+    assert not torch.equal(masks[0], masks[-1])
+    source, edited = run.latents("VAEEncode"), run.latents()
+    cell = masks.shape[-1] // source.shape[-1]
+    highest = torch.nn.functional.max_pool2d(masks, cell)
+    outside = torch.nn.functional.max_pool2d(highest, 3, stride=1, padding=1)[:, 0] == 0
+    inside = -torch.nn.functional.max_pool2d(-masks, cell)[:, 0] == 1
+    change = (edited - source).abs().amax(1)
+    assert outside.any()
+    assert change[outside].max() < 1e-4
+    assert change[inside].mean() > 0.1
+    return float(masks.mean())
+
+
+def test_a_local_edit_leaves_everything_else_as_in_the_source(workflow: Callable[..., Run]) -> None:
+    ground = workflow("local_edit")()
+    ground.check_videos()
+    assert 0.75 < check_local(ground) < 0.95
+    star = workflow("local_edit", "InvertMask", "TokenFlowPlugAndPlay")(TokenFlowSampler={"start": 0.75})
+    assert 0.15 < check_local(star) < 0.35
+
+
+def test_the_public_codes_choices_are_measured_beside_the_packs_own(workflow: Callable[..., Run]) -> None:
+    run = workflow("public_code")()
+    run.check_videos()
+    (metrics,) = run.nodes("TokenFlowMetrics")
+    errors = re.findall(r"warp error +([\d.]+)e-3", run.result.texts()[metrics][0])
+    assert len(set(errors)) == 4  # source, autoencoder, and the two edits
+
+
+def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Callable[..., Run]) -> None:
+    run = workflow("sd15_pnp")()
+    run.check_videos()
+    assert not run.nodes("LoraLoaderModelOnly")
+    injected = run.latents()
+    for node in run.nodes("TokenFlowSampler"):
+        assert run.prompt[node]["inputs"].pop("injection")
+    assert not torch.allclose(run().latents(), injected, atol=1e-2)
+
+
+@pytest.fixture
+def controlnet(server: Any) -> Iterator[str]:
+    """The name under which the server finds a ControlNet of the embedded model's layout, with random weights."""
+    layout = {name: value for name, value in load_demo_model()[0].model.model_config.unet_config.items() if name != "out_channels"}
+    weights = ControlNet(**layout, hint_channels=3, device="meta").state_dict()
+    generator = torch.Generator().manual_seed(0)
+
+    def random(shape: torch.Size) -> Tensor:
+        weight = torch.randn(shape, generator=generator)
+        return (weight / weight[0].numel() ** 0.5 if weight.ndim > 1 else weight).half()
+
+    file = server.comfyui / "models" / "controlnet" / "tokenflow-test.safetensors"
+    save_file({name: random(weight.shape) for name, weight in weights.items()}, file)
+    yield file.name
+    file.unlink()
+
+
+def test_stable_diffusion_with_a_controlnet_follows_the_hints(workflow: Callable[..., Run], controlnet: str) -> None:
+    run = workflow("sd15_controlnet")(ControlNetLoader={"control_net_name": controlnet})
+    run.check_videos()
+    edges, followed = run.pictures("PreviewImage"), run.latents()
+    assert 0 < edges.mean() < 0.5
+    blank = run(Canny={"low_threshold": 0.98, "high_threshold": 0.99})
+    assert blank.pictures("PreviewImage").max() == 0
+    assert not torch.allclose(blank.latents(), followed, atol=1e-2)

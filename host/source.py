@@ -27,11 +27,12 @@ def invert_frames(
     latents: Tensor,
     sigmas: Tensor,
     iterations: int,
+    extrapolate: bool = False,
     frames_per_pass: int = 0,
 ) -> Tensor:
     """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
 
-    node: the node's name for errors. sigmas: (S+1,) downwards.
+    node: the node's name for errors. sigmas: (S+1,) downwards. iterations, extrapolate: as of `invert`.
     Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
     """
     path: list[Tensor] = []
@@ -44,15 +45,14 @@ def invert_frames(
             denoised = model_k(x, sigma.expand(len(x)), **extra_args)
             return (x - denoised) / sigma
 
-        for index, reached in invert(epsilon, x, upwards.flip(0), iterations):
+        for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate):
             path.append(reached.to(model_management.intermediate_device(), torch.float32))
             if path[1:] and callback is not None:
                 callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": reached, "sigma": upwards[-1 - index]})
         return x
 
-    _sample(
-        patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass), climb, positive, negative, cfg, sigmas.flip(0), latents
-    )
+    patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
+    run_as_sampler(climb, patched, positive, negative, cfg, sigmas.flip(0), latents)
     return torch.stack(path).flip(0)
 
 
@@ -91,7 +91,7 @@ def capture_features(
 
     blank = torch.zeros_like(inversion.latents[0][chosen])
     sigmas = inversion.sigmas[: len(steps) + 1]  # only their number counts: the progress bar's length
-    _sample(patch(model, lambda: run, frames_per_pass), visit, inversion.conditioning, [], 1.0, sigmas, blank)
+    run_as_sampler(visit, patch(model, lambda: run, frames_per_pass), inversion.conditioning, [], 1.0, sigmas, blank)
 
 
 class SourceRun(Run):
@@ -128,8 +128,13 @@ class CaptureRun(SourceRun):
         return {name: torch.cat([one.kept[name] for one in passes]) for name in (passes[0].kept if passes else ())}
 
 
-def _sample(model: Any, function: Callable[..., Tensor], positive: Any, negative: Any, cfg: float, sigmas: Tensor, latents: Tensor) -> None:
-    """Runs `function` as a sampler: the host loads the model, processes the conditionings, shows progress and cleans up."""
+def run_as_sampler(
+    function: Callable[..., Tensor], model: Any, positive: Any, negative: Any, cfg: float, sigmas: Tensor, latents: Tensor
+) -> None:
+    """Runs `function` as a sampler: the host loads the model, processes the conditionings, shows progress and cleans up.
+
+    latents: (N, C, h, w) as on a LATENT socket, what `function` and the conditionings are given as the clip.
+    """
     sampler = comfy.samplers.KSAMPLER(function)
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     comfy.sample.sample_custom(

@@ -11,11 +11,13 @@ from comfy_api.latest import io, ui
 from ..host.checks import check_latents, check_model
 from ..host.errors import NodeError
 from ..host.fingerprint import model_fingerprint
+from ..host.reconstruction import describe_loss, reconstruct_frames, spread_frames
 from ..host.source import invert_frames
 from ..tokenflow_ops import Inversion
 from .schema import InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
+REFINEMENTS = PLAIN, FIXED_POINT, EXTRAPOLATED = "none", "fixed point", "extrapolated"
 
 
 class InvertVideo(io.ComfyNode):
@@ -56,16 +58,17 @@ class InvertVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "refinement",
-                    options=["none", "fixed point"],
-                    default="fixed point",
-                    tooltip="none: plain DDIM, one model call a step. fixed point: repeats each step until it is the sampler's inverse. On the embedded model at 50 steps the reconstruction gains more than 10 dB.",
+                    options=list(REFINEMENTS),
+                    default=EXTRAPOLATED,
+                    tooltip="none: plain DDIM, one model call a step. fixed point: repeats each step towards the sampler's inverse. "
+                    "extrapolated: does so from where the last steps lead, which is nearly there. Reconstructs best.",
                 ),
                 io.Int.Input(
                     "iterations",
                     default=1,
-                    min=1,
+                    min=0,
                     max=20,
-                    tooltip="Additional model calls a step for the fixed point refinement. 1 is enough for most clips.",
+                    tooltip="Additional model calls a step for the refinement. 1 is enough for most clips; 0 for drafts, extrapolated.",
                 ),
                 io.Float.Input(
                     "depth",
@@ -76,6 +79,13 @@ class InvertVideo(io.ComfyNode):
                     tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % of the steps, for SDEdit.",
                 ),
                 frames_per_pass_input(),
+                io.Vae.Input("vae", optional=True, tooltip="For the check of the reconstruction: what is lost is then told in pictures."),
+                io.Boolean.Input(
+                    "check_reconstruction",
+                    default=True,
+                    optional=True,
+                    tooltip="Samples up to four frames back from the noise and says how close they come to the source, in dB.",
+                ),
             ],
             outputs=[
                 InversionSocket.Output(display_name="inversion", tooltip="The path from the frames to noise, for Extract SA Features."),
@@ -93,20 +103,22 @@ class InvertVideo(io.ComfyNode):
         cfg: float = 1.0,
         steps: int = 50,
         scheduler: str = "normal",
-        refinement: str = "fixed point",
+        refinement: str = EXTRAPOLATED,
         iterations: int = 1,
         depth: float = 1.0,
         frames_per_pass: int = 0,
         negative: Any = None,
+        vae: Any = None,
+        check_reconstruction: bool = True,
     ) -> io.NodeOutput:
         check_model(NAME, model)
         samples = check_latents(NAME, model, latents)
         if cfg > 1 and not negative:
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
         sigmas = _sigmas(model, scheduler, steps)[-(max(1, round(steps * depth)) + 1) :]
-        path = invert_frames(
-            NAME, model, positive, negative or [], cfg, samples, sigmas, iterations if refinement == "fixed point" else 0, frames_per_pass
-        )
+        again, extrapolate = 0 if refinement == PLAIN else iterations, refinement == EXTRAPOLATED
+        negative = negative or []
+        path = invert_frames(NAME, model, positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass)
         if not torch.isfinite(path[0]).all():
             raise NodeError(
                 NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet)."
@@ -114,6 +126,10 @@ class InvertVideo(io.ComfyNode):
         inversion = Inversion(sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler)
         noisy = model.get_model_object("latent_format").process_out(path[0])
         text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
+        if check_reconstruction:
+            frames = spread_frames(inversion.frames)
+            found = reconstruct_frames(NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass)
+            text += f"\nreconstruction: {describe_loss(model, vae, found, path[-1][frames])}"
         return io.NodeOutput(inversion, {"samples": noisy}, sigmas, ui=ui.PreviewText(text))
 
 

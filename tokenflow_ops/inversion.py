@@ -10,26 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# More evaluations at the first step of an extrapolated inversion, which has nothing to start from and multiplies the noise level the most.
+FIRST_STEP_CALLS = 3
 
-def invert(epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0) -> Iterator[tuple[int, Tensor]]:
+
+def invert(
+    epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0, extrapolate: bool = False
+) -> Iterator[tuple[int, Tensor]]:
     """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic DDIM (Euler) sampler.
 
     In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is estimated at the *target* sigma,
     where the sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1})
     make the step the sampler's exact inverse; 0 iterations is plain DDIM inversion.
 
+    extrapolate: start each step's iterations not at x_j but where the picture that the model saw in the last two steps, x - sigma eps,
+    continues linearly over log sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step.
+
     epsilon: (x, sigma) -> predicted noise, shapes as x.
     x0: (N, C, h, w) clean latents. sigmas: (S+1,) descending, the last one 0.
     Yields: (index, x) with x the latents at sigmas[index], from index S (x0 itself) to 0.
     """
     x = x0
+    pictures: list[tuple[Tensor, Tensor]] = []  # (log sigma, picture) of the last two steps
     yield len(sigmas) - 1, x
     for index in range(len(sigmas) - 2, -1, -1):
-        delta = sigmas[index] - sigmas[index + 1]
-        start = x
-        for _ in range(1 + iterations):
-            x = start + delta * epsilon(x, sigmas[index])
+        start, known, sigma = x, sigmas[index + 1], sigmas[index]
+        calls = 1 + iterations
+        if extrapolate and pictures:
+            x = start + (sigma - known) * (start - _continued(pictures, sigma)) / known
+        elif extrapolate:
+            calls += FIRST_STEP_CALLS
+        for _ in range(calls):
+            seen, noise = x, epsilon(x, sigma)
+            x = start + (sigma - known) * noise
+        pictures = [*pictures[-1:], (sigma.log(), seen - sigma * noise)]
         yield index, x
+
+
+def _continued(pictures: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:
+    """The line through the last two pictures over log sigma at `sigma`; the last picture if there is only one."""
+    (before, first), (after, last) = pictures[0], pictures[-1]
+    return last if len(pictures) == 1 else last + (sigma.log() - after) / (after - before) * (last - first)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Extrapolated inversion written down a second time, frame by frame, and the way back: what the pack's results are compared with.
+
+Shares no code with the pack; the model's noise is the oracle's, see oracle.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .oracle import epsilon
+
+FIRST_STEP_CALLS = 3
+
+
+@torch.no_grad()
+def invert_extrapolated(patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor, iterations: int) -> Tensor:
+    """The latents of every frame at every sigma, (S+1, N, C, h, w); x0 (N, C, h, w), sigmas (S+1,) fall to 0.
+
+    Step j solves x_j = x_{j+1} + (s_j - s_{j+1}) eps(x_j, s_j). Its iterations start from the straight line between x_{j+1} and the
+    picture D_j = D_{j+1} + (D_{j+1} - D_{j+2}) (log s_j - log s_{j+1}) / (log s_{j+1} - log s_{j+2}), led on from s_{j+1} to s_j.
+    """
+    frames = []
+    for number, frame in enumerate(x0):
+        path, pictures = [frame[None]], []
+        for j in range(len(sigmas) - 2, -1, -1):
+            here, last = path[0], path[0]
+            if len(pictures) == 1:
+                here = pictures[0] + sigmas[j] / sigmas[j + 1] * (last - pictures[0])
+            if len(pictures) > 1:
+                slope = (pictures[0] - pictures[1]) / (sigmas[j + 1].log() - sigmas[j + 2].log())
+                picture = pictures[0] + slope * (sigmas[j].log() - sigmas[j + 1].log())
+                here = picture + sigmas[j] / sigmas[j + 1] * (last - picture)
+            for _ in range(1 + iterations if pictures else 1 + iterations + FIRST_STEP_CALLS):
+                noise = epsilon(patcher, here, sigmas[j], prompt, [number])
+                picture, here = here - sigmas[j] * noise, last + (sigmas[j] - sigmas[j + 1]) * noise
+            pictures.insert(0, picture)
+            path.insert(0, here)
+        frames.append(torch.cat(path))
+    return torch.stack(frames, 1)
+
+
+@torch.no_grad()
+def sample_back(patcher: Any, noisy: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+    """Euler steps from noisy latents (n, C, h, w) down to sigma 0, frame by frame."""
+    frames = []
+    for number, x in enumerate(noisy[:, None]):
+        for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+            x = x + (low - high) * epsilon(patcher, x, high, prompt, [number])
+        frames.append(x)
+    return torch.cat(frames)

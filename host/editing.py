@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import comfy.sample
@@ -14,8 +14,8 @@ from comfy.sampler_helpers import convert_cond, prepare_mask
 from torch import Tensor
 
 from ..tokenflow_ops import Correspondences, Injection, StepMatches
+from ..tokenflow_ops.fusion import FirstFrameMotion, motion_from_first
 from .checks import check_same_clip
-from .conds import Conds
 from .conflicts import check_areas
 from .errors import NodeError
 from .layers import injected_attention, injected_features
@@ -32,6 +32,7 @@ class Edit:
     node: the node's name for errors. layers: the model's self-attention layers. consistency: one of MODES.
     injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to, 0 for all.
     frames_per_pass: 0 for the host's estimate. mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
+    frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow optical flow need them.
     """
 
     node: str
@@ -42,6 +43,7 @@ class Edit:
     attended_keyframes: int
     frames_per_pass: int
     mask: Tensor | None = None
+    frames: Tensor | None = None
 
 
 def apply_edit(model: Any, edit: Edit) -> Any:
@@ -55,17 +57,24 @@ class Moment:
 
     step: of the inversion, the same for all evaluations of one sampling step. matches: its keyframes and matches.
     attention, hidden: the self-attention layers and the ResBlock part (one or none) that take the source's features now.
+    done, steps: of this run, the steps before this one and all.
     """
 
     step: int
     matches: StepMatches
     attention: tuple[str, ...]
     hidden: tuple[str, ...]
+    done: int
+    steps: int
 
     @property
     def injected(self) -> tuple[str, ...]:
         """All that takes the source's features."""
         return *self.attention, *self.hidden
+
+    def before(self, share: float) -> bool:
+        """Whether this step is among the first `share` of the run's."""
+        return self.done < int(share * self.steps)
 
 
 class EditRun(Run):
@@ -80,7 +89,8 @@ class EditRun(Run):
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
-        self.source_conds: Conds | None = None
+        self.source_conds: list[dict[str, Any]] | None = None
+        self.positive: list[dict[str, Any]] | None = None
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Checks the batch, and processes the source prompt as the host does the others: features may have to be computed again."""
@@ -88,22 +98,23 @@ class EditRun(Run):
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
         self.sigmas = sigmas.tolist()
         self.steps = Steps(sampler, guider, sigmas)
+        self.positive = guider.conds.get("positive")
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask, noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
             clean = self.inversion.latents[-1].to(noise)  # as during inversion; inpainting models ask for it
             conds = comfy.samplers.process_conds(guider.inner_model, noise, {"source": source}, noise.device, clean, seed=0)
-            self.source_conds = [conds["source"]]
+            self.source_conds = conds["source"]
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Outside the mask the model sees the source's own path, and the clean source is what it is taken to have found there."""
-        if self.steps is not None:
-            self.step_sigma = self.steps.begins_at(sigma)
+        self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
+        settle = partial(MODES[self.edit.consistency].settle, self, self.moment(self.step_sigma))
         if self.mask is None:
-            return predict(x)
+            return settle(predict(x))
         path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
-        return torch.lerp(clean, predict(torch.lerp(path, x, self.mask)), self.mask)
+        return torch.lerp(clean, settle(predict(torch.lerp(path, x, self.mask))), self.mask)
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
         """Some samplers end with a little noise left: outside the mask the source has none of it."""
@@ -115,19 +126,26 @@ class EditRun(Run):
         now = self.moment(call.sigma if self.step_sigma is None else self.step_sigma)
         if self.edit.consistency != "per frame" or now.injected:
             check_areas(self.node, "positive", call.conds)
-        return MODES[self.edit.consistency](self, call, now)
+        return MODES[self.edit.consistency].passes(self, call, now)
 
     def moment(self, sigma: float) -> Moment:
         """Of a sampling step that began at `sigma`."""
         step = self.inversion.closest_step(sigma)
         matches, injection = self.edit.correspondences.steps[step], self.edit.injection
-        if injection is None:
-            return Moment(step, matches, (), ())
         steps = len(self.sigmas) - 1
         done = max(0, sum(level >= sigma * (1 - 1e-4) for level in self.sigmas[:-1]) - 1)
+        if injection is None:
+            return Moment(step, matches, (), (), done, steps)
         attention = injected_attention(self.edit.layers, injection.layers) if injection.attention_at(done, steps) else ()
         hidden = injected_features(self.edit.layers) if injection.features_at(done, steps) else None
-        return Moment(step, matches, attention, (hidden,) if hidden else ())
+        return Moment(step, matches, attention, (hidden,) if hidden else (), done, steps)
+
+    @cached_property
+    def motion(self) -> FirstFrameMotion:
+        """Where every frame's latents lay in the first one, by the source's pictures."""
+        assert self.edit.frames is not None, "checked by the node"
+        height, width = self.inversion.latents.shape[-2:]
+        return motion_from_first(self.edit.frames[..., :3].movedim(-1, 1).float().cpu(), (height, width))
 
     def source(self, call: ModelCall, frames: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """The source's features of these frames at the evaluation's own noise level: the stored ones, or computed now."""
@@ -140,18 +158,22 @@ class EditRun(Run):
         self.look_at_source(call, capture)
         return capture.kept
 
-    def look_at_source(self, call: ModelCall, capture: CapturePass) -> None:
-        """Runs a pass over the source's latents at the evaluation's noise level, with the source prompt."""
+    def source_prompt(self) -> list[dict[str, Any]]:
+        """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""
         if self.source_conds is None:
             raise NodeError(
                 self.node,
                 "correspondences",
                 "a source prompt with ControlNet or hooks, whose features are not stored.",
-                "Choose memory or disk as storage, all layers and every step in Extract SA Features; the public code's mode always needs a "
-                "plain source prompt.",
+                "Choose memory or disk as storage, all layers and every step in Extract SA Features; the public code's mode and fatezero "
+                "always need a plain source prompt.",
             )
+        return self.source_conds
+
+    def look_at_source(self, call: ModelCall, capture: CapturePass) -> None:
+        """Runs a pass over the source's latents at the evaluation's noise level, with the source prompt."""
         latents = self.inversion.latents_at(call.sigma)[capture.frames].to(call.x)
-        call.run(self, capture, latents, self.source_conds)
+        call.run(self, capture, latents, [self.source_prompt()])
 
 
 def sample_edit(

@@ -20,6 +20,17 @@ def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
     )
 
 
+def cross_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
+    """Module paths of the cross-attention (`attn2`) in the blocks of `self_attention_layers`, in the same order."""
+    known = {path for path, _ in diffusion_model.named_modules()}
+    return tuple(path for layer in self_attention_layers(diffusion_model) if (path := cross_attention(layer)) in known)
+
+
+def cross_attention(layer: str) -> str:
+    """The cross-attention in the block of a self-attention layer."""
+    return layer.removesuffix("attn1") + "attn2"
+
+
 def blocks(layers: tuple[str, ...]) -> tuple[str, ...]:
     """The UNet's blocks that layers belong to, in their order, e.g. "input_blocks.1", "middle_block", "output_blocks.3"."""
     parts = (layer.split(".") for layer in layers)

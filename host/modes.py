@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..tokenflow_ops.reference import chunk_neighbours
+from .fatezero import fatezero
 from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass, SparseCausalPass
 from .patching import ModelCall
+from .rerender import rerender, settle_rerender
 
 if TYPE_CHECKING:
     from .editing import EditRun, Moment
@@ -97,12 +100,26 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     return run.over_frames(call, make)
 
 
-Mode = Callable[["EditRun", ModelCall, "Moment"], list[Tensor]]
+@dataclass(frozen=True)
+class Mode:
+    """A way to keep frames together.
+
+    passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C, h, w), guidance included.
+    needs_frames: whether it asks for the source's pictures.
+    """
+
+    passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
+    settle: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: denoised
+    needs_frames: bool = False
+
+
 MODES: dict[str, Mode] = {
-    "tokenflow": tokenflow,
-    "joint attention": joint_attention,
-    "first frame": first_frame,
-    "sparse-causal": sparse_causal,
-    "per frame": per_frame,
-    "tokenflow, public code": public_code,
+    "tokenflow": Mode(tokenflow),
+    "joint attention": Mode(joint_attention),
+    "first frame": Mode(first_frame),
+    "sparse-causal": Mode(sparse_causal),
+    "per frame": Mode(per_frame),
+    "tokenflow, public code": Mode(public_code),
+    "fatezero": Mode(fatezero),
+    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True),
 }

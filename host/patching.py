@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .conds import Conds, PassConds
 from .conflicts import check_all_tokens, check_every_pass_runs
-from .layers import injected_features, self_attention_layers
+from .layers import cross_attention_layers, injected_features, self_attention_layers
 from .memory import frames_per_pass
 from .passes import PASS_KEY, AttentionCall, Pass
 from .wraps import ForwardWraps
@@ -117,13 +117,16 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:
     """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run. The given model is not touched."""
     clone = model.clone()
     layers = self_attention_layers(clone.model.diffusion_model)
+    cross_layers = cross_attention_layers(clone.model.diffusion_model)
     features = injected_features(layers)
     hidden_from: list[dict[str, Any]] = []  # ResBlocks get no transformer_options: the block patch that runs just before hands them over
 
     def make(path: str, module: Any) -> Callable[..., Any]:
-        return _wrap_hidden(path, hidden_from) if path == features else _wrap_attention(path, module)
+        if path == features:
+            return _wrap_hidden(path, hidden_from)
+        return _wrap_attention(path, module, cross=path in cross_layers)
 
-    wraps = ForwardWraps((*layers, features) if features else layers, make)
+    wraps = ForwardWraps((*layers, *cross_layers, *((features,) if features else ())), make)
 
     def block_patch(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         hidden_from[:] = [options] if features and options["block"] == ("output", int(features.split(".")[1])) else []
@@ -142,7 +145,7 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:
     return clone
 
 
-def _wrap_attention(path: str, module: Any) -> Callable[..., Tensor]:
+def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor]:
     def forward(
         original: Callable[..., Tensor], x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **kwargs: Any
     ) -> Tensor:
@@ -150,9 +153,12 @@ def _wrap_attention(path: str, module: Any) -> Callable[..., Tensor]:
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is None:
             return original(x, context=context, value=value, mask=mask, **kwargs)
+        call = AttentionCall(path, module, original, x, context, value, mask, options)
+        if cross:
+            return frames_pass.cross_attention(call)
         if not frames_pass.plain:
             check_all_tokens(frames_pass.node, path, x, options)
-        return frames_pass.attention(AttentionCall(path, module, original, x, context, value, mask, options))
+        return frames_pass.attention(call)
 
     return forward
 

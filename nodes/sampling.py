@@ -10,7 +10,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..host.checks import check_injection, check_mask, check_model, check_same_model
+from ..host.checks import check_frames, check_injection, check_mask, check_model, check_same_model
 from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
@@ -27,7 +27,7 @@ def _edit_inputs() -> list[Any]:
             "consistency",
             options=list(MODES),
             default="tokenflow",
-            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency. For comparison: tokenflow, public code: the choices of the authors' code, slower. first frame: all look at the first one (Text2Video-Zero). sparse-causal: at the first and the previous one (Tune-A-Video).",
+            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency. For comparison: tokenflow, public code: the choices of the authors' code, slower. first frame: all look at the first one (Text2Video-Zero). sparse-causal: at the first and the previous one (Tune-A-Video). fatezero: the same with the source's attention blended in (FateZero). rerender: the same in the decoder, with shapes along optical flow and colours of the first frame (Rerender-A-Video); needs frames.",
         ),
         io.Int.Input(
             "attended_keyframes",
@@ -46,6 +46,14 @@ def _edit_inputs() -> list[Any]:
     ]
 
 
+def _frames_input() -> Any:
+    return io.Image.Input(
+        "frames",
+        optional=True,
+        tooltip="The source frames, the images that were encoded. Only rerender needs them, to find the motion.",
+    )
+
+
 def _edit(
     node: str,
     model: Any,
@@ -55,17 +63,20 @@ def _edit(
     attended_keyframes: int,
     frames_per_pass: int,
     mask: torch.Tensor | None,
+    frames: torch.Tensor | None,
 ) -> Edit:
     layers = check_model(node, model)
     check_injection(node, layers, injection)
     inversion = correspondences.features.inversion
     check_same_model(node, model, inversion)
     check_mask(node, mask, inversion)
+    if MODES[consistency].needs_frames:
+        check_frames(node, frames, inversion, consistency)
     if tuple(correspondences.features.shapes) != layers:
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask)
+    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask, frames)
 
 
 class Sampler(io.ComfyNode):
@@ -117,6 +128,7 @@ class Sampler(io.ComfyNode):
                     optional=True,
                     tooltip="What to start from. inverted: the source's own noise, which keeps most of it. fresh: random noise on the source, as SDEdit has it (with start below 1); one for all frames flickers less.",
                 ),
+                _frames_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The edited frames, for VAE Decode.")],
         )
@@ -138,8 +150,9 @@ class Sampler(io.ComfyNode):
         injection: Injection | None = None,
         mask: torch.Tensor | None = None,
         noise: str = INVERTED,
+        frames: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        edit = _edit(SAMPLER, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask)
+        edit = _edit(SAMPLER, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask, frames)
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = _sigmas(model, inversion, sampler_name, start)
@@ -188,6 +201,7 @@ class Apply(io.ComfyNode):
                 CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
                 InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
                 *_edit_inputs(),
+                _frames_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="A patched clone; the given model stays as it was.")],
         )
@@ -202,6 +216,7 @@ class Apply(io.ComfyNode):
         frames_per_pass: int = 0,
         injection: Injection | None = None,
         mask: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        edit = _edit(APPLY, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask)
+        edit = _edit(APPLY, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask, frames)
         return io.NodeOutput(apply_edit(model, edit))

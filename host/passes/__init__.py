@@ -1,6 +1,7 @@
 """What happens in the UNet's self-attention and ResBlocks during one pass over some of the frames."""
 
 from .base import PASS_KEY, AttentionCall, Bank, CapturePass, Pass
+from .blending import BlendedPass, SourceMapsPass
 from .cross_frame import SparseCausalPass
 from .joint import JointPass, KeyframePass
 from .propagation import PropagationPass
@@ -10,12 +11,14 @@ __all__ = [
     "PASS_KEY",
     "AttentionCall",
     "Bank",
+    "BlendedPass",
     "CapturePass",
     "JointPass",
     "KeyframePass",
     "Pass",
     "PropagationPass",
     "SourceKeyframePass",
+    "SourceMapsPass",
     "SourceMatchPass",
     "SparseCausalPass",
 ]

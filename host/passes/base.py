@@ -24,7 +24,7 @@ Bank = dict[tuple[str, Place], Any]
 
 @dataclass
 class AttentionCall:
-    """One call of a self-attention module.
+    """One call of an attention module.
 
     original: the module's forward as it was. x: (rows * n, P, C). context, value: None or like x. options: the host's transformer_options.
     """
@@ -106,6 +106,10 @@ class Pass:
             return call.run(call.x, call.context, call.value)
         source = self.source_rows(call.layer, call.x)
         return call.run_injected(source, source, call.value_tokens)
+
+    def cross_attention(self, call: AttentionCall) -> Tensor:
+        """A cross-attention module's output tokens (rows * n, P, C); the context is the prompts' (rows * n, T, D)."""
+        return call.run(call.x, call.context, call.value)
 
     def hidden(self, path: str, hidden: Tensor, options: Mapping[str, Any]) -> Tensor:
         """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""

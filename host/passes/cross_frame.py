@@ -25,11 +25,17 @@ class SparseCausalPass(Pass):
     def attention(self, call: AttentionCall) -> Tensor:
         if call.layer not in self.layers:
             return super().attention(call)
+        if call.layer not in self.source:
+            return self.attend(call, call.x, call.key_tokens)
+        source = self.source_rows(call.layer, call.x)
+        return self.attend(call, source, source)
+
+    def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, kind: str = "") -> Tensor:
+        """The module's output tokens with queries and keys made of these tokens (rows * n, P, C), which the bank knows by `kind`."""
         rows, count = self.rows(call.x), len(self.frames)
-        source = self.source_rows(call.layer, call.x) if call.layer in self.source else None
-        queries, keys = (call.x, call.key_tokens) if source is None else (source, source)
         own = torch.stack([keys, call.value_tokens]).unflatten(1, (rows, count))
-        before = torch.stack([self._before(call.layer, place, own[:, row]) for row, place in enumerate(self.places(call.options))], 1)
+        layer = call.layer + kind
+        before = torch.stack([self._before(layer, place, own[:, row]) for row, place in enumerate(self.places(call.options))], 1)
         keys, values = torch.cat([before, own], 2)
         # Positions: the first frame, the last one of the pass before, and this pass's frames.
         windows = torch.stack([torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)], 1)

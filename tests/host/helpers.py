@@ -67,15 +67,31 @@ def injection() -> Any:
     return call(PlugAndPlay.execute)[0]
 
 
+@cache
+def pictures(frames: int = FRAMES) -> Tensor:
+    """An IMAGE (frames, 96, 96, 3) of a smooth random plane that moves left by 12 pixels a frame, for optical flow."""
+    noise = torch.rand(1, 3, 7, 7 + frames, generator=torch.Generator().manual_seed(0))
+    plane = torch.nn.functional.interpolate(noise, (96, 96 + 12 * frames), mode="bicubic", align_corners=True)[0].clamp(0, 1)
+    return torch.stack([plane[:, :, 12 * i : 12 * i + 96] for i in range(frames)]).movedim(1, -1)
+
+
 def edit(model: Any = None, positive: Any = POSITIVE, negative: Any = NEGATIVE, correspondences: Any = None, **inputs: Any) -> Tensor:
     """TokenFlow Sampler's latents."""
-    inputs = {"cfg": 4.0, **inputs}
+    inputs = {"cfg": 4.0, **_source_frames(correspondences, inputs), **inputs}
     return call(Sampler.execute, model or tiny_model(), positive, negative, correspondences or matched(), **inputs)[0]["samples"]
 
 
 def applied(model: Any = None, correspondences: Any = None, **inputs: Any) -> Any:
     """Apply TokenFlow's model."""
+    inputs = {**_source_frames(correspondences, inputs), **inputs}
     return call(Apply.execute, model or tiny_model(), correspondences or matched(), **inputs)[0]
+
+
+def _source_frames(correspondences: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the modes that follow optical flow ask for beside the rest."""
+    if inputs.get("consistency") != "rerender":
+        return {}
+    return {"frames": pictures((correspondences or matched()).features.inversion.frames)}
 
 
 def stock(

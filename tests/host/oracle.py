@@ -190,17 +190,25 @@ class Edit:
     @torch.no_grad()
     def run(self) -> Tensor:
         """The edited latents (N, C, h, w), by Euler steps from the inverted latents."""
-        x, steps = self.path[0], len(self.sigmas) - 1
-        for j in range(steps):
-            sigma = self.sigmas[j]
-            known = look_at_source(self.patcher, self.path[j], sigma, self.source, self.pnp_blocks[0])
-            frames = self.blends(known, j) if self.consistency == "tokenflow" else {}
-            ask = known.phi if j < int(self.attention_until * steps) else {}
-            hidden = known.hidden if j < int(self.features_until * steps) else None
-            cond = self.noise(x, sigma, self.positive, self.keyframes[j], frames, ask, hidden)
-            uncond = self.noise(x, sigma, self.negative, self.keyframes[j], frames, ask, hidden)
-            x = x + (self.sigmas[j + 1] - sigma) * (uncond + self.cfg * (cond - uncond))
+        x = self.path[0]
+        for j in range(len(self.sigmas) - 1):
+            x = x + (self.sigmas[j + 1] - self.sigmas[j]) * self.guided(x, j)
         return x
+
+    def guided(self, x: Tensor, step: int) -> Tensor:
+        """The noise that a step removes, with guidance."""
+        sigma, steps = self.sigmas[step], len(self.sigmas) - 1
+        known = self.known(step)
+        frames = self.blends(known, step) if self.consistency == "tokenflow" else {}
+        ask = known.phi if step < int(self.attention_until * steps) else {}
+        hidden = known.hidden if step < int(self.features_until * steps) else None
+        cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden)
+        uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
+        return uncond + self.cfg * (cond - uncond)
+
+    def known(self, step: int) -> Source:
+        """What the source shows at a step."""
+        return look_at_source(self.patcher, self.path[step], self.sigmas[step], self.source, self.pnp_blocks[0])
 
     def blends(self, known: Source, step: int) -> dict[str, list]:
         """For every layer and frame: positions of its two keyframes, its matches to them, and the future one's weight."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -20,15 +21,18 @@ def run(pytest_arguments: list[str]) -> int:
     if link.resolve() != ROOT:
         link.unlink(missing_ok=True)
         link.symlink_to(ROOT, target_is_directory=True)
+    # Every process of pytest keeps a ComfyUI in memory, and threads of several processes on one core wait for each other.
+    processes = max(1, min(4, os.cpu_count() or 1))
+    environment = os.environ | ({} if pytest_arguments else {"OMP_NUM_THREADS": "1"})
     packages = [word for name in TYPED if (ROOT / name / "__init__.py").exists() for word in ("-p", f"{PACK}.{name}")]
     commands = [
         ["ruff", "check"],
         ["ruff", "format", "--check"],
         ["mypy", *packages],
-        ["pytest", *pytest_arguments],
+        ["pytest", *(pytest_arguments or ["-n", str(processes), "--dist", "loadfile"])],
     ]
     codes = []
     for command in commands:
         print(f"== {' '.join(command)}", flush=True)
-        codes.append(subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode)
+        codes.append(subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode)
     return next((code for code in codes if code), 0)

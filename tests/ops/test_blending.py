@@ -57,6 +57,13 @@ def test_the_region_is_where_the_lost_words_are_seen() -> None:
     assert change.region((4, 4))[1].all()  # seen evenly: strong is measured within a frame
 
 
+def test_strong_is_three_tenths_of_the_strongest() -> None:
+    attention = torch.zeros(1, 1, 9)
+    attention[0, 0, [0, 4, 8]] = torch.tensor([1, 0.31, 0.29])
+    change = PromptChange(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool), attention)
+    assert change.region((1, 9)).tolist() == [[True, True, False, True, True, True, False, False, False]]
+
+
 def test_equal_prompts_leave_nothing_to_the_edit() -> None:
     words = prompt(0, 1, 2)
     change = PromptChange.between(words, words + 1e-4, torch.rand(1, 4, 3), (2, 2))

@@ -19,7 +19,7 @@ from tokenflow_pack.host.demo_model import load_demo_model
 from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.inversion import EXTRAPOLATED, REFINEMENTS, InvertVideo
 from tokenflow_pack.nodes.sampling import Sampler
 from tokenflow_pack.tokenflow_ops.metrics import psnr, sharpness, source_motion, warp_errors
 from torch import Tensor
@@ -43,12 +43,17 @@ def main(table: type[Table], about: str) -> None:
     parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--interval", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--refinement", default="fixed point", choices=["none", "fixed point"])
+    parser.add_argument("--refinement", default=EXTRAPOLATED, choices=REFINEMENTS)
     options = parser.parse_args()
-    with torch.inference_mode(False), torch.enable_grad():
-        critic = judge.train(torch.Generator().manual_seed(0), 1200).eval()
+    critic = train_critic()
     with torch.inference_mode():
         table(options, critic).run()
+
+
+def train_critic() -> judge.Judge:
+    """The classifier of the world's surfaces that fidelity asks."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return judge.train(torch.Generator().manual_seed(0), 1200).eval()
 
 
 class Table:
@@ -60,6 +65,7 @@ class Table:
         with av.open(str(ROOT / "demo" / "clip.mp4")) as file:
             pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
         self.source = torch.stack(pictures[: options.frames]).float() / 255
+        self.latents = nodes.VAEEncode().encode(self.vae, self.source)[0]
         self.scene, times = demo_clip()
         frames = self.source.movedim(-1, 1)
         self.motion = source_motion(frames)
@@ -69,17 +75,10 @@ class Table:
     def run(self) -> None:
         """Prints the table in Markdown."""
         options, scene = self.options, self.scene
-        latents = nodes.VAEEncode().encode(self.vae, self.source)[0]
-        prompt = self.encode(scene.caption())
-        inversion = InvertVideo.execute(
-            model=self.model, latents=latents, positive=prompt, steps=options.steps, refinement=options.refinement
-        ).args[0]
-        features = ExtractFeatures.execute(model=self.model, inversion=inversion).args[0]
-        build = {"features": features, "keyframe_interval": options.interval, "seed": options.seed}
-        self.random = BuildCorrespondences.execute(**build).args[0]
-        self.fixed = BuildCorrespondences.execute(**build, keyframes=FIXED).args[0]
-        floor = self.decode(latents)
-        rebuilt = self.sample(prompt, 1.0, "per frame", None, self.random)
+        features = self.source_features(refinement=options.refinement)
+        self.random, self.fixed = self.match(features), self.match(features, keyframes=FIXED)
+        floor = self.decode(self.latents)
+        rebuilt = self.sample(self.encode(scene.caption()), 1.0, "per frame", None, self.random)
         print(f"\n{options.frames} frames, {options.steps} steps, cfg {options.cfg}, interval {options.interval}, seed {options.seed}\n")
         print("| clip | warp error | true flow | PSNR to source |\n|---|---|---|---|")
         for name, clip in (("source", self.source), ("autoencoder", floor), ("DDIM reconstruction", rebuilt)):
@@ -87,6 +86,20 @@ class Table:
             print(f"| {name} | {self.warp(clip):.2f} | {self.warp(clip, true=True):.2f} | {quality} |")
         for surface in options.surfaces:
             self.edit(surface, self.warp(floor), self.warp(floor, true=True))
+
+    def source_features(self, **choices: Any) -> Any:
+        """Features of the source along its inversion; choices: inputs of DDIM Invert Video."""
+        prompt = self.encode(self.scene.caption())
+        inversion = InvertVideo.execute(
+            model=self.model, latents=self.latents, positive=prompt, steps=self.options.steps, check_reconstruction=False, **choices
+        ).args[0]
+        return ExtractFeatures.execute(model=self.model, inversion=inversion).args[0]
+
+    def match(self, features: Any, **choices: Any) -> Any:
+        """Correspondences; choices: inputs of Build NN Correspondences."""
+        return BuildCorrespondences.execute(
+            features=features, keyframe_interval=self.options.interval, seed=self.options.seed, **choices
+        ).args[0]
 
     def edit(self, surface: str, floor: float, true_floor: float) -> None:
         """One edit, a row for each way of keeping the frames together."""

@@ -1,0 +1,111 @@
+"""How much of a clip each inversion keeps: python3 run.py bench inversion [--steps 50] [--frames 4] [--clip PATH --prompt TEXT]
+
+First table: frames spread over a clip, inverted and sampled back. PSNR to the source, and how far below the autoencoder's own; the embedded
+clip by default, any other one cut and scaled to the embedded model's 128 x 128 pixels. Second table, embedded clip only: the quickstart's
+edit after each inversion. Warp error x1e-3 along DIS flow of the source and the world's true flow; fidelity: how sure a classifier of this
+world's surfaces is of the prompt's; sharpness.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from comfy.utils import common_upscale
+from tokenflow_pack.host.demo_model import load_demo_model
+from tokenflow_pack.host.reconstruction import reconstruct_frames
+from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.inversion import EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
+from tokenflow_pack.tokenflow_ops.metrics import psnr, sharpness
+from torch import Tensor
+
+import nodes
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from table import ROOT, Table, demo_clip, train_critic
+
+SIZE = 128
+# Refinement and iterations.
+INVERSIONS = ((PLAIN, 0), (FIXED_POINT, 1), (FIXED_POINT, 2), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1))
+EDITED_AFTER = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--clip", type=Path, default=ROOT / "demo" / "clip.mp4")
+    parser.add_argument("--prompt", default=demo_clip()[0].caption())
+    parser.add_argument("--scheduler", default="normal")
+    options = parser.parse_args()
+    with torch.inference_mode():
+        reconstructions(options)
+    if options.clip == parser.get_default("clip"):
+        critic = train_critic()
+        with torch.inference_mode():
+            Edits(argparse.Namespace(frames=8, steps=15, cfg=5.0, interval=4, seed=1, surfaces=["gold"]), critic).run()
+
+
+def reconstructions(options: argparse.Namespace) -> None:
+    """Prints the first table."""
+    model, clip, vae = load_demo_model()
+    source = spread(options.clip, options.frames)
+    latents = nodes.VAEEncode().encode(vae, source)[0]
+    prompt = nodes.CLIPTextEncode().encode(clip, options.prompt)[0]
+
+    def quality(latents: Tensor) -> float:
+        return float(psnr(vae.decode(latents).clamp(0, 1).movedim(-1, 1), source.movedim(-1, 1)).mean())
+
+    calls: list[int] = []
+
+    def count(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+        calls.append(1)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    counted = model.clone()
+    counted.set_model_unet_function_wrapper(count)
+    best = quality(latents["samples"])
+    print(f"\n{options.clip.name}, {options.frames} frames, {options.steps} steps, {options.scheduler}: autoencoder {best:.2f} dB\n")
+    print("| refinement | iterations | model calls a step | PSNR | below the autoencoder |\n|---|---|---|---|---|", flush=True)
+    for refinement, iterations in INVERSIONS:
+        calls.clear()
+        choice = {"scheduler": options.scheduler, "refinement": refinement, "iterations": iterations}
+        inversion = InvertVideo.execute(counted, latents, prompt, steps=options.steps, check_reconstruction=False, **choice).args[0]
+        cost = len(calls) / options.steps
+        found = reconstruct_frames("bench", model, inversion, [], 1.0, latents["samples"], torch.arange(options.frames))
+        reached = quality(model.model.process_latent_out(found))
+        print(f"| {refinement} | {iterations} | {cost:.2f} | {reached:.2f} dB | {best - reached:.2f} dB |", flush=True)
+
+
+def spread(path: Path, count: int) -> Tensor:
+    """Evenly spread frames of a video, cut to a square and scaled: (count, SIZE, SIZE, 3) in [0, 1]."""
+    with av.open(str(path)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    chosen = torch.stack([torch.from_numpy(frames[i * len(frames) // count]) for i in range(count)])
+    return common_upscale(chosen.movedim(-1, 1).float() / 255, SIZE, SIZE, "area", "center").movedim(1, -1)
+
+
+class Edits(Table):
+    """The second table."""
+
+    def run(self) -> None:
+        options, scene = self.options, self.scene
+        (surface,) = options.surfaces
+        prompt = self.encode(scene.caption().replace(scene.surface, surface))
+        print(f"\n{options.frames} frames, {options.steps} steps, cfg {options.cfg}, interval {options.interval}, seed {options.seed}\n")
+        print(f"| {scene.surface} to {surface} after | iterations | warp error | true flow | fidelity | sharpness |")
+        print("|---|---|---|---|---|---|", flush=True)
+        for refinement, iterations in EDITED_AFTER:
+            found = self.match(self.source_features(refinement=refinement, iterations=iterations))
+            clip = self.sample(prompt, options.cfg, "tokenflow", PlugAndPlay.execute().args[0], found)
+            figures = f"{self.warp(clip):.2f} | {self.warp(clip, true=True):.2f} | {self.fidelity(clip, surface):.3f}"
+            print(f"| {refinement} | {iterations} | {figures} | {float(sharpness(self.rows(clip)).mean()):.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

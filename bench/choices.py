@@ -1,4 +1,4 @@
-"""What each choice of ours is worth against the public code's: python3 run.py bench choices [--surfaces gold] [--frames 12] [--steps 15]
+"""What each choice of ours is worth against the public code's: python3 run.py bench choices [--surface gold] [--frames 12]
 
 Rows go from ours to the public code, one choice at a time: weights by distance or the paper's sigmoid; the nearest keyframes or those of
 the own and the previous chunk; matches of the source itself or searched again in every layer on rows that were propagated. Columns:
@@ -9,6 +9,7 @@ fidelity; sharpness, the first row = 1; seconds of sampling.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Iterator
@@ -18,15 +19,12 @@ from typing import Any
 
 import torch
 from tokenflow_pack.host.passes import SourceMatchPass
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
-from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops.build import BLENDS
 from tokenflow_pack.tokenflow_ops.features import token_grid
-from tokenflow_pack.tokenflow_ops.metrics import sharpness
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from table import Table, demo_clip, main, true_flow
+from _case import SURFACES, Case, Settings, World, true_flow
 
 ROWS = (
     ("ours", BLENDS[0], "tokenflow"),
@@ -36,43 +34,45 @@ ROWS = (
 )
 
 
-class Choices(Table):
-    """The rows of this table on the same clip, edit and figures as `table`."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--surface", default="gold", choices=SURFACES)
+    parser.add_argument("--frames", type=int, default=12)
+    options = parser.parse_args()
+    with torch.inference_mode():
+        compare(Case(World(), Settings(frames=options.frames)), options.surface)
 
-    def edit(self, surface: str, floor: float, true_floor: float) -> None:
-        prompt = self.encode(self.scene.caption().replace(self.scene.surface, surface))
-        columns = "end-point error | last layer | warp error | true flow | fidelity | sharpness | seconds"
-        print(f"\n| {self.scene.surface} to {surface} | {columns} |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
-        sharp = 0.0
-        for name, blend, mode in ROWS:
-            found = BuildCorrespondences.execute(
-                features=self.random.features, keyframe_interval=self.options.interval, seed=self.options.seed, blend=blend
-            ).args[0]
-            errors = EndPointErrors(found)
-            start = time.perf_counter()
-            with errors.watching():
-                clip = self.sample(prompt, self.options.cfg, mode, PlugAndPlay.execute().args[0], found)
-            seconds = time.perf_counter() - start
-            if mode == "tokenflow":
-                errors.of_stored()
-            sharpest = float(sharpness(self.rows(clip)).mean())
-            sharp = sharp or sharpest
-            print(
-                f"| {name} | {errors.mean(errors.all):.2f} | {errors.mean(errors.last):.2f} "
-                f"| {self.warp(clip):.2f} | {self.warp(clip, true=True):.2f} "
-                f"| {self.fidelity(clip, surface):.3f} | {sharpest / sharp:.2f} | {seconds:.0f} |",
-                flush=True,
-            )
+
+def compare(case: Case, surface: str) -> None:
+    """Prints the table in Markdown."""
+    features = case.features(case.invert())
+    columns = "end-point error | last layer | warp error | true flow | fidelity | sharpness | seconds"
+    print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |\n|---|---|---|---|---|---|---|---|", flush=True)
+    sharpest = 0.0
+    for name, blend, mode in ROWS:
+        found = case.match(features, blend=blend)
+        errors = EndPointErrors(case, found)
+        start = time.perf_counter()
+        with errors.watching():
+            clip = case.edit(found, surface, mode)
+        seconds = time.perf_counter() - start
+        if mode == "tokenflow":
+            errors.of_stored()
+        figures = case.figures(clip, surface)
+        sharpest = sharpest or figures.sharpness
+        print(
+            f"| {name} | {errors.mean(errors.all):.2f} | {errors.mean(errors.last):.2f} | {figures.warp:.2f} | {figures.true:.2f} "
+            f"| {figures.fidelity:.3f} | {figures.sharpness / sharpest:.2f} | {seconds:.0f} |",
+            flush=True,
+        )
 
 
 class EndPointErrors:
     """Distances between where matches point and where the true flow goes, in pixels."""
 
-    def __init__(self, found: Any) -> None:
-        self.found = found
+    def __init__(self, case: Case, found: Any) -> None:
+        self.case, self.found = case, found
         self.inversion = found.features.inversion
-        self.scene, self.times = demo_clip()
         self.flows: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.layer = list(found.features.shapes)[-1]
         self.all: list[Tensor] = []
@@ -127,9 +127,9 @@ class EndPointErrors:
     def flow(self, frame: int, keyframe: int) -> tuple[Tensor, Tensor]:
         """True flow between two frames and its occlusion mask."""
         if (frame, keyframe) not in self.flows:
-            self.flows[frame, keyframe] = true_flow(self.scene, self.times[frame], self.times[keyframe])
+            self.flows[frame, keyframe] = true_flow(self.case.scene, self.case.times[frame], self.case.times[keyframe])
         return self.flows[frame, keyframe]
 
 
 if __name__ == "__main__":
-    main(Choices, __doc__)
+    main()

@@ -14,20 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 from comfy.utils import common_upscale
-from tokenflow_pack.host.demo_model import load_demo_model
 from tokenflow_pack.host.reconstruction import reconstruct_frames
-from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
-from tokenflow_pack.tokenflow_ops.metrics import psnr, sharpness
+from tokenflow_pack.tokenflow_ops.metrics import psnr
 from torch import Tensor
 
 import nodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from table import ROOT, Table, demo_clip, train_critic
+from _case import ROOT, Case, Settings, World, demo_clip, read_video
 
 SIZE = 128
 # Refinement and iterations.
@@ -43,20 +40,19 @@ def main() -> None:
     parser.add_argument("--prompt", default=demo_clip()[0].caption())
     parser.add_argument("--scheduler", default="normal")
     options = parser.parse_args()
+    world = World()
     with torch.inference_mode():
-        reconstructions(options)
-    if options.clip == parser.get_default("clip"):
-        critic = train_critic()
-        with torch.inference_mode():
-            Edits(argparse.Namespace(frames=8, steps=15, cfg=5.0, interval=4, seed=1, surfaces=["gold"]), critic).run()
+        reconstructions(world, options)
+        if options.clip == parser.get_default("clip"):
+            edits(Case(world, Settings(frames=8)), "gold")
 
 
-def reconstructions(options: argparse.Namespace) -> None:
+def reconstructions(world: World, options: argparse.Namespace) -> None:
     """Prints the first table."""
-    model, clip, vae = load_demo_model()
+    model, vae = world.model, world.vae
     source = spread(options.clip, options.frames)
     latents = nodes.VAEEncode().encode(vae, source)[0]
-    prompt = nodes.CLIPTextEncode().encode(clip, options.prompt)[0]
+    prompt = world.encode(options.prompt)
 
     def quality(latents: Tensor) -> float:
         return float(psnr(vae.decode(latents).clamp(0, 1).movedim(-1, 1), source.movedim(-1, 1)).mean())
@@ -84,27 +80,22 @@ def reconstructions(options: argparse.Namespace) -> None:
 
 def spread(path: Path, count: int) -> Tensor:
     """Evenly spread frames of a video, cut to a square and scaled: (count, SIZE, SIZE, 3) in [0, 1]."""
-    with av.open(str(path)) as file:
-        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    chosen = torch.stack([torch.from_numpy(frames[i * len(frames) // count]) for i in range(count)])
-    return common_upscale(chosen.movedim(-1, 1).float() / 255, SIZE, SIZE, "area", "center").movedim(1, -1)
+    frames = read_video(path)
+    chosen = frames[torch.arange(count) * len(frames) // count]
+    return common_upscale(chosen.movedim(-1, 1), SIZE, SIZE, "area", "center").movedim(1, -1)
 
 
-class Edits(Table):
-    """The second table."""
-
-    def run(self) -> None:
-        options, scene = self.options, self.scene
-        (surface,) = options.surfaces
-        prompt = self.encode(scene.caption().replace(scene.surface, surface))
-        print(f"\n{options.frames} frames, {options.steps} steps, cfg {options.cfg}, interval {options.interval}, seed {options.seed}\n")
-        print(f"| {scene.surface} to {surface} after | iterations | warp error | true flow | fidelity | sharpness |")
-        print("|---|---|---|---|---|---|", flush=True)
-        for refinement, iterations in EDITED_AFTER:
-            found = self.match(self.source_features(refinement=refinement, iterations=iterations))
-            clip = self.sample(prompt, options.cfg, "tokenflow", PlugAndPlay.execute().args[0], found)
-            figures = f"{self.warp(clip):.2f} | {self.warp(clip, true=True):.2f} | {self.fidelity(clip, surface):.3f}"
-            print(f"| {refinement} | {iterations} | {figures} | {float(sharpness(self.rows(clip)).mean()):.4f} |", flush=True)
+def edits(case: Case, surface: str) -> None:
+    """Prints the second table."""
+    print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} after | iterations | warp error | true flow | fidelity | sharpness |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for refinement, iterations in EDITED_AFTER:
+        found = case.match(case.features(case.invert(refinement=refinement, iterations=iterations)))
+        figures = case.figures(case.edit(found, surface), surface)
+        print(
+            f"| {refinement} | {iterations} | {figures.warp:.2f} | {figures.true:.2f} | {figures.fidelity:.3f} | {figures.sharpness:.4f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .plots import plot_lines
+from .tables import Cell, draw_table
+
+# Clips that are no edits: what gives the motion, and the floor that no edit can pass.
+SOURCE, FLOOR = "source", "reconstruction"
 
 # What a clip's line says of each measure.
 TEXTS = {
@@ -24,6 +28,14 @@ PLOTS = {
     "warp_error": ("warp error x1e-3", True),
     "frame_similarity": ("CLIP similarity to the next frame", False),
     "prompt_score": ("CLIP similarity to the prompt", False),
+}
+# The table's columns: head, decimals and which value is the best. Sharpness is a guard against blur: more of it may be noise.
+COLUMNS: dict[str, tuple[str, int, Callable[[Iterable[float]], float] | None]] = {
+    "warp_error": ("warp error ×10⁻³ ↓", 2, min),
+    "excess": ("excess ↓", 2, min),
+    "prompt_score": ("CLIP prompt ↑", 3, max),
+    "frame_similarity": ("CLIP frames ↑", 3, max),
+    "sharpness": ("sharpness", 3, None),
 }
 
 
@@ -50,7 +62,29 @@ class Report:
     def json(self) -> str:
         """All values and their means; null for NaN, which JSON lacks."""
         clips = {name: {measure: _summary(values) for measure, values in figures.items()} for name, figures in self.clips.items()}
-        return json.dumps({"flow": self.flow, "visible": _summary(self.visible), "clips": clips}, indent=1, allow_nan=False)
+        excess = {name: _number(value) for name, value in self.excess().items()}
+        figures = {"flow": self.flow, "visible": _summary(self.visible), "clips": clips, "excess": excess}
+        return json.dumps(figures, indent=1, allow_nan=False)
+
+    def excess(self) -> dict[str, float]:
+        """The edits' mean warp errors above the floor's, the first edit's = 1; empty without a floor, or with a first edit not above it."""
+        errors = {name: float(figures["warp_error"].nanmean()) for name, figures in self.clips.items()}
+        edits = [name for name in errors if name not in (SOURCE, FLOOR)]
+        if FLOOR not in errors or not edits or not errors[edits[0]] > errors[FLOOR]:
+            return {}
+        return {name: (errors[name] - errors[FLOOR]) / (errors[edits[0]] - errors[FLOOR]) for name in edits}
+
+    def table(self) -> Tensor:
+        """(1, H, W, 3) in [0, 1]: the means, laid out as in a paper; edits below the clips that are none, their best values bold."""
+        excess = self.excess()
+        means = {name: {measure: float(values.nanmean()) for measure, values in figures.items()} for name, figures in self.clips.items()}
+        means = {name: figures | ({"excess": excess[name]} if name in excess else {}) for name, figures in means.items()}
+        columns = [column for column in COLUMNS if any(column in figures for figures in means.values())]
+        edits = {name: figures for name, figures in means.items() if name not in (SOURCE, FLOOR)}
+        best = {column: _best(column, edits) for column in columns}
+        bounds = [_row(name, columns, figures, {}) for name, figures in means.items() if name not in edits]
+        rows = [_row(name, columns, figures, best) for name, figures in edits.items()]
+        return draw_table(["", *(COLUMNS[column][0] for column in columns)], [bounds, rows])
 
     def plots(self) -> Tensor:
         """(M, 480, 800, 3) in [0, 1]: a picture for each measure by frame, with a line for each clip."""
@@ -61,6 +95,23 @@ class Report:
                 lines = {name: figures[measure].tolist() for name, figures in self.clips.items()}
                 pictures.append(plot_lines(lines, "frame", axis, from_zero))
         return torch.cat(pictures)
+
+
+def _text(column: str, figures: Mapping[str, float]) -> str:
+    value, decimals = figures.get(column, math.nan), COLUMNS[column][1]
+    return f"{round(value, decimals) + 0.0:.{decimals}f}" if math.isfinite(value) else "–"  # + 0.0: no "-0.00"
+
+
+def _best(column: str, edits: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The best value as it is written, so that equals are bold together; None if there is nothing to choose from."""
+    choose = COLUMNS[column][2]
+    values = [value for figures in edits.values() if math.isfinite(value := figures.get(column, math.nan))]
+    return _text(column, {column: choose(values)}) if choose and len(values) > 1 else None
+
+
+def _row(name: str, columns: Iterable[str], figures: Mapping[str, float], best: Mapping[str, str | None]) -> list[Cell]:
+    texts = {column: _text(column, figures) for column in columns}
+    return [(name, False), *((text, text == best.get(column)) for column, text in texts.items())]
 
 
 def _summary(values: Tensor) -> dict[str, float | list[float | None] | None]:

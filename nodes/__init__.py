@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .comparison import CompareClips
 from .correspondences import BuildCorrespondences
 from .demo_model import LoadDemoModel
 from .features import ExtractFeatures
@@ -15,4 +16,4 @@ class TokenFlowExtension(ComfyExtension):
     """All nodes of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [InvertVideo, ExtractFeatures, BuildCorrespondences, PlugAndPlay, Sampler, Apply, Metrics, LoadDemoModel]
+        return [InvertVideo, ExtractFeatures, BuildCorrespondences, PlugAndPlay, Sampler, Apply, Metrics, CompareClips, LoadDemoModel]

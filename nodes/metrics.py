@@ -11,10 +11,10 @@ from ..host.clip_scores import frame_embedding, prompt_embedding
 from ..host.errors import NodeError
 from ..host.measure import measure
 from ..host.optical_flow import DIS, flow_choices, load_flow
+from .clips import called, check_like_source, edit_inputs, names_input
 from .schema import schema
 
 NAME = "Video Consistency Metrics"
-MORE_EDITS = ("edit_3", "edit_4", "edit_5", "edit_6")
 
 
 class Metrics(io.ComfyNode):
@@ -22,6 +22,7 @@ class Metrics(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        edited, reference, *more = edit_inputs()
         return schema(
             "Metrics",
             NAME,
@@ -30,14 +31,14 @@ class Metrics(io.ComfyNode):
             ["warp error", "temporal consistency", "flicker", "metrics", "optical flow", "RAFT", "CLIP score"],
             inputs=[
                 io.Image.Input("source", tooltip="The source frames: they give the motion."),
-                io.Image.Input("edited", tooltip="The edited frames, as many and as large as the source's."),
-                io.Image.Input("reference", optional=True, tooltip="Another edit to compare with, such as the per-frame one."),
+                edited,
+                reference,
                 io.Image.Input(
                     "reconstruction",
                     optional=True,
                     tooltip="The source through VAE Encode and VAE Decode: the floor that no edit can pass.",
                 ),
-                *(io.Image.Input(socket, optional=True, tooltip="One more edit to compare with.") for socket in MORE_EDITS),
+                *more,
                 *cls._options(),
             ],
             outputs=[
@@ -52,18 +53,17 @@ class Metrics(io.ComfyNode):
                     display_name="json",
                     tooltip="Means and single values of every clip, warp errors x1e-3, and the share of pixels that were compared.",
                 ),
+                io.Image.Output(
+                    display_name="table",
+                    tooltip="The means as a table, the best edit's in bold. Excess: warp error above the reconstruction's, as a share of the first edit's.",
+                ),
             ],
         )
 
     @classmethod
     def _options(cls) -> list[Any]:
         return [
-            io.String.Input(
-                "names",
-                default="",
-                optional=True,
-                tooltip="What to call the edits in text and plot, separated by commas, in the order edited, reference, edit_3 and so on. Empty: as the inputs.",
-            ),
+            names_input(),
             io.Combo.Input(
                 "flow",
                 options=flow_choices(),
@@ -96,45 +96,20 @@ class Metrics(io.ComfyNode):
         prompt: str = "",
         **more_edits: Tensor | None,
     ) -> io.NodeOutput:
-        clips = {"source": source, "reconstruction": reconstruction, "reference": reference, "edited": edited, **more_edits}
-        frames = {socket: _frames(socket, clip, source) for socket, clip in clips.items() if clip is not None}
+        clips = check_like_source(
+            NAME, {"source": source, "reconstruction": reconstruction, "edited": edited, "reference": reference, **more_edits}
+        )
+        if len(source) < 2:
+            raise NodeError(NAME, "source", f"{len(source)} frame(s).", "Connect a clip of at least two frames.")
+        frames = {socket: clip[..., :3].movedim(-1, 1).float() for socket, clip in clips.items()}
         report = measure(
-            _named(frames, names),
+            called(NAME, frames, names),
             load_flow(NAME, "flow", flow),
             flow,
             None if clip_vision is None else frame_embedding(NAME, "clip_vision", clip_vision),
             _prompt(clip_vision, clip, prompt),
         )
-        return io.NodeOutput(report.text(), report.plots(), report.json(), ui=ui.PreviewText(report.text()))
-
-
-def _frames(socket: str, clip: Tensor, source: Tensor) -> Tensor:
-    """An IMAGE (N, h, w, C) as (N, 3, h, w). Raises: NodeError unless it has two frames and the source's size."""
-    if len(clip) < 2:
-        raise NodeError(NAME, socket, f"{len(clip)} frame(s).", "Connect a clip of at least two frames.")
-    if clip.shape[:3] != source.shape[:3]:
-        raise NodeError(
-            NAME,
-            socket,
-            f"frames of shape {tuple(clip.shape[:3])}, the source's are {tuple(source.shape[:3])}.",
-            "Connect clips of equal length and size.",
-        )
-    return clip[..., :3].movedim(-1, 1).float()
-
-
-def _named(frames: dict[str, Tensor], names: str) -> dict[str, Tensor]:
-    """The clips under the names that the user gave the edits. Raises: NodeError for names too many, or twice the same."""
-    edits = [socket for socket in ("edited", "reference", *MORE_EDITS) if socket in frames]
-    given = [name.strip() for name in names.split(",")] if names.strip() else []
-    if len(given) > len(edits):
-        raise NodeError(NAME, "names", f"{len(given)} names for {len(edits)} edits.", "Give as many names as edits are connected, or none.")
-    called = dict(zip(edits, given, strict=False))
-    named = {called.get(socket) or socket: clip for socket, clip in frames.items()}
-    if len(named) < len(frames):
-        raise NodeError(
-            NAME, "names", f"a name twice among {', '.join(given)}.", "Give every edit a name of its own, none of another input."
-        )
-    return named
+        return io.NodeOutput(report.text(), report.plots(), report.json(), report.table(), ui=ui.PreviewText(report.text()))
 
 
 def _prompt(clip_vision: Any, clip: Any, prompt: str) -> Tensor | None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from comfy import model_management, sd1_clip, supported_models_base
 from safetensors.torch import save_file
-from tokenflow_pack.host import measure
+from tokenflow_pack.host import measure, report
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.optical_flow import FOLDER, RAFT_FILES, load_flow
+from tokenflow_pack.host.tables import draw_table
 from tokenflow_pack.nodes.metrics import NAME, Metrics
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
@@ -32,7 +33,7 @@ WIDTH = 32
 
 def measured(*clips: Tensor, **inputs: Any) -> tuple[str, Tensor, dict[str, Any]]:
     """Text, plots and the parsed JSON."""
-    text, plots, figures = call(Metrics.execute, *clips, **inputs)
+    text, plots, figures, _ = call(Metrics.execute, *clips, **inputs)
     return text, plots, json.loads(figures)
 
 
@@ -48,7 +49,7 @@ def test_a_still_clip_is_steady_and_a_flickering_one_is_not() -> None:
     text, plots, figures = measured(STILL, FLICKER, reference=STILL, edit_4=STILL * 0.1)
     assert figures["flow"] == "DIS"
     assert figures["visible"] == {"mean": 1, "values": [1, 1]}
-    assert list(figures["clips"]) == ["source", "reference", "edited", "edit_4"]
+    assert list(figures["clips"]) == ["source", "edited", "reference", "edit_4"]
     for name in ("source", "reference", "edit_4"):
         assert figures["clips"][name]["warp_error"] == {"mean": 0, "values": [0, 0]}
     edited = figures["clips"]["edited"]
@@ -66,15 +67,63 @@ def test_edits_are_called_by_their_names() -> None:
     assert figures["clips"]["TokenFlow"]["warp_error"]["mean"] == 0
     assert text.splitlines()[1].startswith("per frame ")
     assert list(measured(STILL, FLICKER, edit_3=STILL, names=", steady")[2]["clips"]) == ["source", "edited", "steady"]
+    assert list(measured(STILL, FLICKER, edit_12=STILL, edit_9=STILL, names="a,\nb\n c\n")[2]["clips"]) == ["source", "a", "b", "c"]
     refused({"names": "a, b"}, "names", "2 names for 1 edits")
     refused({"names": "source"}, "names", "a name twice among source")
+
+
+def test_excess_is_the_warp_error_above_the_floors_as_a_share_of_the_first_edits() -> None:
+    scale = torch.tensor([1.0, 0.75, 1.0]).view(-1, 1, 1, 1)  # a quarter of the flicker's squared error
+    excess = measured(STILL, FLICKER, reconstruction=STILL, reference=STILL * scale, edit_3=STILL)[2]["excess"]
+    assert excess == pytest.approx({"edited": 1, "reference": 0.25, "edit_3": 0}, rel=1e-3)
+    excess = measured(STILL, FLICKER, reconstruction=STILL * scale, reference=STILL)[2]["excess"]
+    assert excess == pytest.approx({"edited": 1, "reference": -1 / 3}, rel=1e-3)
+    assert measured(STILL, FLICKER, reference=STILL)[2]["excess"] == {}
+    assert measured(STILL, STILL, reconstruction=FLICKER)[2]["excess"] == {}
+
+
+def test_the_table_has_the_best_edits_means_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(report, "draw_table", lambda head, groups: drawn.append((head, groups)))
+    inputs = {"reconstruction": STILL, "reference": STILL * 0.5, "names": "flicker, dark, still", "edit_3": STILL}
+    _, _, text, _ = call(Metrics.execute, STILL, FLICKER, **inputs)
+    ((head, (bounds, edits)),) = drawn
+    assert head == ["", "warp error ×10⁻³ ↓", "excess ↓", "sharpness"]
+    figures = json.loads(text)["clips"]
+    assert [row[0] for row in (*bounds, *edits)] == [(name, False) for name in ("source", "reconstruction", "flicker", "dark", "still")]
+    assert [row[1:3] for row in bounds] == [[("0.00", False), ("–", False)]] * 2
+    assert edits[0][1:3] == [(f"{FLICKER_ERROR:.2f}", False), ("1.00", False)]
+    assert [row[1:3] for row in edits[1:]] == [[("0.00", True), ("0.00", True)]] * 2
+    for row in (*bounds, *edits):
+        assert row[3] == (f"{figures[row[0][0]]['sharpness']['mean']:.3f}", False)
+
+    call(Metrics.execute, STILL, FLICKER)
+    head, (_, edits) = drawn[-1]
+    assert head == ["", "warp error ×10⁻³ ↓", "sharpness"]
+    assert not any(bold for _, bold in edits[0])  # nothing to choose from
+
+
+def test_tables_grow_with_their_rows_and_bold_figures_look_it() -> None:
+    def table(*rows: tuple[str, str, bool]) -> Tensor:
+        return draw_table(["", "warp error"], [[[(name, False), (figure, bold)] for name, figure, bold in rows], []])
+
+    plain, bold = table(("a $^$ b", "1.00", False)), table(("a $^$ b", "1.00", True))
+    assert plain.shape == bold.shape
+    assert bold.mean() < plain.mean()  # more ink
+    columns = (bold != plain).any(-1).any(1)[0].nonzero()
+    assert columns.min() > plain.shape[2] / 2  # figures to the right
+    taller = table(*[("a $^$ b", "1.00", False)] * 3)
+    assert (taller.shape[1] - plain.shape[1]) % 2 == 0
+    assert taller.shape[1] > plain.shape[1]
+    assert table(("a" * 1000, "1.00", False)).shape[2] < 1500
 
 
 def test_pairs_in_which_nothing_is_visible_have_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     astray = torch.full((2, 32, 48), 5.0)  # there and never back
     monkeypatch.setattr("tokenflow_pack.nodes.metrics.load_flow", lambda *_: lambda *_: astray)
-    text, plots, figures = measured(STILL, FLICKER)
+    text, plots, figures = measured(STILL, FLICKER, reconstruction=STILL, reference=STILL)
     assert figures["visible"]["values"] == [0, 0]
+    assert figures["excess"] == {}
     assert figures["clips"]["edited"]["warp_error"] == {"mean": None, "values": [None, None]}
     assert "nan" in text
     assert torch.isfinite(plots).all()

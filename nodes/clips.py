@@ -1,0 +1,63 @@
+"""The clips that nodes compare: their inputs and what the user calls them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..host.errors import NodeError
+
+# Inputs that grow as they are connected are half made on the oldest host, so there are enough for all modes and some more.
+EDITS = ("edited", "reference", *(f"edit_{i}" for i in range(3, 13)))
+
+
+def edit_inputs() -> list[Any]:
+    """A socket for each of `EDITS`, of which only the first must be connected."""
+    return [
+        io.Image.Input(EDITS[0], tooltip="The edited frames, as many and as large as the source's."),
+        io.Image.Input(EDITS[1], optional=True, tooltip="Another edit to compare with, such as the per-frame one."),
+        *(io.Image.Input(socket, optional=True, tooltip="One more edit to compare with.") for socket in EDITS[2:]),
+    ]
+
+
+def names_input() -> Any:
+    """The names of the edits."""
+    return io.String.Input(
+        "names",
+        default="",
+        multiline=True,
+        optional=True,
+        tooltip="What to call the edits, one per line or separated by commas, in the order edited, reference, edit_3 and so on. Empty: as the inputs.",
+    )
+
+
+def check_like_source(node: str, clips: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """The connected ones of clips (N, h, w, C) by socket: source, reconstruction, edits in order, whatever the order they come in.
+
+    Raises: NodeError for another length or size than the source's.
+    """
+    connected = {socket: clip for socket in ("source", "reconstruction", *EDITS) if (clip := clips.get(socket)) is not None}
+    wanted = connected["source"].shape[:3]
+    for socket, clip in connected.items():
+        if clip.shape[:3] != wanted:
+            found = f"frames of shape {tuple(clip.shape[:3])}, the source's are {tuple(wanted)}."
+            raise NodeError(node, socket, found, "Connect clips of equal length and size.")
+    return connected
+
+
+def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:
+    """The clips under the names that the user gave the edits. Raises: NodeError for names too many, or twice the same."""
+    edits = [socket for socket in EDITS if socket in clips]
+    given = [name.strip() for name in re.split(r",\s*|\n", names.strip())] if names.strip() else []
+    if len(given) > len(edits):
+        raise NodeError(node, "names", f"{len(given)} names for {len(edits)} edits.", "Give as many names as edits are connected, or none.")
+    chosen = dict(zip(edits, given, strict=False))
+    renamed = {chosen.get(socket) or socket: clip for socket, clip in clips.items()}
+    if len(renamed) < len(clips):
+        raise NodeError(
+            node, "names", f"a name twice among {', '.join(given)}.", "Give every edit a name of its own, none of another input."
+        )
+    return renamed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from comfy_api.latest import io
@@ -30,7 +29,7 @@ def names_input() -> Any:
         default="",
         multiline=True,
         optional=True,
-        tooltip="What to call the edits, one per line or separated by commas, in the order edited, reference, edit_3 and so on. Empty: as the inputs.",
+        tooltip="What to call the edits, one per line, or in one line with commas between, in the order edited, reference, edit_3 and so on. Empty: as the inputs.",
     )
 
 
@@ -51,7 +50,8 @@ def check_like_source(node: str, clips: dict[str, Tensor | None]) -> dict[str, T
 def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:
     """The clips under the names that the user gave the edits. Raises: NodeError for names too many, or twice the same."""
     edits = [socket for socket in EDITS if socket in clips]
-    given = [name.strip() for name in re.split(r",\s*|\n", names.strip())] if names.strip() else []
+    names = names.strip()
+    given = [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
     if len(given) > len(edits):
         raise NodeError(node, "names", f"{len(given)} names for {len(edits)} edits.", "Give as many names as edits are connected, or none.")
     chosen = dict(zip(edits, given, strict=False))

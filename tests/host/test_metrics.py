@@ -67,7 +67,7 @@ def test_edits_are_called_by_their_names() -> None:
     assert figures["clips"]["TokenFlow"]["warp_error"]["mean"] == 0
     assert text.splitlines()[1].startswith("per frame ")
     assert list(measured(STILL, FLICKER, edit_3=STILL, names=", steady")[2]["clips"]) == ["source", "edited", "steady"]
-    assert list(measured(STILL, FLICKER, edit_12=STILL, edit_9=STILL, names="a, b\n$^$\n c\n")[2]["clips"]) == ["source", "a, b", "$^$", "c"]
+    assert list(measured(STILL, FLICKER, edit_12=STILL, edit_9=STILL, names="a, b\n$^$\nc\n")[2]["clips"]) == ["source", "a, b", "$^$", "c"]
     refused({"names": "a, b"}, "names", "2 names for 1 edits")
     refused({"names": "source"}, "names", "a name twice among source")
 

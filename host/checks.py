@@ -66,6 +66,15 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
     return samples
 
 
+def check_plain_prompt(node: str, positive: Any, socket: str = "positive") -> None:
+    """Raises: NodeError if a CONDITIONING is not one prompt that holds for all of the frame and all noise levels."""
+    if len(positive) != 1:
+        raise NodeError(node, socket, f"{len(positive)} prompts combined.", "Connect one prompt that describes the clip.")
+    limits = {"area", "mask", "control", "hooks", "start_percent", "end_percent", "gligen"} & positive[0][1].keys()
+    if limits:
+        raise NodeError(node, socket, f"a prompt with {', '.join(sorted(limits))}.", "Connect a plain prompt that describes the clip.")
+
+
 def check_injection(node: str, layers: tuple[str, ...], injection: Injection | None) -> None:
     """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
     if injection is None or not (injection.attention_until or injection.features_until) or injected_attention(layers, injection.layers):

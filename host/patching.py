@@ -87,7 +87,7 @@ class ModelCall:
         self, executor: Callable[..., list[Tensor]], model: Any, conds: Conds, x: Tensor, timestep: Tensor, options: dict[str, Any]
     ) -> None:
         self.executor, self.model, self.conds, self.x, self.options = executor, model, conds, x, options
-        self.timestep = timestep.expand(len(x))
+        self.timestep = timestep.detach().expand(len(x))  # the host's training asks for its gradient
 
     @property
     def sigma(self) -> float:
@@ -201,7 +201,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
 
     def predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         run: Run = model_options["transformer_options"][KEY]
-        return run.look(x, float(timestep.flatten()[0]), lambda x: executor(x, timestep, model_options, *args, **kwargs))
+        return run.look(x, float(timestep.detach().flatten()[0]), lambda x: executor(x, timestep, model_options, *args, **kwargs))
 
     def calc_cond_batch(
         executor: Any, model: Any, conds: Conds, x: Tensor, timestep: Tensor, model_options: dict[str, Any]

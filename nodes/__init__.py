@@ -10,10 +10,22 @@ from .injection import PlugAndPlay
 from .inversion import InvertVideo
 from .metrics import Metrics
 from .sampling import Apply, Sampler
+from .tuning import TuneAVideo
 
 
 class TokenFlowExtension(ComfyExtension):
     """All nodes of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [InvertVideo, ExtractFeatures, BuildCorrespondences, PlugAndPlay, Sampler, Apply, Metrics, CompareClips, LoadDemoModel]
+        return [
+            InvertVideo,
+            ExtractFeatures,
+            BuildCorrespondences,
+            PlugAndPlay,
+            Sampler,
+            Apply,
+            Metrics,
+            CompareClips,
+            TuneAVideo,
+            LoadDemoModel,
+        ]

@@ -43,7 +43,6 @@ class SparseCausalPass(Pass):
 
     def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
         """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to the next pass: (2, 2, P, C)."""
-        kept = self.bank.get((layer, place))
-        before = own[:, :1].expand(-1, 2, -1, -1) if kept is None else kept
+        before = self.bank[layer, place] if int(self.frames[0]) else own[:, :1].expand(-1, 2, -1, -1)
         self.bank[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
         return before

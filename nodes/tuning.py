@@ -36,7 +36,7 @@ class TuneAVideo(io.ComfyNode):
                     min=1e-7,
                     max=1.0,
                     step=1e-7,
-                    tooltip="Of AdamW. 0.00003 as published, for whole weights; a LoRA takes about ten times as much.",
+                    tooltip="Of AdamW. 0.00003 as published, for whole weights of Stable Diffusion; a LoRA takes more, and so does the demo model (0.001).",
                 ),
                 io.Int.Input(
                     "rank",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfy import model_management
 from comfy_extras import nodes_train
+from tokenflow_pack.host import tuning
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.passes import SparseCausalPass
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
@@ -132,6 +133,16 @@ def test_recomputed_blocks_and_weights_loaded_by_a_node_train_the_same() -> None
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_it_trains_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what changes is float32, what is computed is not."""
+    wanted = tuned()[2]["loss"]
+    monkeypatch.setattr(tuning, "_training_dtype", lambda model: torch.bfloat16)
+    _, lora, losses = tune(gradient_checkpointing=False)
+    assert all(change.dtype == torch.float32 for change in lora.values())
+    assert losses["loss"] == pytest.approx(wanted, rel=0.02)
+    assert losses["loss"] != wanted
+
+
 def test_the_model_stays_as_it_was() -> None:
     with untouched(tiny_model()):
         tune(steps=1)
@@ -142,6 +153,7 @@ def load_again() -> None:
     """As the next node does: only then the host takes functions off the weights."""
     sampled(tiny_model())
     assert not any(getattr(module, "weight_function", None) for module in tiny_model().model.modules())
+    assert all(weight.grad is None for weight in tiny_model().model.parameters())
 
 
 def test_the_tuned_model_inverts_and_edits() -> None:

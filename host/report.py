@@ -35,7 +35,7 @@ COLUMNS: dict[str, tuple[str, int, Callable[[Iterable[float]], float] | None]] =
     "excess": ("excess ↓", 2, min),
     "prompt_score": ("CLIP prompt ↑", 3, max),
     "frame_similarity": ("CLIP frames ↑", 3, max),
-    "sharpness": ("sharpness", 3, None),
+    "sharpness": ("sharpness", 4, None),
 }
 
 

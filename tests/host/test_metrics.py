@@ -95,7 +95,7 @@ def test_the_table_has_the_best_edits_means_in_bold(monkeypatch: pytest.MonkeyPa
     assert edits[0][1:3] == [(f"{FLICKER_ERROR:.2f}", False), ("1.00", False)]
     assert [row[1:3] for row in edits[1:]] == [[("0.00", True), ("0.00", True)]] * 2
     for row in (*bounds, *edits):
-        assert row[3] == (f"{figures[row[0][0]]['sharpness']['mean']:.3f}", False)
+        assert row[3] == (f"{figures[row[0][0]]['sharpness']['mean']:.4f}", False)
 
     call(Metrics.execute, STILL, FLICKER)
     head, (_, edits) = drawn[-1]

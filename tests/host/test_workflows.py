@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from comfy.cldm.cldm import ControlNet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenflow_pack.host.demo_model import load_demo_model
+from tokenflow_pack.host.modes import MODES
+from tokenflow_pack.nodes.clips import EDITS
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -67,6 +70,10 @@ class Run:
     def latents(self, kind: str = "TokenFlowSampler") -> Tensor:
         """What the only node of a type gave, (N, C, h, w)."""
         (node,) = self.nodes(kind)
+        return self.latents_of(node)
+
+    def latents_of(self, node: str) -> Tensor:
+        """What a node gave, (N, C, h, w)."""
         (saved,) = self.result.outputs[f"latents of {node}"]["latents"]
         found = load_file(self.server.output / saved["subfolder"] / saved["filename"])["latent_tensor"]
         assert len(found) == FRAMES
@@ -150,6 +157,27 @@ def test_the_public_codes_choices_are_measured_beside_the_packs_own(workflow: Ca
     (metrics,) = run.nodes("TokenFlowMetrics")
     errors = re.findall(r"warp error +([\d.]+)e-3", run.result.texts()[metrics][0])
     assert len(set(errors)) == 4  # source, autoencoder, and the two edits
+
+
+def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) -> None:
+    run = workflow("comparison")(TokenFlowInvertVideo={"steps": 2})
+    run.check_videos()
+    (names,), (metrics,), (grid,) = (run.nodes(kind) for kind in ("PrimitiveStringMultiline", "TokenFlowMetrics", "TokenFlowCompareClips"))
+    called = run.prompt[names]["inputs"]["value"].split("\n")
+    modes = {}
+    for socket, name in zip(EDITS, called, strict=False):
+        decoder, _ = run.prompt[metrics]["inputs"][socket]
+        assert run.prompt[grid]["inputs"][socket] == [decoder, 0]
+        sampler = run.prompt[decoder]["inputs"]["samples"][0]
+        assert run.prompt[sampler]["_meta"]["title"] == name
+        modes[sampler] = run.prompt[sampler]["inputs"]["consistency"]
+    assert set(modes.values()) == set(MODES)
+    assert not run.nodes("TokenFlowTuneAVideo")  # muted: it takes an hour
+    edits = [run.latents_of(sampler) for sampler in modes]
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in combinations(edits, 2))
+    lines = run.result.texts()[metrics][0].splitlines()
+    assert all(line.startswith(name) for line, name in zip(lines, ["source", "reconstruction", *called], strict=True))
+    assert len([name for name in run.result.files() if name.endswith(".png")]) == 2  # table and plot
 
 
 def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Callable[..., Run]) -> None:

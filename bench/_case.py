@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ import nodes
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 import judge  # noqa: E402
+import make_clip  # noqa: E402
 from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow  # noqa: E402
 
 CLIP_FRAMES = 24
@@ -33,10 +35,10 @@ CLIP_FRAMES = 24
 class Settings:
     """How clips are inverted and edited; interval: frames per keyframe."""
 
-    frames: int = 12
-    steps: int = 15
+    frames: int = 16
+    steps: int = 12
     cfg: float = 5.0
-    interval: int = 4
+    interval: int = 8
 
     def __str__(self) -> str:
         return f"{self.frames} frames, {self.steps} steps, cfg {self.cfg:g}, interval {self.interval}"
@@ -80,7 +82,7 @@ class World:
 
 
 class Case:
-    """One source clip. number: 0 is demo/clip.mp4, any other one a scene drawn from it, nothing picked."""
+    """One source clip. number: 0 is demo/clip.mp4, any other one a scene drawn from it, nothing picked, and encoded in the same way."""
 
     def __init__(self, world: World, settings: Settings, number: int = 0) -> None:
         self.world, self.settings = world, settings
@@ -90,7 +92,9 @@ class Case:
         else:
             self.scene = Scene(torch.Generator().manual_seed(number))
             times = [CLIP_LENGTH * i / CLIP_FRAMES for i in range(CLIP_FRAMES)]
-            frames = torch.stack([self.scene.render(t) for t in times]).movedim(1, -1)
+            with tempfile.TemporaryDirectory() as folder:
+                make_clip.write(Path(folder, "clip.mp4"), self.scene, times)
+                frames = read_video(Path(folder, "clip.mp4"))
         self.times = times[: settings.frames]
         self.source = frames[: settings.frames]
         self.latents = nodes.VAEEncode().encode(world.vae, self.source)[0]

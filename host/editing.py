@@ -31,7 +31,8 @@ class Edit:
 
     node: the node's name for errors. layers: the model's self-attention layers. consistency: one of MODES.
     injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to, 0 for all.
-    frames_per_pass: 0 for the host's estimate. mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
+    carry_until: share of the schedule, see `modes.carry_denoised`. frames_per_pass: 0 for the host's estimate.
+    mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
     frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow optical flow need them.
     """
 
@@ -41,6 +42,7 @@ class Edit:
     injection: Injection | None
     consistency: str
     attended_keyframes: int
+    carry_until: float
     frames_per_pass: int
     mask: Tensor | None = None
     frames: Tensor | None = None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..tokenflow_ops import carry
+from ..tokenflow_ops.features import finest_layer, token_grid
 from ..tokenflow_ops.reference import chunk_neighbours
 from .fatezero import fatezero
 from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass, SparseCausalPass
@@ -77,6 +79,21 @@ def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     return run.over_frames(call, make)
 
 
+def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
+    """Early in the schedule, what the model foresees is itself made of the keyframes' along the finest matches, as its tokens are.
+
+    Not in the paper. Convolutions see every frame's own noise and decide on their own what stands where; later steps only draw it out.
+    Late in the schedule copies of whole patches would be seen, so what is left of the frames' own detail stays.
+    """
+    inversion, features = run.inversion, run.features
+    skipped = inversion.steps - (len(inversion.sigmas) - 1)
+    if skipped + now.step >= int(run.edit.carry_until * inversion.steps):
+        return denoised
+    layer = finest_layer(features.shapes)
+    grid = token_grid(features.shapes[layer][0], *denoised.shape[2:])
+    return carry(denoised, now.matches, features.matched_by[layer], grid)
+
+
 def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """The choices of the method's public code: see `tokenflow_ops.reference`.
 
@@ -114,7 +131,7 @@ class Mode:
 
 
 MODES: dict[str, Mode] = {
-    "tokenflow": Mode(tokenflow),
+    "tokenflow": Mode(tokenflow, settle=carry_denoised),
     "joint attention": Mode(joint_attention),
     "first frame": Mode(first_frame),
     "sparse-causal": Mode(sparse_causal),

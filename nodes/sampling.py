@@ -19,6 +19,7 @@ from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_inpu
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
+CARRY_UNTIL = 0.3
 
 
 def _edit_inputs() -> list[Any]:
@@ -46,12 +47,24 @@ def _edit_inputs() -> list[Any]:
     ]
 
 
-def _frames_input() -> Any:
-    return io.Image.Input(
-        "frames",
-        optional=True,
-        tooltip="The source frames, the images that were encoded. Only rerender needs them, to find the motion.",
-    )
+def _late_inputs() -> list[Any]:
+    """Those that came after others: workflows keep their widgets' values by position."""
+    return [
+        io.Image.Input(
+            "frames",
+            optional=True,
+            tooltip="The source frames, the images that were encoded. Only rerender needs them, to find the motion.",
+        ),
+        io.Float.Input(
+            "carry_until",
+            default=CARRY_UNTIL,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
+        ),
+    ]
 
 
 def _edit(
@@ -64,6 +77,7 @@ def _edit(
     frames_per_pass: int,
     mask: torch.Tensor | None,
     frames: torch.Tensor | None,
+    carry_until: float,
 ) -> Edit:
     layers = check_model(node, model)
     check_injection(node, layers, injection)
@@ -76,7 +90,7 @@ def _edit(
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask, frames)
+    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, carry_until, frames_per_pass, mask, frames)
 
 
 class Sampler(io.ComfyNode):
@@ -128,7 +142,7 @@ class Sampler(io.ComfyNode):
                     optional=True,
                     tooltip="What to start from. inverted: the source's own noise, which keeps most of it. fresh: random noise on the source, as SDEdit has it (with start below 1); one for all frames flickers less.",
                 ),
-                _frames_input(),
+                *_late_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The edited frames, for VAE Decode.")],
         )
@@ -151,8 +165,10 @@ class Sampler(io.ComfyNode):
         mask: torch.Tensor | None = None,
         noise: str = INVERTED,
         frames: torch.Tensor | None = None,
+        carry_until: float = CARRY_UNTIL,
     ) -> io.NodeOutput:
-        edit = _edit(SAMPLER, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask, frames)
+        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until)
+        edit = _edit(SAMPLER, model, correspondences, injection, *asked)
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = _sigmas(model, inversion, sampler_name, start)
@@ -201,7 +217,7 @@ class Apply(io.ComfyNode):
                 CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
                 InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
                 *_edit_inputs(),
-                _frames_input(),
+                *_late_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="A patched clone; the given model stays as it was.")],
         )
@@ -217,6 +233,8 @@ class Apply(io.ComfyNode):
         injection: Injection | None = None,
         mask: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
+        carry_until: float = CARRY_UNTIL,
     ) -> io.NodeOutput:
-        edit = _edit(APPLY, model, correspondences, injection, consistency, attended_keyframes, frames_per_pass, mask, frames)
+        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until)
+        edit = _edit(APPLY, model, correspondences, injection, *asked)
         return io.NodeOutput(apply_edit(model, edit))

@@ -5,7 +5,7 @@ Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of wid
 
 from .attention import extended_attention, join_frames, split_frames
 from .build import build_correspondences
-from .correspondence import Correspondences, StepMatches, match_frames
+from .correspondence import Correspondences, StepMatches, carry, match_frames
 from .features import DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
@@ -25,6 +25,7 @@ __all__ = [
     "StepMatches",
     "attended_keyframes",
     "build_correspondences",
+    "carry",
     "choose_keyframes",
     "extended_attention",
     "invert",

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .features import SourceFeatures
 from .keyframes import Neighbours
+from .propagation import propagate
 from .search import nearest_tokens
 
 
@@ -83,6 +85,23 @@ class Correspondences:
         return self.steps[step].tokens[self.features.matched_by[layer]]
 
 
+def carry(pictures: Tensor, matches: StepMatches, layer: str, grid: tuple[int, int]) -> Tensor:
+    """Every frame made of its two keyframes' patches, as equation 6 makes tokens: for latents and images instead of features.
+
+    pictures: (N, C, h, w). grid: rows and columns of the layer's tokens; a token covers a square patch, cut off at the right and the bottom
+    where the picture ends. Returns: like pictures; a keyframe is its own.
+    """
+    rows, columns = grid
+    height, width = pictures.shape[2:]
+    patch = max(-(-height // rows), -(-width // columns))
+    whole = F.pad(pictures, (0, columns * patch - width, 0, rows * patch - height), mode="replicate")
+    tokens = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (N, P, C * patch ** 2)
+    near, (past, future) = matches.near, matches.tokens[layer]
+    sides = (part.to(pictures.device) for part in (near.past, near.future, near.weight, past, future))
+    carried = propagate(tokens[matches.keyframes.to(pictures.device)], *sides)
+    return F.pixel_shuffle(carried.transpose(1, 2).unflatten(2, grid), patch)[..., :height, :width]
+
+
 def rebuild(images: Tensor, matches: StepMatches, layer: str, grid: tuple[int, int]) -> Tensor:
     """Every frame rebuilt from its keyframes' patches by the matches, to see how good they are.
 
@@ -93,12 +112,5 @@ def rebuild(images: Tensor, matches: StepMatches, layer: str, grid: tuple[int, i
     patch = max(1, min(images.shape[2] // rows, images.shape[3] // columns))
     size = (rows * patch, columns * patch)
     if images.shape[2:] != size:
-        images = torch.nn.functional.interpolate(images, size, mode="area")
-    near, (past, future) = matches.near, matches.tokens[layer]
-    tokens = torch.nn.functional.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)[matches.keyframes]
-
-    def gather(frame: Tensor, token: Tensor) -> Tensor:
-        return torch.stack([tokens[f, t.long()] for f, t in zip(frame.tolist(), token, strict=True)])
-
-    blend = torch.lerp(gather(near.past, past), gather(near.future, future), near.weight[:, None, None])
-    return torch.nn.functional.pixel_shuffle(blend.transpose(1, 2).reshape(len(images), -1, rows, columns), patch)
+        images = F.interpolate(images, size, mode="area")
+    return carry(images, matches, layer, grid)

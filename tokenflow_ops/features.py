@@ -135,6 +135,11 @@ def share_by_resolution(shapes: Mapping[str, tuple[int, int]], preferred: Iterab
     return {layer: chosen[tokens] for layer, (tokens, _) in shapes.items()}
 
 
+def finest_layer(shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Of the layers with most tokens the last one, by `SourceFeatures.shapes`: the decoder's, closest to the picture."""
+    return max(reversed(shapes), key=lambda layer: shapes[layer][0])
+
+
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of a layer's tokens for a latent of height x width: each UNet level halves, rounding up.
 

@@ -171,6 +171,8 @@ class Edit:
     proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
     consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
     pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
+    carry_until: TokenFlow's share of the schedule in which denoised frames are carried as tokens are; the schedule has `skipped` steps
+    before the first of `sigmas`.
     """
 
     patcher: Any
@@ -186,6 +188,8 @@ class Edit:
     consistency: str = "tokenflow"
     proposals: Sequence[Mapping[str, tuple[Tensor, Tensor]]] = ()
     pnp_blocks: Sequence[int] = PNP_BLOCKS
+    carry_until: float = 0.3
+    skipped: int = 0
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -204,7 +208,29 @@ class Edit:
         hidden = known.hidden if step < int(self.features_until * steps) else None
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
-        return uncond + self.cfg * (cond - uncond)
+        noise = uncond + self.cfg * (cond - uncond)
+        if self.consistency != "tokenflow" or self.skipped + step >= int(self.carry_until * (self.skipped + steps)):
+            return noise
+        return (x - self.carried(x - sigma * noise, frames, step)) / sigma
+
+    def carried(self, clean: Tensor, blends: dict[str, list], step: int) -> Tensor:
+        """Every pixel of the clean latents (N, C, h, w) from the matched tokens of the two keyframes, at its own place within the token."""
+        most = max(len(recipes[0][2]) for recipes in blends.values())
+        recipes = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1]
+        height, width = clean.shape[2:]
+        patch = 1 if most == height * width else 2
+        columns = -(-width // patch)
+        carried = torch.empty_like(clean)
+        for frame, (past, future, past_match, future_match, weight) in enumerate(recipes):
+            for y in range(height):
+                for x in range(width):
+                    token, sides = y // patch * columns + x // patch, []
+                    for keyframe, match in ((past, past_match), (future, future_match)):
+                        row, column = divmod(int(match[token]), columns)
+                        row, column = min(row * patch + y % patch, height - 1), min(column * patch + x % patch, width - 1)
+                        sides.append(clean[self.keyframes[step][keyframe], :, row, column])
+                    carried[frame, :, y, x] = (1 - weight) * sides[0] + weight * sides[1]
+        return carried
 
     def known(self, step: int) -> Source:
         """What the source shows at a step."""

@@ -133,6 +133,7 @@ def oracle_edit(clip: Clip, shares: tuple[float, float] | None, consistency: str
         features_until,
         consistency,
         [step.tokens for step in drawn],
+        skipped=STEPS + 1 - len(path[first:]),
     ).run()
 
 

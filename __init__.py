@@ -2,6 +2,8 @@
 
 from .nodes import TokenFlowExtension
 
+WEB_DIRECTORY = "./web"  # the help pages; there are no scripts
+
 
 async def comfy_entrypoint() -> TokenFlowExtension:
     """The door ComfyUI knocks on."""

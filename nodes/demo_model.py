@@ -20,7 +20,7 @@ class LoadDemoModel(io.ComfyNode):
             "LoadDemoModel",
             NAME,
             "A tiny Stable Diffusion of a made-up world, to try the pack without downloads and without a GPU. "
-            "Prompts: 'a {surface} {shape} on {ground}', 128 x 128 pixels. Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. "
+            "Prompts: 'a [surface] [shape] on [ground]', 128 x 128 pixels. Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. "
             "Shapes: ball, box, star, heart. Grounds: grass, sand, water, brick.",
             ["demo", "example model", "toy model", "checkpoint"],
             inputs=[],

@@ -1,0 +1,54 @@
+"""A prompt reduced to what a file can hold and another prompt can be compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Relative error of a token's embedding. Another device or precision of the text encoder stays below, another word does not.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A host's nested structure of lists, dicts, tensors and plain values, its tensors taken out.
+
+    plain: JSON, with the shape of each tensor in its place. tensors: in the order of their places, float32 on the CPU.
+    """
+
+    plain: Any
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, conditioning: Any) -> Prompt:
+        """Raises: TypeError, with the name of the option, if it holds anything but tensors and plain values (a ControlNet, hooks)."""
+        tensors: list[Tensor] = []
+        return cls(_plain(conditioning, "prompt", tensors), tuple(tensors))
+
+    def is_same(self, other: Prompt) -> bool:
+        """Whether both say the same, but for rounding."""
+        if self.plain != other.plain or len(self.tensors) != len(other.tensors):
+            return False
+        return all(one.shape == two.shape and _close(one, two) for one, two in zip(self.tensors, other.tensors, strict=True))
+
+
+def _plain(value: Any, name: str, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value.detach().to("cpu", torch.float32).contiguous())
+        return {"tensor": list(value.shape)}
+    if isinstance(value, list | tuple):
+        return [_plain(item, name, tensors) for item in value]
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return {key: _plain(item, key, tensors) for key, item in sorted(value.items())}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"'{name}' ({type(value).__name__})")
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    """Row by row: a single word is a small part of the whole."""
+    error, size = (torch.atleast_1d(part).norm(dim=-1) for part in (one - two, two))
+    return bool((error <= TOLERANCE * size).all())

@@ -14,6 +14,9 @@ from .errors import NodeError
 from .fingerprint import model_fingerprint
 from .layers import blocks, injected_attention, self_attention_layers
 
+# Relative error of a frame's latents. Another device or precision of the VAE stays below.
+SAME_FRAME = 0.05
+
 
 def check_model(node: str, model: Any) -> tuple[str, ...]:
     """The self-attention layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
@@ -136,3 +139,13 @@ def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, soc
         found = f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
         remedy = "Use the same resolution for both."
     raise NodeError(node, socket, found, remedy)
+
+
+def check_inverted_clip(node: str, latents: Tensor, inversion: Inversion, socket: str = "latents") -> None:
+    """Raises: NodeError if these clean latents (N, C, h, w), in the model's space, are not what was inverted, but for rounding."""
+    check_same_clip(node, tuple(latents.shape), inversion, socket)
+    wanted = inversion.latents[-1].to(latents)
+    error, size = (part.flatten(1).norm(dim=1) for part in (latents - wanted, wanted))
+    others = (error > SAME_FRAME * size).nonzero().flatten().tolist()
+    if others:
+        raise NodeError(node, socket, f"frames {others[:8]} are not those that were inverted.", "Connect the same frames, or invert these.")

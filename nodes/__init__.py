@@ -10,6 +10,7 @@ from .injection import PlugAndPlay
 from .inversion import InvertVideo
 from .metrics import Metrics
 from .sampling import Apply, Sampler
+from .stored import LoadInversion, SaveInversion
 from .tuning import TuneAVideo
 
 
@@ -19,6 +20,8 @@ class TokenFlowExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             InvertVideo,
+            SaveInversion,
+            LoadInversion,
             ExtractFeatures,
             BuildCorrespondences,
             PlugAndPlay,

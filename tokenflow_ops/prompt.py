@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Relative error of a token's embedding. Another device or precision of the text encoder stays below, another word does not.
+# Relative error of a token's embedding. With the embedded model: 0.003 for a text encoder in bfloat16, 0.9 for gold instead of wood, 0.12
+# for a wood of weight 1.1.
 TOLERANCE = 0.05
 
 

@@ -22,7 +22,7 @@ from tokenflow_ops.prompt import Prompt
 from tokenflow_ops.stored import CHECKSUM, RECORD, StoredInversionError, read_inversion, write_inversion
 
 ROOMY = 2**30
-PROMPT = [[torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1)), {"pooled_output": None, "strength": 0.5, "area": (1, "a")}]]
+PROMPT = [[torch.randn(1, 40, 4, generator=torch.Generator().manual_seed(1)), {"pooled_output": None, "strength": 0.5, "area": (1, "a")}]]
 
 
 def inversion(steps: int = 2) -> Inversion:
@@ -93,7 +93,7 @@ def test_prompts_are_compared_in_all_they_hold_but_for_rounding() -> None:
     wanted = Prompt.of(PROMPT)
     assert wanted.is_same(Prompt.of([[words.half(), dict(reversed(options.items()))]]))
     another_word = words.clone()
-    another_word[0, 1] += 0.2
+    another_word[0, 1] *= 1.2  # 3 % of the whole prompt
     for other in (
         [[another_word, options]],
         [[words[:, :2], options]],
@@ -309,8 +309,8 @@ def test_more_than_the_memory_is_refused_before_it_is_asked_for(tmp_path: Path) 
     entries = json.loads(file.read_bytes()[8 : 8 + length])
     size = 4 * 3 * 2**20 * 4 * 128 * 128
     entries["latents"] = {"dtype": "F32", "shape": [3, 2**20, 4, 128, 128], "data_offsets": [0, size]}
-    entries["prompt0"]["data_offsets"], entries["sigmas"]["data_offsets"] = [size, size + 48], [size + 48, size + 60]
+    entries["prompt0"]["data_offsets"], entries["sigmas"]["data_offsets"] = [size, size + 640], [size + 640, size + 652]
     content = header(entries)
     file.write_bytes(content)
-    os.truncate(file, len(content) + size + 60)
+    os.truncate(file, len(content) + size + 652)
     refused(file, "768.0 GiB, 1.0 GiB of memory are free")

@@ -46,8 +46,7 @@ ORDER: dict[str, Paper | None] = {
     "joint attention": Paper(5.9, 0.33, None, "90 %"),
     "TokenFlow, fixed keyframes": Paper(3.7, 0.33),
     "TokenFlow, public code": None,
-    "TokenFlow, tokens only": None,
-    "TokenFlow, one level": None,
+    "TokenFlow, as in the paper": None,
     "TokenFlow": Paper(3.0, 0.33, 237),
 }
 

@@ -87,7 +87,7 @@ def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     """
     inversion, features = run.inversion, run.features
     skipped = inversion.steps - (len(inversion.sigmas) - 1)
-    if skipped + now.step >= int(run.edit.carry_until * inversion.steps):
+    if skipped + now.step >= round(run.edit.carry_until * inversion.steps):
         return denoised
     layer = finest_layer(features.shapes)
     grid = token_grid(features.shapes[layer][0], *denoised.shape[2:])

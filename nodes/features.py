@@ -20,6 +20,8 @@ from ..tokenflow_ops.features import principal_colours, share_by_resolution, tok
 from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema
 
 NAME = "Extract SA Features"
+EVERY, EVERY_KTH, ONE_LEVEL = STEPS = "every", "every k-th", "one noise level"
+NOISE_LEVEL = 0.1
 
 
 class ExtractFeatures(io.ComfyNode):
@@ -44,14 +46,14 @@ class ExtractFeatures(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "steps",
-                    options=["every", "every k-th", "one noise level"],
-                    default="every",
-                    tooltip="every: features at each noise level, as in the paper. The others are faster: steps between use the nearest.",
+                    options=list(STEPS),
+                    default=ONE_LEVEL,
+                    tooltip="At which noise levels frames are matched. one noise level: at a clean one, for all steps: matches best and fastest. every: each step on its own features, as in the paper. every k-th: steps between use the nearest.",
                 ),
                 io.Int.Input("every", default=5, min=1, max=1000, tooltip="k for 'every k-th'."),
                 io.Float.Input(
                     "noise_level",
-                    default=0.2,
+                    default=NOISE_LEVEL,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -81,9 +83,9 @@ class ExtractFeatures(io.ComfyNode):
         model: Any,
         inversion: Inversion,
         layers: str = "all",
-        steps: str = "every",
+        steps: str = ONE_LEVEL,
         every: int = 5,
-        noise_level: float = 0.2,
+        noise_level: float = NOISE_LEVEL,
         storage: str = "auto",
         frames_per_pass: int = 0,
     ) -> io.NodeOutput:
@@ -94,15 +96,19 @@ class ExtractFeatures(io.ComfyNode):
         check_levels(NAME, shapes, *inversion.latents.shape[-2:])
         capture = partial(capture, shapes=shapes)
         matched_by = _matched_by(shapes, layers)
-        chosen = _steps(len(inversion.sigmas) - 1, steps, every, noise_level)
+        count = len(inversion.sigmas) - 1
+        chosen = _steps(count, steps, every, noise_level)
         kept = list(dict.fromkeys(matched_by.values()))
-        size = len(chosen) * inversion.frames * element * (sum(shapes[name][0] * shapes[name][1] for name in kept) + hidden)
-        store = _store(storage, size)
+        tokens = len(chosen) * sum(shapes[name][0] * shapes[name][1] for name in kept)
+        store = _store(storage, inversion.frames * element * (tokens + count * hidden))
         features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
         if store is not None:
-            # Plug-and-Play needs the ResBlock's features of every frame: they are small beside the tokens.
+            # Plug-and-Play needs the ResBlock's features of every frame at its own step: they are small beside the tokens.
             extra = [name] if (name := injected_features(names)) else []
             capture([*kept, *extra], chosen, store.put)
+            others = [step for step in range(count) if step not in chosen]
+            if extra and others:
+                capture(extra, others, store.put)
         return io.NodeOutput(features, _components(features))
 
 
@@ -126,9 +132,9 @@ def _matched_by(shapes: dict[str, tuple[int, int]], layers: str) -> dict[str, st
 
 
 def _steps(count: int, choice: str, every: int, noise_level: float) -> tuple[int, ...]:
-    if choice == "every k-th":
+    if choice == EVERY_KTH:
         return tuple(range(0, count, every))
-    if choice == "one noise level":
+    if choice == ONE_LEVEL:
         return (round((1 - noise_level) * (count - 1)),)
     return tuple(range(count))
 

@@ -209,7 +209,7 @@ class Edit:
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
         noise = uncond + self.cfg * (cond - uncond)
-        if self.consistency != "tokenflow" or self.skipped + step >= int(self.carry_until * (self.skipped + steps)):
+        if self.consistency != "tokenflow" or self.skipped + step >= round(self.carry_until * (self.skipped + steps)):
             return noise
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
 

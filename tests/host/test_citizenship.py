@@ -59,7 +59,7 @@ def sources() -> list[Path]:
 def whole_path(model: Any) -> None:
     """All nodes of the main path."""
     inversion = invert(model, moving_clip(2, 8, 8))[0]
-    features = call(ExtractFeatures.execute, model, inversion, storage="recompute")[0]
+    features = call(ExtractFeatures.execute, model, inversion, steps="every", storage="recompute")[0]
     correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     edit(model, correspondences=correspondences, injection=injection())
 

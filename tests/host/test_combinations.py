@@ -165,7 +165,7 @@ def test_features_of_a_downscale_that_comes_and_goes_are_refused(factor: float, 
 
 
 def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
-    features = call(ExtractFeatures.execute, downscaled(), inverted(*CLIP)[0], storage="memory")[0]
+    features = call(ExtractFeatures.execute, downscaled(), inverted(*CLIP)[0], steps="every", storage="memory")[0]
     assert sum(tokens for tokens, _ in features.shapes.values()) < sum(tokens for tokens, _ in extracted(*CLIP).shapes.values())
     correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     again = partial(edit, downscaled(), correspondences=correspondences, injection=injection(), start=0.6)
@@ -221,7 +221,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
 def test_features_are_recorded_before_guidance_looks_again() -> None:
     guided = call(PerturbedAttentionGuidance.execute, tiny_model(), 2.0)[0]
-    found, wanted = call(ExtractFeatures.execute, guided, inverted(*CLIP)[0], storage="memory")[0], extracted(*CLIP)
+    found, wanted = call(ExtractFeatures.execute, guided, inverted(*CLIP)[0], steps="every", storage="memory")[0], extracted(*CLIP)
     for layer in wanted.shapes:
         assert torch.equal(found.store.get(1, layer), wanted.store.get(1, layer))
 

@@ -103,7 +103,7 @@ def inverted(clip: Clip) -> tuple[Any, ...]:
 @cache
 def matched(clip: Clip, storage: str = "memory") -> Any:
     """Build NN Correspondences' output."""
-    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], storage=storage)
+    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], steps="every", storage=storage)
     return call(BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch")[0]
 
 
@@ -257,7 +257,7 @@ def test_the_model_is_left_as_it_was() -> None:
     options = repr(model.model_options)
 
     inversion, _, _ = call(InvertVideo, model, clip, SOURCE, steps=2)
-    features, _ = call(ExtractFeatures, model, inversion, storage="recompute")
+    features, _ = call(ExtractFeatures, model, inversion, steps="every", storage="recompute")
     correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2)
     call(Sampler, model, POSITIVE, NEGATIVE, correspondences, injection=call(PlugAndPlay)[0])
 

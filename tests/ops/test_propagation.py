@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenflow_ops import StepMatches, match_frames, neighbours, propagate
+from tokenflow_ops import StepMatches, carry, match_frames, neighbours, propagate
 from tokenflow_ops.correspondence import rebuild
 
 
@@ -50,6 +50,42 @@ def test_half_precision_stays_half_precision() -> None:
     tokens = torch.zeros(1, 3, dtype=torch.int16)
     out = propagate(base, torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25]), tokens, tokens)
     assert out.dtype == torch.float16
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    frames=st.integers(1, 5),
+    interval=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    halved=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_every_carried_pixel_is_the_blend_of_its_place_in_two_tokens(
+    frames: int, interval: int, size: tuple[int, int], halved: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    patch = 2 if halved and max(size) > 1 else 1
+    rows, columns = -(-height // patch), -(-width // patch)
+    pictures = torch.randn(frames, 3, height, width, generator=generator)
+    keyframes = torch.arange(0, frames, interval)
+    near = neighbours(frames, keyframes)
+    features = torch.randn(frames, rows * columns, 4, generator=generator)
+    past, future = match_frames(features, keyframes, near)
+    out = carry(pictures, StepMatches(keyframes, near, {"layer": (past, future)}), "layer", (rows, columns))
+    assert torch.equal(out[keyframes], pictures[keyframes])
+
+    def taken(keyframe: torch.Tensor, token: int, y: int, x: int) -> torch.Tensor:
+        row, column = divmod(token, columns)
+        at = min(row * patch + y % patch, height - 1), min(column * patch + x % patch, width - 1)
+        return pictures[keyframes[keyframe], :, at[0], at[1]]
+
+    for i in range(frames):
+        for y in range(height):
+            for x in range(width):
+                p = y // patch * columns + x // patch
+                before, after = taken(near.past[i], int(past[i, p]), y, x), taken(near.future[i], int(future[i, p]), y, x)
+                torch.testing.assert_close(out[i, :, y, x], near.weight[i] * after + (1 - near.weight[i]) * before)
 
 
 def test_a_still_clip_is_rebuilt_exactly() -> None:

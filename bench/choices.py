@@ -1,7 +1,7 @@
-"""What each choice of ours is worth against the public code's: python3 run.py bench choices [--surface gold] [--frames 12]
+"""What each choice of ours is worth: python3 run.py bench choices [--clip 0] [--surface gold] [--frames 16] [--rows ...]
 
-Rows go from ours to the public code, one choice at a time: weights by distance or the paper's sigmoid; the nearest keyframes or those of
-the own and the previous chunk; matches of the source itself or searched again in every layer on rows that were propagated. Columns:
+The default, the default with one choice changed at a time, then the way to the public code's: everything as in the paper; with its weights;
+with the keyframes of the own and the previous chunk; with matches searched again in every layer on rows that were propagated. Columns:
 end-point error of the matches against the world's true flow, mean in pixels over visible tokens (a token of the finest layer is 4 pixels
 wide), of all layers and steps, and of the last layer in the cleaner half of the steps; warp error x1e-3 along DIS flow and the true flow;
 fidelity; sharpness, the first row = 1; seconds of sampling.
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +27,65 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _case import SURFACES, Case, Settings, World, true_flow
 
+
+@dataclass(frozen=True)
+class Choice:
+    """features, build, sampling: inputs of Extract SA Features, Build NN Correspondences and TokenFlow Sampler other than the defaults."""
+
+    name: str
+    features: dict[str, Any] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+PAPER: dict[str, Any] = {"features": {"steps": "every"}, "sampling": {"carry_until": 0.0}}
 ROWS = (
-    ("ours", BLENDS[0], "tokenflow"),
-    ("the paper's weights", BLENDS[1], "tokenflow"),
-    ("own and previous chunk", BLENDS[2], "tokenflow"),
-    ("public code", BLENDS[2], "tokenflow, public code"),
+    Choice("default"),
+    Choice("tokens carried only", sampling={"carry_until": 0.0}),
+    Choice("pictures carried for half of the schedule", sampling={"carry_until": 0.5}),
+    Choice("matched at every noise level", features={"steps": "every"}),
+    Choice("matched on the decoder only", features={"layers": "decoder"}),
+    Choice("matched within 8 latent pixels", build={"search_window": 8}),
+    Choice("a keyframe in 4 frames", build={"keyframe_interval": 4}),
+    Choice("as in the paper, our weights", **PAPER),
+    Choice("as in the paper", **PAPER, build={"blend": BLENDS[1]}),
+    Choice("own and previous chunk", **PAPER, build={"blend": BLENDS[2]}),
+    Choice("public code", PAPER["features"], {"blend": BLENDS[2]}, {"consistency": "tokenflow, public code"}),
 )
 
 
 def main() -> None:
+    names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clip", type=int, default=0)
     parser.add_argument("--surface", default="gold", choices=SURFACES)
-    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--frames", type=int, default=Settings().frames)
+    parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW")
     options = parser.parse_args()
     with torch.inference_mode():
-        compare(Case(World(), Settings(frames=options.frames)), options.surface)
+        case = Case(World(), Settings(frames=options.frames), options.clip)
+        compare(case, options.surface, [row for row in ROWS if row.name in options.rows])
 
 
-def compare(case: Case, surface: str) -> None:
+def compare(case: Case, surface: str, rows: list[Choice]) -> None:
     """Prints the table in Markdown."""
-    features = case.features(case.invert())
+    inversion = case.invert()
     columns = "end-point error | last layer | warp error | true flow | fidelity | sharpness | seconds"
     print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |\n|---|---|---|---|---|---|---|---|", flush=True)
     sharpest = 0.0
-    for name, blend, mode in ROWS:
-        found = case.match(features, blend=blend)
+    for row in rows:
+        found = case.match(case.features(inversion, storage="memory", **row.features), **row.build)
         errors = EndPointErrors(case, found)
         start = time.perf_counter()
         with errors.watching():
-            clip = case.edit(found, surface, mode)
+            clip = case.edit(found, surface, **row.sampling)
         seconds = time.perf_counter() - start
-        if mode == "tokenflow":
+        if not errors.all:
             errors.of_stored()
         figures = case.figures(clip, surface)
         sharpest = sharpest or figures.sharpness
         print(
-            f"| {name} | {errors.mean(errors.all):.2f} | {errors.mean(errors.last):.2f} | {figures.warp:.2f} | {figures.true:.2f} "
+            f"| {row.name} | {errors.mean(errors.all):.2f} | {errors.mean(errors.last):.2f} | {figures.warp:.2f} | {figures.true:.2f} "
             f"| {figures.fidelity:.3f} | {figures.sharpness / sharpest:.2f} | {seconds:.0f} |",
             flush=True,
         )

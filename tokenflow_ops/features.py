@@ -137,7 +137,7 @@ def share_by_resolution(shapes: Mapping[str, tuple[int, int]], preferred: Iterab
 
 def finest_layer(shapes: Mapping[str, tuple[int, int]]) -> str:
     """Of the layers with most tokens the last one, by `SourceFeatures.shapes`: the decoder's, closest to the picture."""
-    return max(reversed(shapes), key=lambda layer: shapes[layer][0])
+    return max(reversed(list(shapes)), key=lambda layer: shapes[layer][0])
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:

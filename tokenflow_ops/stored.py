@@ -70,7 +70,10 @@ def write_inversion(path: Path, inversion: Inversion, prompt: Prompt, metadata: 
     )
     beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # for whom the host's other files are; the library's own are their owner's alone
         save_file(tensors, beside, {**metadata, RECORD: record, CHECKSUM: hashlib.sha256(record.encode()).hexdigest()})
+        beside.chmod(mode)
         with beside.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(beside, path)

@@ -79,6 +79,12 @@ def test_a_forger_who_changes_nothing_is_let_in(tmp_path: Path) -> None:
     assert torch.equal(found.latents, inversion().latents)
 
 
+def test_those_who_may_read_other_files_may_read_it(path: Path) -> None:
+    other = path.with_name("other")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_what_was_read_outlives_its_file(path: Path) -> None:
     found, _ = read_inversion(path, ROOMY)
     path.write_bytes(b"")

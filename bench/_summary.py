@@ -222,7 +222,7 @@ def draw(text: list[list[str]], table: Table, about: str) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 0.36 * len(text) + 1.2), width_ratios=[3.2, 1])
     plain = [[row[0], row[1], row[2].split(" ")[0], *(cell.split(" ")[0] for cell in row[4:8]), *row[8:11]] for row in text]
     heads = ["", "warp error\nx1e-3", "excess\nshare", "fidelity\nshare", "sharpness\nshare", "seconds\nshare", "memory\nshare"]
-    heads += ["paper: warp\nerror x1e-3", "excess", "CLIP\nscore"]
+    heads += ["paper:\nwarp error", "paper:\nexcess", "paper:\nCLIP score"]
     drawn = left.table(plain, colLabels=heads, bbox=[0, 0, 1, 1], colWidths=[4.2, *[1] * 9], cellLoc="center", edges="horizontal")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(8)

@@ -161,7 +161,7 @@ def test_a_downscale_that_the_source_features_do_not_know_is_refused(injected: b
 )
 def test_features_of_a_downscale_that_comes_and_goes_are_refused(factor: float, end: float, found: str) -> None:
     with pytest.raises(NodeError, match=rf"Extract SA Features, input 'model': .*{found}.*PatchModelAddDownscale"):
-        call(ExtractFeatures.execute, downscaled(factor, end), inverted(*CLIP)[0])
+        call(ExtractFeatures.execute, downscaled(factor, end), inverted(*CLIP)[0], steps="every")
 
 
 def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:

@@ -89,7 +89,7 @@ def test_features_of_a_source_prompt_that_holds_at_some_steps_are_refused() -> N
     source = nodes.ConditioningSetTimestepRange().set_range(SOURCE, 0.0, FIRST_STEP)[0]
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=source)[0]
     with pytest.raises(NodeError, match=r"Extract SA Features, input 'model': .* did not run at step 1.*without timestep ranges"):
-        call(ExtractFeatures.execute, tiny_model(), inversion)
+        call(ExtractFeatures.execute, tiny_model(), inversion, steps="every")
 
 
 def test_features_of_a_source_prompt_for_an_area_are_refused() -> None:

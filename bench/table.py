@@ -16,11 +16,13 @@ import csv
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenflow_pack.nodes.correspondences import FIXED
+from tokenflow_pack.nodes.tuning import TuneAVideo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _case import Case, Settings, World
@@ -32,7 +34,7 @@ from _summary import COLUMNS, FLOOR, Line, summarize, write
 class Row:
     """One way of keeping frames together. injected: with Plug-and-Play. fixed: the same keyframes at every step.
 
-    features, sampling: further inputs of Extract SA Features and of TokenFlow Sampler.
+    features, sampling: further inputs of Extract SA Features and of TokenFlow Sampler. tuned: with the model trained on the clip.
     """
 
     name: str
@@ -41,14 +43,17 @@ class Row:
     fixed: bool = False
     features: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
+    tuned: bool = False
 
 
+TUNING_RATE = 1e-3  # of the embedded model: see the node's tooltip
 # Plug-and-Play on all frames asks for the source's features at every step; so do matches as in the paper.
 EVERY = {"steps": "every"}
 ROWS = (
     Row("per frame (PnP-Diffusion)", "per frame", features=EVERY),
     Row("first frame (Text2Video-Zero)", "first frame", features=EVERY),
     Row("sparse-causal (Tune-A-Video, untrained)", "sparse-causal", features=EVERY),
+    Row("Tune-A-Video", "sparse-causal", features=EVERY, tuned=True),
     Row("FateZero", "fatezero", injected=False, features=EVERY),
     Row("Rerender-A-Video", "rerender", features=EVERY),
     Row("joint attention", "joint attention", features=EVERY),
@@ -66,6 +71,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=2, help="of every clip")
     for name, default in vars(Settings()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--tuning", type=int, default=0, help="steps of Tune-A-Video's training on every clip; 0 leaves its row out")
     parser.add_argument("--rows", nargs="+", default=[row.name for row in ROWS], choices=[row.name for row in ROWS], metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("output/table"))
     options = parser.parse_args()
@@ -109,39 +115,49 @@ def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
     for number in range(options.first, options.first + options.clips):
         case = Case(world, settings, number)
         surfaces = case.other_surfaces(options.edits, seed=number)
-        chosen = [row for row in ROWS if row.name in options.rows]
+        chosen = [row for row in ROWS if row.name in options.rows and (options.tuning or not row.tuned)]
         missing = [(surface, row) for surface in surfaces for row in chosen if not lines.has(number, surface, row.name)]
         if not missing:
             continue
         if not lines.has(number, "", FLOOR):
             lines.add(Line.of(number, "", FLOOR, case.figures(world.decode(case.latents))))
-        prepared = Prepared(case, seed=number + 1)
+        prepared = Prepared(case, number + 1, options.tuning)
         for surface, row in missing:
             found = prepared.correspondences(row)
             with peak_memory() as peak:
                 start = time.perf_counter()
-                clip = case.edit(found, surface, row.mode, row.injected, **row.sampling)
+                clip = case.edit(found, surface, row.mode, row.injected, prepared.model(row), **row.sampling)
                 seconds = time.perf_counter() - start
             lines.add(Line.of(number, surface, row.name, case.figures(clip, surface), seconds, peak.mib))
 
 
 class Prepared:
-    """A clip's first stage, shared by rows with the same inputs. seed: draws the keyframes."""
+    """A clip's first stage, shared by rows with the same inputs. seed: draws the keyframes. tuning: steps of training."""
 
-    def __init__(self, case: Case, seed: int) -> None:
-        self.case, self.seed = case, seed
-        self.inversion = case.invert()
-        self.features: dict[str, Any] = {}
-        self.found: dict[tuple[str, bool], Any] = {}
+    def __init__(self, case: Case, seed: int, tuning: int) -> None:
+        self.case, self.seed, self.tuning = case, seed, tuning
+        self.features: dict[tuple[str, bool], Any] = {}
+        self.found: dict[tuple[str, bool, bool], Any] = {}
+
+    def model(self, row: Row) -> Any:
+        return self.tuned if row.tuned else self.case.world.model
+
+    @cached_property
+    def tuned(self) -> Any:
+        case = self.case
+        inputs = {"steps": self.tuning, "learning_rate": TUNING_RATE}
+        return TuneAVideo.execute(model=case.world.model, latents=case.latents, positive=case.source_prompt, **inputs).args[0]
 
     def correspondences(self, row: Row) -> Any:
-        inputs = str(row.features)
-        if inputs not in self.features:
-            self.features[inputs] = self.case.features(self.inversion, **{"storage": "memory", **row.features})
-        if (inputs, row.fixed) not in self.found:
+        source = str(row.features), row.tuned
+        if source not in self.features:
+            model = self.model(row)
+            self.features[source] = self.case.features(self.case.invert(model), model, **{"storage": "memory", **row.features})
+        inputs = (*source, row.fixed)
+        if inputs not in self.found:
             fixed = {"keyframes": FIXED} if row.fixed else {}
-            self.found[inputs, row.fixed] = self.case.match(self.features[inputs], seed=self.seed, **fixed)
-        return self.found[inputs, row.fixed]
+            self.found[inputs] = self.case.match(self.features[source], seed=self.seed, **fixed)
+        return self.found[inputs]
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from _case import Figures
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from tokenflow_pack.host.tables import DPI, MARGIN, ROW, draw_table
 
 FLOOR = "autoencoder"
 BASE = "per frame (PnP-Diffusion)"
+OURS = "TokenFlow"
 RESAMPLINGS = 2000
 NONE = "–"
+INTERVALS, LETTERS = 420, 15  # pixels of the figure's right side, points of what is written beside the table
 FLOOR_OF_PAPER, BASE_OF_PAPER = 2.0, 11.3
 
 
@@ -47,8 +47,8 @@ ORDER: dict[str, Paper | None] = {
     "joint attention": Paper(5.9, 0.33, None, "90 %"),
     "TokenFlow, fixed keyframes": Paper(3.7, 0.33),
     "TokenFlow, public code": None,
-    "TokenFlow, as in the paper": None,
-    "TokenFlow": Paper(3.0, 0.33, 237),
+    "TokenFlow, as in the paper, our weights": None,
+    OURS: Paper(3.0, 0.33, 237),
 }
 
 
@@ -176,7 +176,7 @@ def resampled(edits: Sequence[Edit]) -> np.ndarray:
 
 
 HEADINGS = ("", "warp error", "excess", "excess, true flow", "fidelity", "sharpness", "seconds", "memory")
-PAPER_HEADINGS = ("paper: warp error", "excess", "CLIP score", "seconds", "users for TokenFlow")
+PAPER_HEADINGS = ("paper: warp error", "paper: excess", "paper: CLIP", "paper: seconds", "paper: users for TokenFlow")
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -215,39 +215,29 @@ def write(folder: Path, table: Table, settings: str) -> None:
     (folder / "table.md").write_text("\n".join([about, "", *rows, ""]))
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *text])
-    draw(text, table, about).savefig(folder / "table.png", dpi=150, bbox_inches="tight")
+    draw(text, table, about).savefig(folder / "table.png", bbox_inches="tight")
 
 
-def draw(text: list[list[str]], table: Table, about: str) -> plt.Figure:
-    """The table as in the paper, and the excess of every row with its interval beside it."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 0.36 * len(text) + 1.2), width_ratios=[3.2, 1])
-    plain = [[row[0], row[1], row[2].split(" ")[0], *(cell.split(" ")[0] for cell in row[4:8]), *row[8:11]] for row in text]
-    heads = ["", "warp error\nx1e-3", "excess\nshare", "fidelity\nshare", "sharpness\nshare", "seconds\nshare", "memory\nshare"]
-    heads += ["paper:\nwarp error", "paper:\nexcess", "paper:\nCLIP score"]
-    drawn = left.table(plain, colLabels=heads, bbox=[0, 0, 1, 1], colWidths=[4.2, *[1] * 9], cellLoc="center", edges="horizontal")
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(8)
-    for (row, column), cell in drawn.get_celld().items():
-        cell.set_linewidth(0.4)
-        if column == 0:
-            cell.set_text_props(ha="left")
-        if row > 0 and plain[row - 1][0] == "TokenFlow":
-            cell.set_text_props(weight="bold")
+def draw(text: list[list[str]], table: Table, about: str) -> Figure:
+    """The table as the metrics node draws it, the paper's figures at its end, and every row's excess with its interval beside it."""
+    heads = ["", *HEADINGS[1:3], *HEADINGS[4:], *PAPER_HEADINGS[:3]]
+    shown = [[row[0], *(cell.split(" ")[0] for cell in (*row[1:3], *row[4:11]))] for row in text]
+    picture = draw_table(heads, [[[(cell, row[0] == OURS) for cell in row] for row in shown]])[0]
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=((width + INTERVALS) / DPI, height / DPI), dpi=DPI)
+    left = figure.add_axes((0, 0, width / (width + INTERVALS), 1))
+    left.imshow(picture)
     left.axis("off")
-    height = len(text) + 2  # the heading's row is as high as two would be, as matplotlib's table draws all rows alike
-    found = {row.row: row for row in table.rows}
-    for i, line in enumerate(text):
-        if line[0] in found:
-            excess = found[line[0]].excess
-            y = len(text) - i - 0.5
-            spread = [[excess.value - excess.low], [excess.high - excess.value]]
-            right.errorbar(excess.value, y, xerr=spread, fmt="o", color="C3" if line[0] == "TokenFlow" else "C0", capsize=3)
-    right.set_ylim(0, height - 1)
-    right.set_xlim(left=0)
-    right.set_yticks([])
-    right.set_xlabel("warp error above the autoencoder's, per frame = 1")
+    right = figure.add_axes((width / (width + INTERVALS), 0, 0.96 * INTERVALS / (width + INTERVALS), 1))
+    places = {row[0]: MARGIN + ROW * (i + 1.5) for i, row in enumerate(text)}
+    for row in table.rows:
+        excess = row.excess
+        spread = [[excess.value - excess.low], [excess.high - excess.value]]
+        right.errorbar(excess.value, places[row.row], xerr=spread, fmt="o", color="C3" if row.row == OURS else "C0", capsize=3)
+    right.set(xlim=(0, None), ylim=(height, 0), yticks=[])
+    right.set_xlabel("excess and its interval", size=LETTERS)
+    right.tick_params(labelsize=LETTERS)
     right.spines[["left", "right", "top"]].set_visible(False)
     right.grid(axis="x", alpha=0.3)
-    figure.suptitle(about, fontsize=9)
-    figure.subplots_adjust(wspace=0.03)
+    figure.suptitle(about, y=1.04, size=LETTERS)
     return figure

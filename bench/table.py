@@ -59,7 +59,7 @@ ROWS = (
     Row("joint attention", "joint attention", features=EVERY),
     Row("TokenFlow, fixed keyframes", "tokenflow", fixed=True),
     Row("TokenFlow, public code", "tokenflow, public code", features=EVERY),
-    Row("TokenFlow, as in the paper", "tokenflow", features=EVERY, sampling={"carry_until": 0.0}),
+    Row("TokenFlow, as in the paper, our weights", "tokenflow", features=EVERY, sampling={"carry_until": 0.0}),
     Row("TokenFlow", "tokenflow"),
 )
 

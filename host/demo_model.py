@@ -116,7 +116,7 @@ class _VAE(comfy.sd.VAE):
     def __init__(self, autoencoder: PatchAutoencoder) -> None:
         # The base class builds its model from weights it knows; a pixel-space one is the cheapest to replace.
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-        self.first_stage_model = autoencoder.eval()
+        self.first_stage_model = autoencoder.train(False)
         self.downscale_ratio = self.upscale_ratio = PATCH
         self.latent_channels = CHANNELS
         self.memory_used_encode = lambda shape, dtype: 16 * shape[2] * shape[3] * model_management.dtype_size(dtype)

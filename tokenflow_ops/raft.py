@@ -22,7 +22,7 @@ def load_raft(weights: Mapping[str, Tensor]) -> torch.nn.Module:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         raise ValueError("not the weights of torchvision's raft_large or raft_small") from error
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)
 
 
 def raft_flow(model: torch.nn.Module, first: Tensor, second: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from . import oracle
 
 
-class Together(oracle.Edit):
+class Together(oracle.Edit, ABC):
     """An edit whose frames go through the UNet in one batch, so that a layer can see them all."""
 
     def noise(self, x: Tensor, sigma: Tensor, prompt: Any, keyframes: Any, blends: Any, ask: dict, hidden: Tensor | None) -> Tensor:
@@ -31,9 +32,9 @@ class Together(oracle.Edit):
 
         return attention
 
+    @abstractmethod
     def seen_by(self, layer: str, frame: int) -> list[int]:
         """The frames whose keys and values a frame's queries meet in a layer."""
-        raise NotImplementedError
 
 
 class FirstFrame(Together):

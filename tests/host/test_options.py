@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenflow_pack.host.layers import injected_features
 from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.tokenflow_ops import match_frames
 
 from .helpers import FRAMES, NEGATIVE, POSITIVE, SIZE, STEPS, call, extracted, inverted, tiny_model
 
@@ -44,6 +46,22 @@ def test_steps_without_features_use_the_nearest_that_has_some(steps: str, expect
     found, samples = edit(features)
     assert len(found.steps) == STEPS
     assert torch.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_one_noise_level_matches_all_steps_and_leaves_nothing_to_compute_for_frames(storage: str) -> None:
+    """Matches are those of its features; Plug-and-Play finds the ResBlock's features of every step."""
+    features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], storage=storage)[0]
+    (level,) = features.steps
+    assert level == STEPS - 1  # the cleaner end
+    hidden = injected_features(tuple(features.shapes))
+    assert hidden is not None
+    for step in range(STEPS):
+        assert torch.equal(features.store.get(step, hidden), extracted().store.get(step, hidden))
+    for matches in edit(features, backend="torch")[0].steps:
+        for layer, tokens in matches.tokens.items():
+            wanted = match_frames(features.store.get(level, layer), matches.keyframes, matches.near)
+            assert all(torch.equal(found, side) for found, side in zip(tokens, wanted, strict=True))
 
 
 def test_both_backends_give_the_same_edit() -> None:

@@ -8,6 +8,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..host.errors import NodeError
+from ..host.timings import search_timings
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
 from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.correspondence import rebuild
@@ -105,6 +106,7 @@ class BuildCorrespondences(io.ComfyNode):
                 on_step=lambda done: progress.update_absolute(done, steps),
                 check=model_management.throw_exception_if_processing_interrupted,
                 blend=blend,
+                timings=search_timings(),
             )
         except ValueError as error:
             socket = "search_window" if search_window else "features"

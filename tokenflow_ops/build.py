@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .correspondence import Correspondences, StepMatches, match_frames
+from .fastest import Backends, Timings
 from .features import SourceFeatures, token_grid
 from .keyframes import Neighbours, choose_keyframes, neighbours
 from .reference import chunk_neighbours
-from .search import faster_backend, search_window
+from .search import release_scratch, search_window
 
 BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
 
@@ -40,11 +41,12 @@ def build_correspondences(
     on_step: Callable[[int], None] = lambda done: None,
     check: Callable[[], None] = lambda: None,
     blend: str = BLENDS[0],
+    timings: Timings | None = None,
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
     interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation) instead of new random ones.
-    backend: "faiss", "torch", or "auto": both are run once on this clip's features, and the faster is kept.
+    backend: "faiss", "torch", or "auto": the faster one for each layer's shape, by `timings`; what they lack is measured and added.
     window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
     blend: one of BLENDS, see `blend_of`.
     device: where the search runs. on_step: called with the number of steps done. check: called before every search; may raise to stop.
@@ -57,7 +59,7 @@ def build_correspondences(
     found: dict[int, StepMatches] = {}
     if window > 0 and backend == "faiss":
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
-    chosen = "torch" if window > 0 and backend == "auto" else backend
+    backends = Backends("torch" if window > 0 and backend == "auto" else backend, device, timings)
 
     @cache
     def layer_window(tokens: int) -> Tensor | None:
@@ -66,23 +68,22 @@ def build_correspondences(
         return None if allowed is None else allowed.to(device)
 
     def consume(step: int, layers: dict[str, Tensor]) -> None:
-        nonlocal chosen
         for layer, tensor in layers.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"NaN or infinite features in layer {layer} at step {step}")
-        if chosen == "auto":
-            probe = max(layers.values(), key=lambda tensor: tensor.shape[1])[:4].to(device)
-            chosen = faster_backend(probe, probe[0])
         for target in range(steps):
             if features.nearest_step(target) != step:
                 continue
             near = blend_of(blend, inversion.frames, keyframes[target], interval)
             tokens = {
-                layer: match_frames(tensor, keyframes[target], near, chosen, layer_window(tensor.shape[1]), device, check)
+                layer: match_frames(tensor, keyframes[target], near, backends.choose(tensor), layer_window(tensor.shape[1]), device, check)
                 for layer, tensor in layers.items()
             }
             found[target] = StepMatches(keyframes[target], near, tokens)
             on_step(len(found))
 
-    features.stream(features.match_layers, consume)
-    return Correspondences(features, tuple(found[step] for step in range(steps)), interval, fixed, chosen)
+    try:
+        features.stream(features.match_layers, consume)
+    finally:
+        release_scratch()
+    return Correspondences(features, tuple(found[step] for step in range(steps)), interval, fixed, str(backends))

@@ -1,17 +1,24 @@
-"""Nearest tokens by cosine distance: FAISS, or one matrix product and an argmax in torch."""
+"""Nearest tokens by cosine distance: FAISS, or matrix products and a search for their maxima in torch.
+
+A match is an argmax over targets, which the length of a query does not change: only targets are normalised.
+"""
 
 from __future__ import annotations
 
-import time
+from functools import cache
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BACKENDS = ("auto", "faiss", "torch")
-# Scores of this many bytes are held at once by the torch backend.
-SCORE_BYTES = 64 << 20
+# Products held at once. On a CPU few enough to be searched in cache, and many enough that laying out the targets for a product pays.
+CPU_BYTES, DEVICE_BYTES = 16 << 20, 256 << 20
+# torch searches the maximum of a row several times faster than its index: first the maxima of blocks, then the index in one of them.
+BLOCK = 64
 
 
 def load_faiss() -> ModuleType | None:
@@ -26,59 +33,112 @@ def load_faiss() -> ModuleType | None:
 def nearest_tokens(queries: Tensor, targets: Tensor, backend: str = "torch", window: Tensor | None = None) -> Tensor:
     """gamma[p] = argmin_q D(queries[p], targets[q]) with D the cosine distance (paper, equation 3).
 
-    queries: (m, P, C), targets: (P', C), any float dtype and device. Zero vectors match the first token.
+    queries: (m, P, C), targets: (P', C), finite, of any float dtype on any one device. Zero vectors match the first token.
     window: (P, P') bool, True where a match is allowed, or None for the whole frame. Torch only.
-    Returns: (m, P) int64 on the device of `queries`. Of equal distances the lowest index wins.
+    Returns: (m, P) int64 on the device of `queries`. Of equal tokens the lowest index wins.
     Raises: ValueError for an unknown backend or FAISS with a window; ImportError if FAISS is asked for and missing.
     """
-    queries, targets = F.normalize(queries.float(), dim=-1), F.normalize(targets.float(), dim=-1)
-    if backend == "torch":
-        return _search_torch(queries, targets, window)
+    if backend not in ("faiss", "torch"):
+        raise ValueError(f"backend must be 'faiss' or 'torch', got {backend!r}")
+    if backend == "faiss" and window is not None:
+        raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
+    flat, directions = queries.detach().flatten(0, 1), F.normalize(targets.detach().float(), dim=-1)
     if backend == "faiss":
+        found = _search_faiss(flat, directions)
+    elif flat.device.type == "cpu":
+        found = _search_cpu(flat, directions, window)
+    else:
+        found = _search_device(flat, directions, window)
+    if window is None:  # products of equal tokens may differ in their last bit, by their places in the matrix
+        first = _first_of_equals(directions)
+        found = found if first is None else first[found]
+    return found.unflatten(0, queries.shape[:2])
+
+
+def _search_cpu(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tensor:
+    count = len(targets)
+    blocks = -(-count // BLOCK)
+    rows = min(len(queries), max(1, CPU_BYTES // (4 * blocks * BLOCK)))
+    scores = torch.empty(rows, blocks * BLOCK)
+    scores[:, count:] = -torch.inf
+    marks = torch.arange(BLOCK, 0, -1, dtype=scores.dtype)
+    found = torch.empty(len(queries), dtype=torch.int64)
+    for start in range(0, len(queries), rows):
+        part = queries[start : start + rows]
+        held = scores[: len(part)]
+        torch.mm(part.float(), targets.T, out=held[:, :count])
         if window is not None:
-            raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
-        return _search_faiss(queries, targets)
-    raise ValueError(f"backend must be 'faiss' or 'torch', got {backend!r}")
+            held[:, :count].masked_fill_(_outside(window, start, len(part)), -torch.inf)
+        best, block = held.unflatten(1, (blocks, BLOCK)).amax(-1).max(-1, keepdim=True)
+        inside = held.view(-1, BLOCK).index_select(0, block[:, 0] + torch.arange(0, len(part) * blocks, blocks))
+        mark = inside.eq_(best).mul_(marks).amax(-1)  # of the maxima in the block the first has the highest mark
+        found[start : start + rows] = (block[:, 0] + 1) * BLOCK - mark.long()
+    return found
 
 
-def _search_torch(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tensor:
-    rows = max(1, SCORE_BYTES // (4 * targets.shape[0] * queries.shape[1]))
+def _search_device(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tensor:
+    """Products of halves where queries are halves and the device sums and returns them in float32; else a tile of queries is converted."""
+    halves = queries.dtype in (torch.float16, torch.bfloat16) and queries.is_cuda and torch.version.cuda and torch.__version__ >= "2.8"
+    targets = targets.to(queries.dtype if halves else torch.float32).T
     found = []
-    for part in queries.split(rows):
-        scores = part @ targets.T
+    rows = max(1, DEVICE_BYTES // (4 * targets.shape[1]))
+    for start, part in enumerate(queries.split(rows)):
+        scores = torch.mm(part, targets, out_dtype=torch.float32) if halves else part.float() @ targets
         if window is not None:
-            scores.masked_fill_(~window, -torch.inf)
+            scores.masked_fill_(_outside(window, start * rows, len(part)), -torch.inf)
         found.append(scores.argmax(-1))
     return torch.cat(found)
+
+
+def _outside(window: Tensor, start: int, count: int) -> Tensor:
+    """(count, P') bool: what `count` queries from the `start`-th on, of frames one after the other, may not match."""
+    return ~window[torch.arange(start, start + count, device=window.device) % len(window)]
+
+
+def _first_of_equals(tokens: Tensor) -> Tensor | None:
+    """For every token the lowest index of one that equals it; None if all differ, as they nearly always do."""
+    if len(tokens.sum(-1).unique()) == len(tokens):
+        return None
+    different, group = tokens.unique(dim=0, return_inverse=True)
+    index = torch.arange(len(tokens), device=tokens.device)
+    return index.new_empty(len(different)).scatter_reduce_(0, group, index, "amin", include_self=False)[group]
 
 
 def _search_faiss(queries: Tensor, targets: Tensor) -> Tensor:
     faiss = load_faiss()
     if faiss is None:
         raise ImportError("FAISS is not installed: pip install faiss-cpu, or choose the torch backend")
-    width = targets.shape[1]
-    index = faiss.IndexFlatIP(width)
-    resources = None
-    if queries.is_cuda and hasattr(faiss, "StandardGpuResources"):
-        resources = faiss.StandardGpuResources()
-        resources.setTempMemory(SCORE_BYTES)  # the default takes 1.5 GiB behind the host's back
-        index = faiss.index_cpu_to_gpu(resources, queries.device.index or 0, index)
-    index.add(targets.cpu().contiguous().numpy())
-    _, found = index.search(queries.reshape(-1, width).cpu().contiguous().numpy(), 1)
-    return torch.from_numpy(found).reshape(queries.shape[:2]).to(queries.device)
+    if queries.is_cuda and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+        return _search_faiss_gpu(faiss, queries, targets)
+    index = faiss.IndexFlatIP(targets.shape[1])
+    index.add(targets.cpu().numpy())
+    _, found = index.search(queries.float().cpu().contiguous().numpy(), 1)
+    return torch.from_numpy(found).flatten().to(queries.device)
 
 
-def faster_backend(queries: Tensor, targets: Tensor) -> str:
-    """Runs both backends once on these features and names the faster; "torch" where FAISS is missing. Shapes as in `nearest_tokens`."""
-    if load_faiss() is None:
-        return "torch"
-    seconds = {}
-    for backend in ("torch", "faiss"):
-        nearest_tokens(queries[:1], targets, backend)  # imports, threads and workspaces are not part of the comparison
-        start = time.perf_counter()
-        nearest_tokens(queries, targets, backend).cpu()
-        seconds[backend] = time.perf_counter() - start
-    return min(seconds, key=lambda name: seconds[name])
+def _search_faiss_gpu(faiss: Any, queries: Tensor, targets: Tensor) -> Tensor:
+    """Brute force on the tensors where they are, in half precision if the queries are. Of equal scores FAISS takes any one."""
+    import_module("faiss.contrib.torch_utils")  # from here on knn_gpu takes tensors
+    dtype = queries.dtype if queries.dtype == torch.float16 else torch.float32
+    queries, targets = queries.to(dtype).contiguous(), targets.to(dtype)
+    device = queries.device.index or 0
+    _, found = faiss.knn_gpu(_gpu_resources(device), queries, targets, 1, metric=faiss.METRIC_INNER_PRODUCT, device=device)
+    return found.flatten().masked_fill_(~queries.any(-1), 0)
+
+
+@cache
+def _gpu_resources(device: int) -> Any:
+    """FAISS's handles and scratch memory on a GPU, kept between searches: making them takes longer than a search. See `release_scratch`."""
+    faiss: Any = load_faiss()
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(DEVICE_BYTES)  # the default takes 1.5 GiB behind the host's back,
+    resources.setPinnedMemory(0)  # and 256 MiB for copies that we do not make
+    return resources
+
+
+def release_scratch() -> None:
+    """Gives back what FAISS holds on GPUs. The next search there takes it anew."""
+    _gpu_resources.cache_clear()
 
 
 def search_window(height: int, width: int, radius: int) -> Tensor | None:

@@ -24,13 +24,16 @@ from .passes import CapturePass
 from .patching import ModelCall, Run, patch
 from .steps import Steps
 
+# Keyframes that are edited together if nothing else is asked for: clips of up to 128 frames at interval 8.
+JOINT_KEYFRAMES = 16
+
 
 @dataclass(frozen=True)
 class Edit:
     """What an edit is made of.
 
     node: the node's name for errors. layers: the model's self-attention layers. consistency: one of MODES.
-    injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to, 0 for all.
+    injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to at most; 0 for the mode's own.
     carry_until: share of the schedule, see `modes.carry_denoised`. frames_per_pass: 0 for the host's estimate.
     mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
     frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow optical flow need them.
@@ -86,6 +89,7 @@ class EditRun(Run):
         super().__init__(edit.node, edit.frames_per_pass)
         self.edit = edit
         self.features = edit.correspondences.features
+        self.jointly = edit.attended_keyframes or JOINT_KEYFRAMES
         self.inversion = self.features.inversion
         self.sigmas: list[float] = []
         self.steps: Steps | None = None
@@ -159,6 +163,11 @@ class EditRun(Run):
         capture = CapturePass(frames, names=frozenset(names))
         self.look_at_source(call, capture)
         return capture.kept
+
+    @property
+    def every_level(self) -> bool:
+        """Whether features belong to every step, by the user's choice."""
+        return len(self.features.steps) == len(self.inversion.sigmas) - 1
 
     def source_prompt(self) -> list[dict[str, Any]]:
         """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""

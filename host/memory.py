@@ -18,7 +18,7 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
     Cond and uncond are counted, as is a half on top that the host wants free before it batches them.
     All frames where self-attention is replaced throughout: Self-Attention Guidance takes what it saw in the last call for the whole batch.
     """
-    if model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"):
+    if replaces_attention(model):
         return shape[0]
     if asked > 0:
         return min(asked, shape[0])
@@ -29,6 +29,11 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
         free = model_management.get_total_memory(device) - model.model_size() - model_management.extra_reserved_memory()
     one = model.model.memory_required([2, *shape[1:]]) * 1.5
     return max(1, min(int(free / one), MOST_FRAMES, shape[0]))
+
+
+def replaces_attention(model: Any) -> bool:
+    """Whether something takes the place of self-attention throughout."""
+    return bool(model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"))
 
 
 def fits_in_memory(size: int) -> bool:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..tokenflow_ops import carry
-from ..tokenflow_ops.features import finest_layer, token_grid
 from ..tokenflow_ops.reference import chunk_neighbours
 from .fatezero import fatezero
+from .joint_edit import carry_denoised, tokenflow
 from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass, SparseCausalPass
 from .patching import ModelCall
 from .rerender import rerender, settle_rerender
@@ -36,13 +34,12 @@ def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) -> list[Tensor]:
     limit = run.edit.attended_keyframes
-    bank: Bank = {}
-    keyframe_source = run.source(call, keyframes, now.injected)
-    call.run(run, KeyframePass(keyframes, source=keyframe_source, limit=limit, keep="context", bank=bank))
+    joint = KeyframePass(keyframes, source=run.source(call, keyframes, now.injected), limit=limit)
+    call.run(run, joint)
 
     def make(frames: Tensor) -> JointPass:
         source = run.source(call, frames, now.injected)
-        return JointPass(frames, source=source, bank=bank, keyframes=keyframes, keyframe_source=keyframe_source, limit=limit)
+        return JointPass(frames, source=source, keyframes=keyframes, seen=joint.seen, limit=limit)
 
     return run.over_frames(call, make)
 
@@ -59,39 +56,6 @@ def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     return run.over_frames(
         call, lambda frames: SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
     )
-
-
-def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """The keyframes jointly, then all frames from their tokens (paper, section 4.2)."""
-    keyframes, near = now.matches.keyframes, now.matches.near
-    bank: Bank = {}
-    source = run.source(call, keyframes, now.injected)
-    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank))
-
-    def rows(frames: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        past, future = run.edit.correspondences.tokens(now.step, layer)
-        return past[frames], future[frames]
-
-    def make(frames: Tensor) -> PropagationPass:
-        source = run.source(call, frames, now.hidden)
-        return PropagationPass(frames, source=source, bank=bank, near=near.of(frames), tokens=partial(rows, frames))
-
-    return run.over_frames(call, make)
-
-
-def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
-    """Early in the schedule, what the model foresees is itself made of the keyframes' along the finest matches, as its tokens are.
-
-    Not in the paper. Convolutions see every frame's own noise and decide on their own what stands where; later steps only draw it out.
-    Late in the schedule copies of whole patches would be seen, so what is left of the frames' own detail stays.
-    """
-    inversion, features = run.inversion, run.features
-    skipped = inversion.steps - (len(inversion.sigmas) - 1)
-    if skipped + now.step >= round(run.edit.carry_until * inversion.steps):
-        return denoised
-    layer = finest_layer(features.shapes)
-    grid = token_grid(features.shapes[layer][0], *denoised.shape[2:])
-    return carry(denoised, now.matches, features.matched_by[layer], grid)
 
 
 def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:

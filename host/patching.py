@@ -6,8 +6,10 @@ A run is born when the host starts sampling and dies when it ends, after success
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from comfy import model_management
@@ -22,6 +24,7 @@ from .passes import PASS_KEY, AttentionCall, Pass
 from .wraps import ForwardWraps
 
 KEY = "tokenflow"
+T = TypeVar("T")
 
 
 class Run:
@@ -33,6 +36,7 @@ class Run:
     def __init__(self, node: str, asked: int = 0) -> None:
         self.node = node
         self.asked = asked
+        self.most = sys.maxsize
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
@@ -58,17 +62,30 @@ class Run:
 
     def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass]) -> list[Tensor]:
         """Passes over all frames in order, joined again."""
-        total = len(call.x)
-        parts = [
-            call.run(self, make(frames)) for frames in torch.arange(total).split(frames_per_pass(self.model, call.x.shape, self.asked))
-        ]
+        parts = self.in_parts(call, torch.arange(len(call.x)), lambda frames: call.run(self, make(frames)))
         return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
-    def cut(self, conds: Conds, frames: Tensor, total: int, kind: str) -> PassConds:
+    def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
+        """Does the work for as many of the frames (n,) at once as memory allows, in order. Where it runs out, parts halve, and stay so."""
+        done: list[T] = []
+        while len(frames):
+            part = frames[: min(frames_per_pass(self.model, call.x.shape, self.asked), self.most)]
+            try:
+                done.append(work(part))
+            except model_management.OOM_EXCEPTION:
+                if len(part) == 1:
+                    raise
+                self.most = len(part) // 2
+                logging.warning("%s: out of memory, on with %d frames in one pass.", self.node, self.most)
+            else:
+                frames = frames[len(part) :]
+        return done
+
+    def cut(self, conds: Conds, frames: Tensor, total: int, kind: str, number: int) -> PassConds:
         """The conditionings of some frames; those of consecutive frames, which come again at every step, are kept."""
         first, last = int(frames[0]), int(frames[-1])
         if len(frames) != last - first + 1:
-            return PassConds(conds, frames, total, kind)
+            return PassConds(conds, frames, total, f"{kind}, part {number}")
         name = f"{kind} {first}-{last}"
         entries = [entry for listed in conds for entry in listed or ()]
         key = (name, *(len(listed or ()) for listed in conds))
@@ -88,6 +105,7 @@ class ModelCall:
     ) -> None:
         self.executor, self.model, self.conds, self.x, self.options = executor, model, conds, x, options
         self.timestep = timestep.detach().expand(len(x))  # the host's training asks for its gradient
+        self.passes = 0
 
     @property
     def sigma(self) -> float:
@@ -102,7 +120,8 @@ class ModelCall:
         """One pass over its frames; `x` and `conds` of all frames if they are not the sampler's own."""
         model_management.throw_exception_if_processing_interrupted()
         frames, total = frames_pass.frames, len(self.x)
-        cut = run.cut(self.conds if conds is None else conds, frames, total, type(frames_pass).__name__)
+        cut = run.cut(self.conds if conds is None else conds, frames, total, type(frames_pass).__name__, self.passes)
+        self.passes += 1
         frames_pass.place, frames_pass.node = cut.place, run.node
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
@@ -110,7 +129,9 @@ class ModelCall:
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
         handed_over = self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass, "ad_params": window}
         options = self.options | {"transformer_options": handed_over}
-        return self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+        denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+        frames_pass.finish()
+        return denoised
 
 
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.metrics import psnr
-from .memory import frames_per_pass
 from .passes import Pass
 from .patching import ModelCall, patch
 from .source import SourceRun, run_as_sampler
@@ -55,9 +54,12 @@ class SomeFramesRun(SourceRun):
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         denoised = [call.x.clone() for _ in call.conds]
-        for frames in self.frames.split(frames_per_pass(self.model, call.x.shape, self.asked)):
+
+        def denoise(frames: Tensor) -> None:
             for whole, part in zip(denoised, call.run(self, Pass(frames)), strict=True):
                 whole[frames.to(whole.device)] = part
+
+        self.in_parts(call, self.frames, denoise)
         return denoised
 
 

@@ -108,7 +108,7 @@ class CaptureRun(SourceRun):
     def __init__(self, node: str, names: frozenset[str], asked: int) -> None:
         super().__init__(node, asked)
         self.names = names
-        self.passes: list[CapturePass] = []
+        self.passes: dict[int, CapturePass] = {}  # by their first frame
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """All frames, each pass recorded. Guidance that looks again, with changed attention (PAG), is not."""
@@ -117,14 +117,14 @@ class CaptureRun(SourceRun):
             return super().evaluate(call)
 
         def make(frames: Tensor) -> CapturePass:
-            self.passes.append(CapturePass(frames, names=self.names, device=model_management.intermediate_device()))
-            return self.passes[-1]
+            capture = self.passes[int(frames[0])] = CapturePass(frames, names=self.names, device=model_management.intermediate_device())
+            return capture
 
         return self.over_frames(call, make)
 
     def take(self) -> dict[str, Tensor]:
         """The features of the last evaluation, all frames of a layer in one tensor."""
-        passes, self.passes = self.passes, []
+        passes, self.passes = list(self.passes.values()), {}
         return {name: torch.cat([one.kept[name] for one in passes]) for name in (passes[0].kept if passes else ())}
 
 

@@ -12,7 +12,7 @@ from ..host.timings import search_timings
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
 from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.correspondence import rebuild
-from ..tokenflow_ops.features import principal_colours, token_grid
+from ..tokenflow_ops.features import principal_colours
 from ..tokenflow_ops.search import BACKENDS, load_faiss
 from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema
 
@@ -91,8 +91,7 @@ class BuildCorrespondences(io.ComfyNode):
     ) -> io.NodeOutput:
         if backend == "faiss" and load_faiss() is None:
             raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
-        steps = len(features.inversion.sigmas) - 1
-        progress = ProgressBar(steps)
+        progress = ProgressBar(1)
 
         try:
             found = build_correspondences(
@@ -103,7 +102,7 @@ class BuildCorrespondences(io.ComfyNode):
                 backend,
                 search_window,
                 model_management.get_torch_device(),
-                on_step=lambda done: progress.update_absolute(done, steps),
+                on_pairs=progress.update_absolute,
                 check=model_management.throw_exception_if_processing_interrupted,
                 blend=blend,
                 timings=search_timings(),
@@ -112,9 +111,7 @@ class BuildCorrespondences(io.ComfyNode):
             socket = "search_window" if search_window else "features"
             raise NodeError(NAME, socket, f"{error}.", "Change it, or check what was extracted.") from error
         count = len(found.steps[0].keyframes)
-        text = (
-            f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.match_layers)} layers matched by {found.backend}"
-        )
+        text = f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.descriptors)} sizes matched by {found.backend}"
         return io.NodeOutput(found, _rebuilt(found, frames), ui=ui.PreviewText(text))
 
 
@@ -123,8 +120,7 @@ def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tenso
     features = found.features
     inversion = features.inversion
     height, width = inversion.latents.shape[-2:]
-    layer = max(features.match_layers, key=lambda name: features.shapes[name][0])
-    grid = token_grid(features.shapes[layer][0], height, width)
+    grid = features.grid(features.finest)
     if frames is None:
         latents = inversion.latents[-1]
         pictures = principal_colours(latents.flatten(2).transpose(1, 2)).movedim(-1, 1).unflatten(2, (height, width))
@@ -137,7 +133,7 @@ def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tenso
                 "Connect the images the latents were encoded from.",
             )
         pictures = frames.movedim(-1, 1)[:, :3]
-    rebuilt = rebuild(pictures, found.steps[round(0.8 * (len(found.steps) - 1))], layer, grid)
+    rebuilt = rebuild(pictures, found.steps[round(0.8 * (len(found.steps) - 1))], features.finest, grid)
     if frames is None:
         return as_image(rebuilt, height * 8, width * 8)
     return rebuilt.movedim(1, -1)

@@ -15,11 +15,12 @@ from ..host.conflicts import check_levels
 from ..host.layers import decoder_block, injected_features
 from ..host.memory import fits_in_memory
 from ..host.source import capture_features
-from ..tokenflow_ops import DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
-from ..tokenflow_ops.features import principal_colours, share_by_resolution, token_grid
+from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
+from ..tokenflow_ops.features import coarse_to_fine, principal_colours, share_by_resolution
 from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema
 
 NAME = "Extract SA Features"
+COARSE_TO_FINE, ALL, ONE_PER_RESOLUTION, DECODER = LAYERS = "coarse to fine", "all", "one per resolution", "decoder"
 EVERY, EVERY_KTH, ONE_LEVEL = STEPS = "every", "every k-th", "one noise level"
 NOISE_LEVEL = 0.1
 
@@ -39,10 +40,9 @@ class ExtractFeatures(io.ComfyNode):
                 InversionSocket.Input("inversion", tooltip="From DDIM Invert Video."),
                 io.Combo.Input(
                     "layers",
-                    options=["all", "one per resolution", "decoder"],
-                    default="all",
-                    tooltip="all: every layer is matched on its own features, as in the paper. one per resolution: a third of the searches. "
-                    "decoder: encoder layers take the matches of the decoder's last layer of their resolution.",
+                    options=list(LAYERS),
+                    default=COARSE_TO_FINE,
+                    tooltip="What frames are matched on. coarse to fine: for each resolution the decoder's first layer there and those of all coarser ones, together; matches best and fastest. all: every layer on its own features, as in the paper. one per resolution: the last layer there. decoder: encoder layers take the matches of the decoder's.",
                 ),
                 io.Combo.Input(
                     "steps",
@@ -82,7 +82,7 @@ class ExtractFeatures(io.ComfyNode):
         cls,
         model: Any,
         inversion: Inversion,
-        layers: str = "all",
+        layers: str = COARSE_TO_FINE,
         steps: str = ONE_LEVEL,
         every: int = 5,
         noise_level: float = NOISE_LEVEL,
@@ -98,17 +98,14 @@ class ExtractFeatures(io.ComfyNode):
         matched_by = _matched_by(shapes, layers)
         count = len(inversion.sigmas) - 1
         chosen = _steps(count, steps, every, noise_level)
-        kept = list(dict.fromkeys(matched_by.values()))
-        tokens = len(chosen) * sum(shapes[name][0] * shapes[name][1] for name in kept)
-        store = _store(storage, inversion.frames * element * (tokens + count * hidden))
+        kept = list(dict.fromkeys(layer for descriptor in matched_by.values() for layer in descriptor))
+        # Plug-and-Play's features belong to their own steps: between levels they are carried along the matches.
+        extra = [name] if len(chosen) == count and (name := injected_features(names)) else []
+        numbers = len(chosen) * (sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0))
+        store = _store(storage, inversion.frames * element * numbers)
         features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
         if store is not None:
-            # Plug-and-Play needs the ResBlock's features of every frame at its own step: they are small beside the tokens.
-            extra = [name] if (name := injected_features(names)) else []
             capture([*kept, *extra], chosen, store.put)
-            others = [step for step in range(count) if step not in chosen]
-            if extra and others:
-                capture(extra, others, store.put)
         return io.NodeOutput(features, _components(features))
 
 
@@ -121,14 +118,14 @@ def _probe(capture: Any, names: tuple[str, ...]) -> tuple[dict[str, tuple[int, i
     return shapes, found[names[0]].element_size(), found[path].numel() if path else 0
 
 
-def _matched_by(shapes: dict[str, tuple[int, int]], layers: str) -> dict[str, str]:
+def _matched_by(shapes: dict[str, tuple[int, int]], layers: str) -> dict[str, Descriptor]:
     decoder = [name for name in shapes if decoder_block(name) is not None]
+    if layers == COARSE_TO_FINE:
+        return coarse_to_fine(shapes, decoder)
     shared = share_by_resolution(shapes, preferred=decoder)
-    if layers == "one per resolution":
-        return shared
-    if layers == "decoder":
-        return {name: name if name in decoder else shared[name] for name in shapes}
-    return {name: name for name in shapes}
+    if layers == ONE_PER_RESOLUTION:
+        return {name: (shared[name],) for name in shapes}
+    return {name: (name if layers == ALL or name in decoder else shared[name],) for name in shapes}
 
 
 def _steps(count: int, choice: str, every: int, noise_level: float) -> tuple[int, ...]:
@@ -152,16 +149,15 @@ def _store(storage: str, size: int) -> FeatureStore | None:
 
 
 def _components(features: SourceFeatures) -> torch.Tensor:
-    """A picture per frame of the finest decoder layer at a low noise level, where features carry most detail."""
+    """A picture per frame of what the finest layers are matched on, at a low noise level."""
     inversion = features.inversion
-    layer = max(features.match_layers, key=lambda name: (features.shapes[name][0], decoder_block(name) or 0))
     step = features.nearest_step(round(0.8 * (len(inversion.sigmas) - 2)))
     found: dict[str, torch.Tensor] = {}
-    if features.store is not None:
-        found[layer] = features.store.get(step, layer)
-    else:
-        features.compute([layer], [step], lambda _, layers: found.update(layers))
+    for layer in features.finest:
+        if features.store is not None:
+            found[layer] = features.store.get(step, layer)
+    if not found:
+        features.compute(features.finest, [step], lambda _, layers: found.update(layers))
+    colours = principal_colours(features.describe(found, features.finest)).movedim(-1, 1).unflatten(2, features.grid(features.finest))
     height, width = inversion.latents.shape[-2:]
-    rows, columns = token_grid(features.shapes[layer][0], height, width)
-    colours = principal_colours(found[layer]).movedim(-1, 1).unflatten(2, (rows, columns))
     return as_image(colours, height * 8, width * 8)

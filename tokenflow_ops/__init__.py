@@ -5,24 +5,27 @@ Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of wid
 
 from .attention import extended_attention, join_frames, split_frames
 from .build import build_correspondences
-from .correspondence import Correspondences, StepMatches, carry, match_frames
-from .features import DiskStore, FeatureStore, MemoryStore, SourceFeatures
+from .correspondence import Correspondences, PairMatches, StepMatches, carry
+from .features import Descriptor, DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
-from .keyframes import Neighbours, attended_keyframes, choose_keyframes, neighbours
+from .keyframes import Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours
 from .propagation import propagate
 from .search import nearest_tokens
 
 __all__ = [
     "Correspondences",
+    "Descriptor",
     "DiskStore",
     "FeatureStore",
     "Injection",
     "Inversion",
     "MemoryStore",
     "Neighbours",
+    "PairMatches",
     "SourceFeatures",
     "StepMatches",
+    "Windows",
     "attended_keyframes",
     "build_correspondences",
     "carry",
@@ -30,7 +33,6 @@ __all__ = [
     "extended_attention",
     "invert",
     "join_frames",
-    "match_frames",
     "nearest_tokens",
     "neighbours",
     "propagate",

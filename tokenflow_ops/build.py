@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from .correspondence import Correspondences, StepMatches, match_frames
+from .correspondence import Correspondences, PairMatches, StepMatches, index_type
 from .fastest import Backends, Timings
-from .features import SourceFeatures, token_grid
+from .features import Descriptor, SourceFeatures
 from .keyframes import Neighbours, choose_keyframes, neighbours
 from .reference import chunk_neighbours
-from .search import release_scratch, search_window
+from .search import nearest_tokens, release_scratch, search_window
 
+# Frames whose features are held at once, and bytes of descriptors that are searched at once.
+BLOCK_FRAMES, QUERY_BYTES = 64, 64 << 20
 BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
 
 
@@ -38,7 +40,7 @@ def build_correspondences(
     backend: str = "auto",
     window: int = 0,
     device: torch.device | str = "cpu",
-    on_step: Callable[[int], None] = lambda done: None,
+    on_pairs: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
     blend: str = BLENDS[0],
     timings: Timings | None = None,
@@ -46,44 +48,105 @@ def build_correspondences(
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
     interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation) instead of new random ones.
-    backend: "faiss", "torch", or "auto": the faster one for each layer's shape, by `timings`; what they lack is measured and added.
+    backend: "faiss", "torch", or "auto": the faster one for each shape of work, by `timings`; what they lack is measured and added.
     window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
-    blend: one of BLENDS, see `blend_of`.
-    device: where the search runs. on_step: called with the number of steps done. check: called before every search; may raise to stop.
+    blend: one of BLENDS, see `blend_of`. device: where the search runs.
+    on_pairs: called with the pairs of frame and keyframe that are searched, and all. check: called before every search; may raise to stop.
     Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window.
     """
-    inversion = features.inversion
-    steps = len(inversion.sigmas) - 1
-    height, width = inversion.latents.shape[-2:]
-    keyframes = [choose_keyframes(inversion.frames, interval, seed, 0 if fixed else step) for step in range(steps)]
-    found: dict[int, StepMatches] = {}
     if window > 0 and backend == "faiss":
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
-    backends = Backends("torch" if window > 0 and backend == "auto" else backend, device, timings)
+    frames, steps = features.inversion.frames, len(features.inversion.sigmas) - 1
+    keyframes = [choose_keyframes(frames, interval, seed, 0 if fixed else step) for step in range(steps)]
+    near = [blend_of(blend, frames, drawn, interval) for drawn in keyframes]
+    level = [features.nearest_step(step) for step in range(steps)]
+    matches = {
+        known: _empty(features, [keyframes[step][side] for step in range(steps) if level[step] == known for side in _sides(near[step])])
+        for known in features.steps
+    }
+    search = _Search(features, Backends("torch" if window > 0 and backend == "auto" else backend, device, timings), window, device, check)
+    done, total = 0, sum(len(part.pairs) for part in matches.values())
 
-    @cache
-    def layer_window(tokens: int) -> Tensor | None:
-        rows, columns = token_grid(tokens, height, width)
-        allowed = search_window(rows, columns, -(-window * rows // height) if window else 0)
-        return None if allowed is None else allowed.to(device)
-
-    def consume(step: int, layers: dict[str, Tensor]) -> None:
+    def consume(block: range, held: range, known: int, layers: dict[str, Tensor]) -> None:
+        nonlocal done
         for layer, tensor in layers.items():
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"NaN or infinite features in layer {layer} at step {step}")
-        for target in range(steps):
-            if features.nearest_step(target) != step:
-                continue
-            near = blend_of(blend, inversion.frames, keyframes[target], interval)
-            tokens = {
-                layer: match_frames(tensor, keyframes[target], near, backends.choose(tensor), layer_window(tensor.shape[1]), device, check)
-                for layer, tensor in layers.items()
-            }
-            found[target] = StepMatches(keyframes[target], near, tokens)
-            on_step(len(found))
+                raise ValueError(f"NaN or infinite features in layer {layer} at step {known}")
+        for searched in search.fill(matches[known], block, held, layers):
+            done += searched
+            on_pairs(done, total)
 
     try:
-        features.stream(features.match_layers, consume)
+        for block, held in _blocks(frames, interval):
+            features.stream(torch.arange(held.start, held.stop), partial(consume, block, held))
     finally:
         release_scratch()
-    return Correspondences(features, tuple(found[step] for step in range(steps)), interval, fixed, str(backends))
+    found = (StepMatches(keyframes[step], near[step], matches[level[step]]) for step in range(steps))
+    return Correspondences(features, tuple(found), interval, fixed, str(search.backends))
+
+
+def _sides(near: Neighbours) -> tuple[Tensor, Tensor]:
+    return near.past, near.future
+
+
+def _empty(features: SourceFeatures, keyframes: list[Tensor]) -> PairMatches:
+    """Room for the matches of all frames to these keyframes, each (N,)."""
+    frames = features.inversion.frames
+    pairs = torch.cat([torch.arange(frames) * frames + drawn for drawn in keyframes] or [torch.empty(0, dtype=torch.int64)]).unique()
+    sizes = {descriptor: features.tokens(descriptor) for descriptor in features.descriptors}
+    return PairMatches(frames, pairs, {name: torch.empty(len(pairs), size, dtype=index_type(size)) for name, size in sizes.items()})
+
+
+def _blocks(frames: int, interval: int) -> Iterator[tuple[range, range]]:
+    """Whole intervals of frames, and with each the frames in which their keyframes may lie: an interval more on both sides."""
+    length = max(1, BLOCK_FRAMES // interval) * interval
+    if frames <= length + 2 * interval:
+        length = frames
+    for start in range(0, frames, length):
+        stop = min(frames, start + length)
+        yield range(start, stop), range(max(0, start - interval), min(frames, stop + interval))
+
+
+class _Search:
+    """Fills in the matches of one block of frames after the other."""
+
+    def __init__(
+        self, features: SourceFeatures, backends: Backends, window: int, device: torch.device | str, check: Callable[[], None]
+    ) -> None:
+        self.features, self.backends, self.device, self.check = features, backends, device, check
+
+        @cache
+        def allowed(grid: tuple[int, int]) -> Tensor | None:
+            height = features.inversion.latents.shape[-2]
+            inside = search_window(*grid, -(-window * grid[0] // height) if window else 0)
+            return None if inside is None else inside.to(device)
+
+        self.allowed = allowed
+
+    def fill(self, matches: PairMatches, block: range, held: range, layers: dict[str, Tensor]) -> Iterator[int]:
+        """Searches for the pairs of a block's frames; `layers` are the features of the frames `held`. Yields: how many, keyframe by keyframe."""
+        first, last = torch.searchsorted(matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames).tolist()
+        frames, keyframes = matches.pairs[first:last] // matches.frames, matches.pairs[first:last] % matches.frames
+        for keyframe in keyframes.unique().tolist():
+            users = (keyframes == keyframe).nonzero().flatten()
+            for descriptor, table in matches.tokens.items():
+                found = self._match(descriptor, frames[users] - held.start, keyframe - held.start, layers)
+                # Even where two of its own tokens are equal.
+                found[frames[users] == keyframe] = torch.arange(table.shape[1], dtype=table.dtype)
+                table[first + users] = found
+            yield len(users)
+
+    def _match(self, descriptor: Descriptor, frames: Tensor, keyframe: int, layers: dict[str, Tensor]) -> Tensor:
+        """(n, P) the tokens of one keyframe that those of some frames match, all counted among the features' rows."""
+        described = self._describe(descriptor, torch.tensor([keyframe]), layers)
+        most = max(1, QUERY_BYTES // (described.numel() * 4))
+        backend, window = self.backends.choose(described), self.allowed(self.features.grid(descriptor))
+        found = []
+        for part in frames.split(most):
+            self.check()
+            found.append(nearest_tokens(self._describe(descriptor, part, layers), described[0], backend, window).cpu())
+        return torch.cat(found).to(index_type(described.shape[1]))
+
+    def _describe(self, descriptor: Descriptor, frames: Tensor, layers: dict[str, Tensor]) -> Tensor:
+        parts = {layer: layers[layer][frames.to(layers[layer].device)].to(self.device) for layer in descriptor}
+        return self.features.describe(parts, descriptor)

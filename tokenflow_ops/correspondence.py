@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import SourceFeatures
+from .features import Descriptor, SourceFeatures
 from .keyframes import Neighbours
 from .propagation import propagate
-from .search import nearest_tokens
 
 
-def match_frames(
-    features: Tensor,
-    keyframes: Tensor,
-    near: Neighbours,
-    backend: str = "torch",
-    window: Tensor | None = None,
-    device: torch.device | str | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:
-    """For every token of every frame the closest token of the frame's past and of its future keyframe.
+def index_type(tokens: int) -> torch.dtype:
+    """The smallest type for indices of so many tokens."""
+    return torch.int16 if tokens <= torch.iinfo(torch.int16).max else torch.int32
 
-    features: (N, P, C) of one layer and step. keyframes: (k,) frame numbers. near: the frames' neighbours among them.
-    backend, window: see `nearest_tokens`. check: called before every search; may raise to stop.
-    device: where to search, None for where the features are; one keyframe and its frames go there at a time.
-    Returns: past and future token indices, each (N, P) on the CPU, int16 where P allows, else int32. A keyframe maps onto itself.
+
+@dataclass(frozen=True)
+class PairMatches:
+    """gamma^{i->k} for every pair of a frame and a keyframe that some step asks for; random keyframes come again at other steps.
+
+    frames: N. pairs: (M,) int64, ascending, frame * N + keyframe. tokens: by descriptor (M, P) token indices of `index_type`.
     """
-    frames, tokens, _ = features.shape
-    device = features.device if device is None else device
-    dtype = torch.int16 if tokens <= torch.iinfo(torch.int16).max else torch.int32
-    past = torch.empty(frames, tokens, dtype=dtype)
-    future = torch.empty(frames, tokens, dtype=dtype)
-    for position, keyframe in enumerate(keyframes.tolist()):
-        check()
-        follows_past, follows_future = near.past == position, near.future == position
-        users = (follows_past | follows_future).nonzero().flatten()
-        queries = features[users.to(features.device)].to(device)
-        found = nearest_tokens(queries, features[keyframe].to(device), backend, window).to("cpu", dtype)
-        found[users == keyframe] = torch.arange(tokens, dtype=dtype)  # even where two of its own tokens are equal
-        past[follows_past] = found[follows_past[users]]
-        future[follows_future] = found[follows_future[users]]
-    return past, future
+
+    frames: int
+    pairs: Tensor
+    tokens: Mapping[Descriptor, Tensor]
+
+    def between(self, descriptor: Descriptor, frames: Tensor, keyframes: Tensor) -> Tensor:
+        """(n, P) token indices of frames (n,) in keyframes (n,). Raises: KeyError for a pair that was not asked for."""
+        wanted = frames * self.frames + keyframes
+        rows = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
+        if not torch.equal(self.pairs[rows], wanted):
+            raise KeyError("frames without matches in these keyframes")
+        return self.tokens[descriptor][rows]
 
 
 @dataclass(frozen=True)
@@ -53,12 +44,20 @@ class StepMatches:
     """The keyframes of one sampling step and every frame's matches to them.
 
     keyframes: (k,) int64 frame numbers, ascending. near: each frame's two keyframes and weight.
-    tokens: for every match layer (past, future) token indices, each (N, P) integer.
+    pairs: the matches, shared with all steps of the same features.
     """
 
     keyframes: Tensor
     near: Neighbours
-    tokens: Mapping[str, tuple[Tensor, Tensor]]
+    pairs: PairMatches
+
+    def tokens(self, descriptor: Descriptor, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Past and future token indices (n, P) of frames (n,), all if None."""
+        frames = torch.arange(self.pairs.frames) if frames is None else frames
+        near = self.near.of(frames)
+        past, future = (self.keyframes[side] for side in (near.past, near.future))
+        found = self.pairs.between(descriptor, frames, past)
+        return found, found if torch.equal(past, future) else self.pairs.between(descriptor, frames, future)
 
 
 @dataclass(frozen=True)
@@ -80,32 +79,33 @@ class Correspondences:
         if len(self.steps) != len(self.features.inversion.sigmas) - 1:
             raise ValueError(f"{len(self.steps)} steps of matches for {len(self.features.inversion.sigmas) - 1} steps of inversion")
 
-    def tokens(self, step: int, layer: str) -> tuple[Tensor, Tensor]:
-        """Past and future token indices (N, P) for a self-attention layer of the model at a step."""
-        return self.steps[step].tokens[self.features.matched_by[layer]]
+    def tokens(self, step: int, layer: str, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Past and future token indices (n, P) of frames (n,), all if None, for a self-attention layer of the model at a step."""
+        return self.steps[step].tokens(self.features.matched_by[layer], frames)
 
 
-def carry(pictures: Tensor, matches: StepMatches, layer: str, grid: tuple[int, int]) -> Tensor:
+def carry(pictures: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int]) -> Tensor:
     """Every frame made of its two keyframes' patches, as equation 6 makes tokens: for latents and images instead of features.
 
-    pictures: (N, C, h, w). grid: rows and columns of the layer's tokens; a token covers a square patch, cut off at the right and the bottom
-    where the picture ends. Returns: like pictures; a keyframe is its own.
+    pictures: (N, C, h, w). grid: rows and columns of the descriptor's tokens; a token covers a square patch, cut off at the right and the
+    bottom where the picture ends. Returns: like pictures; a keyframe is its own.
     """
     rows, columns = grid
     height, width = pictures.shape[2:]
     patch = max(-(-height // rows), -(-width // columns))
-    whole = F.pad(pictures, (0, columns * patch - width, 0, rows * patch - height), mode="replicate")
-    tokens = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (N, P, C * patch ** 2)
-    near, (past, future) = matches.near, matches.tokens[layer]
+    keyframes = pictures[matches.keyframes.to(pictures.device)]
+    whole = F.pad(keyframes, (0, columns * patch - width, 0, rows * patch - height), mode="replicate")
+    tokens = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (k, P, C * patch ** 2)
+    near, (past, future) = matches.near, matches.tokens(descriptor)
     sides = (part.to(pictures.device) for part in (near.past, near.future, near.weight, past, future))
-    carried = propagate(tokens[matches.keyframes.to(pictures.device)], *sides)
+    carried = propagate(tokens, *sides)
     return F.pixel_shuffle(carried.transpose(1, 2).unflatten(2, grid), patch)[..., :height, :width]
 
 
-def rebuild(images: Tensor, matches: StepMatches, layer: str, grid: tuple[int, int]) -> Tensor:
+def rebuild(images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int]) -> Tensor:
     """Every frame rebuilt from its keyframes' patches by the matches, to see how good they are.
 
-    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the layer's tokens.
+    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the descriptor's tokens.
     Returns: (N, 3, rows * patch, columns * patch) with patch the whole pixels of a token.
     """
     rows, columns = grid
@@ -113,4 +113,4 @@ def rebuild(images: Tensor, matches: StepMatches, layer: str, grid: tuple[int, i
     size = (rows * patch, columns * patch)
     if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="area")
-    return carry(images, matches, layer, grid)
+    return carry(images, matches, descriptor, grid)

@@ -58,7 +58,7 @@ class Backends:
             return f"{names}, FAISS is not installed"
         figures = []
         for (tokens, width), seconds in self._seconds.items():
-            each = ", ".join(f"{NAMES[backend]} {1000 * seconds[backend]:.3g} ms" for backend in NAMES if backend in seconds)
+            each = ", ".join(f"{NAMES[backend]} {_milliseconds(seconds[backend])}" for backend in NAMES if backend in seconds)
             figures.append(f"{each} for {tokens} x {width}")
         return f"{names} (this {'CPU' if self._device.type == 'cpu' else 'GPU'}, a frame: {'; '.join(figures)})"
 
@@ -90,6 +90,10 @@ def seconds_a_frame(features: Tensor, device: torch.device) -> dict[str, float]:
         if time.perf_counter() - begin > SECONDS:
             break
     return seconds
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
 
 
 def machine(device: torch.device) -> str:

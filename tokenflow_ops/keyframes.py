@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,6 +38,41 @@ def attended_keyframes(frames: Tensor, keyframes: Tensor, limit: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Which keyframes of a long clip are edited together, one window after the other, so that cost and memory do not grow with its square.
+
+    anchors: (a,) positions among the keyframes, spread over the clip; all windows attend to them. own: each window's keyframes, in order.
+    tail: how many keyframes of the window before a window attends to.
+    """
+
+    anchors: Tensor
+    own: tuple[range, ...]
+    tail: int
+
+    @classmethod
+    def of(cls, keyframes: int, limit: int) -> Windows:
+        """Windows in which each of so many keyframes attends to at most `limit` >= 1, itself included; one window if that is all of them.
+
+        A quarter of the limit each goes to anchors and to the window before.
+        """
+        if keyframes <= limit:
+            return cls(torch.empty(0, dtype=torch.int64), (range(keyframes),), 0)
+        few = limit // 4
+        count = -(-keyframes // (limit - 2 * few))
+        borders = [keyframes * i // count for i in range(count + 1)]
+        anchors = torch.tensor([keyframes * (2 * i + 1) // (2 * few) for i in range(few)], dtype=torch.int64)
+        return cls(anchors, tuple(range(a, b) for a, b in pairwise(borders)), few)
+
+    def before(self, window: range) -> range:
+        """The keyframes before a window that it attends to."""
+        return range(max(0, window.start - self.tail), window.start)
+
+    def elsewhere(self, window: range) -> Tensor:
+        """(n,) bool: the anchors that neither lie in a window nor just before it."""
+        return (self.anchors < self.before(window).start) | (self.anchors >= window.stop)
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """The nearest past and future keyframe of every frame.
 
@@ -51,6 +87,10 @@ class Neighbours:
     def of(self, frames: Tensor) -> Neighbours:
         """Those of some frames."""
         return Neighbours(self.past[frames], self.future[frames], self.weight[frames])
+
+    def counted_from(self, first: int) -> Neighbours:
+        """The same, with positions counted from keyframe `first` on."""
+        return Neighbours(self.past - first, self.future - first, self.weight)
 
 
 def neighbours(frames: int, keyframes: Tensor, sigmoid: bool = False) -> Neighbours:

@@ -69,10 +69,10 @@ def _search_cpu(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tens
         torch.mm(part.float(), targets.T, out=held[:, :count])
         if window is not None:
             held[:, :count].masked_fill_(_outside(window, start, len(part)), -torch.inf)
-        best, block = held.unflatten(1, (blocks, BLOCK)).amax(-1).max(-1, keepdim=True)
-        inside = held.view(-1, BLOCK).index_select(0, block[:, 0] + torch.arange(0, len(part) * blocks, blocks))
-        mark = inside.eq_(best).mul_(marks).amax(-1)  # of the maxima in the block the first has the highest mark
-        found[start : start + rows] = (block[:, 0] + 1) * BLOCK - mark.long()
+        best, block = held.view(-1, blocks, BLOCK).amax(-1).max(-1)
+        inside = held.view(-1, BLOCK).index_select(0, block + torch.arange(0, len(part) * blocks, blocks))
+        mark = inside.eq_(best[:, None]).mul_(marks).amax(-1)  # of the maxima in the block the first has the highest mark
+        found[start : start + rows] = block.add_(1).mul_(BLOCK).sub_(mark.long())
     return found
 
 
@@ -97,11 +97,13 @@ def _outside(window: Tensor, start: int, count: int) -> Tensor:
 
 def _first_of_equals(tokens: Tensor) -> Tensor | None:
     """For every token the lowest index of one that equals it; None if all differ, as they nearly always do."""
-    if len(tokens.sum(-1).unique()) == len(tokens):
+    _, group, members = tokens.sum(-1).unique(return_inverse=True, return_counts=True)
+    alike = (members[group] > 1).nonzero()[:, 0]  # equal tokens have equal sums
+    if not len(alike):
         return None
-    different, group = tokens.unique(dim=0, return_inverse=True)
-    index = torch.arange(len(tokens), device=tokens.device)
-    return index.new_empty(len(different)).scatter_reduce_(0, group, index, "amin", include_self=False)[group]
+    different, group = tokens[alike].unique(dim=0, return_inverse=True)
+    lowest = alike.new_empty(len(different)).scatter_reduce_(0, group, alike, "amin", include_self=False)
+    return torch.arange(len(tokens), device=tokens.device).index_copy_(0, alike, lowest[group])
 
 
 def _search_faiss(queries: Tensor, targets: Tensor) -> Tensor:

@@ -115,6 +115,9 @@ class Pass:
         """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""
         return self.source_rows(path, hidden) if path in self.source else hidden
 
+    def finish(self) -> None:
+        """Called once the pass is through. One that fails is made again, with fewer frames."""
+
     def rows(self, tensor: Tensor) -> int:
         """How many conditionings the batch holds."""
         return tensor.shape[0] // len(self.frames)

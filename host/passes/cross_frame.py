@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ class SparseCausalPass(Pass):
 
     layers: frozenset[str]
     bank: Bank
+    _left: Bank = field(default_factory=dict)
+
+    def finish(self) -> None:
+        self.bank.update(self._left)
 
     def attention(self, call: AttentionCall) -> Tensor:
         if call.layer not in self.layers:
@@ -44,5 +48,5 @@ class SparseCausalPass(Pass):
     def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
         """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to the next pass: (2, 2, P, C)."""
         before = self.bank[layer, place] if int(self.frames[0]) else own[:, :1].expand(-1, 2, -1, -1)
-        self.bank[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
+        self._left[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
         return before

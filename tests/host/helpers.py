@@ -53,7 +53,7 @@ def inverted(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> tuple[Any, .
 
 @cache
 def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory") -> Any:
-    return call(ExtractFeatures.execute, tiny_model(), inverted(frames, size)[0], steps="every", storage=storage)[0]
+    return call(ExtractFeatures.execute, tiny_model(), inverted(frames, size)[0], layers="all", steps="every", storage=storage)[0]
 
 
 @cache

@@ -171,6 +171,8 @@ class Edit:
     proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
     consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
     pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
+    windows: TokenFlow's in a clip of many keyframes: positions of the anchors, of every window's own keyframes, and of those that a window
+    attends to beside its own and the anchors.
     carry_until: TokenFlow's share of the schedule in which denoised frames are carried as tokens are; the schedule has `skipped` steps
     before the first of `sigmas`.
     """
@@ -190,6 +192,7 @@ class Edit:
     pnp_blocks: Sequence[int] = PNP_BLOCKS
     carry_until: float = 0.3
     skipped: int = 0
+    windows: tuple[list[int], list[list[int]], list[list[int]]] | None = None
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -270,18 +273,49 @@ class Edit:
             with replaced(self.patcher.model.diffusion_model, attention, resblock, self.pnp_blocks[0]):
                 return epsilon(self.patcher, x[frames], sigma, prompt, frames)
 
-        if self.consistency != "per frame":
+        if self.consistency != "per frame" and self.windows is None:
             run(keyframes, self.jointly(keyframes, ask, kept))
+        elif self.windows is not None:
+            self.in_windows(run, keyframes, ask, kept)
         return torch.cat([run([i], self.frame(i, blends, ask, kept)) for i in range(len(x))])
 
-    def jointly(self, keyframes: list[int], ask: dict[str, Tensor], kept: dict) -> Callable:
-        """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in `kept`."""
+    def in_windows(self, run: Callable, keyframes: list[int], ask: dict[str, Tensor], kept: dict) -> None:
+        """The keyframes window by window; leaves the outputs of all in `kept`."""
+        assert self.windows is not None
+        anchors, windows, before = self.windows
+        anchored: dict = {}
+        run([keyframes[a] for a in anchors], self.jointly([keyframes[a] for a in anchors], ask, anchored))
+        seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # keys and values of a layer and keyframe in its own window
+        for own, tail in zip(windows, before, strict=True):
+            left: dict = {}
+            others = [position for position in anchors if position not in [*own, *tail]]
+
+            def more(layer: str, others: list[int] = others, tail: list[int] = tail) -> list[tuple[Tensor, Tensor]]:
+                apart = [side.chunk(len(anchors)) for side in anchored[layer][:2]]
+                from_anchors = [(apart[0][anchors.index(position)], apart[1][anchors.index(position)]) for position in others]
+                return [*from_anchors, *(seen[layer, position] for position in tail)]
+
+            run([keyframes[p] for p in own], self.jointly([keyframes[p] for p in own], ask, left, more))
+            for layer, (keys, values, outputs) in left.items():
+                for position, *sides in zip(own, keys.chunk(len(own)), values.chunk(len(own)), strict=True):
+                    seen[layer, position] = sides[0], sides[1]
+                known = kept.get(layer)
+                kept[layer] = keys, values, outputs if known is None else torch.cat([known[2], outputs])
+
+    def jointly(self, keyframes: list[int], ask: dict[str, Tensor], kept: dict, more: Callable = lambda layer: []) -> Callable:
+        """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in `kept`.
+
+        more: for a layer keys and values of others to attend to as well.
+        """
 
         def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
             asking = ask[layer][keyframes] if ask and injected(layer, self.pnp_blocks) else tokens
             keys = torch.cat([module.to_k(frame) for frame in asking])
             values = torch.cat([module.to_v(frame) for frame in tokens])
-            outputs = [module.to_out(softmax_attention(module.to_q(frame), keys, values, module.heads)) for frame in asking]
+            others = more(layer)
+            all_keys = torch.cat([keys, *(side[0] for side in others)])
+            all_values = torch.cat([values, *(side[1] for side in others)])
+            outputs = [module.to_out(softmax_attention(module.to_q(frame), all_keys, all_values, module.heads)) for frame in asking]
             kept[layer] = keys, values, torch.stack(outputs)
             return kept[layer][2]
 

@@ -161,7 +161,7 @@ def test_injection_where_features_of_a_controlled_source_are_not_kept() -> None:
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=controlled)[0]
 
     def injected(storage: str) -> Tensor:
-        features = call(ExtractFeatures.execute, tiny_model(), inversion, steps="every", storage=storage)[0]
+        features = call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every", storage=storage)[0]
         correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
         return edit(correspondences=correspondences, injection=injection())
 

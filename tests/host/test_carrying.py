@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tokenflow_pack.host import modes
+from tokenflow_pack.host import joint_edit
+from tokenflow_pack.host.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 
@@ -16,18 +17,18 @@ from .helpers import FRAMES, SIZE, call, edit, invert, matched, moving_clip, tin
 def carried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The matches along which denoised frames are carried, one for each time."""
     seen: list[Any] = []
-    carry = modes.carry
+    carry = joint_edit.carry
 
     def watched(pictures: Any, matches: Any, *args: Any) -> Any:
         seen.append(matches)
         return carry(pictures, matches, *args)
 
-    monkeypatch.setattr(modes, "carry", watched)
+    monkeypatch.setattr(joint_edit, "carry", watched)
     return seen
 
 
 def steps_of(correspondences: Any, carried: list[Any]) -> list[int]:
-    return [next(i for i, step in enumerate(correspondences.steps) if step is matches) for matches in carried]
+    return [i for i, step in enumerate(correspondences.steps) if any(step is matches for matches in carried)]
 
 
 @pytest.mark.parametrize(("until", "steps"), [(0.0, []), (0.1, []), (0.3, [0]), (0.7, [0, 1]), (1.0, [0, 1, 2])])
@@ -53,7 +54,7 @@ def test_an_inversion_of_some_depth_has_that_share_behind_it(carried: list[Any])
     assert steps_of(found, carried) == [0]
 
 
-@pytest.mark.parametrize("mode", [mode for mode in modes.MODES if mode != "tokenflow"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "tokenflow"])
 def test_other_modes_carry_nothing(carried: list[Any], mode: str) -> None:
     edit(consistency=mode, carry_until=1.0)
     assert carried == []

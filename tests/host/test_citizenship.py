@@ -59,7 +59,7 @@ def sources() -> list[Path]:
 def whole_path(model: Any) -> None:
     """All nodes of the main path."""
     inversion = invert(model, moving_clip(2, 8, 8))[0]
-    features = call(ExtractFeatures.execute, model, inversion, steps="every", storage="recompute")[0]
+    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute")[0]
     correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     edit(model, correspondences=correspondences, injection=injection())
 
@@ -154,7 +154,7 @@ def test_clones_share_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 def stages(model: Any) -> dict[str, Callable[[], Any]]:
     return {
         "invert": lambda: invert(model, moving_clip(2, 8, 8)),
-        "extract": lambda: call(ExtractFeatures.execute, model, inverted(*SMALL)[0]),
+        "extract": lambda: call(ExtractFeatures.execute, model, inverted(*SMALL)[0], steps="every"),
         "sample": lambda: edit(model, correspondences=matched(*SMALL), frames_per_pass=1),
     }
 

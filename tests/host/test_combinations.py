@@ -110,7 +110,8 @@ def test_a_lazy_cache_skips_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[str] = []
     watch(monkeypatch, lambda _, frames_pass: seen.append(type(frames_pass).__name__))
     short(WORKING["LazyCache"](tiny_model()), start=1.0)
-    assert seen == ["KeyframePass", "PropagationPass"] * (STEPS - 1)
+    assert seen.count("KeyframePass") == STEPS - 1
+    assert seen.count("PropagationPass") == STEPS - 2  # the first step's frames are carried
 
 
 def test_skip_layer_guidance_changes_nothing_in_a_unet() -> None:
@@ -161,11 +162,11 @@ def test_a_downscale_that_the_source_features_do_not_know_is_refused(injected: b
 )
 def test_features_of_a_downscale_that_comes_and_goes_are_refused(factor: float, end: float, found: str) -> None:
     with pytest.raises(NodeError, match=rf"Extract SA Features, input 'model': .*{found}.*PatchModelAddDownscale"):
-        call(ExtractFeatures.execute, downscaled(factor, end), inverted(*CLIP)[0], steps="every")
+        call(ExtractFeatures.execute, downscaled(factor, end), inverted(*CLIP)[0], layers="all", steps="every")
 
 
 def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
-    features = call(ExtractFeatures.execute, downscaled(), inverted(*CLIP)[0], steps="every", storage="memory")[0]
+    features = call(ExtractFeatures.execute, downscaled(), inverted(*CLIP)[0], layers="all", steps="every", storage="memory")[0]
     assert sum(tokens for tokens, _ in features.shapes.values()) < sum(tokens for tokens, _ in extracted(*CLIP).shapes.values())
     correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     again = partial(edit, downscaled(), correspondences=correspondences, injection=injection(), start=0.6)
@@ -221,7 +222,10 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
 def test_features_are_recorded_before_guidance_looks_again() -> None:
     guided = call(PerturbedAttentionGuidance.execute, tiny_model(), 2.0)[0]
-    found, wanted = call(ExtractFeatures.execute, guided, inverted(*CLIP)[0], steps="every", storage="memory")[0], extracted(*CLIP)
+    found, wanted = (
+        call(ExtractFeatures.execute, guided, inverted(*CLIP)[0], layers="all", steps="every", storage="memory")[0],
+        extracted(*CLIP),
+    )
     for layer in wanted.shapes:
         assert torch.equal(found.store.get(1, layer), wanted.store.get(1, layer))
 

@@ -102,7 +102,7 @@ def test_conditionings_made_anew_at_every_evaluation_are_not_mistaken_for_old_on
     run = Run("test")
     for value in range(3):
         for entry in entries(value):
-            cut = run.cut([[entry]], torch.arange(2), 2, "test").lists[0]
+            cut = run.cut([[entry]], torch.arange(2), 2, "test", 0).lists[0]
             assert cut is not None
             assert float(cut[0]["model_conds"]["c_crossattn"].cond) == value
 

@@ -125,7 +125,7 @@ def inverted(name: str) -> tuple[Any, ...]:
 @cache
 def matched(name: str, storage: str = "recompute") -> Any:
     """Build NN Correspondences' output."""
-    features = call(ExtractFeatures.execute, model(name), inverted(name)[0], steps="every", storage=storage)[0]
+    features = call(ExtractFeatures.execute, model(name), inverted(name)[0], layers="all", steps="every", storage=storage)[0]
     return call(BuildCorrespondences.execute, features, keyframe_interval=2, seed=1, backend="torch")[0]
 
 
@@ -201,7 +201,7 @@ def test_edited_latents_are_the_oracles(name: str) -> None:
         [step.keyframes.tolist() for step in steps],
         CFG,
         *SHARES,
-        proposals=[step.tokens for step in steps],
+        proposals=[{layer: matched(name).tokens(i, layer) for layer in matched(name).features.shapes} for i in range(len(steps))],
         pnp_blocks=KNOWN[name][2],
     ).run()
     found = model(name).model.process_latent_in(edited(name))
@@ -264,7 +264,7 @@ def test_an_inpainting_model_takes_plain_prompts() -> None:
     inversion = invert(model(name), clip(name), positive=plain[0], steps=STEPS, refinement="none")[0]
     edits = []
     for storage in ("memory", "recompute"):
-        features = call(ExtractFeatures.execute, model(name), inversion, steps="every", storage=storage)[0]
+        features = call(ExtractFeatures.execute, model(name), inversion, layers="all", steps="every", storage=storage)[0]
         correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
         injection = call(PlugAndPlay.execute, *SHARES)[0]
         edits.append(call(Sampler.execute, model(name), *plain[1:], correspondences, cfg=CFG, injection=injection)[0]["samples"])
@@ -283,7 +283,7 @@ def test_an_injection_without_layers_for_it_is_refused(decoder: tuple[int, ...],
     patcher = tiny_unet(replace(LAYOUTS["SD 1.5"], decoder=decoder))
     source, positive, negative = prompts("SD 1.5")
     inversion = invert(patcher, moving_clip(2, 8, 8), positive=source, steps=1, refinement="none")[0]
-    features = call(ExtractFeatures.execute, patcher, inversion, steps="every", storage="memory")[0]
+    features = call(ExtractFeatures.execute, patcher, inversion, layers="all", steps="every", storage="memory")[0]
     correspondences = call(BuildCorrespondences.execute, features, backend="torch")[0]
 
     def edit(attention_until: float, features_until: float, layers: str = "decoder") -> Tensor:

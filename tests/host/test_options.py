@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenflow_pack.host.layers import injected_features
 from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
-from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.features import ALL, DECODER, LAYERS, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.sampling import Sampler
-from tokenflow_pack.tokenflow_ops import match_frames
+from tokenflow_pack.tokenflow_ops import nearest_tokens
 
 from .helpers import FRAMES, NEGATIVE, POSITIVE, SIZE, STEPS, call, extracted, inverted, tiny_model
 
@@ -24,18 +24,21 @@ def edit(features: Any, **build: Any) -> tuple[Any, torch.Tensor]:
     return found, latent["samples"]
 
 
-@pytest.mark.parametrize("layers", ["one per resolution", "decoder"])
-def test_layers_that_share_matches_take_those_of_their_resolution(layers: str) -> None:
+@pytest.mark.parametrize("layers", LAYERS)
+def test_layers_share_the_matches_of_their_resolution(layers: str) -> None:
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], layers=layers)[0]
     found, samples = edit(features)
     assert torch.isfinite(samples).all()
-    assert len(features.match_layers) < len(features.shapes)
     decoder = {features.shapes[layer][0] for layer in features.shapes if layer.startswith("output_blocks")}
-    for layer, source in features.matched_by.items():
+    for layer, descriptor in features.matched_by.items():
         tokens = features.shapes[layer][0]
-        assert features.shapes[source][0] == tokens
-        assert source.startswith("output_blocks") or tokens not in decoder
-        assert all(found.tokens(0, layer)[i] is found.tokens(0, source)[i] for i in (0, 1))
+        assert features.shapes[descriptor[-1]][0] == tokens
+        if layers == ALL:
+            assert descriptor == (layer,)
+        elif layers != DECODER or not layer.startswith("output_blocks"):
+            assert descriptor[-1].startswith("output_blocks") or tokens not in decoder
+            assert found.tokens(0, layer)[0].equal(found.tokens(0, descriptor[-1])[0]) or layers == DECODER
+    assert len(features.descriptors) == {ALL: len(features.shapes), DECODER: 10}.get(layers, 4)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [("every k-th", (0, 2)), ("one noise level", (1,))])
@@ -49,19 +52,26 @@ def test_steps_without_features_use_the_nearest_that_has_some(steps: str, expect
 
 
 @pytest.mark.parametrize("storage", ["memory", "disk"])
-def test_one_noise_level_matches_all_steps_and_leaves_nothing_to_compute_for_frames(storage: str) -> None:
-    """Matches are those of its features; Plug-and-Play finds the ResBlock's features of every step."""
+def test_one_noise_level_matches_all_steps(storage: str) -> None:
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], storage=storage)[0]
     (level,) = features.steps
     assert level == STEPS - 1  # the cleaner end
+    found = edit(features, backend="torch")[0]
+    for step, matches in enumerate(found.steps):
+        assert matches.pairs is found.steps[0].pairs
+        for layer, descriptor in features.matched_by.items():
+            described = features.describe({name: features.store.get(level, name) for name in descriptor}, descriptor)
+            for side, positions in zip(found.tokens(step, layer), (matches.near.past, matches.near.future), strict=True):
+                for frame, keyframe in enumerate(matches.keyframes[positions].tolist()):
+                    if frame != keyframe:
+                        assert torch.equal(side[frame].long(), nearest_tokens(described[frame][None], described[keyframe])[0])
+
+
+@pytest.mark.parametrize("steps", ["every", "one noise level"])
+def test_the_resblocks_features_are_kept_if_every_step_has_its_own(steps: str) -> None:
+    features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], steps=steps, storage="memory")[0]
     hidden = injected_features(tuple(features.shapes))
-    assert hidden is not None
-    for step in range(STEPS):
-        assert torch.equal(features.store.get(step, hidden), extracted().store.get(step, hidden))
-    for matches in edit(features, backend="torch")[0].steps:
-        for layer, tokens in matches.tokens.items():
-            wanted = match_frames(features.store.get(level, layer), matches.keyframes, matches.near)
-            assert all(torch.equal(found, side) for found, side in zip(tokens, wanted, strict=True))
+    assert {step for step in range(STEPS) if features.store.has(step, hidden)} == ({0, 1, 2} if steps == "every" else set())
 
 
 def test_both_backends_give_the_same_edit() -> None:

@@ -103,7 +103,7 @@ def inverted(clip: Clip) -> tuple[Any, ...]:
 @cache
 def matched(clip: Clip, storage: str = "memory") -> Any:
     """Build NN Correspondences' output."""
-    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], steps="every", storage=storage)
+    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], layers="all", steps="every", storage=storage)
     return call(BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch")[0]
 
 
@@ -115,7 +115,15 @@ def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
     return sigmas, oracle.invert(tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations)
 
 
-def oracle_edit(clip: Clip, shares: tuple[float, float] | None, consistency: str = "tokenflow", first: int = 0) -> Tensor:
+def proposals(clip: Clip) -> list[dict[str, tuple[Tensor, Tensor]]]:
+    """The matches of every step by layer."""
+    found = matched(clip)
+    return [{layer: found.tokens(step, layer) for layer in found.features.shapes} for step in range(len(found.steps))]
+
+
+def oracle_edit(
+    clip: Clip, shares: tuple[float, float] | None, consistency: str = "tokenflow", first: int = 0, windows: Any = None
+) -> Tensor:
     """The oracle's edited latents, sampled from step `first` on."""
     sigmas, path = oracle_path(clip)
     drawn = matched(clip).steps[first:]
@@ -132,8 +140,9 @@ def oracle_edit(clip: Clip, shares: tuple[float, float] | None, consistency: str
         attention_until,
         features_until,
         consistency,
-        [step.tokens for step in drawn],
+        proposals(clip)[first:],
         skipped=STEPS + 1 - len(path[first:]),
+        windows=windows,
     ).run()
 
 
@@ -160,11 +169,11 @@ def test_matches_are_the_oracles() -> None:
     clip = Clip()
     sigmas, path = oracle_path(clip)
     differing, total = 0, 0
-    for j, step in enumerate(matched(clip).steps):
+    for j, (step, tokens) in enumerate(zip(matched(clip).steps, proposals(clip), strict=True)):
         known = oracle.look_at_source(tiny_model(), path[j], sigmas[j], SOURCE[0][0])
-        assert set(step.tokens) == set(known.phi)
+        assert set(tokens) == set(known.phi)
         keyframes = step.keyframes.tolist()
-        for layer, sides in step.tokens.items():
+        for layer, sides in tokens.items():
             for i in range(clip.frames):
                 for side, keyframe in zip(sides, oracle.closest(i, keyframes)[:2], strict=True):
                     found = side[i].long()
@@ -185,6 +194,16 @@ def test_edited_latents_are_the_oracles(consistency: str, shares: tuple[float, f
 @pytest.mark.parametrize("clip", [Clip(frames=1), Clip(frames=5, interval=8)], ids=["one frame", "fewer than an interval"])
 def test_short_clips_are_edited_as_by_the_oracle(clip: Clip, shares: tuple[float, float] | None) -> None:
     assert relative_error(edited(matched(clip), shares), oracle_edit(clip, shares)) < 1e-4
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(shares: tuple[float, float] | None) -> None:
+    """Seven keyframes of which each attends to four: two of its window, one before it, and one anchor in the middle."""
+    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
+    clip = Clip(frames=13, interval=2)
+    found = edited(matched(clip), shares, attended_keyframes=4)
+    assert relative_error(found, oracle_edit(clip, shares, windows=windows)) < 1e-4
+    assert relative_error(found, edited(matched(clip), shares)) > 1e-3
 
 
 def test_starting_further_down_is_the_oracle_from_there() -> None:
@@ -215,7 +234,8 @@ def test_storage_changes_nothing(storage: str, tolerance: float) -> None:
     kept = matched(Clip())
     other = matched(Clip(), storage)
     for one, two in zip(kept.steps, other.steps, strict=True):
-        assert all(torch.equal(a, b) for layer in one.tokens for a, b in zip(one.tokens[layer], two.tokens[layer], strict=True))
+        assert torch.equal(one.pairs.pairs, two.pairs.pairs)
+        assert all(torch.equal(table, two.pairs.tokens[name]) for name, table in one.pairs.tokens.items())
     assert relative_error(edited(other, (0.5, 0.8)), edited(kept, (0.5, 0.8))) <= tolerance
 
 
@@ -257,7 +277,7 @@ def test_the_model_is_left_as_it_was() -> None:
     options = repr(model.model_options)
 
     inversion, _, _ = call(InvertVideo, model, clip, SOURCE, steps=2)
-    features, _ = call(ExtractFeatures, model, inversion, steps="every", storage="recompute")
+    features, _ = call(ExtractFeatures, model, inversion, layers="all", steps="every", storage="recompute")
     correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2)
     call(Sampler, model, POSITIVE, NEGATIVE, correspondences, injection=call(PlugAndPlay)[0])
 

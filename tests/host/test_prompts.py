@@ -89,7 +89,7 @@ def test_features_of_a_source_prompt_that_holds_at_some_steps_are_refused() -> N
     source = nodes.ConditioningSetTimestepRange().set_range(SOURCE, 0.0, FIRST_STEP)[0]
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=source)[0]
     with pytest.raises(NodeError, match=r"Extract SA Features, input 'model': .* did not run at step 1.*without timestep ranges"):
-        call(ExtractFeatures.execute, tiny_model(), inversion, steps="every")
+        call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")
 
 
 def test_features_of_a_source_prompt_for_an_area_are_refused() -> None:
@@ -188,7 +188,7 @@ def test_an_embedding_of_a_file_is_read_and_edits(files: Path) -> None:
     source, negative = encoded("a wood star on water"), encoded("")
     latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     inversion = invert(model, {"samples": latents}, positive=source, steps=2)[0]
-    features = call(ExtractFeatures.execute, model, inversion, steps="every", storage="memory")[0]
+    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory")[0]
     correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
     def edited(text: str) -> Tensor:
@@ -222,7 +222,7 @@ class Unclip(comfy.supported_models.SD21UnclipL):
 def test_an_image_of_unclip_holds_on_all_frames() -> None:
     model = tiny_unet(replace(SD2, family=Unclip))
     inversion = invert(model, moving_clip(3, 8, 8))[0]
-    features = call(ExtractFeatures.execute, model, inversion, steps="every", storage="memory")[0]
+    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory")[0]
     correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     image = SimpleNamespace(image_embeds=torch.randn(1, (POOLED + SIZES) // 2, generator=torch.Generator().manual_seed(0)))
     positive = nodes.unCLIPConditioning().apply_adm(POSITIVE, image, 1.0, 0.1)[0]

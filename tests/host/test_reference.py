@@ -99,7 +99,7 @@ def test_the_search_is_repeated_in_every_layer_on_rows_that_were_propagated(monk
 def own_chunk(stored: Any, layer: str) -> Tensor:
     """Stored matches of every frame to its own chunk's keyframe, which is the past or the future one; a keyframe's are itself."""
     own = torch.arange(6) // INTERVAL
-    past, future = (side.long() for side in stored.tokens[layer])
+    past, future = (side.long() for side in stored.tokens((layer,)))
     return torch.where((stored.near.future == own)[:, None], future, past)
 
 

@@ -135,7 +135,7 @@ def test_where_a_sampler_cannot_be_rehearsed_the_noise_levels_say_the_step(monke
 @pytest.mark.parametrize("name", comfy.samplers.SCHEDULER_NAMES)
 def test_every_scheduler_edits(name: str) -> None:
     inversion = invert(tiny_model(), moving_clip(3, *SMALL), scheduler=name, steps=5, refinement="none")[0]
-    features = call(ExtractFeatures.execute, tiny_model(), inversion, steps="every")[0]
+    features = call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")[0]
     found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     samples = edit(correspondences=found, injection=injection())
     assert samples.shape == (3, 4, *SMALL)

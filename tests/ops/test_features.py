@@ -19,10 +19,10 @@ from tokenflow_ops import (
     SourceFeatures,
     build_correspondences,
     choose_keyframes,
-    match_frames,
+    nearest_tokens,
     neighbours,
 )
-from tokenflow_ops.features import principal_colours, share_by_resolution, token_grid
+from tokenflow_ops.features import coarse_to_fine, principal_colours, share_by_resolution, token_grid
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -82,21 +82,58 @@ def inversion() -> Inversion:
     return Inversion(torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0]), torch.zeros(STEPS + 1, FRAMES, 4, 8, 12), None, "", STEPS, "normal")
 
 
-def computed(layers: Iterable[str], steps: Iterable[int], consume: Callable[[int, dict[str, Tensor]], None]) -> None:
+def computed(
+    layers: Iterable[str], steps: Iterable[int], consume: Callable[[int, dict[str, Tensor]], None], frames: Tensor | None = None
+) -> None:
     """Stands for the model: other random features for every layer and step."""
     order = list(SHAPES)
+    chosen = torch.arange(FRAMES) if frames is None else frames
     for step in steps:
         generators = {layer: torch.Generator().manual_seed(100 * step + order.index(layer)) for layer in layers}
-        consume(step, {layer: torch.randn(FRAMES, *SHAPES[layer], generator=generator) for layer, generator in generators.items()})
+        consume(step, {layer: torch.randn(FRAMES, *SHAPES[layer], generator=generator)[chosen] for layer, generator in generators.items()})
+
+
+ITSELF = {layer: (layer,) for layer in SHAPES}
 
 
 def source(
-    steps: tuple[int, ...] = (0, 1, 2, 3), store: FeatureStore | None = None, matched_by: dict[str, str] | None = None
+    steps: tuple[int, ...] = (0, 1, 2, 3), store: FeatureStore | None = None, matched_by: dict[str, tuple[str, ...]] | None = None
 ) -> SourceFeatures:
-    features = SourceFeatures(inversion(), SHAPES, matched_by or {layer: layer for layer in SHAPES}, steps, store, computed)
+    features = SourceFeatures(inversion(), SHAPES, matched_by or ITSELF, steps, store, computed)
     if store is not None:
         computed(features.match_layers, steps, store.put)
     return features
+
+
+def test_coarse_to_fine_joins_the_decoders_first_layers() -> None:
+    fine = ("out.1", "out.3")
+    assert coarse_to_fine(SHAPES, ["out.1", "out.2", "out.3"]) == {
+        "in.1": fine,
+        "in.2": ("out.1",),
+        "mid": ("mid",),
+        "out.1": ("out.1",),
+        "out.2": ("out.1",),
+        "out.3": fine,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_descriptor_is_made_of_unit_features_enlarged_to_the_finest(dtype: torch.dtype) -> None:
+    features = {layer: torch.randn(2, *SHAPES[layer], generator=torch.Generator().manual_seed(0)).to(dtype) for layer in SHAPES}
+    known = source(matched_by=coarse_to_fine(SHAPES, ["mid", "out.1", "out.3"]))
+    found = known.describe(features, ("mid", "out.1", "out.3"))
+    assert found.shape == (2, 96, 16 + 16 + 8)
+    for part in found.split([16, 16, 8], -1):
+        torch.testing.assert_close(part.norm(dim=-1), torch.ones(2, 96), atol=1e-3, rtol=0)
+    for part, layer, (rows, columns) in ((found[..., :16], "mid", (2, 3)), (found[..., 16:32], "out.1", (4, 6))):
+        unit = torch.nn.functional.normalize(features[layer].float(), dim=-1).unflatten(1, (rows, columns))
+        for y, x in ((0, 0), (0, 11), (7, 0), (7, 11)):  # the corners are the coarse corners themselves
+            torch.testing.assert_close(part.unflatten(1, (8, 12))[:, y, x], unit[:, y * rows // 8, x * columns // 12], atol=1e-3, rtol=0)
+
+
+def test_a_layer_alone_describes_itself() -> None:
+    tokens = torch.randn(2, 24, 16)
+    assert source().describe({"in.2": tokens}, ("in.2",)) is tokens
 
 
 def test_layers_of_a_resolution_share_its_last_preferred_layer() -> None:
@@ -116,8 +153,11 @@ def test_steps_without_features_use_the_nearest() -> None:
     assert [source((1, 3)).nearest_step(step) for step in range(4)] == [1, 1, 1, 3]
 
 
-@pytest.mark.parametrize(("steps", "matched_by"), [((), None), ((2, 1), None), ((1, 1), None), ((0,), {"in.1": "in.1"})])
-def test_inconsistent_features_are_refused(steps: tuple[int, ...], matched_by: dict[str, str] | None) -> None:
+@pytest.mark.parametrize(
+    ("steps", "matched_by"),
+    [((), None), ((2, 1), None), ((1, 1), None), ((0,), {"in.1": ("in.1",)}), ((0,), {**ITSELF, "in.1": ("in.1", "in.2")})],
+)
+def test_inconsistent_features_are_refused(steps: tuple[int, ...], matched_by: dict[str, tuple[str, ...]] | None) -> None:
     with pytest.raises(ValueError, match=r"steps|layer"):
         source(steps, matched_by=matched_by)
 
@@ -125,41 +165,50 @@ def test_inconsistent_features_are_refused(steps: tuple[int, ...], matched_by: d
 def test_stored_and_computed_features_give_the_same_matches(store: FeatureStore) -> None:
     kept, fresh = build_correspondences(source(store=store), 2), build_correspondences(source(), 2)
     for one, two in zip(kept.steps, fresh.steps, strict=True):
-        assert all(torch.equal(a, b) for layer in SHAPES for a, b in zip(one.tokens[layer], two.tokens[layer], strict=True))
+        assert all(torch.equal(a, b) for name in ITSELF.values() for a, b in zip(one.tokens(name), two.tokens(name), strict=True))
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_every_step_is_matched_to_its_own_keyframes(fixed: bool, backend: str) -> None:
     shared = share_by_resolution(SHAPES)
-    done: list[int] = []
-    found = build_correspondences(source((0, 2), matched_by=shared), 3, seed=7, fixed=fixed, backend=backend, on_step=done.append)
-    assert done == [1, 2, 3, 4]
+    done: list[tuple[int, int]] = []
+    known = source((0, 2), matched_by={layer: (other,) for layer, other in shared.items()})
+    found = build_correspondences(known, 3, seed=7, fixed=fixed, backend=backend, on_pairs=lambda *pairs: done.append(pairs))
+    assert done == sorted(done)
+    assert done[-1][0] == done[-1][1] > done[0][0]
     for step in range(STEPS):
         keyframes = choose_keyframes(FRAMES, 3, 7, 0 if fixed else step)
         assert torch.equal(found.steps[step].keyframes, keyframes)
         features: dict[str, Tensor] = {}
         computed(set(shared.values()), [{0: 0, 1: 0, 2: 2, 3: 2}[step]], lambda _, layers, features=features: features.update(layers))
+        near = neighbours(FRAMES, keyframes)
         for layer in SHAPES:
-            wanted = match_frames(features[shared[layer]], keyframes, neighbours(FRAMES, keyframes))
-            assert all(torch.equal(a, b) for a, b in zip(found.tokens(step, layer), wanted, strict=True))
+            tokens = features[shared[layer]]
+            for side, positions in zip(found.tokens(step, layer), (near.past, near.future), strict=True):
+                for frame, keyframe in enumerate(keyframes[positions].tolist()):
+                    own = torch.arange(tokens.shape[1])
+                    wanted = own if frame == keyframe else nearest_tokens(tokens[frame][None], tokens[keyframe])[0]
+                    assert torch.equal(side[frame].long(), wanted)
 
 
 def test_a_window_holds_on_every_resolution() -> None:
     for layer, (rows, columns), radius in (("in.1", (8, 12), 2), ("in.2", (4, 6), 1), ("mid", (2, 3), 1)):
         for step in build_correspondences(source(), 2, window=2).steps:
             own = torch.arange(rows * columns)
-            for side in step.tokens[layer]:
+            for side in step.tokens((layer,)):
                 token = side.long()
                 assert ((token // columns - own // columns).abs() <= radius).all()
                 assert ((token % columns - own % columns).abs() <= radius).all()
 
 
 def test_broken_features_are_named() -> None:
-    def broken(layers: Iterable[str], steps: Iterable[int], consume: Callable[[int, dict[str, Tensor]], None]) -> None:
+    def broken(
+        layers: Iterable[str], steps: Iterable[int], consume: Callable[[int, dict[str, Tensor]], None], frames: Tensor | None = None
+    ) -> None:
         consume(0, {layer: torch.full((FRAMES, *SHAPES[layer]), torch.nan) for layer in layers})
 
-    features = SourceFeatures(inversion(), SHAPES, {layer: layer for layer in SHAPES}, (0,), None, broken)
+    features = SourceFeatures(inversion(), SHAPES, ITSELF, (0,), None, broken)
     with pytest.raises(ValueError, match=r"NaN.*in\.1.*step 0"):
         build_correspondences(features)
 

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenflow_ops import StepMatches, carry, match_frames, neighbours, propagate
+from tokenflow_ops import carry, propagate
 from tokenflow_ops.correspondence import rebuild
+
+from .made import ONLY, step_matches
 
 
 @settings(deadline=None, max_examples=50)
@@ -38,11 +40,10 @@ def test_every_token_is_the_blend_of_its_two_matches(
 
 def test_keyframes_keep_their_own_tokens_whole() -> None:
     features = torch.randn(9, 12, 8, generator=torch.Generator().manual_seed(0))
-    keyframes = torch.tensor([2, 3, 7])
-    near = neighbours(9, keyframes)
-    past, future = match_frames(features, keyframes, near)
+    found = step_matches(features, 3)
+    near, (past, future) = found.near, found.tokens(ONLY)
     base = torch.randn(3, 12, 5, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(propagate(base, near.past, near.future, near.weight, past, future)[keyframes], base)
+    assert torch.equal(propagate(base, near.past, near.future, near.weight, past, future)[found.keyframes], base)
 
 
 def test_half_precision_stays_half_precision() -> None:
@@ -68,11 +69,9 @@ def test_every_carried_pixel_is_the_blend_of_its_place_in_two_tokens(
     patch = 2 if halved and max(size) > 1 else 1
     rows, columns = -(-height // patch), -(-width // patch)
     pictures = torch.randn(frames, 3, height, width, generator=generator)
-    keyframes = torch.arange(0, frames, interval)
-    near = neighbours(frames, keyframes)
-    features = torch.randn(frames, rows * columns, 4, generator=generator)
-    past, future = match_frames(features, keyframes, near)
-    out = carry(pictures, StepMatches(keyframes, near, {"layer": (past, future)}), "layer", (rows, columns))
+    matches = step_matches(torch.randn(frames, rows * columns, 4, generator=generator), interval, seed)
+    keyframes, near, (past, future) = matches.keyframes, matches.near, matches.tokens(ONLY)
+    out = carry(pictures, matches, ONLY, (rows, columns))
     assert torch.equal(out[keyframes], pictures[keyframes])
 
     def taken(keyframe: torch.Tensor, token: int, y: int, x: int) -> torch.Tensor:
@@ -92,10 +91,7 @@ def test_a_still_clip_is_rebuilt_exactly() -> None:
     image = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
     images = image.expand(5, -1, -1, -1)
     features = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).expand(5, -1, -1)
-    keyframes = torch.tensor([1, 4])
-    near = neighbours(5, keyframes)
-    matches = StepMatches(keyframes, near, {"layer": match_frames(features, keyframes, near)})
-    torch.testing.assert_close(rebuild(images, matches, "layer", (2, 3)), images)
+    torch.testing.assert_close(rebuild(images, step_matches(features, 3), ONLY, (2, 3)), images)
 
 
 def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
@@ -103,7 +99,6 @@ def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
     patches = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     images = torch.stack([strip[:, :, :16], strip[:, :, 4:]])
     features = torch.stack([patches[:4], patches[1:]])
-    near = neighbours(2, torch.tensor([0]))
-    matches = StepMatches(torch.tensor([0]), near, {"layer": match_frames(features, torch.tensor([0]), near)})
-    rebuilt = rebuild(images, matches, "layer", (1, 4))
+    matches = step_matches(features, 2, seed=next(seed for seed in range(99) if step_matches(features, 2, seed).keyframes == 0))
+    rebuilt = rebuild(images, matches, ONLY, (1, 4))
     torch.testing.assert_close(rebuilt[1, :, :, :12], images[1, :, :, :12])

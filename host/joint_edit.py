@@ -1,0 +1,156 @@
+"""The method at one evaluation of the sampler: keyframes edited jointly, and every frame from their tokens (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from comfy import model_management
+from torch import Tensor
+
+from ..tokenflow_ops import Windows, carry, propagate
+from .layers import injected_attention
+from .memory import replaces_attention
+from .passes import Bank, KeyframePass, PropagationPass
+from .patching import ModelCall
+
+if TYPE_CHECKING:
+    from .editing import EditRun, Moment
+
+
+def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """The denoised frames for each list of conditionings. Where memory runs out, fewer keyframes are edited together, for the run."""
+    while True:
+        try:
+            return JointEdit(run, call, now).denoised
+        except model_management.OOM_EXCEPTION:
+            if run.jointly == 1:
+                raise
+            run.jointly = min(run.jointly, len(now.matches.keyframes)) // 2
+            logging.warning("%s: out of memory, on with %d keyframes that attend to each other.", run.node, run.jointly)
+
+
+def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
+    """Early in the schedule, what the model foresees is itself made of the keyframes' along the finest matches, as its tokens are.
+
+    Not in the paper. Convolutions see every frame's own noise and decide on their own what stands where; later steps only draw it out.
+    Late in the schedule copies of whole patches would be seen, so what is left of the frames' own detail stays.
+    """
+    if not _carries(run, now):
+        return denoised
+    finest = run.features.finest
+    return carry(denoised, now.matches, finest, run.features.grid(finest))
+
+
+def _carries(run: EditRun, now: Moment) -> bool:
+    steps = run.inversion.steps
+    skipped = steps - (len(run.inversion.sigmas) - 1)
+    return skipped + now.step < round(run.edit.carry_until * steps)
+
+
+class JointEdit:
+    """One evaluation: windows of keyframes one after the other, each followed by the frames up to its last keyframe.
+
+    Of a window's tokens only the last keyframe's stay for the next one, so that device memory does not grow with the clip. Keyframes are
+    not run again among the frames: what they would be given there are the very tokens of their own. And as long as the denoised frames are
+    carried (see `carry_denoised`), frames between keyframes are not run at all: nothing of them would be left.
+
+    denoised: (N, C, h, w) for each list of conditionings.
+    """
+
+    def __init__(self, run: EditRun, call: ModelCall, now: Moment) -> None:
+        self.run, self.call, self.now = run, call, now
+        self.keyframes = now.matches.keyframes
+        self.denoised = [torch.zeros_like(call.x) for _ in call.conds]
+        # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes it for all frames.
+        self.at_once = replaces_attention(run.model)
+        windows = Windows.of(len(self.keyframes), len(self.keyframes) if self.at_once else run.jointly)
+        anchors = self._edit(windows.anchors, {}).seen if len(windows.anchors) else {}
+        last: KeyframePass | None = None
+        for own in windows.own:
+            tail = len(windows.before(own))
+            nearby = _rows(last.seen, slice(-tail, None)) if last and tail else {}
+            context = _joined(_rows(anchors, windows.elsewhere(own)), nearby)
+            before, last = last, self._edit(torch.arange(own.start, own.stop), context)
+            if not _carries(run, now) or self.at_once:
+                self._propagate(own, before, last)
+        if _carries(run, now):
+            self.denoised = [carry_denoised(run, now, part) for part in self.denoised]
+
+    def _edit(self, positions: Tensor, context: Bank) -> KeyframePass:
+        """The joint pass of some keyframes, whose denoised frames are kept."""
+        frames = self.keyframes[positions]
+        joint = KeyframePass(frames, source=self.run.source(self.call, frames, self.now.injected), context=context)
+        self._keep(frames, self.call.run(self.run, joint))
+        return joint
+
+    def _propagate(self, own: range, before: KeyframePass | None, joint: KeyframePass) -> None:
+        """The frames whose future keyframe is one of the window's, from its tokens and those of the last keyframe before."""
+        near, now, run, call = self.now.matches.near, self.now, self.run, self.call
+        first = own.start - (before is not None)
+        bank = _joined(_rows(before.bank, slice(-1, None)), joint.bank) if before else joint.bank
+        hidden = {name: torch.cat([*([before.source[name][-1:]] if before else []), joint.source[name]]) for name in now.hidden}
+        frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
+        if not self.at_once:
+            frames = frames[~self._whole()[frames]]
+
+        def work(part: Tensor) -> None:
+            nearby = near.of(part).counted_from(first)
+            tokens = partial(run.edit.correspondences.tokens, now.step, frames=part)
+            source = self._hidden(hidden, part, first)
+            propagation = PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens)
+            self._keep(part, call.run(run, propagation))
+
+        run.in_parts(call, frames, work)
+
+    def _hidden(self, known: dict[str, Tensor], frames: Tensor, first: int) -> dict[str, Tensor]:
+        """The source's ResBlock features of some frames: the keyframes' along the matches, unless features of every level are asked for.
+
+        The source carried along its own matches is nearly the source, and the keyframes' features are computed anyway: it takes neither the
+        time nor the memory for all frames at all steps. Edits were the same within a thousandth of their warp error.
+        """
+        if not known or self.run.every_level:
+            return self.run.source(self.call, frames, tuple(known))
+        layer = injected_attention(self.run.edit.layers)[0]
+        near = self.now.matches.near.of(frames).counted_from(first)
+        found = {}
+        for name, hidden in known.items():
+            sides = (near.past, near.future, near.weight, *self.run.edit.correspondences.tokens(self.now.step, layer, frames))
+            tokens = propagate(hidden.flatten(2).transpose(1, 2), *(side.to(hidden.device) for side in sides))
+            found[name] = tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])
+        return found
+
+    def _whole(self) -> Tensor:
+        """(N,) bool: the keyframes that keep their own tokens and nothing else."""
+        near, own = self.now.matches.near, torch.arange(len(self.keyframes))
+        kept = (near.past[self.keyframes] == own) & (near.future[self.keyframes] == own)
+        whole = torch.zeros(len(near.past), dtype=torch.bool)
+        whole[self.keyframes[kept]] = True
+        return whole
+
+    def _keep(self, frames: Tensor, denoised: list[Tensor]) -> None:
+        for whole, part in zip(self.denoised, denoised, strict=True):
+            whole[frames.to(whole.device)] = part
+
+
+def _rows(bank: Bank, rows: Tensor | slice) -> Bank:
+    """The chosen keyframes' tokens, copied so that the others' memory is free."""
+
+    def chosen(tokens: Tensor) -> Tensor:
+        return tokens[rows].clone() if isinstance(rows, slice) else tokens[rows.to(tokens.device)]
+
+    return {key: chosen(held) if isinstance(held, Tensor) else [chosen(part) for part in held] for key, held in bank.items()}
+
+
+def _joined(*banks: Bank) -> Bank:
+    """Keyframes' tokens of several banks, in their order; banks without any are left out."""
+    banks = tuple(bank for bank in banks if bank)
+    if len(banks) < 2:
+        return banks[0] if banks else {}
+
+    def join(parts: tuple) -> object:
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else [torch.cat(sides) for sides in zip(*parts, strict=True)]
+
+    return {key: join(tuple(bank[key] for bank in banks)) for key in banks[0]}

@@ -65,10 +65,10 @@ class InvertVideo(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "iterations",
-                    default=1,
+                    default=0,
                     min=0,
                     max=20,
-                    tooltip="Additional model calls a step for the refinement. 1 is enough for most clips; 0 for drafts, extrapolated.",
+                    tooltip="Additional model calls a step for the refinement. 0 is enough for extrapolated from about 30 steps on. 1 for fewer steps or fast motion; fixed point needs at least 1.",
                 ),
                 io.Float.Input(
                     "depth",
@@ -104,7 +104,7 @@ class InvertVideo(io.ComfyNode):
         steps: int = 50,
         scheduler: str = "normal",
         refinement: str = EXTRAPOLATED,
-        iterations: int = 1,
+        iterations: int = 0,
         depth: float = 1.0,
         frames_per_pass: int = 0,
         negative: Any = None,

@@ -36,7 +36,7 @@ def _edit_inputs() -> list[Any]:
             min=0,
             max=4096,
             optional=True,
-            tooltip="How many keyframes, the closest in time, attend to each other. 0: all. Set it (8, say) for clips of hundreds of frames: cost and memory grow with the square.",
+            tooltip="How many keyframes attend to each other at most. 0: 16, in other modes all. A clip with more is edited in windows: half of them at once, a quarter from the window before, a quarter spread over the clip.",
         ),
         frames_per_pass_input(),
         io.Mask.Input(

@@ -50,7 +50,7 @@ class BuildCorrespondences(io.ComfyNode):
                     "backend",
                     options=list(BACKENDS),
                     default="auto",
-                    tooltip="What searches: FAISS, or a matrix product in torch. auto times both on this clip and takes the faster.",
+                    tooltip="What searches: FAISS, or a matrix product in torch. auto takes the faster one on this machine; it times them once.",
                 ),
                 io.Int.Input(
                     "search_window",

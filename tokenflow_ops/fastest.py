@@ -69,13 +69,13 @@ def seconds_a_frame(features: Tensor, device: torch.device) -> dict[str, float]:
     features: (N, P, C); the frames repeat where there are too few. device: where to search.
     """
     _, tokens, width = features.shape
-    count = min(FRAMES * tokens, max(tokens // 16, int(OPERATIONS / (2 * tokens * width))))
+    count = min(FRAMES * tokens, max(tokens // 32, int(OPERATIONS / (2 * tokens * width))))
     flat = features.flatten(0, 1)
     queries, targets = flat[torch.arange(count) % len(flat)].to(device)[None], features[0].to(device)
     seconds: dict[str, float] = {}
     for backend in NAMES:
         try:
-            nearest_tokens(queries[:, : max(1, count // 16)], targets, backend)  # imports, threads and workspaces are not part of it
+            nearest_tokens(queries[:, :64], targets[:64], backend)  # imports, threads and workspaces are not part of it
         except RuntimeError:
             if backend == "torch":
                 raise

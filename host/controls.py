@@ -7,7 +7,7 @@ another frame's hint, in this run and after an interrupt in the user's next. A p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -45,6 +45,24 @@ def _adapter_control(view: Any, get_control: Callable[..., Any], x: Tensor, *arg
     if view.cond_hint is not None and len(view.cond_hint) not in (1, len(x)):
         view.control_input = None
     return get_control(x, *args)
+
+
+def shallow_control(control: dict[str, Any], deep: Sequence[str]) -> dict[str, Any]:
+    """A control's residuals for the UNet's blocks, without those of the deep ones (by the paths of their layers), which do not run.
+
+    The host takes the last of each list for the first block.
+    """
+    blocks = {tuple(path.split(".")[:2]) for path in deep}
+    parts = {"input": "input_blocks", "output": "output_blocks"}
+
+    def left(name: str, residuals: Any) -> Any:
+        if not isinstance(residuals, list):
+            return residuals
+        numbers = range(len(residuals) - 1, -1, -1)
+        deeper = [name == "middle" or (parts.get(name, ""), str(number)) in blocks for number in numbers]
+        return [None if below else residual for residual, below in zip(residuals, deeper, strict=True)]
+
+    return {name: left(name, residuals) for name, residuals in control.items()}
 
 
 def rows_of(tensor: Tensor | None, frames: Tensor) -> Any:

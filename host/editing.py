@@ -34,7 +34,8 @@ class Edit:
 
     node: the node's name for errors. layers: the model's self-attention layers. consistency: one of MODES.
     injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to at most; 0 for the mode's own.
-    carry_until: share of the schedule, see `modes.carry_denoised`. frames_per_pass: 0 for the host's estimate.
+    carry_until: share of the schedule, see `joint_edit.carry_denoised`. deep: whether frames take all that comes up from below the UNet's
+    full resolution from the keyframes, or self-attention's output alone. frames_per_pass: 0 for the host's estimate.
     mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
     frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow optical flow need them.
     """
@@ -46,6 +47,7 @@ class Edit:
     consistency: str
     attended_keyframes: int
     carry_until: float
+    deep: bool
     frames_per_pass: int
     mask: Tensor | None = None
     frames: Tensor | None = None
@@ -168,6 +170,11 @@ class EditRun(Run):
     def every_level(self) -> bool:
         """Whether features belong to every step, by the user's choice."""
         return len(self.features.steps) == len(self.inversion.sigmas) - 1
+
+    def carries_deep(self, call: ModelCall) -> bool:
+        """Whether frames need nothing below full resolution. Patches on the UNet's blocks (FreeU, downscaling) want to see it run."""
+        patches = call.options["transformer_options"].get("patches", {})
+        return self.edit.deep and not any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
 
     def source_prompt(self) -> list[dict[str, Any]]:
         """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""

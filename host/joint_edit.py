@@ -10,7 +10,7 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
-from ..tokenflow_ops import Windows, carry, propagate
+from ..tokenflow_ops import Neighbours, Windows, carry
 from .layers import injected_attention
 from .memory import replaces_attention
 from .passes import Bank, KeyframePass, PropagationPass
@@ -40,8 +40,8 @@ def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     """
     if not _carries(run, now):
         return denoised
-    finest = run.features.finest
-    return carry(denoised, now.matches, finest, run.features.grid(finest))
+    keyframes = denoised[now.matches.keyframes.to(denoised.device)]
+    return carry(keyframes, now.matches.near, now.matches.tokens(run.features.finest), run.features.grid(run.features.finest))
 
 
 def _carries(run: EditRun, now: Moment) -> bool:
@@ -95,17 +95,18 @@ class JointEdit:
         frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
         if not self.at_once:
             frames = frames[~self._whole()[frames]]
+        finest = (run.features.finest[-1], run.features.grid(run.features.finest)) if self.run.carries_deep(call) else None
 
         def work(part: Tensor) -> None:
             nearby = near.of(part).counted_from(first)
             tokens = partial(run.edit.correspondences.tokens, now.step, frames=part)
-            source = self._hidden(hidden, part, first)
-            propagation = PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens)
+            source = {} if finest else self._hidden(hidden, nearby, part)
+            propagation = PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest)
             self._keep(part, call.run(run, propagation))
 
         run.in_parts(call, frames, work)
 
-    def _hidden(self, known: dict[str, Tensor], frames: Tensor, first: int) -> dict[str, Tensor]:
+    def _hidden(self, known: dict[str, Tensor], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
         """The source's ResBlock features of some frames: the keyframes' along the matches, unless features of every level are asked for.
 
         The source carried along its own matches is nearly the source, and the keyframes' features are computed anyway: it takes neither the
@@ -113,14 +114,8 @@ class JointEdit:
         """
         if not known or self.run.every_level:
             return self.run.source(self.call, frames, tuple(known))
-        layer = injected_attention(self.run.edit.layers)[0]
-        near = self.now.matches.near.of(frames).counted_from(first)
-        found = {}
-        for name, hidden in known.items():
-            sides = (near.past, near.future, near.weight, *self.run.edit.correspondences.tokens(self.now.step, layer, frames))
-            tokens = propagate(hidden.flatten(2).transpose(1, 2), *(side.to(hidden.device) for side in sides))
-            found[name] = tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])
-        return found
+        tokens = self.run.edit.correspondences.tokens(self.now.step, injected_attention(self.run.edit.layers)[0], frames)
+        return {name: carry(hidden, near, tokens, (hidden.shape[2], hidden.shape[3])) for name, hidden in known.items()}
 
     def _whole(self) -> Tensor:
         """(N,) bool: the keyframes that keep their own tokens and nothing else."""

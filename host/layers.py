@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
 
 def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
@@ -41,6 +42,25 @@ def decoder_block(layer: str) -> int | None:
     """The number of the output block a layer belongs to, None outside of the decoder."""
     parts = layer.split(".")
     return int(parts[1]) if parts[0] == "output_blocks" else None
+
+
+def deep_layers(diffusion_model: Any) -> tuple[str, ...]:
+    """Module paths of all that runs below the UNet's full resolution, in order: from the first Downsample to the last Upsample.
+
+    Returns: e.g. "input_blocks.3.0" ... "middle_block.2" ... "output_blocks.8.2"; empty for models without such a part.
+    """
+    known = [
+        (f"{part}.{i}.{j}", layer)
+        for part in ("input_blocks", "output_blocks")
+        for i, block in enumerate(getattr(diffusion_model, part, ()))
+        for j, layer in enumerate(block)
+    ]
+    middle = [(f"middle_block.{j}", layer) for j, layer in enumerate(getattr(diffusion_model, "middle_block", None) or ())]
+    split = sum(path.startswith("input_") for path, _ in known)
+    known[split:split] = middle
+    down = [position for position, (_, layer) in enumerate(known) if isinstance(layer, Downsample)]
+    up = [position for position, (_, layer) in enumerate(known) if isinstance(layer, Upsample)]
+    return tuple(path for path, _ in known[down[0] : up[-1] + 1]) if down and up else ()
 
 
 def injected_attention(layers: tuple[str, ...], choice: str = "decoder") -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .conds import Conds, PassConds
 from .conflicts import check_all_tokens, check_every_pass_runs
-from .layers import cross_attention_layers, injected_features, self_attention_layers
+from .controls import shallow_control
+from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
 from .memory import frames_per_pass
-from .passes import PASS_KEY, AttentionCall, Pass
+from .passes import PASS_KEY, AttentionCall, DeepCall, Pass
 from .wraps import ForwardWraps
 
 KEY = "tokenflow"
@@ -140,29 +141,23 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:
     layers = self_attention_layers(clone.model.diffusion_model)
     cross_layers = cross_attention_layers(clone.model.diffusion_model)
     features = injected_features(layers)
-    hidden_from: list[dict[str, Any]] = []  # ResBlocks get no transformer_options: the block patch that runs just before hands them over
+    deep = deep_layers(clone.model.diffusion_model)
+    running: list[dict[str, Any]] = []  # transformer_options of the UNet's running call, which ResBlocks and the like are not given
 
     def make(path: str, module: Any) -> Callable[..., Any]:
         if path == features:
-            return _wrap_hidden(path, hidden_from)
+            return _wrap_hidden(path, running)
+        if path in deep:
+            return _wrap_deep(path, path == deep[-1], running)
         return _wrap_attention(path, module, cross=path in cross_layers)
 
-    wraps = ForwardWraps((*layers, *cross_layers, *((features,) if features else ())), make)
-
-    def block_patch(h: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        hidden_from[:] = [options] if features and options["block"] == ("output", int(features.split(".")[1])) else []
-        return h, skip
-
-    def cleanup(_: Any) -> None:
-        hidden_from.clear()
-        wraps.undo()
-
-    clone.set_model_output_block_patch(block_patch)
+    wraps = ForwardWraps((*layers, *cross_layers, *((features,) if features else ()), *deep), make)
     for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
         clone.remove_callbacks_with_key(kind, KEY)
     clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, lambda patcher: wraps.install(patcher.model.diffusion_model))
-    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, cleanup)
+    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, lambda _: wraps.undo())
     _add_wrappers(clone, new_run, asked)
+    _watch_unet(clone, deep, running)
     return clone
 
 
@@ -184,12 +179,23 @@ def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor
     return forward
 
 
-def _wrap_hidden(path: str, hidden_from: list[dict[str, Any]]) -> Callable[..., Tensor]:
+def _wrap_hidden(path: str, running: list[dict[str, Any]]) -> Callable[..., Tensor]:
     def forward(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         hidden = original(*args, **kwargs)
-        options = hidden_from.pop() if hidden_from else {}
+        options = running[-1] if running else {}
         frames_pass: Pass | None = options.get(PASS_KEY)
         return hidden if frames_pass is None else frames_pass.hidden(path, hidden, options)
+
+    return forward
+
+
+def _wrap_deep(path: str, last: bool, running: list[dict[str, Any]]) -> Callable[..., Tensor]:
+    def forward(original: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        options = running[-1] if running else {}
+        frames_pass: Pass | None = options.get(PASS_KEY)
+        if frames_pass is None:
+            return original(x, *args, **kwargs)
+        return frames_pass.deep(DeepCall(path, last, original, x, args, kwargs, options))
 
     return forward
 
@@ -239,3 +245,19 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
     ):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+def _watch_unet(clone: Any, deep: tuple[str, ...], running: list[dict[str, Any]]) -> None:
+    def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
+        frames_pass: Pass | None = options.get(PASS_KEY)
+        if frames_pass is not None and frames_pass.skips_deep:
+            args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
+        running.append(options)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            running.pop()
+
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, diffusion_model)

@@ -20,6 +20,7 @@ from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_inpu
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
 CARRY_UNTIL = 0.3
+DEEP, ATTENTION = PROPAGATIONS = "deep features", "attention"
 
 
 def _edit_inputs() -> list[Any]:
@@ -64,6 +65,13 @@ def _late_inputs() -> list[Any]:
             optional=True,
             tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
         ),
+        io.Combo.Input(
+            "propagation",
+            options=list(PROPAGATIONS),
+            default=DEEP,
+            optional=True,
+            tooltip="For tokenflow: what frames between keyframes take from them. deep features: all that the UNet makes below full resolution, steadier and several times faster. attention: the output of self-attention alone, as in the paper.",
+        ),
     ]
 
 
@@ -78,6 +86,7 @@ def _edit(
     mask: torch.Tensor | None,
     frames: torch.Tensor | None,
     carry_until: float,
+    propagation: str,
 ) -> Edit:
     layers = check_model(node, model)
     check_injection(node, layers, injection)
@@ -90,7 +99,8 @@ def _edit(
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, carry_until, frames_per_pass, mask, frames)
+    deep = propagation == DEEP
+    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, carry_until, deep, frames_per_pass, mask, frames)
 
 
 class Sampler(io.ComfyNode):
@@ -166,8 +176,9 @@ class Sampler(io.ComfyNode):
         noise: str = INVERTED,
         frames: torch.Tensor | None = None,
         carry_until: float = CARRY_UNTIL,
+        propagation: str = DEEP,
     ) -> io.NodeOutput:
-        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until)
+        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until, propagation)
         edit = _edit(SAMPLER, model, correspondences, injection, *asked)
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
@@ -234,7 +245,8 @@ class Apply(io.ComfyNode):
         mask: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
         carry_until: float = CARRY_UNTIL,
+        propagation: str = DEEP,
     ) -> io.NodeOutput:
-        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until)
+        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until, propagation)
         edit = _edit(APPLY, model, correspondences, injection, *asked)
         return io.NodeOutput(apply_edit(model, edit))

@@ -124,7 +124,7 @@ class _Search:
         self.allowed = allowed
 
     def fill(self, matches: PairMatches, block: range, held: range, layers: dict[str, Tensor]) -> Iterator[int]:
-        """Searches for the pairs of a block's frames; `layers` are the features of the frames `held`. Yields: how many, keyframe by keyframe."""
+        """Searches for a block's pairs in the features of the frames `held`. Yields: how many, keyframe by keyframe."""
         first, last = torch.searchsorted(matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames).tolist()
         frames, keyframes = matches.pairs[first:last] // matches.frames, matches.pairs[first:last] % matches.frames
         for keyframe in keyframes.unique().tolist():

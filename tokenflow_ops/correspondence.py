@@ -84,22 +84,19 @@ class Correspondences:
         return self.steps[step].tokens(self.features.matched_by[layer], frames)
 
 
-def carry(pictures: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int]) -> Tensor:
-    """Every frame made of its two keyframes' patches, as equation 6 makes tokens: for latents and images instead of features.
+def carry(keyframes: Tensor, near: Neighbours, tokens: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:
+    """Frames made of their two keyframes' patches, as equation 6 makes tokens: for latents, features and images.
 
-    pictures: (N, C, h, w). grid: rows and columns of the descriptor's tokens; a token covers a square patch, cut off at the right and the
-    bottom where the picture ends. Returns: like pictures; a keyframe is its own.
+    keyframes: (k, C, h, w). near: the frames' positions in them. tokens: past and future token indices, each (n, P). grid: rows and columns
+    of the P tokens; a token covers a square patch, cut off at the right and the bottom where the picture ends. Returns: (n, C, h, w).
     """
     rows, columns = grid
-    height, width = pictures.shape[2:]
+    height, width = keyframes.shape[2:]
     patch = max(-(-height // rows), -(-width // columns))
-    keyframes = pictures[matches.keyframes.to(pictures.device)]
     whole = F.pad(keyframes, (0, columns * patch - width, 0, rows * patch - height), mode="replicate")
-    tokens = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (k, P, C * patch ** 2)
-    near, (past, future) = matches.near, matches.tokens(descriptor)
-    sides = (part.to(pictures.device) for part in (near.past, near.future, near.weight, past, future))
-    carried = propagate(tokens, *sides)
-    return F.pixel_shuffle(carried.transpose(1, 2).unflatten(2, grid), patch)[..., :height, :width]
+    base = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (k, P, C * patch ** 2)
+    sides = (part.to(base.device) for part in (near.past, near.future, near.weight, *tokens))
+    return F.pixel_shuffle(propagate(base, *sides).transpose(1, 2).unflatten(2, grid), patch)[..., :height, :width]
 
 
 def rebuild(images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int]) -> Tensor:
@@ -113,4 +110,4 @@ def rebuild(images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: 
     size = (rows * patch, columns * patch)
     if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="area")
-    return carry(images, matches, descriptor, grid)
+    return carry(images[matches.keyframes], matches.near, matches.tokens(descriptor), grid)

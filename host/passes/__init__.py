@@ -1,6 +1,6 @@
 """What happens in the UNet's self-attention and ResBlocks during one pass over some of the frames."""
 
-from .base import PASS_KEY, AttentionCall, Bank, CapturePass, Pass
+from .base import PASS_KEY, AttentionCall, Bank, CapturePass, DeepCall, Pass
 from .blending import BlendedPass, SourceMapsPass
 from .cross_frame import SparseCausalPass
 from .joint import JointPass, KeyframePass
@@ -13,6 +13,7 @@ __all__ = [
     "Bank",
     "BlendedPass",
     "CapturePass",
+    "DeepCall",
     "JointPass",
     "KeyframePass",
     "Pass",

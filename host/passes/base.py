@@ -18,7 +18,9 @@ from ..conflicts import check_same_tokens
 
 PASS_KEY = "tokenflow_pass"
 
-# What a keyframe pass leaves for the frames, by layer and conditioning: (k, P, C) output tokens, or the tokens that values are made of.
+# What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each keyframe.
+# DEEP: (k, C, h, w) instead, from the last layer below the UNet's full resolution.
+DEEP = "deep"
 Bank = dict[tuple[str, Place], Any]
 
 
@@ -82,6 +84,35 @@ class AttentionCall:
 
 
 @dataclass
+class DeepCall:
+    """One call of a layer below the UNet's full resolution.
+
+    last: whether it is the last one, whose output (rows * n, C, h, w) is back at full resolution. x: its input. args, kwargs: the others.
+    """
+
+    path: str
+    last: bool
+    original: Callable[..., Tensor]
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def run(self) -> Tensor:
+        """The layer as the host runs it."""
+        return self.original(self.x, *self.args, **self.kwargs)
+
+    def nothing(self) -> Tensor:
+        """An output without channels: the host joins it to others and takes its height and width for the way up, at no cost."""
+        height, width = self.x.shape[2:]
+        if self.kwargs.get("output_shape") is not None:
+            height, width = self.kwargs["output_shape"][2:]
+        elif not self.args:  # a Downsample; ResBlocks and transformers are given an embedding or a context
+            height, width = -(-height // 2), -(-width // 2)
+        return self.x.new_empty(len(self.x), 0, height, width)
+
+
+@dataclass
 class Pass:
     """A pass that changes nothing: frames that only have to be processed in smaller batches.
 
@@ -114,6 +145,15 @@ class Pass:
     def hidden(self, path: str, hidden: Tensor, options: Mapping[str, Any]) -> Tensor:
         """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""
         return self.source_rows(path, hidden) if path in self.source else hidden
+
+    @property
+    def skips_deep(self) -> bool:
+        """Whether nothing below the UNet's full resolution runs."""
+        return False
+
+    def deep(self, call: DeepCall) -> Tensor:
+        """The output of a layer below the UNet's full resolution."""
+        return call.run()
 
     def finish(self) -> None:
         """Called once the pass is through. One that fails is made again, with fewer frames."""

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from ...tokenflow_ops import attended_keyframes, join_frames, split_frames
-from .base import AttentionCall, Bank, Pass
+from .base import DEEP, AttentionCall, Bank, DeepCall, Pass
 
 
 @dataclass
 class KeyframePass(Pass):
     """Joint edit of some keyframes: extended attention in every layer (paper, equation 5).
 
-    bank: filled with the tokens after the output projection, T_base. seen: filled with what keys and values are made of, two (k, P, C).
+    bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes up from below full resolution.
+    seen: filled with what keys and values are made of, two (k, P, C).
     context: what keys and values of other keyframes are made of, which these attend to as well.
     limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the context.
     """
@@ -24,6 +25,13 @@ class KeyframePass(Pass):
     seen: Bank = field(default_factory=dict)
     context: Bank = field(default_factory=dict)
     limit: int = 0
+
+    def deep(self, call: DeepCall) -> Tensor:
+        out = call.run()
+        if call.last:
+            for place, part in zip(self.places(call.options), out.chunk(self.rows(out)), strict=True):
+                self.bank[DEEP, place] = part
+        return out
 
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops import Neighbours, propagate
+from ...tokenflow_ops import Neighbours, carry, propagate
 from ..conflicts import check_same_tokens
-from .base import AttentionCall, Bank, Pass
+from .base import DEEP, AttentionCall, Bank, DeepCall, Pass
 
 
 @dataclass(kw_only=True)
@@ -20,11 +20,27 @@ class PropagationPass(Pass):
     Queries, keys, values, attention and output projection are never computed here.
     bank: the keyframes' output tokens. near: the frames' positions and weights in it.
     tokens: past and future token indices (n, P) of a layer.
+    finest: if given, all that comes up from below the UNet's full resolution is the keyframes' too, carried along this layer's matches, on
+    a grid of so many rows and columns; nothing down there runs.
     """
 
     bank: Bank
     near: Neighbours
     tokens: Callable[[str], tuple[Tensor, Tensor]]
+    finest: tuple[str, tuple[int, int]] | None = None
+
+    @property
+    def skips_deep(self) -> bool:
+        return self.finest is not None
+
+    def deep(self, call: DeepCall) -> Tensor:
+        if self.finest is None:
+            return call.run()
+        if not call.last:
+            return call.nothing()
+        layer, grid = self.finest
+        sides = self.tokens(layer)
+        return torch.cat([carry(self.bank[DEEP, place], self.near, sides, grid) for place in self.places(call.options)])
 
     def attention(self, call: AttentionCall) -> Tensor:
         past, future = (part.to(call.x.device) for part in self.tokens(call.layer))

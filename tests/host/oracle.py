@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,8 +44,17 @@ def sdxl_vector(pooled: Tensor, height: int, width: int) -> Tensor:
 
 
 @contextmanager
-def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | None = None, block: int = PNP_BLOCKS[0]) -> Iterator[None]:
-    """Self-attention layers answer attention(layer, module, tokens), the branch of an output block's ResBlock resblock(hidden)."""
+def replaced(
+    unet: Any,
+    attention: Callable | None = None,
+    resblock: Callable | None = None,
+    block: int = PNP_BLOCKS[0],
+    upsample: Callable | None = None,
+) -> Iterator[None]:
+    """Self-attention layers answer attention(layer, module, tokens), the branch of an output block's ResBlock resblock(hidden).
+
+    The last Upsample, behind which the UNet is back at full resolution, answers upsample(hidden).
+    """
     changed = []
 
     def replace(module: Any, forward: Callable) -> None:
@@ -59,6 +69,10 @@ def replaced(unet: Any, attention: Callable | None = None, resblock: Callable | 
             branch = unet.output_blocks[block][0].out_layers
             plain = branch.forward
             replace(branch, lambda hidden: resblock(plain(hidden)))
+        if upsample is not None:
+            last = [module for module in unet.output_blocks.modules() if type(module).__name__ == "Upsample"][-1]
+            before = last.forward
+            replace(last, lambda hidden, **shape: upsample(before(hidden, **shape)))
         yield
     finally:
         for module in changed:
@@ -171,6 +185,8 @@ class Edit:
     proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
     consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
     pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
+    deep: whether frames take what comes up from below full resolution from the keyframes, as they take tokens. coarse: whether a layer is
+    matched on the decoder's first layers of its and all coarser resolutions.
     windows: TokenFlow's in a clip of many keyframes: positions of the anchors, of every window's own keyframes, and of those that a window
     attends to beside its own and the anchors.
     carry_until: TokenFlow's share of the schedule in which denoised frames are carried as tokens are; the schedule has `skipped` steps
@@ -193,6 +209,8 @@ class Edit:
     carry_until: float = 0.3
     skipped: int = 0
     windows: tuple[list[int], list[list[int]], list[list[int]]] | None = None
+    deep: bool = False
+    coarse: bool = False
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -217,23 +235,28 @@ class Edit:
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
 
     def carried(self, clean: Tensor, blends: dict[str, list], step: int) -> Tensor:
-        """Every pixel of the clean latents (N, C, h, w) from the matched tokens of the two keyframes, at its own place within the token."""
+        """Every pixel of the clean latents (N, C, h, w) from the matched tokens of the two keyframes."""
         most = max(len(recipes[0][2]) for recipes in blends.values())
         recipes = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1]
         height, width = clean.shape[2:]
         patch = 1 if most == height * width else 2
+        return torch.stack([self.made_of(clean[self.keyframes[step]], recipe, patch) for recipe in recipes])
+
+    def made_of(self, keyframes: Tensor, recipe: tuple, patch: int) -> Tensor:
+        """One frame (C, h, w) of the keyframes' pixels (k, C, h, w): each at its own place within the matched token of patch x patch."""
+        past, future, past_match, future_match, weight = recipe
+        made = torch.empty_like(keyframes[0])
+        height, width = made.shape[1:]
         columns = -(-width // patch)
-        carried = torch.empty_like(clean)
-        for frame, (past, future, past_match, future_match, weight) in enumerate(recipes):
-            for y in range(height):
-                for x in range(width):
-                    token, sides = y // patch * columns + x // patch, []
-                    for keyframe, match in ((past, past_match), (future, future_match)):
-                        row, column = divmod(int(match[token]), columns)
-                        row, column = min(row * patch + y % patch, height - 1), min(column * patch + x % patch, width - 1)
-                        sides.append(clean[self.keyframes[step][keyframe], :, row, column])
-                    carried[frame, :, y, x] = (1 - weight) * sides[0] + weight * sides[1]
-        return carried
+        for y in range(height):
+            for x in range(width):
+                token, sides = y // patch * columns + x // patch, []
+                for keyframe, match in ((past, past_match), (future, future_match)):
+                    row, column = divmod(int(match[token]), columns)
+                    row, column = min(row * patch + y % patch, height - 1), min(column * patch + x % patch, width - 1)
+                    sides.append(keyframes[keyframe, :, row, column])
+                made[:, y, x] = (1 - weight) * sides[0] + weight * sides[1]
+        return made
 
     def known(self, step: int) -> Source:
         """What the source shows at a step."""
@@ -242,7 +265,7 @@ class Edit:
     def blends(self, known: Source, step: int) -> dict[str, list]:
         """For every layer and frame: positions of its two keyframes, its matches to them, and the future one's weight."""
         keyframes, recipes = self.keyframes[step], {}
-        for layer, phi in known.phi.items():
+        for layer, phi in (self.described(known.phi) if self.coarse else known.phi).items():
             recipes[layer] = []
             proposed = self.proposals[step][layer] if self.proposals else (None, None)
             for frame in range(len(phi)):
@@ -251,6 +274,34 @@ class Edit:
                 matches = match(phi, frame, past, ties[0]), match(phi, frame, future, ties[1])
                 recipes[layer].append((keyframes.index(past), keyframes.index(future), *matches, weight))
         return recipes
+
+    def described(self, phi: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For every layer the unit tokens of the decoder's first layers of its and coarser resolutions, enlarged and joined."""
+        firsts: dict[int, str] = {}
+        for layer in phi:
+            if layer.startswith("output_blocks."):
+                firsts.setdefault(phi[layer].shape[1], layer)
+        grids, side = {}, tuple(self.path.shape[-2:])
+        while side[0] * side[1] not in grids:
+            grids[side[0] * side[1]] = side
+            side = tuple((length + 1) // 2 for length in side)
+        found = {}
+        for layer, own in phi.items():
+            tokens = own.shape[1]
+            parts = []
+            for count in sorted(firsts):
+                if count > tokens or tokens not in firsts:
+                    continue
+                part = phi[firsts[count]]
+                part = part / part.norm(dim=-1, keepdim=True)
+                if count < tokens:
+                    plane = part.transpose(1, 2).reshape(len(part), -1, *grids[count])
+                    plane = torch.nn.functional.interpolate(plane, grids[tokens], mode="bilinear")
+                    part = plane.flatten(2).transpose(1, 2)
+                    part = part / part.norm(dim=-1, keepdim=True)
+                parts.append(part)
+            found[layer] = torch.cat(parts, -1) if parts else own
+        return found
 
     def noise(
         self,
@@ -268,16 +319,29 @@ class Edit:
         """
         kept: dict = {}
 
-        def run(frames: list[int], attention: Callable) -> Tensor:
+        def run(frames: list[int], attention: Callable, upsample: Callable | None = None) -> Tensor:
             resblock = None if hidden is None else lambda branch: hidden[frames]
-            with replaced(self.patcher.model.diffusion_model, attention, resblock, self.pnp_blocks[0]):
+            with replaced(self.patcher.model.diffusion_model, attention, resblock, self.pnp_blocks[0], upsample):
                 return epsilon(self.patcher, x[frames], sigma, prompt, frames)
 
         if self.consistency != "per frame" and self.windows is None:
-            run(keyframes, self.jointly(keyframes, ask, kept))
+            run(keyframes, self.jointly(keyframes, ask, kept), partial(self.keep_deep, kept))
         elif self.windows is not None:
             self.in_windows(run, keyframes, ask, kept)
-        return torch.cat([run([i], self.frame(i, blends, ask, kept)) for i in range(len(x))])
+        return torch.cat([run([i], self.frame(i, blends, ask, kept), self.deep_of(i, blends, kept)) for i in range(len(x))])
+
+    def keep_deep(self, kept: dict, hidden: Tensor) -> Tensor:
+        kept["deep"] = torch.cat([*([kept["deep"]] if "deep" in kept else []), hidden])
+        return hidden
+
+    def deep_of(self, i: int, blends: dict, kept: dict) -> Callable | None:
+        """What comes up from below full resolution for frame i, if that is the keyframes'."""
+        if not self.deep or not blends:
+            return None
+        most = max(len(recipes[0][2]) for recipes in blends.values())
+        recipe = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1][i]
+        height, width = kept["deep"].shape[2:]
+        return lambda hidden: self.made_of(kept["deep"], recipe, 1 if most == height * width else 2)[None]
 
     def in_windows(self, run: Callable, keyframes: list[int], ask: dict[str, Tensor], kept: dict) -> None:
         """The keyframes window by window; leaves the outputs of all in `kept`."""
@@ -295,7 +359,7 @@ class Edit:
                 from_anchors = [(apart[0][anchors.index(position)], apart[1][anchors.index(position)]) for position in others]
                 return [*from_anchors, *(seen[layer, position] for position in tail)]
 
-            run([keyframes[p] for p in own], self.jointly([keyframes[p] for p in own], ask, left, more))
+            run([keyframes[p] for p in own], self.jointly([keyframes[p] for p in own], ask, left, more), partial(self.keep_deep, kept))
             for layer, (keys, values, outputs) in left.items():
                 for position, *sides in zip(own, keys.chunk(len(own)), values.chunk(len(own)), strict=True):
                     seen[layer, position] = sides[0], sides[1]

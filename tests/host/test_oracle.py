@@ -12,10 +12,10 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
-from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.features import COARSE_TO_FINE, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.nodes.sampling import ATTENTION, DEEP, Apply, Sampler
 from torch import Tensor
 
 from . import oracle
@@ -101,9 +101,9 @@ def inverted(clip: Clip) -> tuple[Any, ...]:
 
 
 @cache
-def matched(clip: Clip, storage: str = "memory") -> Any:
+def matched(clip: Clip, storage: str = "memory", layers: str = "all") -> Any:
     """Build NN Correspondences' output."""
-    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], layers="all", steps="every", storage=storage)
+    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], layers=layers, steps="every", storage=storage)
     return call(BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch")[0]
 
 
@@ -115,14 +115,14 @@ def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
     return sigmas, oracle.invert(tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations)
 
 
-def proposals(clip: Clip) -> list[dict[str, tuple[Tensor, Tensor]]]:
+def proposals(clip: Clip, layers: str = "all") -> list[dict[str, tuple[Tensor, Tensor]]]:
     """The matches of every step by layer."""
-    found = matched(clip)
+    found = matched(clip, layers=layers)
     return [{layer: found.tokens(step, layer) for layer in found.features.shapes} for step in range(len(found.steps))]
 
 
 def oracle_edit(
-    clip: Clip, shares: tuple[float, float] | None, consistency: str = "tokenflow", first: int = 0, windows: Any = None
+    clip: Clip, shares: tuple[float, float] | None, consistency: str = "tokenflow", first: int = 0, layers: str = "all", **choices: Any
 ) -> Tensor:
     """The oracle's edited latents, sampled from step `first` on."""
     sigmas, path = oracle_path(clip)
@@ -140,15 +140,17 @@ def oracle_edit(
         attention_until,
         features_until,
         consistency,
-        proposals(clip)[first:],
+        proposals(clip, layers)[first:],
         skipped=STEPS + 1 - len(path[first:]),
-        windows=windows,
+        coarse=layers == COARSE_TO_FINE,
+        **choices,
     ).run()
 
 
 def edited(correspondences: Any, shares: tuple[float, float] | None, **inputs: Any) -> Tensor:
     """TokenFlow Sampler's latents in the model's space."""
     injection = call(PlugAndPlay, *shares)[0] if shares else None
+    inputs = {"propagation": ATTENTION, **inputs}
     return in_model_space(call(Sampler, tiny_model(), POSITIVE, NEGATIVE, correspondences, cfg=CFG, injection=injection, **inputs)[0])
 
 
@@ -204,6 +206,21 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(shares: tuple[flo
     found = edited(matched(clip), shares, attended_keyframes=4)
     assert relative_error(found, oracle_edit(clip, shares, windows=windows)) < 1e-4
     assert relative_error(found, edited(matched(clip), shares)) > 1e-3
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+def test_features_from_below_full_resolution_are_carried_as_by_the_oracle(shares: tuple[float, float] | None) -> None:
+    found = edited(matched(Clip()), shares, propagation=DEEP)
+    assert relative_error(found, oracle_edit(Clip(), shares, deep=True)) < 1e-4
+    assert relative_error(found, edited(matched(Clip()), shares)) > 1e-3
+
+
+def test_all_that_is_ours_together_is_the_oracles() -> None:
+    """Matches coarse to fine, deep features carried, in windows."""
+    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
+    clip = Clip(frames=13, interval=2)
+    found = edited(matched(clip, layers=COARSE_TO_FINE), (0.5, 0.8), propagation=DEEP, attended_keyframes=4)
+    assert relative_error(found, oracle_edit(clip, (0.5, 0.8), layers=COARSE_TO_FINE, deep=True, windows=windows)) < 1e-4
 
 
 def test_starting_further_down_is_the_oracle_from_there() -> None:

@@ -71,7 +71,7 @@ def test_every_carried_pixel_is_the_blend_of_its_place_in_two_tokens(
     pictures = torch.randn(frames, 3, height, width, generator=generator)
     matches = step_matches(torch.randn(frames, rows * columns, 4, generator=generator), interval, seed)
     keyframes, near, (past, future) = matches.keyframes, matches.near, matches.tokens(ONLY)
-    out = carry(pictures, matches, ONLY, (rows, columns))
+    out = carry(pictures[keyframes], near, (past, future), (rows, columns))
     assert torch.equal(out[keyframes], pictures[keyframes])
 
     def taken(keyframe: torch.Tensor, token: int, y: int, x: int) -> torch.Tensor:

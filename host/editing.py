@@ -19,6 +19,7 @@ from .checks import check_same_clip
 from .conflicts import check_areas
 from .errors import NodeError
 from .layers import injected_attention, injected_features
+from .memory import replaces_attention
 from .modes import MODES
 from .passes import CapturePass
 from .patching import ModelCall, Run, patch
@@ -55,7 +56,7 @@ class Edit:
 
 def apply_edit(model: Any, edit: Edit) -> Any:
     """A clone of the model that samples the edit under any of the host's samplers."""
-    return patch(model, partial(EditRun, edit), edit.frames_per_pass)
+    return patch(model, partial(EditRun, edit), edit.frames_per_pass, with_deep=edit.deep)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class EditRun(Run):
     def carries_deep(self, call: ModelCall) -> bool:
         """Whether frames need nothing below full resolution. Patches on the UNet's blocks (FreeU, downscaling) want to see it run."""
         patches = call.options["transformer_options"].get("patches", {})
-        return self.edit.deep and not any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
+        patched = any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
+        return self.edit.deep and not patched and not replaces_attention(self.model)
 
     def source_prompt(self) -> list[dict[str, Any]]:
         """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""

@@ -19,6 +19,8 @@ from .patching import ModelCall
 if TYPE_CHECKING:
     from .editing import EditRun, Moment
 
+CARRIED_AT_ONCE = 64
+
 
 def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """The denoised frames for each list of conditionings. Where memory runs out, fewer keyframes are edited together, for the run."""
@@ -41,7 +43,13 @@ def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     if not _carries(run, now):
         return denoised
     keyframes = denoised[now.matches.keyframes.to(denoised.device)]
-    return carry(keyframes, now.matches.near, now.matches.tokens(run.features.finest), run.features.grid(run.features.finest))
+    finest = run.features.finest
+    grid = run.features.grid(finest)
+    carried = torch.empty_like(denoised)
+    for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):  # its indices are larger than the latents
+        part = carry(keyframes, now.matches.near.of(frames), now.matches.tokens(finest, frames), grid)
+        carried[frames.to(carried.device)] = part
+    return carried
 
 
 def _carries(run: EditRun, now: Moment) -> bool:

@@ -135,13 +135,16 @@ class ModelCall:
         return denoised
 
 
-def patch(model: Any, new_run: Callable[[], Run], asked: int = 0) -> Any:
-    """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run. The given model is not touched."""
+def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
+    """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run. The given model is not touched.
+
+    asked: frames per pass, 0 for the host's estimate. with_deep: whether passes are asked for what lies below the UNet's full resolution.
+    """
     clone = model.clone()
     layers = self_attention_layers(clone.model.diffusion_model)
     cross_layers = cross_attention_layers(clone.model.diffusion_model)
     features = injected_features(layers)
-    deep = deep_layers(clone.model.diffusion_model)
+    deep = deep_layers(clone.model.diffusion_model) if with_deep else ()
     running: list[dict[str, Any]] = []  # transformer_options of the UNet's running call, which ResBlocks and the like are not given
 
     def make(path: str, module: Any) -> Callable[..., Any]:

@@ -35,10 +35,12 @@ def invert_frames(
     node: the node's name for errors. sigmas: (S+1,) downwards. iterations, extrapolate: as of `invert`.
     Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
     """
-    path: list[Tensor] = []
+    path: Tensor | None = None  # for all steps at once: a list would have to be joined, and held twice
 
     def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
-        denoised = x
+        nonlocal path
+        denoised, top = x, len(upwards) - 1
+        path = torch.empty(len(upwards), *x.shape, dtype=torch.float32, device=model_management.intermediate_device())
 
         def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
             nonlocal denoised
@@ -46,14 +48,15 @@ def invert_frames(
             return (x - denoised) / sigma
 
         for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate):
-            path.append(reached.to(model_management.intermediate_device(), torch.float32))
-            if path[1:] and callback is not None:
-                callback({"i": len(upwards) - 2 - index, "denoised": denoised, "x": reached, "sigma": upwards[-1 - index]})
+            path[index].copy_(reached)
+            if index < top and callback is not None:
+                callback({"i": top - 1 - index, "denoised": denoised, "x": reached, "sigma": upwards[top - index]})
         return x
 
     patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
     run_as_sampler(climb, patched, positive, negative, cfg, sigmas.flip(0), latents)
-    return torch.stack(path).flip(0)
+    assert path is not None, "the host has called the sampler"
+    return path
 
 
 def capture_features(

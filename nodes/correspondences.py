@@ -14,7 +14,7 @@ from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.correspondence import rebuild
 from ..tokenflow_ops.features import principal_colours
 from ..tokenflow_ops.search import BACKENDS, load_faiss
-from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema
+from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema, shown_frames
 
 NAME = "Build NN Correspondences"
 RANDOM, FIXED = "random at every step", "fixed"
@@ -72,7 +72,7 @@ class BuildCorrespondences(io.ComfyNode):
                 CorrespondencesSocket.Output(display_name="correspondences", tooltip="For TokenFlow Sampler or Apply TokenFlow."),
                 io.Image.Output(
                     display_name="rebuilt",
-                    tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there.",
+                    tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there. Without frames connected 64 of a long clip.",
                 ),
             ],
         )
@@ -91,6 +91,13 @@ class BuildCorrespondences(io.ComfyNode):
     ) -> io.NodeOutput:
         if backend == "faiss" and load_faiss() is None:
             raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
+        if frames is not None and len(frames) != features.inversion.frames:
+            raise NodeError(
+                NAME,
+                "frames",
+                f"{len(frames)} images for {features.inversion.frames} inverted frames.",
+                "Connect the images the latents were encoded from.",
+            )
         progress = ProgressBar(1)
 
         try:
@@ -116,24 +123,12 @@ class BuildCorrespondences(io.ComfyNode):
 
 
 def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:
-    """The frames (without them: the latents' principal components) rebuilt on the finest layer at a low noise level."""
+    """The frames (without them: the latents' principal components of those that are shown) rebuilt at a low noise level."""
     features = found.features
-    inversion = features.inversion
-    height, width = inversion.latents.shape[-2:]
-    grid = features.grid(features.finest)
-    if frames is None:
-        latents = inversion.latents[-1]
-        pictures = principal_colours(latents.flatten(2).transpose(1, 2)).movedim(-1, 1).unflatten(2, (height, width))
-    else:
-        if len(frames) != inversion.frames:
-            raise NodeError(
-                NAME,
-                "frames",
-                f"{len(frames)} images for {inversion.frames} inverted frames.",
-                "Connect the images the latents were encoded from.",
-            )
-        pictures = frames.movedim(-1, 1)[:, :3]
-    rebuilt = rebuild(pictures, found.steps[round(0.8 * (len(found.steps) - 1))], features.finest, grid)
-    if frames is None:
-        return as_image(rebuilt, height * 8, width * 8)
-    return rebuilt.movedim(1, -1)
+    latents = features.inversion.latents[-1]
+    count, _, height, width = latents.shape
+    matches, grid = found.steps[round(0.8 * (len(found.steps) - 1))], features.grid(features.finest)
+    if frames is not None:
+        return rebuild(frames.movedim(-1, 1)[:, :3], matches, features.finest, grid, torch.arange(count)).movedim(1, -1)
+    colours = principal_colours(lambda i: latents[i].flatten(1).T, count).movedim(-1, 1).unflatten(2, (height, width))
+    return as_image(rebuild(colours, matches, features.finest, grid, shown_frames(count)), height * 8, width * 8)

@@ -17,7 +17,7 @@ from ..host.memory import fits_in_memory
 from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
 from ..tokenflow_ops.features import coarse_to_fine, principal_colours, share_by_resolution
-from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema
+from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames
 
 NAME = "Extract SA Features"
 COARSE_TO_FINE, ALL, ONE_PER_RESOLUTION, DECODER = LAYERS = "coarse to fine", "all", "one per resolution", "decoder"
@@ -72,7 +72,7 @@ class ExtractFeatures(io.ComfyNode):
                 FeaturesSocket.Output(display_name="features", tooltip="For Build NN Correspondences."),
                 io.Image.Output(
                     display_name="components",
-                    tooltip="The features' first three principal components as colours: equal colours will be matched.",
+                    tooltip="The features' first three principal components as colours: equal colours will be matched. Of a long clip 64 frames.",
                 ),
             ],
         )
@@ -149,15 +149,21 @@ def _store(storage: str, size: int) -> FeatureStore | None:
 
 
 def _components(features: SourceFeatures) -> torch.Tensor:
-    """A picture per frame of what the finest layers are matched on, at a low noise level."""
+    """A picture per shown frame of what the finest layers are matched on, at a low noise level."""
     inversion = features.inversion
     step = features.nearest_step(round(0.8 * (len(inversion.sigmas) - 2)))
+    frames = shown_frames(inversion.frames)
     found: dict[str, torch.Tensor] = {}
-    for layer in features.finest:
+    if features.store is None:
+        features.compute(features.finest, [step], lambda _, layers: found.update(layers), frames=frames)
+
+    def described(i: int) -> torch.Tensor:
         if features.store is not None:
-            found[layer] = features.store.get(step, layer)
-    if not found:
-        features.compute(features.finest, [step], lambda _, layers: found.update(layers))
-    colours = principal_colours(features.describe(found, features.finest)).movedim(-1, 1).unflatten(2, features.grid(features.finest))
+            one = {layer: features.store.get(step, layer, frames[i : i + 1]) for layer in features.finest}
+        else:
+            one = {layer: tokens[i : i + 1] for layer, tokens in found.items()}
+        return features.describe(one, features.finest)[0]
+
+    colours = principal_colours(described, len(frames)).movedim(-1, 1).unflatten(2, features.grid(features.finest))
     height, width = inversion.latents.shape[-2:]
     return as_image(colours, height * 8, width * 8)

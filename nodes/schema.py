@@ -13,6 +13,8 @@ FeaturesSocket = io.Custom("TOKENFLOW_FEATURES")
 CorrespondencesSocket = io.Custom("TOKENFLOW_CORRESPONDENCES")
 InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
 
+MOST_SHOWN = 64
+
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
@@ -26,6 +28,11 @@ def schema(name: str, display_name: str, description: str, aliases: list[str], *
 def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Small pictures (N, 3, h, w) as an IMAGE (N, height, width, 3), every cell a sharp square."""
     return torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest").movedim(1, -1).cpu()
+
+
+def shown_frames(total: int) -> torch.Tensor:
+    """The frames that pictures for looking at show: all, of a long clip MOST_SHOWN spread over it. They would fill the memory."""
+    return torch.linspace(0, total - 1, min(total, MOST_SHOWN)).round().long()
 
 
 def frames_per_pass_input() -> Any:

@@ -98,7 +98,7 @@ def _milliseconds(seconds: float) -> str:
 
 def machine(device: torch.device) -> str:
     """What searches there: a GPU's name, or the CPU's and the number of threads."""
-    if device.type == "cuda":
+    if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
     return f"{_cpu()}, {torch.get_num_threads()} threads" + ("" if device.type == "cpu" else f", {device.type}")
 

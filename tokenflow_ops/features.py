@@ -19,6 +19,8 @@ from .inversion import Inversion
 Consumer = Callable[[int, dict[str, Tensor]], None]
 # The layers, coarse to fine, whose features side by side tell a token from others.
 Descriptor = tuple[str, ...]
+# Principal components are found on about so many tokens of all frames.
+SAMPLED_TOKENS = 4096
 
 
 class FeatureStore(Protocol):
@@ -209,20 +211,23 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def principal_colours(features: Tensor) -> Tensor:
+def principal_colours(features: Callable[[int], Tensor], frames: int) -> Tensor:
     """The first three principal components of the features as colours, one map of all frames so that colours can be compared.
 
-    features: (N, P, C). Returns: (N, P, 3) float32 in [0, 1].
+    features: gives a frame's (P, C). Returns: (N, P, 3) float32 in [0, 1].
     """
-    flat = features.reshape(-1, features.shape[-1]).float()
-    centred = flat - flat.mean(0)
-    _, _, axes = torch.linalg.svd(centred[:: max(1, len(centred) // 4096)], full_matrices=False)
+    tokens = features(0).shape[0]
+    every = max(1, frames * tokens // SAMPLED_TOKENS)
+    sample = torch.cat([features(i)[i % every :: every].float() for i in range(frames)])
+    mean = sample.mean(0)
+    _, _, axes = torch.linalg.svd(sample - mean, full_matrices=False)
     axes = axes[:3]
     # The sign of a component is arbitrary: fix it, so that the same clip always has the same colours.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    colours = centred @ axes.T
-    low, high = colours.quantile(0.02, 0, keepdim=True), colours.quantile(0.98, 0, keepdim=True)
-    scaled = ((colours - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
-    if scaled.shape[1] < 3:
-        scaled = torch.cat([scaled, scaled[:, :1].expand(-1, 3 - scaled.shape[1])], 1)
-    return scaled.reshape(*features.shape[:2], 3)
+    low, high = ((sample - mean) @ axes.T).quantile(torch.tensor([0.02, 0.98], device=sample.device), 0)
+    scaled = torch.stack(
+        [(((features(i).float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-8)).clamp(0, 1) for i in range(frames)]
+    )
+    if scaled.shape[-1] < 3:
+        scaled = torch.cat([scaled, scaled[..., :1].expand(-1, -1, 3 - scaled.shape[-1])], -1)
+    return scaled

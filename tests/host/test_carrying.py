@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tokenflow_pack.host import joint_edit
 from tokenflow_pack.host.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
@@ -17,13 +17,15 @@ from .helpers import FRAMES, SIZE, call, edit, invert, matched, moving_clip, tin
 def carried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The matches along which denoised frames are carried, one for each time."""
     seen: list[Any] = []
-    carry = joint_edit.carry
+    carry = MODES["tokenflow"].settle
 
-    def watched(pictures: Any, matches: Any, *args: Any) -> Any:
-        seen.append(matches)
-        return carry(pictures, matches, *args)
+    def watched(run: Any, now: Any, denoised: Any) -> Any:
+        settled = carry(run, now, denoised)
+        if settled is not denoised:
+            seen.append(now.matches)
+        return settled
 
-    monkeypatch.setattr(joint_edit, "carry", watched)
+    monkeypatch.setitem(MODES, "tokenflow", replace(MODES["tokenflow"], settle=watched))
     return seen
 
 

@@ -203,6 +203,7 @@ def test_edited_latents_are_the_oracles(name: str) -> None:
         *SHARES,
         proposals=[{layer: matched(name).tokens(i, layer) for layer in matched(name).features.shapes} for i in range(len(steps))],
         pnp_blocks=KNOWN[name][2],
+        deep=True,
     ).run()
     found = model(name).model.process_latent_in(edited(name))
     assert relative_error(found, wanted) < 1e-4

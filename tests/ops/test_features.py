@@ -232,9 +232,10 @@ def test_tokens_of_no_level_are_refused() -> None:
         token_grid(7, 8, 12)
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (5, 2), (40, 3), (40, 16)])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (5, 2), (40, 3), (40, 16), (5000, 3)])
 def test_principal_colours_are_colours(tokens: int, width: int) -> None:
-    colours = principal_colours(torch.randn(3, tokens, width, generator=torch.Generator().manual_seed(0)).half())
+    features = torch.randn(3, tokens, width, generator=torch.Generator().manual_seed(0)).half()
+    colours = principal_colours(features.__getitem__, 3)
     assert colours.shape == (3, tokens, 3)
     assert colours.dtype == torch.float32
     assert ((colours >= 0) & (colours <= 1)).all()
@@ -242,6 +243,6 @@ def test_principal_colours_are_colours(tokens: int, width: int) -> None:
 
 def test_equal_tokens_have_equal_colours() -> None:
     frame = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    colours = principal_colours(torch.stack([frame, frame.flip(0)]))
+    colours = principal_colours(torch.stack([frame, frame.flip(0)]).__getitem__, 2)
     torch.testing.assert_close(colours[0], colours[1].flip(0))
     assert colours[0].std(0).min() > 0.1

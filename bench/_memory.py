@@ -1,47 +1,114 @@
-"""Peak memory of a piece of work: the device's where there is one, else the process's."""
+"""Seconds and peak memory of a piece of work: of this process, and of the device where there is one."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 2**20
+T = TypeVar("T")
+
+
+@dataclass
+class Held:
+    """MiB that were held at the beginning, and most at once."""
+
+    before: float
+    most: float
+
+    @property
+    def more(self) -> float:
+        """How much more than at the beginning."""
+        return self.most - self.before
 
 
 class Peak:
-    """mib: how much more than at the beginning was held at once; None where this system does not say."""
+    """What a block held; None where there is no device, and where this system does not say."""
 
-    mib: float | None = None
+    process: Held | None = None
+    device: Held | None = None
+
+    @property
+    def mib(self) -> float | None:
+        """How much more than at the beginning was held at once: on the device where there is one, else by the process."""
+        held = self.device or self.process
+        return None if held is None else held.more
 
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Fills the Peak it gives when the block ends. Without a GPU: Linux's resident set, freed memory handed back to the system before."""
+    """Fills the Peak it gives when the block ends. The process: Linux's resident set, freed memory handed back to the system before."""
     found = Peak()
     gc.collect()
-    if torch.cuda.is_available():
+    on_device, in_process = torch.cuda.is_available(), CLEAR.exists()
+    if on_device:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        found.mib = (torch.cuda.max_memory_allocated() - before) / MIB
-        return
-    if not CLEAR.exists():
-        yield found
-        return
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")  # the high-water mark begins anew
-    before = _status("VmRSS")
+        allocated = torch.cuda.memory_allocated() / MIB
+    if in_process:
+        ctypes.CDLL(None).malloc_trim(0)
+        CLEAR.write_text("5")  # the high-water mark begins anew
+        resident = _status("VmRSS")
     yield found
-    found.mib = (_status("VmHWM") - before) / 1024
+    if on_device:
+        found.device = Held(allocated, torch.cuda.max_memory_allocated() / MIB)
+    if in_process:
+        found.process = Held(resident, _status("VmHWM"))
 
 
-def _status(name: str) -> int:
-    """A line of /proc/self/status in KiB."""
+def _status(name: str) -> float:
+    """A line of /proc/self/status in MiB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1])
+    return int(line.split()[1]) / 1024
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a piece of work took."""
+
+    seconds: float
+    peak: Peak
+
+
+def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
+    """Does the work, and waits for what it started on the device. Returns: what it gave, what it took."""
+    with peak_memory() as peak:
+        start = time.perf_counter()
+        result = work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return result, Spent(seconds, peak)
+
+
+def highest(rounds: Sequence[Held | None]) -> str:
+    """The most of all rounds that was held beyond what was held before, for people; empty where it is not known."""
+    known = [held.more for held in rounds if held is not None]
+    return f"{max(known):.0f}" if known else ""
+
+
+def kept(*things: Any) -> float:
+    """MiB of all tensors that these objects hold in containers and attributes, however deep. What is shared counts once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(things, set())}
+    return sum(storages.values()) / MIB
+
+
+def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        yield thing
+        return
+    within = thing if isinstance(thing, Mapping | list | tuple) else getattr(thing, "__dict__", ())
+    for part in within.values() if isinstance(within, Mapping) else within:
+        yield from _tensors(part, seen)

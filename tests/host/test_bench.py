@@ -1,0 +1,47 @@
+"""What benchmarks measure with: a wrong one would give wrong figures and no error."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from .tiny_models import tiny_sd15
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of bench/."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
+    return importlib.import_module
+
+
+@dataclass(frozen=True)
+class Holder:
+    first: Any
+    second: Any = None
+
+
+def test_kept_counts_every_tensor_once(bench: Any) -> None:
+    kept = bench("_memory").kept
+    one, other = torch.zeros(2**18), torch.zeros(2**18)
+    assert kept({"a": [one, one[:5]]}, (other, "text", None, 3)) == 2
+    inner = Holder(one, {1: other})
+    assert kept(inner, Holder(inner, [torch.zeros(2**17)])) == 2.5
+
+
+def test_looped_attention_is_the_hosts(bench: Any) -> None:
+    attention = bench("_public_code").loop_over_heads(tiny_sd15()).model_options["transformer_options"]["optimized_attention_override"]
+
+    def fused(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise AssertionError("not a loop")
+
+    q, k, v = (torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(tokens)) for tokens in (6, 18, 18))
+    torch.testing.assert_close(attention(fused, q, k, v, 4), optimized_attention(q, k, v, 4))
+    with pytest.raises(AssertionError, match="not a loop"):
+        attention(fused, q, k[:, :7], v[:, :7], 4)

@@ -29,6 +29,7 @@ import make_clip  # noqa: E402
 from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow  # noqa: E402
 
 CLIP_FRAMES = 24
+FEW_STEPS = 30  # below, an extrapolated inversion needs its further iteration
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,20 @@ class World:
 
 
 class Case:
-    """One source clip. number: 0 is demo/clip.mp4, any other one a scene drawn from it, nothing picked, and encoded in the same way."""
+    """One source clip. number: 0 is demo/clip.mp4, any other one a scene drawn from it, nothing picked, and encoded in the same way.
 
-    def __init__(self, world: World, settings: Settings, number: int = 0) -> None:
+    slowed: the scene's whole length in as many frames as the settings ask for.
+    """
+
+    def __init__(self, world: World, settings: Settings, number: int = 0, slowed: bool = False) -> None:
         self.world, self.settings = world, settings
-        if number == 0:
+        if number == 0 and not slowed:
             self.scene, times = demo_clip()
             frames = read_video(ROOT / "demo" / "clip.mp4")
         else:
-            self.scene = Scene(torch.Generator().manual_seed(number))
-            times = [CLIP_LENGTH * i / CLIP_FRAMES for i in range(CLIP_FRAMES)]
+            self.scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
+            count = settings.frames if slowed else CLIP_FRAMES
+            times = [CLIP_LENGTH * i / count for i in range(count)]
             with tempfile.TemporaryDirectory() as folder:
                 make_clip.write(Path(folder, "clip.mp4"), self.scene, times)
                 frames = read_video(Path(folder, "clip.mp4"))
@@ -117,7 +122,8 @@ class Case:
 
     def invert(self, model: Any = None, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
-        choices = {"steps": self.settings.steps, "check_reconstruction": False} | choices
+        few = {"iterations": 1} if self.settings.steps < FEW_STEPS else {}
+        choices = {"steps": self.settings.steps, "check_reconstruction": False} | few | choices
         return InvertVideo.execute(model=model or self.world.model, latents=self.latents, positive=self.source_prompt, **choices).args[0]
 
     def features(self, inversion: Any, model: Any = None, **choices: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from tokenflow_pack.host.passes import SourceMatchPass
+from tokenflow_pack.nodes.sampling import ATTENTION
 from tokenflow_pack.tokenflow_ops.build import BLENDS
 from tokenflow_pack.tokenflow_ops.features import token_grid
 from torch import Tensor
@@ -38,13 +39,14 @@ class Choice:
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
-PAPER: dict[str, Any] = {"features": {"steps": "every"}, "sampling": {"carry_until": 0.0}}
+PAPER: dict[str, Any] = {"features": {"steps": "every", "layers": "all"}, "sampling": {"carry_until": 0.0, "propagation": ATTENTION}}
 ROWS = (
     Choice("default"),
-    Choice("tokens carried only", sampling={"carry_until": 0.0}),
+    Choice("no pictures carried", sampling={"carry_until": 0.0}),
     Choice("pictures carried for half of the schedule", sampling={"carry_until": 0.5}),
-    Choice("matched at every noise level", features={"steps": "every"}),
-    Choice("matched on the decoder only", features={"layers": "decoder"}),
+    Choice("attention's output carried, not deep features", sampling={"propagation": ATTENTION}),
+    Choice("every layer matched on itself", features={"layers": "all"}),
+    Choice("every layer matched on itself at every noise level", features={"layers": "all", "steps": "every"}),
     Choice("matched within 8 latent pixels", build={"search_window": 8}),
     Choice("a keyframe in 4 frames", build={"keyframe_interval": 4}),
     Choice("as in the paper, our weights", **PAPER),
@@ -109,8 +111,8 @@ class EndPointErrors:
     def of_stored(self) -> None:
         """All matches of the correspondences, both sides."""
         for number, step in enumerate(self.found.steps):
-            for layer, (past, future) in step.tokens.items():
-                for side, tokens in ((step.near.past, past), (step.near.future, future)):
+            for layer in self.found.features.shapes:
+                for side, tokens in zip((step.near.past, step.near.future), self.found.tokens(number, layer), strict=True):
                     self.add(number, layer, torch.arange(len(side)), step.keyframes[side], tokens)
 
     @contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from tokenflow_pack.nodes.correspondences import FIXED
+from tokenflow_pack.nodes.sampling import ATTENTION
 from tokenflow_pack.nodes.tuning import TuneAVideo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -48,7 +49,7 @@ class Row:
 
 TUNING_RATE = 1e-3  # of the embedded model: see the node's tooltip
 # Plug-and-Play on all frames asks for the source's features at every step; so do matches as in the paper.
-EVERY = {"steps": "every"}
+EVERY = {"steps": "every", "layers": "all"}
 ROWS = (
     Row("per frame (PnP-Diffusion)", "per frame", features=EVERY),
     Row("first frame (Text2Video-Zero)", "first frame", features=EVERY),
@@ -59,7 +60,7 @@ ROWS = (
     Row("joint attention", "joint attention", features=EVERY),
     Row("TokenFlow, fixed keyframes", "tokenflow", fixed=True),
     Row("TokenFlow, public code", "tokenflow, public code", features=EVERY),
-    Row("TokenFlow, as in the paper, our weights", "tokenflow", features=EVERY, sampling={"carry_until": 0.0}),
+    Row("TokenFlow, as in the paper, our weights", "tokenflow", features=EVERY, sampling={"carry_until": 0.0, "propagation": ATTENTION}),
     Row("TokenFlow", "tokenflow"),
 )
 

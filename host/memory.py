@@ -1,12 +1,20 @@
-"""How many frames one pass takes, by the host's own memory estimate."""
+"""How many frames one pass takes, by the host's own memory estimate, and where what is large is kept."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
+import uuid
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import torch
 from comfy import model_management
+from torch import Tensor
 
 # A pass is also the unit of interrupts: beyond this many frames it only gets longer, not faster.
 MOST_FRAMES = 16
@@ -34,6 +42,25 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
 def replaces_attention(model: Any) -> bool:
     """Whether something takes the place of self-attention throughout."""
     return bool(model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"))
+
+
+def room(*shape: int) -> Tensor:
+    """An empty float32 tensor: in host memory or, where that would fill it, in a file of the host's temp folder, which goes with it."""
+    size = math.prod(shape) * 4
+    if fits_in_memory(size):
+        return torch.empty(shape, dtype=torch.float32, device=model_management.intermediate_device())
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"tokenflow-{uuid.uuid4().hex}.path"
+    logging.info("TokenFlow: %.1f GiB that would fill the memory are kept in %s.", size / 2**30, folder)
+    tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float32).reshape(shape)
+    weakref.finalize(tensor, _remove, file)
+    return tensor
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows keeps what is still mapped; the host empties the folder when it starts
+        file.unlink()
 
 
 def fits_in_memory(size: int) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
 from .conflicts import check_areas, check_captured, check_every_layer_runs
+from .memory import room
 from .passes import CapturePass
 from .patching import ModelCall, Run, patch
 
@@ -40,7 +41,7 @@ def invert_frames(
     def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
         nonlocal path
         denoised, top = x, len(upwards) - 1
-        path = torch.empty(len(upwards), *x.shape, dtype=torch.float32, device=model_management.intermediate_device())
+        path = room(len(upwards), *x.shape)
 
         def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
             nonlocal denoised

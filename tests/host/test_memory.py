@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import pytest
+import torch
 from comfy import model_management
+from tokenflow_pack.host import memory
 from tokenflow_pack.host.modes import MODES
 from tokenflow_pack.nodes.injection import PlugAndPlay
 
@@ -62,3 +67,16 @@ def test_keyframes_run_once_and_carried_frames_not_at_all(until: float, rest: in
     edit(carry_until=until)
     assert runs["KeyframePass"] == [3, 3, 3]
     assert runs.get("PropagationPass", []) == ([rest] * 3 if rest else [])
+
+
+def test_a_path_that_would_fill_the_memory_is_kept_in_a_file_that_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = inverted()[0].latents
+    folder = Path(folder_paths.get_temp_directory())
+    before = set(folder.glob("*.path"))
+    monkeypatch.setattr(memory, "fits_in_memory", lambda size: size < wanted.numel() * 4)
+    found = invert(tiny_model(), moving_clip(FRAMES, *SIZE))
+    assert torch.equal(found[0].latents, wanted)
+    assert len(set(folder.glob("*.path")) - before) == 1
+    del found
+    gc.collect()
+    assert set(folder.glob("*.path")) == before

@@ -19,7 +19,8 @@ the inversion's steps that are measured, 20 for each of --steps. By its attentio
                 has it with PyTorch 2
   unfused       self-attention in the inversion is that loop, too
 
-Inversion: each refinement in plain passes over the source, which are sampled with as many steps and no guidance.
+Inversion: each refinement in plain passes over the source, which are sampled with as many steps and no guidance. Few steps make the
+extrapolated one look dear: its first step alone takes more calls.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main() -> None:
     settings = Settings(**vars((ON_DEVICE if torch.cuda.is_available() else ON_CPU)[model]) | options)
     with torch.inference_mode():
         subject = make_subject(model, settings.frames, settings.size)
-        print(f"\n{subject}, {settings}", flush=True)
+        print(f"\n{subject.name}, {settings}", flush=True)
         report(Measured(make_lines(subject, settings), settings.rounds), settings.steps)
 
 

@@ -117,12 +117,13 @@ def features(tokens: int, width: int, options: argparse.Namespace) -> tuple[Tens
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run by round."""
+    """Seconds of each run by round; each round begins with another one."""
+    names = list(runs)
     repeats = {name: max(1, int(SECONDS / min(clocked(run), clocked(run)))) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(clocked(run, repeats[name]))
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds[name].append(clocked(runs[name], repeats[name]))
     return seconds
 
 

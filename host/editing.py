@@ -18,10 +18,10 @@ from ..tokenflow_ops.fusion import FirstFrameMotion, motion_from_first
 from .checks import check_same_clip
 from .conflicts import check_areas
 from .errors import NodeError
-from .layers import injected_attention, injected_features
+from .layers import deep_layers, injected_attention, injected_features
 from .memory import replaces_attention
 from .modes import MODES
-from .passes import CapturePass
+from .passes import DEEP, CapturePass
 from .patching import ModelCall, Run, patch
 from .steps import Steps
 
@@ -98,6 +98,7 @@ class EditRun(Run):
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
+        self.shallow_layers: frozenset[str] = frozenset()  # whose output frames take, if they take what is deeper as a whole
         self.source_conds: list[dict[str, Any]] | None = None
         self.positive: list[dict[str, Any]] | None = None
 
@@ -108,6 +109,8 @@ class EditRun(Run):
         self.sigmas = sigmas.tolist()
         self.steps = Steps(sampler, guider, sigmas)
         self.positive = guider.conds.get("positive")
+        below = tuple(f"{path}." for path in deep_layers(self.model.model.diffusion_model))
+        self.shallow_layers = frozenset((DEEP, *(layer for layer in self.edit.layers if not layer.startswith(below))))
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask, noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)

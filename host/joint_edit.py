@@ -74,23 +74,29 @@ class JointEdit:
         self.denoised = [torch.zeros_like(call.x) for _ in call.conds]
         # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes it for all frames.
         self.at_once = replaces_attention(run.model)
-        windows = Windows.of(len(self.keyframes), len(self.keyframes) if self.at_once else run.jointly)
-        anchors = self._edit(windows.anchors, {}).seen if len(windows.anchors) else {}
-        last: KeyframePass | None = None
-        for own in windows.own:
-            tail = len(windows.before(own))
-            nearby = _rows(last.seen, slice(-tail, None)) if last and tail else {}
-            context = _joined(_rows(anchors, windows.elsewhere(own)), nearby)
-            before, last = last, self._edit(torch.arange(own.start, own.stop), context)
-            if not _carries(run, now) or self.at_once:
-                self._propagate(own, before, last)
-        if _carries(run, now):
+        self.deep = run.carries_deep(call)
+        self.carries = _carries(run, now)
+        self._edit(Windows.of(len(self.keyframes), len(self.keyframes) if self.at_once else run.jointly))
+        if self.carries:
             self.denoised = [carry_denoised(run, now, part) for part in self.denoised]
 
-    def _edit(self, positions: Tensor, context: Bank) -> KeyframePass:
+    def _edit(self, windows: Windows) -> None:
+        nothing: frozenset[str] = frozenset()
+        # Of a deep edit frames take attention's output of the layers at full resolution alone; of carried ones nothing.
+        asked = nothing if self.carries and not self.at_once else self.run.shallow_layers if self.deep else None
+        anchors = self._jointly(windows.anchors, {}, nothing, len(windows.anchors)).seen if len(windows.anchors) else {}
+        last: KeyframePass | None = None
+        for own in windows.own:
+            context = _joined(_rows(anchors, windows.elsewhere(own)), last.seen if last else {})
+            before, last = last, self._jointly(torch.arange(own.start, own.stop), context, asked, windows.tail)
+            if not self.carries or self.at_once:
+                self._propagate(own, before, last)
+
+    def _jointly(self, positions: Tensor, context: Bank, banked: frozenset[str] | None, remembered: int) -> KeyframePass:
         """The joint pass of some keyframes, whose denoised frames are kept."""
-        frames = self.keyframes[positions]
-        joint = KeyframePass(frames, source=self.run.source(self.call, frames, self.now.injected), context=context)
+        frames, now = self.keyframes[positions], self.now
+        source = self.run.source(self.call, frames, now.injected)
+        joint = KeyframePass(frames, source=source, banked=banked, context=context, remembered=remembered)
         self._keep(frames, self.call.run(self.run, joint))
         return joint
 
@@ -103,7 +109,7 @@ class JointEdit:
         frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
         if not self.at_once:
             frames = frames[~self._whole()[frames]]
-        finest = (run.features.finest[-1], run.features.grid(run.features.finest)) if self.run.carries_deep(call) else None
+        finest = (run.features.finest[-1], run.features.grid(run.features.finest)) if self.deep else None
 
         def work(part: Tensor) -> None:
             nearby = near.of(part).counted_from(first)

@@ -34,7 +34,7 @@ def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) -> list[Tensor]:
     limit = run.edit.attended_keyframes
-    joint = KeyframePass(keyframes, source=run.source(call, keyframes, now.injected), limit=limit)
+    joint = KeyframePass(keyframes, source=run.source(call, keyframes, now.injected), banked=frozenset(), limit=limit)
     call.run(run, joint)
 
     def make(frames: Tensor) -> JointPass:
@@ -71,7 +71,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     known = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.hidden)), bank=source_bank)
     run.look_at_source(call, known)
     source = {name: known.kept[name] for name in now.injected}
-    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank))
+    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank, remembered=0))
 
     def make(frames: Tensor) -> PropagationPass:
         seen = SourceMatchPass(frames, names=frozenset(now.hidden), bank=source_bank, near=near.of(frames), keyframe_features=known.kept)

@@ -1,6 +1,6 @@
 """What happens in the UNet's self-attention and ResBlocks during one pass over some of the frames."""
 
-from .base import PASS_KEY, AttentionCall, Bank, CapturePass, DeepCall, Pass
+from .base import DEEP, PASS_KEY, AttentionCall, Bank, CapturePass, DeepCall, Pass
 from .blending import BlendedPass, SourceMapsPass
 from .cross_frame import SparseCausalPass
 from .joint import JointPass, KeyframePass
@@ -8,6 +8,7 @@ from .propagation import PropagationPass
 from .reference import SourceKeyframePass, SourceMatchPass
 
 __all__ = [
+    "DEEP",
     "PASS_KEY",
     "AttentionCall",
     "Bank",

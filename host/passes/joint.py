@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...tokenflow_ops import attended_keyframes, join_frames, split_frames
+from ..conds import Place
 from .base import DEEP, AttentionCall, Bank, DeepCall, Pass
 
 
@@ -16,19 +17,34 @@ class KeyframePass(Pass):
     """Joint edit of some keyframes: extended attention in every layer (paper, equation 5).
 
     bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes up from below full resolution.
-    seen: filled with what keys and values are made of, two (k, P, C).
+    banked: for which layers, and DEEP; all if None. What frames do not ask for would only fill the device.
+    seen: filled with what keys and values are made of, two (m, P, C). remembered: how many of the last keyframes it is kept of; all if None.
     context: what keys and values of other keyframes are made of, which these attend to as well.
     limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the context.
     """
 
     bank: Bank = field(default_factory=dict)
+    banked: frozenset[str] | None = None
     seen: Bank = field(default_factory=dict)
+    remembered: int | None = None
     context: Bank = field(default_factory=dict)
     limit: int = 0
 
+    def deposits(self, layer: str) -> bool:
+        """Whether the bank is to hold a layer's output."""
+        return self.banked is None or layer in self.banked
+
+    def remember(self, layer: str, places: list[Place], *parts: Tensor) -> None:
+        """Keeps the tokens (rows * k, P, C) that keys and values are made of."""
+        if self.remembered == 0:
+            return
+        for place, *sides in zip(places, *(part.chunk(len(places)) for part in parts), strict=True):
+            # Copies of some, so that the others' memory is free.
+            self.seen[layer, place] = sides if self.remembered is None else [side[-self.remembered :].clone() for side in sides]
+
     def deep(self, call: DeepCall) -> Tensor:
         out = call.run()
-        if call.last:
+        if call.last and self.deposits(DEEP):
             for place, part in zip(self.places(call.options), out.chunk(self.rows(out)), strict=True):
                 self.bank[DEEP, place] = part
         return out
@@ -39,8 +55,7 @@ class KeyframePass(Pass):
         queries = call.x if source is None else source
         keys = call.key_tokens if source is None else source
         places = self.places(call.options)
-        for place, *parts in zip(places, keys.chunk(rows), call.value_tokens.chunk(rows), strict=True):
-            self.seen[call.layer, place] = parts
+        self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
             by_row = [part.unflatten(0, (rows, count)) for part in (queries, keys, call.value_tokens)]
             tokens = call.run_windows(by_row[0], by_row[1], by_row[2], attended_keyframes(self.frames, self.frames, self.limit))
@@ -51,8 +66,9 @@ class KeyframePass(Pass):
                 sides = [torch.cat([own, torch.stack(more).flatten(1, 2)], 1) for own, more in zip(sides, others, strict=True)]
             joined = join_frames(queries, rows)
             tokens = split_frames((call.run if source is None else call.run_injected)(joined, *sides), count)
-        for place, part in zip(places, tokens.chunk(rows), strict=True):
-            self.bank[call.layer, place] = part
+        if self.deposits(call.layer):
+            for place, part in zip(places, tokens.chunk(rows), strict=True):
+                self.bank[call.layer, place] = part
         return tokens
 
 

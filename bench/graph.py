@@ -54,9 +54,8 @@ def main() -> None:
         (saved,) = work.glob(f"output/{EDIT}*.mp4")
         with av.open(str(saved)) as file:
             count = sum(1 for _ in file.decode(video=0))
-    print(
-        f"{options.frames} frames, {options.steps} steps: {seconds:.0f} s, {int(peak.split()[1]) / 2**20:.1f} GiB at most; {count} frames saved"
-    )
+    most = int(peak.split()[1]) / 2**20
+    print(f"{options.frames} frames, {options.steps} steps: {seconds:.0f} s, {most:.1f} GiB at most; {count} frames saved")
 
 
 def edit_alone(prompt: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

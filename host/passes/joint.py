@@ -18,7 +18,7 @@ class KeyframePass(Pass):
 
     bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes up from below full resolution.
     banked: for which layers, and DEEP; all if None. What frames do not ask for would only fill the device.
-    seen: filled with what keys and values are made of, two (m, P, C). remembered: how many of the last keyframes it is kept of; all if None.
+    seen: filled with what keys and values are made of, two (m, P, C). remembered: of how many of the last ones; of all if None.
     context: what keys and values of other keyframes are made of, which these attend to as well.
     limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the context.
     """

@@ -11,9 +11,15 @@ import folder_paths
 import pytest
 import torch
 from comfy import model_management
+from comfy_extras.nodes_freelunch import FreeU
 from tokenflow_pack.host import memory
+from tokenflow_pack.host.layers import injected_features
 from tokenflow_pack.host.modes import MODES
+from tokenflow_pack.host.passes import KeyframePass, PropagationPass
+from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.sampling import ATTENTION
 
 from .helpers import FRAMES, call, edit, injection, invert, inverted, matched, moving_clip, relative_error, tiny_model, watch, watched
 
@@ -80,3 +86,41 @@ def test_a_path_that_would_fill_the_memory_is_kept_in_a_file_that_goes_with_it(m
     del found
     gc.collect()
     assert set(folder.glob("*.path")) == before
+
+
+@pytest.mark.parametrize("patch", ["none", "FreeU"])
+def test_patches_on_blocks_see_all_of_them(patch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else frames run nothing below full resolution, and no row is spent there."""
+    model = FreeU().patch(tiny_model(), 1.1, 1.2, 0.9, 0.2)[0] if patch == "FreeU" else tiny_model()
+    skipping: set[bool] = set()
+    watch(monkeypatch, lambda _, frames_pass: skipping.add(frames_pass.skips_deep) if "Propagation" in type(frames_pass).__name__ else None)
+    edit(model, carry_until=0.0)
+    assert skipping == {patch == "none"}
+
+
+def test_source_features_between_levels_are_the_keyframes_carried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plug-and-Play's of the ResBlock, where attention alone is propagated and the source was seen at one level."""
+    features = call(ExtractFeatures.execute, tiny_model(), inverted()[0])[0]
+    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    name = injected_features(tuple(features.shapes))
+    keyframes: dict[str, torch.Tensor] = {}
+    frames: list[int] = []
+
+    def see(asked: Any, frames_pass: Any) -> None:
+        if isinstance(frames_pass, KeyframePass) and name in frames_pass.source:
+            keyframes[name] = frames_pass.source[name]
+        if not isinstance(frames_pass, PropagationPass) or name not in frames_pass.source:
+            return
+        matches = found.steps[inverted()[0].closest_step(asked.sigma)]
+        layer = next(layer for layer in features.shapes if layer.startswith("output_blocks.4."))
+        past, future = (side.long() for side in matches.tokens(features.matched_by[layer]))
+        for row, frame in enumerate(frames_pass.frames.tolist()):
+            before, after, weight = (part[frame] for part in (matches.near.past, matches.near.future, matches.near.weight))
+            planes = keyframes[name].flatten(2)
+            wanted = weight * planes[after][:, future[frame]] + (1 - weight) * planes[before][:, past[frame]]
+            torch.testing.assert_close(frames_pass.source[name][row].flatten(1), wanted)
+            frames.append(frame)
+
+    watch(monkeypatch, see)
+    edit(correspondences=found, injection=injection(), propagation=ATTENTION)
+    assert frames

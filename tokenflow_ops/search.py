@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BACKENDS = ("auto", "faiss", "torch")
@@ -42,7 +41,9 @@ def nearest_tokens(queries: Tensor, targets: Tensor, backend: str = "torch", win
         raise ValueError(f"backend must be 'faiss' or 'torch', got {backend!r}")
     if backend == "faiss" and window is not None:
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
-    flat, directions = queries.detach().flatten(0, 1), F.normalize(targets.detach().float(), dim=-1)
+    flat, targets = queries.detach().flatten(0, 1), targets.detach().float()
+    lengths = torch.linalg.vector_norm(targets, dim=-1)
+    directions = targets / lengths.clamp(min=1e-12)[:, None]
     if backend == "faiss":
         found = _search_faiss(flat, directions)
     elif flat.device.type == "cpu":
@@ -50,7 +51,7 @@ def nearest_tokens(queries: Tensor, targets: Tensor, backend: str = "torch", win
     else:
         found = _search_device(flat, directions, window)
     if window is None:  # products of equal tokens may differ in their last bit, by their places in the matrix
-        first = _first_of_equals(directions)
+        first = _first_of_equals(targets, lengths)
         found = found if first is None else first[found]
     return found.unflatten(0, queries.shape[:2])
 
@@ -95,12 +96,12 @@ def _outside(window: Tensor, start: int, count: int) -> Tensor:
     return ~window[torch.arange(start, start + count, device=window.device) % len(window)]
 
 
-def _first_of_equals(tokens: Tensor) -> Tensor | None:
-    """For every token the lowest index of one that equals it; None if all differ, as they nearly always do."""
-    _, group, members = tokens.sum(-1).unique(return_inverse=True, return_counts=True)
-    alike = (members[group] > 1).nonzero()[:, 0]  # equal tokens have equal sums
-    if not len(alike):
+def _first_of_equals(tokens: Tensor, lengths: Tensor) -> Tensor | None:
+    """For every token (P', C) the lowest index of one that equals it; None if all differ, as they nearly always do. lengths: (P',)."""
+    if len(lengths.unique()) == len(tokens):
         return None
+    _, group, members = lengths.unique(return_inverse=True, return_counts=True)
+    alike = (members[group] > 1).nonzero()[:, 0]  # equal tokens have equal lengths
     different, group = tokens[alike].unique(dim=0, return_inverse=True)
     lowest = alike.new_empty(len(different)).scatter_reduce_(0, group, alike, "amin", include_self=False)
     return torch.arange(len(tokens), device=tokens.device).index_copy_(0, alike, lowest[group])

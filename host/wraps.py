@@ -5,11 +5,19 @@ Modules are never replaced: weight names, LoRA and partial loading go on as if n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+
 _ABSENT = object()
+
+
+def _eager(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Kept out of a compiled model's graphs: every pass would be traced anew. The import, which takes seconds, is the compiling user's."""
+    return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
 
 
 class ForwardWraps:
@@ -29,7 +37,7 @@ class ForwardWraps:
         self._installed.append(wrapped)
         for path in self._paths:
             module = diffusion_model.get_submodule(path)
-            ours = partial(self._make(path, module), module.forward)
+            ours = _eager(partial(self._make(path, module), module.forward))
             wrapped.append((module, module.__dict__.get("forward", _ABSENT), ours))
             module.forward = ours
 

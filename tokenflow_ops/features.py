@@ -165,7 +165,7 @@ class SourceFeatures:
                 plane = part.transpose(1, 2).unflatten(2, token_grid(part.shape[1], *self.inversion.latents.shape[-2:]))
                 enlarged = F.interpolate(plane, (rows, columns), mode="bilinear")
                 part = F.normalize(enlarged.flatten(2).transpose(1, 2), dim=-1)
-            parts.append(part)
+            parts.append(part.to(features[layer].dtype))
         return torch.cat(parts, -1)
 
     def nearest_step(self, step: int) -> int:

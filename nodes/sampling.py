@@ -19,7 +19,7 @@ from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_inpu
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
-CARRY_UNTIL = 0.3
+CARRY_UNTIL = 0.2
 DEEP, ATTENTION = PROPAGATIONS = "deep features", "attention"
 
 

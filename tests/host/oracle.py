@@ -206,7 +206,7 @@ class Edit:
     consistency: str = "tokenflow"
     proposals: Sequence[Mapping[str, tuple[Tensor, Tensor]]] = ()
     pnp_blocks: Sequence[int] = PNP_BLOCKS
-    carry_until: float = 0.3
+    carry_until: float = 0.2
     skipped: int = 0
     windows: tuple[list[int], list[list[int]], list[list[int]]] | None = None
     deep: bool = False

@@ -123,6 +123,8 @@ def test_a_descriptor_is_made_of_unit_features_enlarged_to_the_finest(dtype: tor
     known = source(matched_by=coarse_to_fine(SHAPES, ["mid", "out.1", "out.3"]))
     found = known.describe(features, ("mid", "out.1", "out.3"))
     assert found.shape == (2, 96, 16 + 16 + 8)
+    assert found.dtype == dtype
+    found = found.float()
     for part in found.split([16, 16, 8], -1):
         torch.testing.assert_close(part.norm(dim=-1), torch.ones(2, 96), atol=1e-3, rtol=0)
     for part, layer, (rows, columns) in ((found[..., :16], "mid", (2, 3)), (found[..., 16:32], "out.1", (4, 6))):

@@ -98,7 +98,7 @@ class EditRun(Run):
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
-        self.shallow_layers: frozenset[str] = frozenset()  # whose output frames take, if they take what is deeper as a whole
+        self.deep_layers: tuple[str, ...] = ()
         self.source_conds: list[dict[str, Any]] | None = None
         self.positive: list[dict[str, Any]] | None = None
 
@@ -109,8 +109,7 @@ class EditRun(Run):
         self.sigmas = sigmas.tolist()
         self.steps = Steps(sampler, guider, sigmas)
         self.positive = guider.conds.get("positive")
-        below = tuple(f"{path}." for path in deep_layers(self.model.model.diffusion_model))
-        self.shallow_layers = frozenset((DEEP, *(layer for layer in self.edit.layers if not layer.startswith(below))))
+        self.deep_layers = deep_layers(self.model.model.diffusion_model)
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask, noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
@@ -179,7 +178,13 @@ class EditRun(Run):
         """Whether frames need nothing below full resolution. Patches on the UNet's blocks (FreeU, downscaling) want to see it run."""
         patches = call.options["transformer_options"].get("patches", {})
         patched = any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
-        return self.edit.deep and not patched and not replaces_attention(self.model)
+        return self.edit.deep and bool(self.deep_layers) and not patched and not replaces_attention(self.model)
+
+    @cached_property
+    def shallow_layers(self) -> frozenset[str]:
+        """What frames take from keyframes if they take what is deeper as a whole: that, and these layers' output."""
+        below = tuple(f"{path}." for path in self.deep_layers)
+        return frozenset((DEEP, *(layer for layer in self.edit.layers if not layer.startswith(below))))
 
     def source_prompt(self) -> list[dict[str, Any]]:
         """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""

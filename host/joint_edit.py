@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ class JointEdit:
         self.at_once = replaces_attention(run.model)
         self.deep = run.carries_deep(call)
         self.carries = _carries(run, now)
+        self.whole = self._whole()
         self._edit(Windows.of(len(self.keyframes), len(self.keyframes) if self.at_once else run.jointly))
         if self.carries:
             self.denoised = [carry_denoised(run, now, part) for part in self.denoised]
@@ -105,31 +107,35 @@ class JointEdit:
         near, now, run, call = self.now.matches.near, self.now, self.run, self.call
         first = own.start - (before is not None)
         bank = _joined(_rows(before.bank, slice(-1, None)), joint.bank) if before else joint.bank
-        hidden = {name: torch.cat([*([before.source[name][-1:]] if before else []), joint.source[name]]) for name in now.hidden}
         frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
         if not self.at_once:
-            frames = frames[~self._whole()[frames]]
+            frames = frames[~self.whole[frames]]
         finest = (run.features.finest[-1], run.features.grid(run.features.finest)) if self.deep else None
 
         def work(part: Tensor) -> None:
             nearby = near.of(part).counted_from(first)
             tokens = partial(run.edit.correspondences.tokens, now.step, frames=part)
-            source = {} if finest else self._hidden(hidden, nearby, part)
+            source = {} if finest else self._hidden([*([before] if before else []), joint], nearby, part)
             propagation = PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest)
             self._keep(part, call.run(run, propagation))
 
         run.in_parts(call, frames, work)
 
-    def _hidden(self, known: dict[str, Tensor], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
+    def _hidden(self, passes: Sequence[KeyframePass], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
         """The source's ResBlock features of some frames: the keyframes' along the matches, unless features of every level are asked for.
 
         The source carried along its own matches is nearly the source, and the keyframes' features are computed anyway: it takes neither the
         time nor the memory for all frames at all steps. Edits were the same within a thousandth of their warp error.
         """
-        if not known or self.run.every_level:
-            return self.run.source(self.call, frames, tuple(known))
+        if not self.now.hidden or self.run.every_level:
+            return self.run.source(self.call, frames, self.now.hidden)
         tokens = self.run.edit.correspondences.tokens(self.now.step, injected_attention(self.run.edit.layers)[0], frames)
-        return {name: carry(hidden, near, tokens, (hidden.shape[2], hidden.shape[3])) for name, hidden in known.items()}
+        found = {}
+        for name in self.now.hidden:
+            before, own = passes[0].source[name][-1:], passes[-1].source[name]
+            hidden = own if len(passes) == 1 else torch.cat([before, own])
+            found[name] = carry(hidden, near, tokens, (hidden.shape[2], hidden.shape[3]))
+        return found
 
     def _whole(self) -> Tensor:
         """(N,) bool: the keyframes that keep their own tokens and nothing else."""

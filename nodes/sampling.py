@@ -70,7 +70,7 @@ def _late_inputs() -> list[Any]:
             options=list(PROPAGATIONS),
             default=DEEP,
             optional=True,
-            tooltip="For tokenflow: what frames between keyframes take from them. deep features: all that the UNet makes below full resolution, steadier and several times faster. attention: the output of self-attention alone, as in the paper.",
+            tooltip="For tokenflow: what frames between keyframes take from them. deep features: all that the UNet makes below full resolution, steadier and faster. attention: the output of self-attention alone, as in the paper.",
         ),
     ]
 

@@ -92,7 +92,7 @@ def _sides(near: Neighbours) -> tuple[Tensor, Tensor]:
 def _empty(features: SourceFeatures, keyframes: list[Tensor]) -> PairMatches:
     """Room for the matches of all frames to these keyframes, each (N,)."""
     frames = features.inversion.frames
-    pairs = torch.cat([torch.arange(frames) * frames + drawn for drawn in keyframes] or [torch.empty(0, dtype=torch.int64)]).unique()
+    pairs = torch.cat([torch.arange(frames) * frames + drawn for drawn in keyframes]).unique()
     sizes = {descriptor: features.tokens(descriptor) for descriptor in features.descriptors}
     return PairMatches(frames, pairs, {name: torch.empty(len(pairs), size, dtype=index_type(size)) for name, size in sizes.items()})
 

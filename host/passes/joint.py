@@ -18,7 +18,8 @@ class KeyframePass(Pass):
 
     bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes up from below full resolution.
     banked: for which layers, and DEEP; all if None. What frames do not ask for would only fill the device.
-    seen: filled with what keys and values are made of, two (m, P, C). remembered: of how many of the last ones; of all if None.
+    seen: filled with what keys and values are made of, two (m, P, C), or one for both.
+    remembered: of how many of the last keyframes; of all if None.
     context: what keys and values of other keyframes are made of, which these attend to as well.
     limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the context.
     """
@@ -34,10 +35,11 @@ class KeyframePass(Pass):
         """Whether the bank is to hold a layer's output."""
         return self.banked is None or layer in self.banked
 
-    def remember(self, layer: str, places: list[Place], *parts: Tensor) -> None:
+    def remember(self, layer: str, places: list[Place], keys: Tensor, values: Tensor) -> None:
         """Keeps the tokens (rows * k, P, C) that keys and values are made of."""
         if self.remembered == 0:
             return
+        parts = (keys,) if keys is values else (keys, values)
         for place, *sides in zip(places, *(part.chunk(len(places)) for part in parts), strict=True):
             # Copies of some, so that the others' memory is free.
             self.seen[layer, place] = sides if self.remembered is None else [side[-self.remembered :].clone() for side in sides]
@@ -62,8 +64,8 @@ class KeyframePass(Pass):
         else:
             sides = [join_frames(part, rows) for part in (keys, call.value_tokens)]
             if self.context:
-                others = zip(*(self.context[call.layer, place] for place in places), strict=True)
-                sides = [torch.cat([own, torch.stack(more).flatten(1, 2)], 1) for own, more in zip(sides, others, strict=True)]
+                others = made_of(self.context, call.layer, places)
+                sides = [torch.cat([own, more.flatten(1, 2)], 1) for own, more in zip(sides, others, strict=True)]
             joined = join_frames(queries, rows)
             tokens = split_frames((call.run if source is None else call.run_injected)(joined, *sides), count)
         if self.deposits(call.layer):
@@ -86,7 +88,7 @@ class JointPass(Pass):
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
         places = self.places(call.options)
-        keys, values = (torch.stack(parts) for parts in zip(*(self.seen[call.layer, place] for place in places), strict=True))
+        keys, values = made_of(self.seen, call.layer, places)
         injected = call.layer in self.source
         queries = self.source_rows(call.layer, call.x) if injected else call.x
         if 0 < self.limit < len(self.keyframes):
@@ -94,3 +96,10 @@ class JointPass(Pass):
             return call.run_windows(queries.unflatten(0, (rows, count)), keys, values, windows)
         queries, keys, values = join_frames(queries, rows), keys.flatten(1, 2), values.flatten(1, 2)
         return split_frames((call.run_injected if injected else call.run)(queries, keys, values), count)
+
+
+def made_of(seen: Bank, layer: str, places: list[Place]) -> tuple[Tensor, Tensor]:
+    """What a layer's keys and values of some keyframes are made of, each (rows, m, P, C)."""
+    kept = [seen[layer, place] for place in places]
+    keys = torch.stack([parts[0] for parts in kept])
+    return keys, keys if len(kept[0]) == 1 else torch.stack([parts[1] for parts in kept])

@@ -14,7 +14,8 @@ from comfy import model_management
 from comfy.cldm.cldm import ControlNet as ControlModel
 from comfy.t2i_adapter.adapter import Adapter
 from comfy_extras.nodes_controlnet import ControlNetInpaintingAliMamaApply
-from tokenflow_pack.host.controls import control_view
+from tokenflow_pack.host.controls import control_view, shallow_control
+from tokenflow_pack.host.layers import deep_layers
 from torch import Tensor
 
 import nodes
@@ -245,3 +246,21 @@ def test_a_chain_of_a_controlnet_and_an_adapter() -> None:
     found = short(*one, frames_per_pass=2)
     assert relative_error(found, short(*other)) < ROUNDING
     assert relative_error(found, short(*apply(controlnet(), images[0]))) > 10 * ROUNDING
+
+
+def test_residuals_for_blocks_that_do_not_run_are_left_out() -> None:
+    """As the host takes them: the last of each list for the first block. SD 1.5 is below full resolution from input 3 to output 8."""
+    deep = deep_layers(tiny_model().model.diffusion_model)
+    names = {"input": 12, "middle": 1, "output": 12}
+    left = shallow_control({name: [f"{name} {number}" for number in reversed(range(count))] for name, count in names.items()}, deep)
+    taken = {name: [left[name].pop() for _ in range(count)] for name, count in names.items()}
+    assert taken["input"] == ["input 0", "input 1", "input 2", *[None] * 9]
+    assert taken["middle"] == [None]
+    assert taken["output"] == [*[None] * 9, "output 9", "output 10", "output 11"]
+
+
+@pytest.mark.parametrize("kind", ["ControlNet", "adapter"])
+def test_the_host_applies_every_residual_it_is_left(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    both = controlled(hints(SHORT, 0)) if kind == "ControlNet" else apply(adapter(), hints(SHORT, 0))
+    short(*both, carry_until=0.0)
+    assert "control could not be applied" not in caplog.text

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenflow_ops import attended_keyframes, choose_keyframes, neighbours
+from tokenflow_ops import Windows, attended_keyframes, choose_keyframes, neighbours
 
 frames_of = st.integers(1, 101)
 intervals = st.integers(1, 40)
@@ -79,3 +79,17 @@ def test_a_frame_attends_to_the_keyframes_closest_in_time(frames: int, interval:
     for frame, positions in enumerate(found.tolist()):
         by_distance = sorted(range(len(keyframes)), key=lambda k: (abs(int(keyframes[k]) - frame), k))
         assert positions == sorted(by_distance[:limit])
+
+
+@settings(deadline=None)
+@given(keyframes=st.integers(1, 200), limit=st.integers(1, 40))
+def test_windows_hold_every_keyframe_once_and_attend_to_no_more_than_the_limit(keyframes: int, limit: int) -> None:
+    windows = Windows.of(keyframes, limit)
+    assert [position for own in windows.own for position in own] == list(range(keyframes))
+    assert (len(windows.own) == 1) == (keyframes <= limit)
+    assert len(set(windows.anchors.tolist())) == len(windows.anchors)
+    for own in windows.own:
+        apart = windows.anchors[windows.elsewhere(own)].tolist()
+        attended = [*apart, *windows.before(own), *own]
+        assert len(set(attended)) == len(attended) <= limit
+        assert set(windows.anchors.tolist()) <= set(attended)

@@ -11,9 +11,8 @@ from ..host.errors import NodeError
 from ..host.timings import search_timings
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
 from ..tokenflow_ops.build import BLENDS
-from ..tokenflow_ops.correspondence import rebuild
-from ..tokenflow_ops.features import principal_colours
 from ..tokenflow_ops.search import BACKENDS, load_faiss
+from ..tokenflow_ops.views import principal_colours, rebuild
 from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema, shown_frames
 
 NAME = "Build NN Correspondences"

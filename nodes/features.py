@@ -16,7 +16,8 @@ from ..host.layers import decoder_block, injected_features
 from ..host.memory import fits_in_memory
 from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
-from ..tokenflow_ops.features import coarse_to_fine, principal_colours, share_by_resolution
+from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
+from ..tokenflow_ops.views import feature_colours
 from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames
 
 NAME = "Extract SA Features"
@@ -152,18 +153,6 @@ def _components(features: SourceFeatures) -> torch.Tensor:
     """A picture per shown frame of what the finest layers are matched on, at a low noise level."""
     inversion = features.inversion
     step = features.nearest_step(round(0.8 * (len(inversion.sigmas) - 2)))
-    frames = shown_frames(inversion.frames)
-    found: dict[str, torch.Tensor] = {}
-    if features.store is None:
-        features.compute(features.finest, [step], lambda _, layers: found.update(layers), frames=frames)
-
-    def described(i: int) -> torch.Tensor:
-        if features.store is not None:
-            one = {layer: features.store.get(step, layer, frames[i : i + 1]) for layer in features.finest}
-        else:
-            one = {layer: tokens[i : i + 1] for layer, tokens in found.items()}
-        return features.describe(one, features.finest)[0]
-
-    colours = principal_colours(described, len(frames)).movedim(-1, 1).unflatten(2, features.grid(features.finest))
+    colours = feature_colours(features, features.finest, step, shown_frames(inversion.frames))
     height, width = inversion.latents.shape[-2:]
     return as_image(colours, height * 8, width * 8)

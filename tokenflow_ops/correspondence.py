@@ -97,21 +97,3 @@ def carry(keyframes: Tensor, near: Neighbours, tokens: tuple[Tensor, Tensor], gr
     base = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (k, P, C * patch ** 2)
     sides = (part.to(base.device) for part in (near.past, near.future, near.weight, *tokens))
     return F.pixel_shuffle(propagate(base, *sides).transpose(1, 2).unflatten(2, grid), patch)[..., :height, :width]
-
-
-def rebuild(images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor) -> Tensor:
-    """Frames rebuilt from their keyframes' patches by the matches, to see how good they are.
-
-    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the descriptor's tokens. frames: (n,).
-    Returns: (n, 3, rows * patch, columns * patch) with patch the whole pixels of a token.
-    """
-    rows, columns = grid
-    patch = max(1, min(images.shape[2] // rows, images.shape[3] // columns))
-    size = (rows * patch, columns * patch)
-    keyframes = images[matches.keyframes]
-    if keyframes.shape[2:] != size:
-        keyframes = F.interpolate(keyframes, size, mode="area")
-    rebuilt = torch.empty(len(frames), *keyframes.shape[1:])
-    for i, frame in enumerate(frames.split(1)):  # all at once would hold each of them several times
-        rebuilt[i] = carry(keyframes, matches.near.of(frame), matches.tokens(descriptor, frame), grid)[0]
-    return rebuilt

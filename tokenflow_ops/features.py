@@ -19,8 +19,6 @@ from .inversion import Inversion
 Consumer = Callable[[int, dict[str, Tensor]], None]
 # The layers, coarse to fine, whose features side by side tell a token from others.
 Descriptor = tuple[str, ...]
-# Principal components are found on about so many tokens of all frames.
-SAMPLED_TOKENS = 4096
 
 
 class FeatureStore(Protocol):
@@ -149,6 +147,14 @@ class SourceFeatures:
         for step in self.steps:
             consume(step, {layer: self.store.get(step, layer, frames) for layer in self.match_layers})
 
+    def at(self, step: int, layers: Iterable[str], frames: Tensor) -> dict[str, Tensor]:
+        """The features (n, P, C) of some layers and frames (n,) at any step: stored, or computed now."""
+        layers, store, found = tuple(layers), self.store, {}
+        if store is not None and all(store.has(step, layer) for layer in layers):
+            return {layer: store.get(step, layer, frames) for layer in layers}
+        self.compute(layers, [step], lambda _, kept: found.update(kept), frames=frames)
+        return found
+
     def describe(self, features: Mapping[str, Tensor], descriptor: Descriptor) -> Tensor:
         """A descriptor's features (n, P, C) from those of its layers: each of length one, coarser ones enlarged, side by side.
 
@@ -209,25 +215,3 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
     if rows * columns != tokens:
         raise ValueError(f"{tokens} tokens are no level of a {height} x {width} latent")
     return rows, columns
-
-
-def principal_colours(features: Callable[[int], Tensor], frames: int) -> Tensor:
-    """The first three principal components of the features as colours, one map of all frames so that colours can be compared.
-
-    features: gives a frame's (P, C). Returns: (N, P, 3) float32 in [0, 1].
-    """
-    tokens = features(0).shape[0]
-    every = max(1, frames * tokens // SAMPLED_TOKENS)
-    sample = torch.cat([features(i)[i % every :: every].float() for i in range(frames)])
-    mean = sample.mean(0)
-    _, _, axes = torch.linalg.svd(sample - mean, full_matrices=False)
-    axes = axes[:3]
-    # The sign of a component is arbitrary: fix it, so that the same clip always has the same colours.
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    low, high = ((sample - mean) @ axes.T).quantile(torch.tensor([0.02, 0.98], device=sample.device), 0)
-    scaled = torch.stack(
-        [(((features(i).float() - mean) @ axes.T - low) / (high - low).clamp(min=1e-8)).clamp(0, 1) for i in range(frames)]
-    )
-    if scaled.shape[-1] < 3:
-        scaled = torch.cat([scaled, scaled[..., :1].expand(-1, -1, 3 - scaled.shape[-1])], -1)
-    return scaled

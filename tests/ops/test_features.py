@@ -22,7 +22,8 @@ from tokenflow_ops import (
     nearest_tokens,
     neighbours,
 )
-from tokenflow_ops.features import coarse_to_fine, principal_colours, share_by_resolution, token_grid
+from tokenflow_ops.features import coarse_to_fine, share_by_resolution, token_grid
+from tokenflow_ops.views import principal_colours
 
 
 @pytest.fixture(params=["memory", "disk"])

@@ -23,6 +23,7 @@ from .memory import replaces_attention
 from .modes import MODES
 from .passes import DEEP, CapturePass
 from .patching import ModelCall, Run, patch
+from .preview import show_frames
 from .steps import Steps
 
 # Keyframes that are edited together if nothing else is asked for: clips of up to 128 frames at interval 8.
@@ -126,6 +127,10 @@ class EditRun(Run):
             return settle(predict(x))
         path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
         return torch.lerp(clean, settle(predict(torch.lerp(path, x, self.mask))), self.mask)
+
+    def reported(self, callback: Any) -> Any:
+        """With a preview of several frames."""
+        return show_frames(self.model, callback)
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
         """Some samplers end with a little noise left: outside the mask the source has none of it."""

@@ -45,6 +45,10 @@ class Run:
         """Called once the model is loaded and conditionings are processed. Raises: NodeError for what cannot be combined."""
         check_every_pass_runs(self.node, guider.model_options)
 
+    def reported(self, callback: Any) -> Any:
+        """What the sampler calls at every step, from the host's callback or None."""
+        return callback
+
     def finish(self, x: Tensor, sigma: float) -> Tensor:
         """What the sampler ends with, at the last noise level."""
         return x
@@ -227,7 +231,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         run.model = guider.model_patcher
         run.begin(guider, executor.class_obj, sigmas, noise)
         last = float(sigmas[-1])  # uni_pc writes into them
-        return run.finish(executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs), last)
+        return run.finish(executor(guider, sigmas, extra_args, run.reported(callback), noise, *args, **kwargs), last)
 
     def predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         run: Run = model_options["transformer_options"][KEY]

@@ -20,7 +20,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tokenflow_pack.host.demo_model import load_demo_model
 from tokenflow_pack.host.layers import deep_layers, self_attention_layers
-from tokenflow_pack.nodes.sampling import CARRY_UNTIL
+from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import Injection
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -120,7 +120,7 @@ class Edit:
         keyframes, rest = self.keyframes, self.frames - self.keyframes
         source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
         together = 2 * keyframes * parts.joint(keyframes)
-        later = 1 - CARRY_UNTIL
+        later = 1 - PRESETS[BALANCED].carry_until
         pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)  # keyframes that are drawn again are not searched again
         widths = dict(parts.tokens.values())
         one_pass = self.frames * parts.all

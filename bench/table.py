@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from tokenflow_pack.nodes.correspondences import FIXED
-from tokenflow_pack.nodes.sampling import ATTENTION
+from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.nodes.tuning import TuneAVideo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -34,6 +34,12 @@ def captioned_grid(clips: Mapping[str, Tensor], columns: int = 0) -> Tensor:
     return grid
 
 
+def strip(clip: Tensor, moments: int) -> Tensor:
+    """Frames of a clip (N, h, w, c), spread evenly from the first to the last one, side by side: (1, h, moments w, c), fewer where N is."""
+    chosen = torch.linspace(0, len(clip) - 1, min(moments, len(clip))).round().long()
+    return torch.cat(list(clip[chosen]), dim=1)[None]
+
+
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
     """A name in white on black, (height, width, 3) in [0, 1]. Too long for its place it shrinks, and then ends in an ellipsis."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # it comes with matplotlib

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..host.grid import captioned_grid
+from ..host.grid import captioned_grid, strip
 from .clips import called, check_like_source, edit_inputs, names_input
 from .schema import schema
 
@@ -29,8 +29,20 @@ class CompareClips(io.ComfyNode):
                 io.Int.Input(
                     "columns", default=0, min=0, max=16, optional=True, tooltip="Clips in a row. 0: about as many as there are rows."
                 ),
+                io.Int.Input(
+                    "moments",
+                    default=0,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    tooltip="Above 0: one picture instead of a clip, with a row for each clip and so many of its frames side by side.",
+                ),
             ],
-            outputs=[io.Image.Output(display_name="grid", tooltip="As many frames as a clip has. Cells without a clip are black.")],
+            outputs=[
+                io.Image.Output(
+                    display_name="grid", tooltip="As many frames as a clip has, or one with moments. Cells without a clip are black."
+                )
+            ],
         )
 
     @classmethod
@@ -41,7 +53,11 @@ class CompareClips(io.ComfyNode):
         reference: Tensor | None = None,
         names: str = "",
         columns: int = 0,
+        moments: int = 0,
         **more_edits: Tensor | None,
     ) -> io.NodeOutput:
         clips = check_like_source(NAME, {"source": source, "edited": edited, "reference": reference, **more_edits})
-        return io.NodeOutput(captioned_grid(called(NAME, clips, names), columns))
+        named = called(NAME, clips, names)
+        if moments:
+            named, columns = {name: strip(clip, moments) for name, clip in named.items()}, 1
+        return io.NodeOutput(captioned_grid(named, columns))

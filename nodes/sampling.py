@@ -15,12 +15,11 @@ from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
 from ..tokenflow_ops import Correspondences, Injection, Inversion
+from .presets import BALANCED, BY_PRESET, DEEP, PRESETS, PROPAGATIONS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
-CARRY_UNTIL = 0.2
-DEEP, ATTENTION = PROPAGATIONS = "deep features", "attention"
 
 
 def _edit_inputs() -> list[Any]:
@@ -30,6 +29,13 @@ def _edit_inputs() -> list[Any]:
             options=list(MODES),
             default="tokenflow",
             tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency. For comparison: tokenflow, public code: the choices of the authors' code, slower. first frame: all look at the first one (Text2Video-Zero). sparse-causal: at the first and the previous one (Tune-A-Video). fatezero: the same with the source's attention blended in (FateZero). rerender: the same in the decoder, with shapes along optical flow and colours of the first frame (Rerender-A-Video); needs frames.",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=list(PRESETS),
+            default=BALANCED,
+            optional=True,
+            tooltip="Sets carry_until and propagation where these leave it to the preset, and in TokenFlow Sampler the share of the inverted steps that is sampled. balanced: the steadiest. faithful: what is propagated is as in the paper, slower. fast: half of the steps. draft: a quarter of them, to try a prompt; soft.",
         ),
         io.Int.Input(
             "attended_keyframes",
@@ -58,19 +64,19 @@ def _late_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "carry_until",
-            default=CARRY_UNTIL,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
+            tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. -1: as the preset says, 0.2 if balanced. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
         ),
         io.Combo.Input(
             "propagation",
-            options=list(PROPAGATIONS),
-            default=DEEP,
+            options=[BY_PRESET, *PROPAGATIONS],
+            default=BY_PRESET,
             optional=True,
-            tooltip="For tokenflow: what frames between keyframes take from them. deep features: all that the UNet makes below full resolution, steadier and faster. attention: the output of self-attention alone, as in the paper.",
+            tooltip="For tokenflow: what frames between keyframes take from them. as preset: deep features unless faithful. deep features: all that the UNet makes below full resolution, steadier and faster. attention: the output of self-attention alone, as in the paper.",
         ),
     ]
 
@@ -85,8 +91,7 @@ def _edit(
     frames_per_pass: int,
     mask: torch.Tensor | None,
     frames: torch.Tensor | None,
-    carry_until: float,
-    propagation: str,
+    preset: Preset,
 ) -> Edit:
     layers = check_model(node, model)
     check_injection(node, layers, injection)
@@ -99,7 +104,7 @@ def _edit(
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    deep = propagation == DEEP
+    carry_until, deep = preset.carry_until, preset.propagation == DEEP
     return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, carry_until, deep, frames_per_pass, mask, frames)
 
 
@@ -175,14 +180,16 @@ class Sampler(io.ComfyNode):
         mask: torch.Tensor | None = None,
         noise: str = INVERTED,
         frames: torch.Tensor | None = None,
-        carry_until: float = CARRY_UNTIL,
-        propagation: str = DEEP,
+        carry_until: float = -1.0,
+        propagation: str = BY_PRESET,
+        preset: str = BALANCED,
     ) -> io.NodeOutput:
-        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until, propagation)
+        chosen = PRESETS[preset].but(propagation, carry_until)
+        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, chosen)
         edit = _edit(SAMPLER, model, correspondences, injection, *asked)
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
-        sigmas = _sigmas(model, inversion, sampler_name, start)
+        sigmas = chosen.sigmas(_sigmas(model, inversion, sampler_name, start))
         start_at = inversion.latents_at(float(sigmas[0])) if noise == INVERTED else inversion.latents[-1]
         latents = model.get_model_object("latent_format").process_out(start_at)
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
@@ -209,7 +216,7 @@ def _sigmas(model: Any, inversion: Inversion, sampler_name: str, start: float) -
         ).sigmas
         sigmas = whole[whole <= inversion.sigmas[0] * (1 + 1e-4)]
     steps = len(sigmas) - 1
-    return sigmas[steps - max(1, round(steps * start)) :].clone()  # uni_pc writes into them
+    return sigmas[steps - max(1, round(steps * start)) :]
 
 
 class Apply(io.ComfyNode):
@@ -244,9 +251,11 @@ class Apply(io.ComfyNode):
         injection: Injection | None = None,
         mask: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
-        carry_until: float = CARRY_UNTIL,
-        propagation: str = DEEP,
+        carry_until: float = -1.0,
+        propagation: str = BY_PRESET,
+        preset: str = BALANCED,
     ) -> io.NodeOutput:
-        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, carry_until, propagation)
+        chosen = PRESETS[preset].but(propagation, carry_until)
+        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, chosen)
         edit = _edit(APPLY, model, correspondences, injection, *asked)
         return io.NodeOutput(apply_edit(model, edit))

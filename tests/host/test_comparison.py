@@ -45,6 +45,16 @@ def test_clips_are_in_their_cells_to_the_bit_and_the_last_cells_are_black() -> N
         assert len(found) - 5 == shape[0] * shape[1] - 5
 
 
+def test_a_strip_is_one_picture_with_moments_from_the_first_frame_to_the_last() -> None:
+    long = torch.rand(2, 7, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1))
+    for moments, chosen in ((1, [0]), (3, [0, 3, 6]), (64, list(range(7)))):
+        found = compared(long[0], long[1], moments=moments, columns=2)
+        assert found.shape[::2] == (1, len(chosen) * WIDTH)
+        for clip, row in zip(long, found[0].chunk(2, 0), strict=True):
+            assert torch.equal(row[:HEIGHT], torch.cat([clip[i] for i in chosen], 1))
+            assert row[HEIGHT:].max() == 1
+
+
 def test_every_clip_has_its_name() -> None:
     def bars(names: str) -> list[Tensor]:
         return [cell[0, HEIGHT:] for cell in cells(compared(CLIPS[0], CLIPS[1], reference=CLIPS[2], names=names, columns=3), 1, 3)]

@@ -180,8 +180,9 @@ def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) 
     assert len([name for name in run.result.files() if name.endswith(".png")]) == 2  # table and plot
 
 
-def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Callable[..., Run]) -> None:
-    run = workflow("sd15_pnp")()
+@pytest.mark.parametrize("name", ["sd15_pnp", "sdxl"])
+def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Callable[..., Run], name: str) -> None:
+    run = workflow(name)()
     run.check_videos()
     assert not run.nodes("LoraLoaderModelOnly")
     injected = run.latents()
@@ -215,3 +216,33 @@ def test_stable_diffusion_with_a_controlnet_follows_the_hints(workflow: Callable
     blank = run(Canny={"low_threshold": 0.98, "high_threshold": 0.99})
     assert blank.pictures("PreviewImage").max() == 0
     assert not torch.allclose(blank.latents(), followed, atol=1e-2)
+
+
+def test_a_long_clip_is_edited_with_its_sound_and_its_inversion_kept(server: Any, workflow: Callable[..., Run]) -> None:
+    run = workflow("long_video")()
+    run.check_videos()
+    (saved,) = (server.output / "inversions").glob("TokenFlow*.safetensors")
+    assert len(load_file(saved)["latents"][0]) == FRAMES
+    ((maker, sound),) = (run.prompt[node]["inputs"]["audio"] for node in run.nodes("CreateVideo"))
+    assert (run.prompt[maker]["class_type"], server.get("/object_info")["GetVideoComponents"]["output"][sound]) == (
+        "GetVideoComponents",
+        "AUDIO",
+    )
+
+
+def test_two_prompts_share_all_that_is_done_once_per_clip(workflow: Callable[..., Run]) -> None:
+    run = workflow("two_prompts")()
+    run.check_videos()
+    first, second = run.nodes("TokenFlowSampler")
+    assert not torch.allclose(run.latents_of(first), run.latents_of(second), atol=1e-2)
+    prompt, _ = run.prompt[second]["inputs"]["positive"]
+    run.prompt[prompt]["inputs"]["text"] = "an ice star on grass"
+    again = run()
+    ran = {node for node in run.prompt if node not in again.result.cached}
+    assert second in ran
+    assert first not in ran
+    assert not {run.prompt[node]["class_type"] for node in ran} & {
+        "TokenFlowInvertVideo",
+        "TokenFlowExtractFeatures",
+        "TokenFlowBuildCorrespondences",
+    }

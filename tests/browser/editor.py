@@ -1,0 +1,174 @@
+"""The page as its user has it: where things are is asked of the page, what is done is done by mouse and keyboard."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator, Page
+
+CANVAS = "#graph-canvas"
+SEARCH = ".comfy-vue-node-search-container"
+DROP = """([canvas, name, content]) => {
+    const data = new DataTransfer()
+    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))
+    data.items.add(new File([bytes], name, { type: 'application/json' }))
+    const options = { dataTransfer: data, bubbles: true, clientX: 600, clientY: 400 }
+    document.querySelector(canvas).dispatchEvent(new DragEvent('drop', options))
+}"""
+NODES = "() => app.graph.nodes.map((node) => ({ id: node.id, type: node.type, title: node.title }))"
+SLOT = """([id, side, name]) => {
+    const node = app.graph.getNodeById(id)
+    const slot = node[side].findIndex((slot) => slot.name === name)
+    if (slot < 0) throw new Error(`${node.title} has no ${name} among its ${side}`)
+    return app.canvasPosToClientPos(node.getConnectionPos(side === 'inputs', slot))
+}"""
+WIDGET = """([id, name]) => {
+    const node = app.graph.getNodeById(id)
+    const widget = node.widgets.find((widget) => widget.name === name)
+    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10])
+}"""
+TITLE = "(id) => { const node = app.graph.getNodeById(id); return app.canvasPosToClientPos([node.pos[0] + 100, node.pos[1] - 15]) }"
+SHOW = """([ids, left, top, right, bottom, most]) => {
+    const nodes = app.graph.nodes.filter((node) => !ids.length || ids.includes(node.id))
+    nodes.forEach((node) => node.updateArea())
+    const areas = nodes.map((node) => node.boundingRect)
+    const x = Math.min(...areas.map((area) => area[0])), y = Math.min(...areas.map((area) => area[1]))
+    const width = Math.max(...areas.map((area) => area[0] + area[2])) - x
+    const height = Math.max(...areas.map((area) => area[1] + area[3])) - y
+    const scale = Math.min(most, (right - left) / width, (bottom - top) / height)
+    const across = (left + right) / 2, down = (top + bottom) / 2
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = [across / scale - x - width / 2, down / scale - y - height / 2]
+    app.canvas.setDirty(true, true)
+}"""
+
+
+class Editor:
+    """ComfyUI's editor in a browser. Nodes are named by the ids that they have in the graph, slots and widgets by their names."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page, self.address = page, address
+
+    def open(self) -> None:
+        """Loads the page, or loads it anew, and waits until it can be worked with."""
+        self.page.goto(self.address)
+        self.page.wait_for_function("() => window.app?.extensionManager?.command && app.canvas && LiteGraph.registered_node_types.KSampler")
+        self.page.get_by_test_id("queue-button").wait_for()
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until what was done is drawn: slots and widgets get their places when they are."""
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    # The graph
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Puts a workflow in place of the graph, without the mouse."""
+        self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
+        self.settle()
+
+    def clear(self) -> None:
+        """Empties the graph."""
+        self.page.evaluate("() => { app.graph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }")
+        self.settle()
+
+    def prompt(self) -> dict[str, Any]:
+        """What the page would send to the server."""
+        found: dict[str, Any] = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        return found
+
+    def serialized(self) -> dict[str, Any]:
+        """What the page would save."""
+        found: dict[str, Any] = self.page.evaluate("() => app.graph.serialize()")
+        return found
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """id, type and title of every node."""
+        found: list[dict[str, Any]] = self.page.evaluate(NODES)
+        return found
+
+    def node(self, kind: str) -> int:
+        """The id of the only node of a type."""
+        (found,) = (node["id"] for node in self.nodes() if node["type"] == kind)
+        return int(found)
+
+    # By mouse and keyboard
+
+    def drop(self, file: Path) -> None:
+        """Drops a file onto the canvas and waits for its graph."""
+        content = base64.b64encode(file.read_bytes()).decode()
+        self.page.evaluate("() => app.graph.nodes.forEach((node) => { node.before_drop = true })")
+        self.page.evaluate(DROP, [CANVAS, file.name, content])
+        self.page.wait_for_function("() => app.graph.nodes.length && !app.graph.nodes.some((node) => node.before_drop)")
+        self.settle()
+
+    def search(self, words: str, x: float = 640, y: float = 400) -> Locator:
+        """Opens the search box over an empty place of the canvas, types, and returns the nodes that it offers."""
+        self.page.mouse.dblclick(x, y)
+        self.page.locator(SEARCH).locator("input").last.fill(words)
+        return self.page.locator(SEARCH).locator("li.p-autocomplete-option")
+
+    def leave_search(self) -> None:
+        """Closes the search box."""
+        self.page.keyboard.press("Escape")
+        self.page.locator(SEARCH).wait_for(state="detached")
+
+    def add(self, name: str, x: float, y: float) -> int:
+        """Adds a node by the search box, its corner at a place of the window; returns its id."""
+        known = {node["id"] for node in self.nodes()}
+        self.search(name, x, y).filter(has_text=name).first.click()
+        self.page.locator(SEARCH).wait_for(state="detached")
+        self.settle()
+        (added,) = {node["id"] for node in self.nodes()} - known
+        return int(added)
+
+    def connect(self, origin: int, output: str, target: int, name: str) -> None:
+        """Drags a link from an output to an input."""
+        start = self.page.evaluate(SLOT, [origin, "outputs", output])
+        end = self.page.evaluate(SLOT, [target, "inputs", name])
+        self.page.mouse.move(*start)
+        self.page.mouse.down()
+        self.page.mouse.move(*end, steps=5)
+        self.page.mouse.up()
+        self.settle()
+
+    def place(self, node: int, widget: str) -> Sequence[float]:
+        """Where a widget's middle is in the window."""
+        found: Sequence[float] = self.page.evaluate(WIDGET, [node, widget])
+        return found
+
+    def type(self, node: int, widget: str, value: str) -> None:
+        """Types a number, or a short text, into the box that a click on its widget opens."""
+        self.page.mouse.click(*self.place(node, widget))
+        box = self.page.locator(".graphdialog input")
+        box.fill(value)
+        box.press("Enter")
+        self.settle()
+
+    def choose(self, node: int, widget: str, value: str) -> None:
+        """Chooses from the list that a click on a widget opens."""
+        self.page.mouse.click(*self.place(node, widget))
+        self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
+        self.settle()
+
+    def click(self, node: int, widget: str) -> None:
+        """Clicks on a widget, which turns a switch over."""
+        self.page.mouse.click(*self.place(node, widget))
+        self.settle()
+
+    def select(self, node: int) -> None:
+        """Clicks on a node's title."""
+        self.page.mouse.click(*self.page.evaluate(TITLE, node))
+        self.settle()
+
+    def show(self, *nodes: int, within: Sequence[float] = (80, 120, 1260, 780), most: float = 1.0) -> None:
+        """Moves the view so that these nodes, or all, fill a part of the window: left, top, right, bottom, not larger than `most`."""
+        self.page.evaluate(SHOW, [list(nodes), *within, most])
+        self.settle()
+
+    def run(self) -> None:
+        """Presses the page's own button."""
+        self.page.get_by_test_id("queue-button").get_by_text("Run").click()

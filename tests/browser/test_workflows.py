@@ -1,0 +1,79 @@
+"""Every workflow that the pack offers, in the page: what it sends to the server, whether the server takes it, how it lies there."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.workflow import to_prompt
+
+from .editor import Editor
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+WEIGHTS = ".ckpt", ".pt", ".pth", ".safetensors"
+AREAS = """() => {
+    app.graph.nodes.forEach((node) => node.updateArea())
+    return app.graph.nodes.map((node) => [`${node.title} (${node.id})`, ...node.boundingRect])
+}"""
+GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingRect])"
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def workflow(editor: Editor, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A workflow, open in the page."""
+    saved: dict[str, Any] = json.loads(request.param.read_text())
+    editor.load(saved)
+    return saved
+
+
+def test_the_page_sends_what_the_scripts_send_and_the_server_takes_it(editor: Editor, server: Any, workflow: dict[str, Any]) -> None:
+    prompt = editor.prompt()
+    assert prompt == to_prompt(workflow, server.get("/object_info"))
+    assert not [error for error in refused(server, prompt) if not names_missing_weights(error)]
+
+
+def refused(server: Any, prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    """The server's objections to a prompt, each with its node. Nothing of it runs on."""
+    request = urllib.request.Request(f"{server.address}/prompt", json.dumps({"prompt": prompt}).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+    except urllib.error.HTTPError as error:
+        answer = json.load(error)
+    while any(server.get("/queue").values()):
+        for path, body in (("queue", b'{"clear": true}'), ("interrupt", b"{}")):
+            urllib.request.urlopen(urllib.request.Request(f"{server.address}/{path}", body), timeout=60).close()
+        time.sleep(0.05)
+    objections = [{"node": node, **error} for node, report in answer["node_errors"].items() for error in report["errors"]]
+    assert objections or "error" not in answer, answer["error"]
+    return objections
+
+
+def names_missing_weights(error: dict[str, Any]) -> bool:
+    """Whether all that is wrong is a checkpoint, LoRA or ControlNet that is not on this machine."""
+    return error["type"] == "value_not_in_list" and str(error["extra_info"]["received_value"]).endswith(WEIGHTS)
+
+
+def test_nothing_covers_anything(editor: Editor, workflow: dict[str, Any]) -> None:
+    """A node takes at least the room that its widgets need, whatever the file says."""
+    nodes = editor.page.evaluate(AREAS)
+    assert [(a[0], b[0]) for a, b in combinations(nodes, 2) if overlap(a, b)] == []
+    groups = editor.page.evaluate(GROUPS)
+    assert [(a[0], b[0]) for a, b in combinations(groups, 2) if overlap(a, b)] == []
+    assert [(node[0], group[0]) for node in nodes for group in groups if overlap(node, group) and not inside(node, group)] == []
+
+
+def overlap(a: list[Any], b: list[Any]) -> bool:
+    """Whether two areas (name, x, y, width, height) have a place in common."""
+    return all(a[i] < b[i] + b[i + 2] and b[i] < a[i] + a[i + 2] for i in (1, 2))
+
+
+def inside(a: list[Any], b: list[Any]) -> bool:
+    return all(b[i] <= a[i] and a[i] + a[i + 2] <= b[i] + b[i + 2] for i in (1, 2))

@@ -26,19 +26,41 @@ def check_areas(node: str, socket: str, conds: Iterable[Iterable[Mapping[str, An
 
 
 def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError for what splits or skips passes by itself: context windows, and the host's EasyCache.
+    """Raises: NodeError for what splits or skips passes by itself: context windows, motion models, and the host's EasyCache.
 
     options: the host's model_options.
     """
-    if options.get("context_handler") is not None:
+    animatediff = options["transformer_options"].get("ADGS")  # AnimateDiff-Evolved's state of the run
+    if options.get("context_handler") is not None or (animatediff is not None and animatediff.is_using_sliding_context()):
         raise NodeError(
             node,
             "model",
-            "a context handler (Context Windows), which cuts the clip into windows of its own.",
+            "a context handler (Context Windows, AnimateDiff's context options), which cuts the clip into windows of its own.",
             "Remove it: TokenFlow takes any number of frames in passes by itself.",
+        )
+    if getattr(getattr(animatediff, "motion_models", None), "models", None):
+        raise NodeError(
+            node,
+            "model",
+            "a motion model (AnimateDiff), whose layers attend over a fixed number of frames in order.",
+            "Connect the model without it.",
         )
     if getattr(options["transformer_options"].get("easycache"), "name", None) == "EasyCache":
         raise NodeError(node, "model", "EasyCache, which skips passes that TokenFlow needs.", "Use LazyCache, which skips whole steps.")
+
+
+def check_controls(node: str, conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None:
+    """Raises: NodeError for a control that keeps what it reads in self-attention by itself (Advanced-ControlNet's Reference).
+
+    conds: the host's processed conditionings by the name of their socket.
+    """
+    for socket, entries in conds.items():
+        for entry in entries or ():
+            control = entry.get("control")
+            while control is not None:
+                if hasattr(control, "ref_opts"):
+                    raise NodeError(node, socket, "a Reference ControlNet, which takes self-attention over.", "Use an IPAdapter instead.")
+                control = control.previous_controlnet
 
 
 def check_every_layer_runs(node: str, options: Mapping[str, Any]) -> None:

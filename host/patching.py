@@ -17,7 +17,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from .conds import Conds, PassConds
-from .conflicts import check_all_tokens, check_every_pass_runs
+from .conflicts import check_all_tokens, check_controls, check_every_pass_runs
 from .controls import shallow_control
 from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
 from .memory import frames_per_pass
@@ -44,6 +44,7 @@ class Run:
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Called once the model is loaded and conditionings are processed. Raises: NodeError for what cannot be combined."""
         check_every_pass_runs(self.node, guider.model_options)
+        check_controls(self.node, guider.conds)
 
     def reported(self, callback: Any) -> Any:
         """What the sampler calls at every step, from the host's callback or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
@@ -194,10 +195,29 @@ STAGES: dict[str, Callable[[Patch], Any]] = {
 SOURCE_STAGES, EDIT_STAGES = list(STAGES)[:2], list(STAGES)[2:]
 
 
+def animatediff(model: Any, windows: bool, motion: bool) -> Any:
+    """What AnimateDiff-Evolved puts into a run's options."""
+    state = SimpleNamespace(is_using_sliding_context=lambda: windows, motion_models=SimpleNamespace(models=["v3"] if motion else []))
+    clone = model.clone()
+    clone.model_options["transformer_options"]["ADGS"] = state
+    return clone
+
+
+@pytest.mark.parametrize("patch", [windows, partial(animatediff, windows=True, motion=False)], ids=["the host's", "AnimateDiff's"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_context_windows_are_refused(stage: str) -> None:
+def test_context_windows_are_refused(stage: str, patch: Patch) -> None:
     with pytest.raises(NodeError, match=rf"{stage}, input 'model': a context handler.* Remove it"):
-        STAGES[stage](windows)
+        STAGES[stage](patch)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_motion_models_are_refused(stage: str) -> None:
+    with pytest.raises(NodeError, match=rf"{stage}, input 'model': a motion model .* without it"):
+        STAGES[stage](partial(animatediff, windows=False, motion=True))
+
+
+def test_animatediff_s_sampling_without_either_changes_nothing() -> None:
+    assert torch.equal(short(animatediff(tiny_model(), windows=False, motion=False)), plain())
 
 
 @pytest.mark.parametrize("stage", EDIT_STAGES)

@@ -15,6 +15,7 @@ from comfy.cldm.cldm import ControlNet as ControlModel
 from comfy.t2i_adapter.adapter import Adapter
 from comfy_extras.nodes_controlnet import ControlNetInpaintingAliMamaApply
 from tokenflow_pack.host.controls import control_view, shallow_control
+from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.layers import deep_layers
 from torch import Tensor
 
@@ -138,6 +139,15 @@ def test_controls_that_cut_their_hints_themselves_are_told_the_frames() -> None:
     assert (view.sub_idxs, view.full_latent_length, view.context_length) == ([1, 4], 5, 2)
     assert view.cond_hint_original is control.cond_hint_original
     assert control.sub_idxs is None
+
+
+def test_reference_controls_are_refused() -> None:
+    """Advanced-ControlNet's, wherever it stands in the chain."""
+    reference = controlnet().copy().set_cond_hint(torch.zeros(1, 3, 8, 8))
+    reference.ref_opts = None
+    control = controlnet().copy().set_cond_hint(torch.zeros(1, 3, 8, 8)).set_previous_controlnet(reference)
+    with pytest.raises(NodeError, match=r"TokenFlow Sampler, input 'negative': a Reference ControlNet"):
+        short(POSITIVE, [[NEGATIVE[0][0], {"control": control, "control_apply_to_uncond": False}]])
 
 
 def test_the_users_conditionings_are_not_changed() -> None:

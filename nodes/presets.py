@@ -37,5 +37,5 @@ PRESETS = {
     BALANCED: Preset(DEEP, 0.2),
     "faithful": Preset(ATTENTION, 0.0),
     "fast": Preset(DEEP, 0.2, 0.5),
-    "draft": Preset(DEEP, 0.3, 0.25),
+    "draft": Preset(DEEP, 0.2, 0.25),
 }

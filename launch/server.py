@@ -83,6 +83,7 @@ class Server:
         folders |= {"--user-directory": self.work / "user", "--temp-directory": self.work}
         options = [text for option, folder in folders.items() for text in (option, str(folder.absolute()))]
         options += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
+        options += ["--preview-method", "auto"]  # the host's own choice is none
         # ComfyUI's own choice for a CPU is a slower attention than torch's.
         options += [] if has_accelerator() else ["--cpu", "--use-pytorch-cross-attention"]
         return [sys.executable, "main.py", "--listen", HOST, "--port", str(self.port), *options]

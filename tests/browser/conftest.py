@@ -31,6 +31,7 @@ OPTIONS = (
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 STORED = {"vueNodesBannerDismissed": "true"}
 WIDTH, HEIGHT = 1280, 800
+PATIENCE = 60_000  # milliseconds, on a machine that does much else
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,8 +59,9 @@ def with_pictures(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def editor(server: Any, chromium: str) -> Iterator[Editor]:
     """The open page. One browser for a module: Playwright keeps an event loop running, which tests of other modules cannot have."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
     change_settings(server, SETTINGS)
     with sync_playwright() as playwright:
@@ -68,7 +70,7 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
         for key, value in STORED.items():
             context.add_init_script(f"localStorage.setItem({json.dumps(key)}, {json.dumps(value)})")
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         opened = Editor(page, server.address)
         opened.open()
         yield opened

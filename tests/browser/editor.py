@@ -76,8 +76,10 @@ class Editor:
         self.settle()
 
     def prompt(self) -> dict[str, Any]:
-        """What the page would send to the server."""
+        """What the page would send to the server, less the page's own player of clips, which is there as soon as a clip has come."""
         found: dict[str, Any] = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        for node in found.values():
+            node["inputs"].pop("video-preview", None)
         return found
 
     def serialized(self) -> dict[str, Any]:
@@ -127,13 +129,17 @@ class Editor:
 
     def connect(self, origin: int, output: str, target: int, name: str) -> None:
         """Drags a link from an output to an input."""
-        start = self.page.evaluate(SLOT, [origin, "outputs", output])
-        end = self.page.evaluate(SLOT, [target, "inputs", name])
+        start, end = self.slot(origin, "outputs", output), self.slot(target, "inputs", name)
         self.page.mouse.move(*start)
         self.page.mouse.down()
         self.page.mouse.move(*end, steps=5)
         self.page.mouse.up()
         self.settle()
+
+    def slot(self, node: int, side: str, name: str) -> Sequence[float]:
+        """Where an input's or output's dot is in the window; `side` is inputs or outputs."""
+        found: Sequence[float] = self.page.evaluate(SLOT, [node, side, name])
+        return found
 
     def place(self, node: int, widget: str) -> Sequence[float]:
         """Where a widget's middle is in the window."""

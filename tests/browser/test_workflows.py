@@ -22,10 +22,11 @@ AREAS = """() => {
     app.graph.nodes.forEach((node) => node.updateArea())
     return app.graph.nodes.map((node) => [`${node.title} (${node.id})`, ...node.boundingRect])
 }"""
+SHOWS_CLIPS = "() => app.graph.nodes.every((node) => node.type !== 'LoadVideo' || node.videoContainer)"
 GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingRect])"
 
 
-@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+@pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
 def workflow(editor: Editor, request: pytest.FixtureRequest) -> dict[str, Any]:
     """A workflow, open in the page."""
     saved: dict[str, Any] = json.loads(request.param.read_text())
@@ -63,6 +64,8 @@ def names_missing_weights(error: dict[str, Any]) -> bool:
 
 def test_nothing_covers_anything(editor: Editor, workflow: dict[str, Any]) -> None:
     """A node takes at least the room that its widgets need, whatever the file says."""
+    editor.page.wait_for_function(SHOWS_CLIPS)
+    editor.settle()
     nodes = editor.page.evaluate(AREAS)
     assert [(a[0], b[0]) for a, b in combinations(nodes, 2) if overlap(a, b)] == []
     groups = editor.page.evaluate(GROUPS)

@@ -1,0 +1,97 @@
+"""Runs from the page's own button: progress, previews, results, interrupts and errors, where users see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from .conftest import ROOT
+from .editor import Editor
+
+FRAMES, STEPS, MANY = "3", "4", "60"
+RUN = 240_000  # milliseconds
+# Keeps what a node shows while it runs: the progress bar's share, and whether a preview is on it.
+WATCH = """(id) => {
+    window.seen = { progress: 0, preview: false }
+    const look = () => {
+        const node = app.graph.getNodeById(id)
+        if (!node || window.seen.done) return
+        window.seen.progress = Math.max(window.seen.progress, node.progress ?? 0)
+        window.seen.preview ||= Boolean(node.imgs?.[0]?.naturalWidth)
+        requestAnimationFrame(look)
+    }
+    look()
+}"""
+PLAYER = "(id) => app.graph.getNodeById(id).videoContainer?.querySelector('video')"
+
+
+@pytest.fixture(scope="module")
+def opened(editor: Editor, with_pictures: bool) -> Editor:
+    """The page with an edit of the embedded clip, ready to run; pictures are taken of all its frames and steps."""
+    editor.clear()
+    editor.drop(ROOT / "workflows" / "sdedit.json")
+    if not with_pictures:
+        frames, inversion = editor.node("ImageFromBatch"), editor.node("TokenFlowInvertVideo")
+        editor.show(frames, inversion)
+        editor.type(frames, "length", FRAMES)
+        editor.type(inversion, "steps", STEPS)
+    return editor
+
+
+def saver(editor: Editor) -> int:
+    """The node that saves the edit alone."""
+    return min(node["id"] for node in editor.nodes() if node["type"] == "SaveVideo")
+
+
+def test_progress_and_previews_while_it_runs_then_the_result_plays(opened: Editor, picture: Callable[..., None]) -> None:
+    page, sampler, result = opened.page, opened.node("TokenFlowSampler"), saver(opened)
+    opened.show(opened.node("TokenFlowBuildCorrespondences"), sampler, result)
+    page.evaluate(WATCH, sampler)
+    opened.run()
+    page.wait_for_function("() => window.seen.progress > 0 && window.seen.preview", timeout=RUN)
+    picture("running")
+    player = page.wait_for_function(PLAYER, arg=result, timeout=RUN).as_element()
+    assert player is not None
+    page.wait_for_function("(player) => player.readyState >= HTMLMediaElement.HAVE_FUTURE_DATA", arg=player)
+    player.click()  # Chromium's own play button
+    page.wait_for_function("(player) => !player.paused && player.currentTime > 0", arg=player)
+    assert player.evaluate("(player) => player.videoWidth") > 0
+    opened.show(sampler, result)
+    picture("result")
+
+
+def test_an_interrupted_run_makes_way_for_the_next(opened: Editor, server: Any) -> None:
+    page, inversion, sampler = opened.page, opened.node("TokenFlowInvertVideo"), opened.node("TokenFlowSampler")
+    steps = opened.prompt()[str(inversion)]["inputs"]["steps"]
+    before = set(server.get("/history"))
+    opened.show(inversion, sampler)
+    page.evaluate(WATCH, inversion)
+    opened.type(inversion, "steps", MANY)
+    opened.run()
+    opened.type(inversion, "steps", str(steps))
+    opened.type(sampler, "cfg", "3")
+    opened.run()
+    page.wait_for_function("() => window.seen.progress > 0", timeout=RUN)
+    page.get_by_role("button", name="Cancel current run").click()
+    while any(server.get("/queue").values()):
+        page.wait_for_timeout(100)
+    ended = [run for name, run in server.get("/history").items() if name not in before]
+    kinds = [{message[0] for message in run["status"]["messages"]} for run in ended]
+    assert ["execution_interrupted" in kind for kind in kinds] == [True, False]
+    assert "execution_success" in kinds[1]
+
+
+def test_an_error_shows_on_its_node_with_our_words(opened: Editor, picture: Callable[..., None]) -> None:
+    page, sampler = opened.page, opened.node("TokenFlowSampler")
+    opened.show(opened.node("TokenFlowBuildCorrespondences"), sampler)
+    opened.choose(sampler, "consistency", "rerender")
+    opened.run()
+    report = page.locator(".comfy-error-report")
+    expect(report).to_contain_text("TokenFlow Sampler, input 'frames'")
+    picture("error")
+    page.keyboard.press("Escape")
+    report.wait_for(state="detached")
+    assert page.evaluate("() => app.lastExecutionError.node_id") == str(sampler)

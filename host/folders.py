@@ -12,7 +12,7 @@ from .errors import NodeError
 
 SUFFIX = ".inversion.safetensors"
 # What a name may not hold, on any system: a folder may be shared between them.
-FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
+FORBIDDEN = r'[\x00-\x1f\x7f\\:*?"<>|]'
 # In bytes. File systems end at 255 a part; the host's counter and the suffix are yet to come.
 LONGEST_PART, LONGEST = 180, 1000
 
@@ -69,7 +69,7 @@ def _check_name(node: str, socket: str, name: str) -> None:
     parts = name.split("/")
     if not name or any(part.strip() in ("", ".", "..") for part in parts):
         raise NodeError(node, socket, f"{_shown(name)} is no name inside a folder.", "Use a name, or folder/name, without '..'.")
-    if FORBIDDEN.search(name) or not _is_unicode(name):
+    if re.search(FORBIDDEN, name) or not _is_unicode(name):
         raise NodeError(node, socket, f"{_shown(name)} has signs that no file name may have.", "Use letters, digits, '-', '_' and '/'.")
     if len(name.encode()) > LONGEST or any(len(part.encode()) > LONGEST_PART for part in parts):
         raise NodeError(node, socket, f"a name of {len(name)} signs, {_shown(name)}.", "Use a shorter name.")

@@ -1,4 +1,4 @@
-"""`run.py test`: linter, formatter, type checker and tests; all run, and the first failure gives the exit code."""
+"""`run.py test`: linter, formatter, type checker, outside judges and tests; all run, and the first failure gives the exit code."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def run(pytest_arguments: list[str]) -> int:
         ["ruff", "check"],
         ["ruff", "format", "--check"],
         ["mypy", *packages],
+        ["launch.judges"],
         ["pytest", *(pytest_arguments or ["-n", str(processes), "--dist", "loadfile"])],
     ]
     codes = []

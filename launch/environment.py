@@ -125,10 +125,10 @@ def requirement_names(text: str) -> list[str]:
     return [re.split(r"[\s;<>=!~\[]", line)[0] for line in lines if line]
 
 
-def make_venv() -> None:
-    """Makes an empty virtual environment with pip at VENV, in place of what was there."""
-    shutil.rmtree(VENV, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True)
+def make_venv(folder: Path = VENV) -> None:
+    """Makes an empty virtual environment with pip at `folder`, in place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
     if made.returncode:
         raise SetupError(f"no virtual environment (on Debian and Ubuntu: apt install python3-venv):\n{made.stdout}{made.stderr}")
 

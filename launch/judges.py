@@ -73,7 +73,7 @@ def validate(release: Path) -> Iterator[str]:
 def comfy(folder: Path, *arguments: str) -> str:
     """What comfy-cli prints in a folder. It asks nothing and reports nothing, and its settings stay in the judges' environment."""
     quiet = {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "HOME": str(VENV), "XDG_CONFIG_HOME": str(VENV / "config")}
-    command = [PROGRAMS / "comfy", "--skip-prompt", "--no-json", *arguments]
+    command = [str(PROGRAMS / "comfy"), "--skip-prompt", "--no-json", *arguments]
     return subprocess.run(
         command, cwd=folder, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ).stdout
@@ -81,7 +81,7 @@ def comfy(folder: Path, *arguments: str) -> str:
 
 def scan(release: Path) -> Iterator[str]:
     """Findings of nodesafe without an answer, and answers without a finding."""
-    command = [PROGRAMS / "nodesafe", "scan", "--format", "json", "--fail-on", "none", str(release)]
+    command = [str(PROGRAMS / "nodesafe"), "scan", "--format", "json", "--fail-on", "none", str(release)]
     findings = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)["findings"]
     answers = ANSWER.findall(ANSWERS.read_text())
     used = set()

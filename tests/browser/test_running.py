@@ -46,12 +46,15 @@ def saver(editor: Editor) -> int:
     return min(node["id"] for node in editor.nodes() if node["type"] == "SaveVideo")
 
 
-def test_progress_and_previews_while_it_runs_then_the_result_plays(opened: Editor, picture: Callable[..., None]) -> None:
+def test_progress_and_previews_while_it_runs_then_the_result_plays(
+    opened: Editor, picture: Callable[..., None], with_pictures: bool
+) -> None:
     page, sampler, result = opened.page, opened.node("TokenFlowSampler"), saver(opened)
     opened.show(opened.node("TokenFlowBuildCorrespondences"), sampler, result)
     page.evaluate(WATCH, sampler)
     opened.run()
-    page.wait_for_function("() => window.seen.progress > 0 && window.seen.preview", timeout=RUN)
+    enough = 0.6 if with_pictures else 0
+    page.wait_for_function("(enough) => window.seen.progress > enough && window.seen.preview", arg=enough, timeout=RUN)
     picture("running")
     player = page.wait_for_function(PLAYER, arg=result, timeout=RUN).as_element()
     assert player is not None

@@ -18,10 +18,15 @@ from .editor import Editor
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 WEIGHTS = ".ckpt", ".pt", ".pth", ".safetensors"
-AREAS = """() => {
-    app.graph.nodes.forEach((node) => node.updateArea())
-    return app.graph.nodes.map((node) => [`${node.title} (${node.id})`, ...node.boundingRect])
-}"""
+# Nodes on which pictures appear, and how high these make them at least beyond their widgets.
+PICTURED = ["TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowSampler", "PreviewImage", "SaveImage", "MaskPreview"]
+PICTURE = 212
+AREAS = """([pictured, height]) => app.graph.nodes.map((node) => {
+    node.updateArea()
+    const [x, y, width, most] = node.boundingRect
+    const needed = pictured.includes(node.type) ? LiteGraph.NODE_TITLE_HEIGHT + node.computeSize()[1] + height : 0
+    return [`${node.title} (${node.id})`, x, y, width, Math.max(most, needed)]
+})"""
 SHOWS_CLIPS = "() => app.graph.nodes.every((node) => node.type !== 'LoadVideo' || node.videoContainer)"
 GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingRect])"
 
@@ -63,10 +68,10 @@ def names_missing_weights(error: dict[str, Any]) -> bool:
 
 
 def test_nothing_covers_anything(editor: Editor, workflow: dict[str, Any]) -> None:
-    """A node takes at least the room that its widgets need, whatever the file says."""
+    """A node takes at least the room that its widgets need, whatever the file says, and grows when it shows pictures."""
     editor.page.wait_for_function(SHOWS_CLIPS)
     editor.settle()
-    nodes = editor.page.evaluate(AREAS)
+    nodes = editor.page.evaluate(AREAS, [PICTURED, PICTURE])
     assert [(a[0], b[0]) for a, b in combinations(nodes, 2) if overlap(a, b)] == []
     groups = editor.page.evaluate(GROUPS)
     assert [(a[0], b[0]) for a, b in combinations(groups, 2) if overlap(a, b)] == []

@@ -7,7 +7,8 @@ import importlib.util
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,9 @@ def test_devices_and_caches_are_the_hosts_affair() -> None:
             assert word not in text, f"{file.name}: {word}"
 
 
-def test_the_pack_loads_under_any_name(tmp_path: Path) -> None:
-    """As ComfyUI imports it: by path, under a module name made of the folder's."""
-    folder = tmp_path / "some-other name"
-    folder.symlink_to(ROOT, target_is_directory=True)
+@contextmanager
+def loaded(folder: Path) -> Iterator[Any]:
+    """The pack as ComfyUI imports it: by path, under a module name made of the folder's. Forgotten afterwards."""
     name = str(folder).replace(".", "_x_")
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
     assert spec is not None
@@ -249,11 +249,32 @@ def test_the_pack_loads_under_any_name(tmp_path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-        assert module.TokenFlowExtension.__module__ == f"{name}.nodes"
+        yield module
     finally:
-        for loaded in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
-            del sys.modules[loaded]
+        for known in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+            del sys.modules[known]
+
+
+def test_the_pack_loads_under_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "some-other name"
+    folder.symlink_to(ROOT, target_is_directory=True)
+    with loaded(folder) as module:
+        assert module.TokenFlowExtension.__module__ == f"{module.__name__}.nodes"
     assert Path(nodes.__file__).parent != ROOT / "nodes"  # the name is the host's
+
+
+@pytest.mark.parametrize("module", ["cv2", "kornia", "matplotlib"])
+def test_a_missing_package_is_named_with_the_way_to_install_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'the module {module}\. .* pip install -r ".*requirements\.txt"'), loaded(ROOT):
+        pass
+
+
+def test_the_pack_loads_without_what_it_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("faiss", "diffusers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with loaded(ROOT) as pack:
+        assert pack.comfy_entrypoint
 
 
 @pytest.mark.parametrize("module", ["faiss", "cv2"])

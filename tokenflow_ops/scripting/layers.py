@@ -1,0 +1,90 @@
+"""The layers of a UNet2DConditionModel that the method works on, and their forwards replaced for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Called with (module, its own forward, *args, **kwargs) in place of the forward.
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def replaced(unet: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[None]:
+    """Within, the modules at these paths answer by ours. Afterwards, also after an error or an interrupt, they are as they were."""
+    changed: list[tuple[nn.Module, Any]] = []
+    try:
+        for path, ours in forwards.items():
+            module = unet.get_submodule(path)
+            changed.append((module, vars(module).get("forward")))
+            vars(module)["forward"] = partial(ours, module, module.forward)
+        yield
+    finally:
+        for module, before in reversed(changed):
+            if before is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = before
+
+
+def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
+    """Module paths of the self-attention in the order the UNet runs it, e.g. "up_blocks.1.attentions.1.transformer_blocks.0.attn1"."""
+    parts = ("down_blocks", "mid_block", "up_blocks")
+    paths = [
+        path
+        for path, module in unet.named_modules()
+        if path.endswith(".attn1") and ".attentions." in path and not module.is_cross_attention
+    ]
+    return tuple(sorted(paths, key=lambda path: parts.index(path.partition(".")[0])))
+
+
+def decoder_layers(layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the UNet's way up."""
+    return tuple(layer for layer in layers if layer.startswith("up_blocks."))
+
+
+def injected_attention(layers: tuple[str, ...], choice: str = "decoder") -> tuple[str, ...]:
+    """The layers whose queries and keys Plug-and-Play takes from the source: all decoder blocks' but the first's.
+
+    choice: of `Injection.layers`; "late decoder" keeps the second half of those blocks.
+    """
+    blocks = list(dict.fromkeys(_block(layer) for layer in decoder_layers(layers)))[1:]
+    if choice == "late decoder":
+        blocks = blocks[len(blocks) // 2 :]
+    return tuple(layer for layer in layers if _block(layer) in blocks)
+
+
+def injected_features(layers: tuple[str, ...]) -> str:
+    """The end of the residual branch before the first of `injected_attention`: SD 1.5's "up_blocks.1.resnets.1.conv2"."""
+    return _block(injected_attention(layers)[0]).replace("attentions", "resnets") + ".conv2"
+
+
+def deep_blocks(unet: Any) -> tuple[str, ...]:
+    """All that runs below the UNet's full resolution, from the first downsampler to the block that ends with the last upsampler."""
+    down = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
+    up = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
+    return f"{down[0]}.downsamplers.0", *down[1:], "mid_block", *up[:-1]
+
+
+def _block(layer: str) -> str:
+    return layer.partition(".transformer_blocks.")[0]
+
+
+def no_forward(module: Any, forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Of a deep block that does not run: nothing, in the form that the UNet hands on."""
+    nothing = hidden_states[:, :0, :1, :1]
+    if not hasattr(module, "downsamplers"):
+        return nothing
+    return nothing, (nothing,) * (len(module.resnets) + (module.downsamplers is not None))
+
+
+def attend(module: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """A self-attention module on tokens (R, P, C) and (R, P', C) to project, with its output projection: (R, P, C)."""
+    projected = module.to_q(queries), module.to_k(keys), module.to_v(values)
+    q, k, v = (part.unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in projected)
+    return module.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

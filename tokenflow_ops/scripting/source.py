@@ -1,0 +1,96 @@
+"""Stage 1 on a pipeline: inversion of the source frames and their self-attention features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..features import Consumer, MemoryStore, SourceFeatures, coarse_to_fine
+from ..inversion import Inversion, invert
+from .denoiser import Denoiser, embed
+from .layers import Forward, decoder_layers, replaced, self_attention_layers
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+@torch.no_grad()
+def invert_frames(
+    pipe: StableDiffusionPipeline, latents: Tensor, prompt: str | Tensor, steps: int = 50, iterations: int = 0, frames_per_pass: int = 8
+) -> Inversion:
+    """The path of latents (N, C, h, w) to noise, extrapolated (see `tokenflow_ops.invert`), at the noise levels of ComfyUI's "normal".
+
+    prompt: what the clip shows, or its embeddings (1, T, D). iterations: additional UNet calls a step.
+    Raises: ValueError for a pipeline that is not one of SD 1.x or 2.x, or NaN and infinite values from its UNet.
+    """
+    denoise, words = Denoiser.of(pipe), embed(pipe, prompt)
+
+    def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - torch.cat([denoise(part, sigma, words)[0] for part in x.split(frames_per_pass)])) / sigma
+
+    sigmas, path = denoise.sigmas(steps), []
+    start = latents.to(pipe.device, torch.float32)
+    with pipe.progress_bar(total=steps) as bar:
+        for index, x in invert(epsilon, start, sigmas.to(start), iterations, extrapolate=True):
+            path.append(x.cpu())
+            bar.update(int(index < steps))
+    if not torch.isfinite(path[-1]).all():
+        raise ValueError("the UNet returned NaN or infinite values: load the pipeline in a higher precision")
+    return Inversion(sigmas, torch.stack(path[::-1]), words, "diffusers", steps, "normal")
+
+
+@torch.no_grad()
+def extract_features(
+    pipe: StableDiffusionPipeline, inversion: Inversion, noise_level: float = 0.1, frames_per_pass: int = 8
+) -> SourceFeatures:
+    """What frames are matched on: the decoder's layers from coarse to fine together, at one noise level for all steps.
+
+    noise_level: 0 is the cleanest step, 1 the noisiest. The result holds on to the pipeline: Plug-and-Play looks at the source again.
+    """
+    denoise = Denoiser.of(pipe)
+    layers = self_attention_layers(denoise.unet)
+    compute = partial(capture, denoise, inversion, frames_per_pass, pipe.device)
+    seen: dict[str, Tensor] = {}
+    compute(layers, [0], lambda step, found: seen.update(found), frames=torch.tensor([0]))
+    shapes = {layer: (seen[layer].shape[1], seen[layer].shape[2]) for layer in layers}
+    level = round((1 - noise_level) * (len(inversion.sigmas) - 2))
+    store = MemoryStore()
+    features = SourceFeatures(inversion, shapes, coarse_to_fine(shapes, decoder_layers(layers)), (level,), store, compute)
+    compute(features.match_layers, features.steps, store.put)
+    return features
+
+
+def capture(
+    denoise: Denoiser,
+    inversion: Inversion,
+    frames_per_pass: int,
+    device: torch.device,
+    layers: Iterable[str],
+    steps: Iterable[int],
+    consume: Consumer,
+    frames: Tensor | None = None,
+) -> None:
+    """Runs the source latents of every step through the UNet and hands over what its layers saw; a `tokenflow_ops.features.Compute`.
+
+    layers: self-attention, of which the input is kept, (n, P, C), or others, of which it is the output, (n, C, h, w).
+    """
+    chosen = torch.arange(inversion.frames) if frames is None else frames
+    for step in steps:
+        kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+        with replaced(denoise.unet, {layer: _recorder(layer, parts) for layer, parts in kept.items()}):
+            for part in inversion.latents[step][chosen].split(frames_per_pass):
+                denoise(part.to(device), inversion.sigmas[step].to(device), inversion.conditioning)
+        consume(step, {layer: torch.cat(parts) for layer, parts in kept.items()})
+
+
+def _recorder(layer: str, kept: list[Tensor]) -> Forward:
+    def forward(module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = own(x, *args, **kwargs)
+        kept.append(x if layer.endswith("attn1") else out)
+        return out
+
+    return forward

@@ -73,7 +73,7 @@ def _status(name: str) -> float:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a piece of work took."""
+    """What a piece of work took. seconds: of the clock with an accelerator, else of this process on all cores: others do not count."""
 
     seconds: float
     peak: Peak
@@ -81,12 +81,13 @@ class Spent:
 
 def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
     """Does the work, and waits for what it started on the device. Returns: what it gave, what it took."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     with peak_memory() as peak:
-        start = time.perf_counter()
+        start = clock()
         result = work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
     return result, Spent(seconds, peak)
 
 

@@ -19,9 +19,10 @@ import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tokenflow_pack.host.demo_model import load_demo_model
+from tokenflow_pack.host.editing import JOINT_KEYFRAMES
 from tokenflow_pack.host.layers import deep_layers, self_attention_layers
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
-from tokenflow_pack.tokenflow_ops import Injection
+from tokenflow_pack.tokenflow_ops import Injection, Windows
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -114,12 +115,20 @@ class Edit:
         """Matches of so many pairs of frames at the finest tokens, features of this width."""
         return pairs * 2.0 * max(rows for rows, _ in self.parts.tokens.values()) ** 2 * width
 
+    @property
+    def windowed(self) -> float:
+        """All keyframes once, one prompt: in windows if there are many, and the anchors before them."""
+        windows, parts = Windows.of(self.keyframes, JOINT_KEYFRAMES), self.parts
+        few = len(windows.anchors)
+        attended = {own: int(windows.elsewhere(own).sum()) + len(windows.before(own)) + len(own) for own in windows.own}
+        return few * parts.joint(few) + sum(len(own) * parts.joint(count) for own, count in attended.items())
+
     def stages(self) -> dict[str, float]:
         """Operations of every stage."""
         parts, injection, steps = self.parts, Injection(), self.steps
         keyframes, rest = self.keyframes, self.frames - self.keyframes
         source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
-        together = 2 * keyframes * parts.joint(keyframes)
+        together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
         later = 1 - PRESETS[BALANCED].carry_until
         pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)  # keyframes that are drawn again are not searched again
         widths = dict(parts.tokens.values())
@@ -134,7 +143,7 @@ class Edit:
             "sampling with Plug-and-Play": steps * (source + together + later * 2 * rest * parts.shallow),
             "public code: inversion": one_pass * steps,
             "public code: sampling": steps
-            * (keyframes * parts.all + together + 3 * self.frames * parts.propagated + 2 * self.frames * every_layer),
+            * (keyframes * parts.all + all_together + 3 * self.frames * parts.propagated + 2 * self.frames * every_layer),
         }
 
 
@@ -171,7 +180,7 @@ def report(edit: Edit) -> None:
         "below full resolution": parts.deep,
         "a frame that takes attention's output": parts.propagated,
         "a frame that takes deep features": parts.shallow,
-        f"a keyframe among {edit.keyframes}": parts.joint(edit.keyframes),
+        f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more": edit.windowed / edit.keyframes,
     }
     table(
         ["one frame, one prompt", "TFLOP", "frame-forwards"], ([name, figure(x / 1e12), figure(x / parts.all)] for name, x in lines.items())

@@ -5,7 +5,8 @@ layouts with random weights: small clips on a CPU, at full size (--size 512 --fr
 
 Every round runs every line once, and begins with another one. Seconds are medians over the rounds, ratios medians of each round's own.
 Peaks are how much more than before was held, by the process and on the device. VAE and text encoder are left out, and so are the files
-that the public code writes.
+that the public code writes. Without an accelerator seconds are this process's processor time: other programs do not count, and
+OMP_NUM_THREADS=1 leaves out what threads wait for each other.
 
 Sampling: all from the inverted latents, with the same noise levels and guidance; plain is the host's euler without TokenFlow.
 

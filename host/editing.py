@@ -26,8 +26,8 @@ from .patching import ModelCall, Run, patch
 from .preview import show_frames
 from .steps import Steps
 
-# Keyframes that are edited together if nothing else is asked for: clips of up to 128 frames at interval 8.
-JOINT_KEYFRAMES = 16
+# Keyframes that are edited together if nothing else is asked for: clips of up to 64 frames at interval 8.
+JOINT_KEYFRAMES = 8
 
 
 @dataclass(frozen=True)

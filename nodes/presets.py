@@ -8,21 +8,30 @@ import torch
 
 DEEP, ATTENTION = PROPAGATIONS = "deep features", "attention"
 BY_PRESET = "as preset"
+MOST_KEYFRAMES = 4096
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What frames take from keyframes, one of PROPAGATIONS; until which share of the schedule pictures are carried; what share of the
-    inverted steps TokenFlow Sampler takes."""
+    """Choices for an edit.
+
+    propagation: what frames take from keyframes, one of PROPAGATIONS. carry_until: until which share of the schedule pictures are carried.
+    steps: what share of the inverted steps TokenFlow Sampler takes. attended_keyframes: to how many a keyframe attends at most, 0 for the
+    mode's own number.
+    """
 
     propagation: str
     carry_until: float
     steps: float = 1.0
+    attended_keyframes: int = 0
 
-    def but(self, propagation: str, carry_until: float) -> Preset:
-        """With what the user chose instead: BY_PRESET and a negative share leave it to the preset."""
+    def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
+        """With what the user chose instead: BY_PRESET, a negative share and no keyframes leave it to the preset."""
         return Preset(
-            self.propagation if propagation == BY_PRESET else propagation, self.carry_until if carry_until < 0 else carry_until, self.steps
+            self.propagation if propagation == BY_PRESET else propagation,
+            self.carry_until if carry_until < 0 else carry_until,
+            self.steps,
+            attended_keyframes or self.attended_keyframes,
         )
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:
@@ -35,7 +44,7 @@ class Preset:
 BALANCED = "balanced"
 PRESETS = {
     BALANCED: Preset(DEEP, 0.2),
-    "faithful": Preset(ATTENTION, 0.0),
+    "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
     "fast": Preset(DEEP, 0.2, 0.5),
     "draft": Preset(DEEP, 0.2, 0.25),
 }

@@ -15,7 +15,7 @@ from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
 from ..tokenflow_ops import Correspondences, Injection, Inversion
-from .presets import BALANCED, BY_PRESET, DEEP, PRESETS, PROPAGATIONS, Preset
+from .presets import BALANCED, BY_PRESET, DEEP, MOST_KEYFRAMES, PRESETS, PROPAGATIONS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
@@ -35,15 +35,15 @@ def _edit_inputs() -> list[Any]:
             options=list(PRESETS),
             default=BALANCED,
             optional=True,
-            tooltip="Sets carry_until and propagation where these leave it to the preset, and in TokenFlow Sampler the share of the inverted steps that is sampled. balanced: the steadiest. faithful: what is propagated is as in the paper, slower. fast: half of the steps. draft: a quarter of them, to try a prompt; soft.",
+            tooltip="Sets attended_keyframes, carry_until and propagation where these leave it to the preset, and in TokenFlow Sampler the share of the inverted steps that is sampled. balanced: the steadiest. faithful: what is propagated is as in the paper, slower. fast: half of the steps. draft: a quarter of them, to try a prompt; soft.",
         ),
         io.Int.Input(
             "attended_keyframes",
             default=0,
             min=0,
-            max=4096,
+            max=MOST_KEYFRAMES,
             optional=True,
-            tooltip="How many keyframes attend to each other at most. 0: 16, in other modes all. A clip with more is edited in windows: half of them at once, a quarter from the window before, a quarter spread over the clip.",
+            tooltip="How many keyframes attend to each other at most. 0: as the preset says, 8 or with faithful all; in other modes all. A clip with more is edited in windows: half of them at once, a quarter from the window before, a quarter spread over the clip.",
         ),
         frames_per_pass_input(),
         io.Mask.Input(
@@ -87,11 +87,10 @@ def _edit(
     correspondences: Correspondences,
     injection: Injection | None,
     consistency: str,
-    attended_keyframes: int,
     frames_per_pass: int,
     mask: torch.Tensor | None,
     frames: torch.Tensor | None,
-    preset: Preset,
+    chosen: Preset,
 ) -> Edit:
     layers = check_model(node, model)
     check_injection(node, layers, injection)
@@ -104,8 +103,19 @@ def _edit(
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    carry_until, deep = preset.carry_until, preset.propagation == DEEP
-    return Edit(node, layers, correspondences, injection, consistency, attended_keyframes, carry_until, deep, frames_per_pass, mask, frames)
+    return Edit(
+        node,
+        layers,
+        correspondences,
+        injection,
+        consistency,
+        chosen.attended_keyframes,
+        chosen.carry_until,
+        chosen.propagation == DEEP,
+        frames_per_pass,
+        mask,
+        frames,
+    )
 
 
 class Sampler(io.ComfyNode):
@@ -184,8 +194,8 @@ class Sampler(io.ComfyNode):
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
     ) -> io.NodeOutput:
-        chosen = PRESETS[preset].but(propagation, carry_until)
-        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, chosen)
+        chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
+        asked = (consistency, frames_per_pass, mask, frames, chosen)
         edit = _edit(SAMPLER, model, correspondences, injection, *asked)
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
@@ -255,7 +265,7 @@ class Apply(io.ComfyNode):
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
     ) -> io.NodeOutput:
-        chosen = PRESETS[preset].but(propagation, carry_until)
-        asked = (consistency, attended_keyframes, frames_per_pass, mask, frames, chosen)
+        chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
+        asked = (consistency, frames_per_pass, mask, frames, chosen)
         edit = _edit(APPLY, model, correspondences, injection, *asked)
         return io.NodeOutput(apply_edit(model, edit))

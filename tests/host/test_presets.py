@@ -59,5 +59,5 @@ def test_a_share_of_the_steps_begins_and_ends_with_the_schedule(steps: int, shar
 
 def test_what_the_user_chooses_is_stronger() -> None:
     found = Preset(DEEP, 0.2, 0.5)
-    assert found.but(BY_PRESET, -1.0) == found
-    assert found.but(ATTENTION, 0.0) == Preset(ATTENTION, 0.0, 0.5)
+    assert found.but(BY_PRESET, -1.0, 0) == found
+    assert found.but(ATTENTION, 0.0, 3) == Preset(ATTENTION, 0.0, 0.5, 3)

@@ -27,8 +27,13 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# No tour, nothing in front of the graph.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
+# No tour, nothing in front of the graph; two clicks are a double click on a busy machine too.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Pointer.DoubleClickTime": 1000,
+}
 STORED = {"vueNodesBannerDismissed": "true"}
 WIDTH, HEIGHT = 1280, 800
 PATIENCE = 60_000  # milliseconds, on a machine that does much else

@@ -10,7 +10,6 @@ from typing import Any
 from playwright.sync_api import Locator, Page
 
 CANVAS = "#graph-canvas"
-SEARCH = ".comfy-vue-node-search-container"
 DROP = """([canvas, name, content]) => {
     const data = new DataTransfer()
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))
@@ -42,6 +41,7 @@ SHOW = """([ids, left, top, right, bottom, most]) => {
     const across = (left + right) / 2, down = (top + bottom) / 2
     app.canvas.ds.scale = scale
     app.canvas.ds.offset = [across / scale - x - width / 2, down / scale - y - height / 2]
+    app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
 }"""
 
@@ -107,22 +107,23 @@ class Editor:
         self.page.wait_for_function("() => app.graph.nodes.length && !app.graph.nodes.some((node) => node.before_drop)")
         self.settle()
 
-    def search(self, words: str, x: float = 640, y: float = 400) -> Locator:
-        """Opens the search box over an empty place of the canvas, types, and returns the nodes that it offers."""
+    def open_search(self, x: float = 640, y: float = 400) -> None:
+        """Opens the search box by a double click on an empty place of the canvas."""
+        self.page.locator(".p-dialog-mask").wait_for(state="detached")  # one that fades out catches clicks
         self.page.mouse.dblclick(x, y)
-        self.page.locator(SEARCH).locator("input").last.fill(words)
-        return self.page.locator(SEARCH).locator("li.p-autocomplete-option")
 
-    def leave_search(self) -> None:
-        """Closes the search box."""
-        self.page.keyboard.press("Escape")
-        self.page.locator(SEARCH).wait_for(state="detached")
+    def search(self, words: str) -> Locator:
+        """Types into the open search box; returns the nodes that it offers, or will."""
+        box = self.page.locator(".comfy-vue-node-search-container")
+        box.locator("input").last.fill(words)
+        return box.locator("li.p-autocomplete-option")
 
     def add(self, name: str, x: float, y: float) -> int:
         """Adds a node by the search box, its corner at a place of the window; returns its id."""
         known = {node["id"] for node in self.nodes()}
-        self.search(name, x, y).filter(has_text=name).first.click()
-        self.page.locator(SEARCH).wait_for(state="detached")
+        self.open_search(x, y)
+        self.search(name).filter(has_text=name).first.click()
+        self.page.wait_for_function("(count) => app.graph.nodes.length > count", arg=len(known))
         self.settle()
         (added,) = {node["id"] for node in self.nodes()} - known
         return int(added)
@@ -171,7 +172,10 @@ class Editor:
         self.settle()
 
     def show(self, *nodes: int, within: Sequence[float] = (80, 120, 1260, 780), most: float = 1.0) -> None:
-        """Moves the view so that these nodes, or all, fill a part of the window: left, top, right, bottom, not larger than `most`."""
+        """Moves the view so that these nodes, or all, fill a part of the window (left, top, right, bottom), not larger than `most`.
+
+        Nothing is selected then.
+        """
         self.page.evaluate(SHOW, [list(nodes), *within, most])
         self.settle()
 

@@ -14,6 +14,7 @@ from .conftest import ROOT, change_settings
 from .editor import Editor
 
 DROPS_TRANSLATIONS, KEEPS_TRANSLATIONS = (1, 32, 0), (1, 33, 14)  # versions of the page
+PICTURED = "TokenFlowBuildCorrespondences"
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,13 @@ def empty(editor: Editor) -> Editor:
 
 def test_the_search_finds_every_node(empty: Editor, known: dict[str, Any], picture: Callable[..., None]) -> None:
     """By its name, and by other words where the host hands them to the page (since 0.10)."""
+    empty.open_search()
     for node in known.values():
         for words in (node["display_name"], *node.get("search_aliases", [])[:1]):
             expect(empty.search(words).first).to_contain_text(node["display_name"])
-            empty.leave_search()
-    empty.search("tokenflow")
+    expect(empty.search("tokenflow")).not_to_have_count(1)
     picture("search")
-    empty.leave_search()
+    empty.page.keyboard.press("Escape")
 
 
 def test_nodes_are_dragged_in_connected_and_set(empty: Editor, picture: Callable[..., None]) -> None:
@@ -121,35 +122,43 @@ def essence(saved: dict[str, Any]) -> list[Any]:
     return [[[node.get(part) for part in parts] for node in saved["nodes"]], saved["links"], saved["groups"]]
 
 
-def test_help_opens_beside_the_graph(empty: Editor, known: dict[str, Any], picture: Callable[..., None]) -> None:
-    """The page of every node with its pictures, from the button above the node."""
-    page, panel = empty.page, empty.page.locator(".node-help-content")
-    for name, node in known.items():
-        empty.clear()
-        page.evaluate("(name) => { app.graph.add(Object.assign(LiteGraph.createNode(name), { pos: [800, 250] })) }", name)
-        empty.settle()
-        empty.select(empty.node(name))
-        page.get_by_test_id("info-button").click()
-        expect(panel.get_by_role("heading", level=1)).to_have_text(node["display_name"])
-        page.wait_for_function("() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth)")
-        assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator("img").count()
-        page.get_by_test_id("info-button").click()
-        panel.wait_for(state="detached")
-
-
-def test_what_the_mouse_rests_on_is_explained(empty: Editor, known: dict[str, Any]) -> None:
+def test_what_the_mouse_rests_on_is_explained(empty: Editor, known: dict[str, Any], picture: Callable[..., None]) -> None:
     node, tooltip = empty.add("DDIM Invert Video", 500, 250), empty.page.locator(".node-tooltip")
     definition = known["TokenFlowInvertVideo"]
     given = definition["input"]["required"] | definition["input"]["optional"]
     for place, text in (
-        (empty.place(node, "steps"), given["steps"][1]["tooltip"]),
         (empty.slot(node, "inputs", "vae"), given["vae"][1]["tooltip"]),
         (empty.slot(node, "outputs", "inversion"), definition["output_tooltips"][0]),
+        (empty.place(node, "steps"), given["steps"][1]["tooltip"]),
     ):
         empty.page.mouse.move(300, 600)
         tooltip.wait_for(state="detached")
         empty.page.mouse.move(*place, steps=3)
         expect(tooltip).to_have_text(text)
+    picture("tooltip")
+
+
+def test_help_opens_beside_the_graph(empty: Editor, known: dict[str, Any], picture: Callable[..., None]) -> None:
+    """The page of every node with its pictures, from the button above the node."""
+    page, panel = empty.page, empty.page.locator(".node-help-content")
+    for name in sorted(known, key=lambda name: name == PICTURED):
+        empty.clear()
+        page.evaluate("(name) => { app.graph.add(Object.assign(LiteGraph.createNode(name), { pos: [800, 250] })) }", name)
+        empty.settle()
+        empty.select(empty.node(name))
+        page.get_by_test_id("info-button").click()
+        expect(panel.get_by_role("heading", level=1)).to_have_text(known[name]["display_name"])
+        page.wait_for_function("() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth)")
+        assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator("img").count()
+    edge = page.locator(".p-splitter-gutter").first.bounding_box()
+    assert edge
+    page.mouse.move(edge["x"] + edge["width"] / 2, 600)
+    page.mouse.down()
+    page.mouse.move(620, 600, steps=3)
+    page.mouse.up()
+    picture("help")
+    page.get_by_test_id("info-button").click()
+    panel.wait_for(state="detached")
 
 
 def test_nodes_speak_the_pages_language(editor: Editor, server: Any, known: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ def test_progress_and_previews_while_it_runs_then_the_result_plays(
     opened: Editor, picture: Callable[..., None], with_pictures: bool
 ) -> None:
     page, sampler, result = opened.page, opened.node("TokenFlowSampler"), saver(opened)
-    opened.show(opened.node("TokenFlowBuildCorrespondences"), sampler, result)
+    opened.show(sampler, result)
     page.evaluate(WATCH, sampler)
     opened.run()
     enough = 0.6 if with_pictures else 0
@@ -62,7 +62,7 @@ def test_progress_and_previews_while_it_runs_then_the_result_plays(
     player.click()  # Chromium's own play button
     page.wait_for_function("(player) => !player.paused && player.currentTime > 0", arg=player)
     assert player.evaluate("(player) => player.videoWidth") > 0
-    opened.show(sampler, result)
+    opened.show(sampler, result)  # and the player not selected
     picture("result")
 
 
@@ -89,7 +89,7 @@ def test_an_interrupted_run_makes_way_for_the_next(opened: Editor, server: Any) 
 
 def test_an_error_shows_on_its_node_with_our_words(opened: Editor, picture: Callable[..., None]) -> None:
     page, sampler = opened.page, opened.node("TokenFlowSampler")
-    opened.show(opened.node("TokenFlowBuildCorrespondences"), sampler)
+    opened.show(sampler, within=(700, 120, 1260, 780))  # beside the report
     opened.choose(sampler, "consistency", "rerender")
     opened.run()
     report = page.locator(".comfy-error-report")

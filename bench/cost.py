@@ -19,10 +19,9 @@ import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tokenflow_pack.host.demo_model import load_demo_model
-from tokenflow_pack.host.editing import JOINT_KEYFRAMES
 from tokenflow_pack.host.layers import deep_layers, self_attention_layers
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
-from tokenflow_pack.tokenflow_ops import Injection, Windows
+from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -13,7 +13,7 @@ import torch
 from comfy.sampler_helpers import convert_cond, prepare_mask
 from torch import Tensor
 
-from ..tokenflow_ops import Correspondences, Injection, StepMatches
+from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMatches
 from ..tokenflow_ops.fusion import FirstFrameMotion, motion_from_first
 from .checks import check_same_clip
 from .conflicts import check_areas
@@ -25,9 +25,6 @@ from .passes import DEEP, CapturePass
 from .patching import ModelCall, Run, patch
 from .preview import show_frames
 from .steps import Steps
-
-# Keyframes that are edited together if nothing else is asked for: clips of up to 64 frames at interval 8.
-JOINT_KEYFRAMES = 8
 
 
 @dataclass(frozen=True)

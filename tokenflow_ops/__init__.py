@@ -9,11 +9,12 @@ from .correspondence import Correspondences, PairMatches, StepMatches, carry
 from .features import Descriptor, DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
-from .keyframes import Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours
+from .keyframes import JOINT_KEYFRAMES, Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours
 from .propagation import propagate
 from .search import nearest_tokens
 
 __all__ = [
+    "JOINT_KEYFRAMES",
     "Correspondences",
     "Descriptor",
     "DiskStore",

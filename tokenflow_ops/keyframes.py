@@ -8,6 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+# Keyframes that are edited together if nothing else is asked for: clips of up to 64 frames at interval 8.
+JOINT_KEYFRAMES = 8
+
 
 def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor:
     """One random frame of every interval of `interval` frames; the last interval may be shorter.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..correspondence import Correspondences, carry
 from ..injection import Injection
-from ..keyframes import Windows
+from ..keyframes import JOINT_KEYFRAMES, Windows
 from .denoiser import Denoiser, embed
 from .layers import deep_blocks, injected_attention, injected_features, replaced
 from .passes import DEEP, Bank, FramesPass, KeyframePass
@@ -33,7 +33,7 @@ def sample_edit(
     injection: Injection | None = PLUG_AND_PLAY,
     propagation: str = DEEP_FEATURES,
     carry_until: float = 0.2,
-    attended_keyframes: int = 16,
+    attended_keyframes: int = JOINT_KEYFRAMES,
     frames_per_pass: int = 8,
 ) -> Tensor:
     """The edited latents (N, C, h, w) float32, with the node TokenFlow Sampler's choices and defaults.

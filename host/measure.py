@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from comfy import model_management
-from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..tokenflow_ops.metrics import Flow, frame_similarities, prompt_scores, sharpness, source_motion, warp_errors
+from .progress import counted
 from .report import Report
 
 # CLIP's embedding (1, C) of a (3, h, w) image in [0, 1].
@@ -22,7 +21,7 @@ def measure(clips: Mapping[str, Tensor], flow: Flow, flow_name: str, embed: Embe
     With `embed` also how alike neighbouring frames are, with an embedded `prompt`, (1, C), how well they show it.
     """
     source = clips["source"]
-    step = _steps(len(source) - 1 + (len(clips) * len(source) if embed else 0))
+    done = counted(len(source) - 1 + (len(clips) * len(source) if embed else 0))
     errors: dict[str, list[Tensor]] = {name: [] for name in clips}
     visible = []
     for i in range(len(source) - 1):
@@ -30,14 +29,14 @@ def measure(clips: Mapping[str, Tensor], flow: Flow, flow_name: str, embed: Embe
         visible.append(motion[0][1].float().mean())
         for name, clip in clips.items():
             errors[name].append(warp_errors(clip[i : i + 2], motion))
-        step()
+        done()
     figures = {name: {"warp_error": torch.cat(errors[name]), "sharpness": sharpness(clip)} for name, clip in clips.items()}
     if embed:
         for name, clip in clips.items():
             embeddings = []
             for frame in clip:
                 embeddings.append(embed(frame))
-                step()
+                done()
             figures[name] |= _similarities(torch.cat(embeddings), prompt)
     return Report(figures, torch.stack(visible), flow_name)
 
@@ -45,14 +44,3 @@ def measure(clips: Mapping[str, Tensor], flow: Flow, flow_name: str, embed: Embe
 def _similarities(embeddings: Tensor, prompt: Tensor | None) -> dict[str, Tensor]:
     found = {"frame_similarity": frame_similarities(embeddings)}
     return found if prompt is None else found | {"prompt_score": prompt_scores(embeddings, prompt)}
-
-
-def _steps(total: int) -> Callable[[], None]:
-    """What to call after each of `total` pieces of work: moves the node's progress bar and lets the user stop it."""
-    progress = ProgressBar(total)
-
-    def step() -> None:
-        progress.update(1)
-        model_management.throw_exception_if_processing_interrupted()
-
-    return step

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cycler import cycler
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 # Ten colours, then the same dashed.
@@ -17,14 +20,18 @@ STYLES = cycler(linestyle=["-", "--"]) * cycler(color=colormaps["tab10"].colors)
 FEW = 4  # lines that a legend inside the axes does not hide
 
 
-def plot_lines(lines: Mapping[str, Sequence[float]], x_label: str, y_label: str, from_zero: bool = True) -> Tensor:
-    """One line per name over 0, 1, 2, ..., the axis from zero or around the values. Returns: (1, 480, 800, 3) float32 in [0, 1]."""
-    figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # no global figure: the host is a server
-    axes = figure.add_subplot()
+# Colours of what is least and most sure, told apart by the colour-blind as well; how much of the frame shows through.
+SURENESS, FRAME_SHARE = colormaps["RdYlBu"], 0.35
+
+
+def plot_lines(
+    lines: Mapping[str, Sequence[float]], x_label: str, y_label: str, from_zero: bool = True, x: Sequence[int] | None = None
+) -> Tensor:
+    """One line per name over `x` or 0, 1, 2, ..., the axis from zero or around the values. Returns: (1, 480, 800, 3) float32 in [0, 1]."""
+    figure, canvas, axes = _figure()
     axes.set_prop_cycle(STYLES)
     for name, values in lines.items():
-        axes.plot(values, label=name, marker="." if len(values) < 60 else "")
+        axes.plot(range(len(values)) if x is None else x, values, label=name, marker="." if len(values) < 60 else "")
     axes.set(xlabel=x_label, ylabel=y_label)
     if from_zero:
         axes.set_ylim(bottom=0)
@@ -33,6 +40,47 @@ def plot_lines(lines: Mapping[str, Sequence[float]], x_label: str, y_label: str,
         text.set_parse_math(False)  # names are the user's
     axes.grid(alpha=0.3)
     return drawn(canvas)
+
+
+def plot_timeline(
+    keyframes: Sequence[Sequence[int]], frames: int, windows: Sequence[tuple[int, int]] = (), anchors: Sequence[int] = ()
+) -> Tensor:
+    """A dot for every keyframe: frames from left to right, sampling steps downwards. Returns: (1, 480, 800, 3) float32 in [0, 1].
+
+    keyframes: frame numbers of each step. windows: first frame and end of each; every other one is shaded.
+    anchors: positions, among a step's keyframes, of those that all windows attend to.
+    """
+    figure, canvas, axes = _figure()
+    for first, end in windows[1::2]:
+        axes.axvspan(first - 0.5, end - 0.5, color="black", alpha=0.08, linewidth=0)
+    size = max(2.0, min(36.0, 4000 / len(keyframes) / max(1, len(keyframes[0]))))
+    chosen = {"keyframe": [i for i in range(len(keyframes[0])) if i not in anchors], "keyframe that all windows see": anchors}
+    for name, positions in chosen.items():
+        dots = [(numbers[i], step) for step, numbers in enumerate(keyframes) for i in positions]
+        if dots:
+            axes.scatter(*zip(*dots, strict=True), s=size, label=name)
+    axes.set(xlabel="frame", ylabel="sampling step", xlim=(-0.5, frames - 0.5), ylim=(len(keyframes) - 0.5, -0.5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    if len(windows) > 1:
+        figure.legend(loc="outside upper right", ncols=2)
+    return drawn(canvas)
+
+
+def heat_map(values: Tensor, frames: Tensor) -> Tensor:
+    """Values (n, rows, columns) from 0, red, over yellow to 1, blue, on frames (n, h, w, 3) in grey. Returns: (n, h, w, 3) in [0, 1]."""
+    painted = torch.empty(frames.shape)
+    for one, value, frame in zip(painted, values, frames, strict=True):  # all at once would be held several times
+        colours = torch.from_numpy(SURENESS(value.numpy())[..., :3]).float().movedim(-1, 0)
+        enlarged = F.interpolate(colours[None], frame.shape[:2], mode="nearest")[0].movedim(0, -1)
+        one.copy_(torch.lerp(enlarged, frame.mean(-1, keepdim=True).expand_as(enlarged), FRAME_SHARE))
+    return painted
+
+
+def _figure() -> tuple[Figure, FigureCanvasAgg, Any]:
+    """A figure of 800 x 480 pixels with its axes."""
+    figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
+    return figure, FigureCanvasAgg(figure), figure.add_subplot()  # no global figure: the host is a server
 
 
 def drawn(canvas: FigureCanvasAgg) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much of the source an inversion keeps: a few frames sampled back from the noisy end."""
+"""How much of the source an inversion keeps: frames sampled back from the noisy end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.metrics import psnr
+from .errors import NodeError
+from .grid import captioned_grid
 from .passes import Pass
 from .patching import ModelCall, patch
+from .progress import counted
 from .source import SourceRun, run_as_sampler
 
 MOST_FRAMES = 4
+# Frames decoded at once, and how much their differences are brightened: what is lost is hard to see.
+BLOCK_FRAMES, BRIGHTER = 8, 5
+BACK, ALONE = "reconstruction", "autoencoder alone"
 
 
 def spread_frames(total: int) -> Tensor:
@@ -61,6 +67,64 @@ class SomeFramesRun(SourceRun):
 
         self.in_parts(call, self.frames, denoise)
         return denoised
+
+
+def compare_pictures(
+    node: str, model: Any, vae: Any, found: Tensor, wanted: Tensor, frames: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Reconstructed latents `found` decoded and compared with the source.
+
+    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space. frames: (n, H, W, 3) the source in [0, 1];
+    without them the decoded `wanted` take their place.
+    Returns: the reconstruction (n, H, W, 3); source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
+    source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted` (ALONE).
+    Raises: NodeError if the VAE cannot decode the latents, or frames are not those that were encoded.
+    """
+    back, beside, figures = torch.empty(0), torch.empty(0), {}
+    done = counted(len(found))
+    for first in range(0, len(found), BLOCK_FRAMES):
+        part = slice(first, first + BLOCK_FRAMES)
+        decoded, pure = (_decode(node, model, vae, latents[part]) for latents in (found, wanted))
+        source = pure if frames is None else _cropped(node, frames[part, ..., :3].float().cpu(), pure, wanted.shape[-2])
+        difference = (BRIGHTER * (source - decoded).abs()).clamp(max=1)
+        grid = captioned_grid({"source": source, BACK: decoded, f"difference x{BRIGHTER}": difference}, columns=3)
+        measured = {BACK: decoded} if frames is None else {BACK: decoded, ALONE: pure}
+        if not first:  # room for all: lists would have to be joined, and held twice
+            back, beside = (torch.empty(len(found), *one.shape[1:]) for one in (decoded, grid))
+            figures = {name: torch.empty(len(found)) for name in measured}
+        back[part], beside[part] = decoded, grid
+        for name, pictures in measured.items():
+            figures[name][part] = psnr(source.movedim(-1, 1), pictures.movedim(-1, 1))
+        for _ in decoded:
+            done()
+    return back, beside, figures
+
+
+def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
+    """The pictures (n, H, W, 3) in [0, 1] of latents (n, C, h, w). Raises: NodeError if the VAE cannot decode them."""
+    try:
+        pictures: Tensor = vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
+        if pictures.ndim != 4:
+            raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
+    except model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # whatever a VAE of another kind does
+        found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."
+        raise NodeError(node, "vae", found, "Connect the VAE that the frames were encoded with.") from error
+    return pictures.clamp(0, 1)
+
+
+def _cropped(node: str, frames: Tensor, decoded: Tensor, rows: int) -> Tensor:
+    """Frames (n, H, W, 3) without the margin that VAE Encode cuts off: less than one of the latents' `rows` on both sides together.
+
+    Raises: NodeError if they are not of the size that was encoded.
+    """
+    (height, width), (wanted_height, wanted_width) = frames.shape[1:3], decoded.shape[1:3]
+    top, left = height - wanted_height, width - wanted_width
+    if not (0 <= top < wanted_height // rows and 0 <= left < wanted_height // rows):
+        found = f"frames of {width} x {height} pixels, the inverted ones decode to {wanted_width} x {wanted_height}."
+        raise NodeError(node, "frames", found, "Connect the frames that were encoded.")
+    return frames[:, top // 2 : top // 2 + wanted_height, left // 2 : left // 2 + wanted_width]
 
 
 def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) -> str:

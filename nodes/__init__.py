@@ -9,9 +9,11 @@ from .features import ExtractFeatures
 from .injection import PlugAndPlay
 from .inversion import InvertVideo
 from .metrics import Metrics
+from .reconstruction import CheckReconstruction
 from .sampling import Apply, Sampler
 from .stored import LoadInversion, SaveInversion
 from .tuning import TuneAVideo
+from .views import PreviewCorrespondences, PreviewFeatures
 
 
 class TokenFlowExtension(ComfyExtension):
@@ -29,6 +31,9 @@ class TokenFlowExtension(ComfyExtension):
             Apply,
             Metrics,
             CompareClips,
+            CheckReconstruction,
+            PreviewFeatures,
+            PreviewCorrespondences,
             TuneAVideo,
             LoadDemoModel,
         ]

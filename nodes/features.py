@@ -18,7 +18,7 @@ from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
 from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
 from ..tokenflow_ops.views import feature_colours
-from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames
+from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames, step_at
 
 NAME = "Extract SA Features"
 COARSE_TO_FINE, ALL, ONE_PER_RESOLUTION, DECODER = LAYERS = "coarse to fine", "all", "one per resolution", "decoder"
@@ -133,7 +133,7 @@ def _steps(count: int, choice: str, every: int, noise_level: float) -> tuple[int
     if choice == EVERY_KTH:
         return tuple(range(0, count, every))
     if choice == ONE_LEVEL:
-        return (round((1 - noise_level) * (count - 1)),)
+        return (step_at(noise_level, count),)
     return tuple(range(count))
 
 

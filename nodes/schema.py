@@ -30,9 +30,37 @@ def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest").movedim(1, -1).cpu()
 
 
-def shown_frames(total: int) -> torch.Tensor:
-    """The frames that pictures for looking at show: all, of a long clip MOST_SHOWN spread over it. They would fill the memory."""
-    return torch.linspace(0, total - 1, min(total, MOST_SHOWN)).round().long()
+def shown_frames(total: int, most: int = MOST_SHOWN) -> torch.Tensor:
+    """The frames that pictures for looking at show: all (with 0 for `most`), of a long clip so many spread over it. They would fill the memory."""
+    return torch.linspace(0, total - 1, min(total, most or total)).round().long()
+
+
+def most_frames_input(default: int) -> Any:
+    """How many frames a node for looking shows."""
+    return io.Int.Input(
+        "most_frames",
+        default=default,
+        min=0,
+        max=100000,
+        tooltip="Of a longer clip so many frames are shown, evenly spread over it. 0: all of them.",
+    )
+
+
+def noise_level_input(default: float) -> Any:
+    """Which step of the schedule a node for looking shows."""
+    return io.Float.Input(
+        "noise_level",
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Which step of the schedule is shown: 0 is the cleanest, 1 the noisiest.",
+    )
+
+
+def step_at(noise_level: float, steps: int) -> int:
+    """The step at a noise level, 0 for the cleanest of all steps and 1 for the noisiest."""
+    return round((1 - noise_level) * (steps - 1))
 
 
 def frames_per_pass_input() -> Any:

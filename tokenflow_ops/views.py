@@ -18,14 +18,15 @@ from .features import Descriptor, SourceFeatures
 SAMPLED_TOKENS, BLOCK_FRAMES = 4096, 64
 # Frames whose matches are compared at once: each may need two keyframes more.
 COMPARED_FRAMES = 16
-# Share of all tokens that move no faster than the speed with the fullest colour, and on how many it is found.
-FASTEST, SAMPLED_SPEEDS = 0.95, 1 << 20
+# Share of the moving tokens that go no farther than what has the fullest colour, and on how many it is found.
+FARTHEST, SAMPLED_MOVES = 0.95, 1 << 20
 
-Check = Callable[[], None]
+# Called after every frame; may raise to stop the work.
+Done = Callable[[], None]
 
 
-def nothing() -> None:
-    """A check that never stops the work."""
+def ignore() -> None:
+    """Counts nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,22 @@ def principal_colours(features: Callable[[int], Tensor], frames: int) -> Tensor:
     return torch.stack([basis.colours(features(i)) for i in range(frames)])
 
 
-def feature_colours(features: SourceFeatures, descriptor: Descriptor, step: int, frames: Tensor, check: Check = nothing) -> Tensor:
+def feature_colours(features: SourceFeatures, descriptor: Descriptor, step: int, frames: Tensor, done: Done = ignore) -> Tensor:
     """The first three principal components of a descriptor's features at a step, stored or computed now, as colours.
 
-    frames: (n,). check: called before every block of frames; may raise to stop. Returns: (n, 3, rows, columns) float32 in [0, 1].
+    frames: (n,). Returns: (n, 3, rows, columns) float32 in [0, 1].
     """
     blocks = frames.split(BLOCK_FRAMES)
     few = frames if len(blocks) == 1 else frames[torch.linspace(0, len(frames) - 1, BLOCK_FRAMES).round().long()]
-    check()
     layers = features.at(step, descriptor, few)
     basis = ColourBasis.of(_sample(_described(features, descriptor, layers), len(few)))
     found = []
     for block in blocks:
         if len(blocks) > 1:
-            check()
             layers = features.at(step, descriptor, block)
-        found += [basis.colours(tokens).cpu() for tokens in _described(features, descriptor, layers)]
+        for tokens in _described(features, descriptor, layers):
+            found.append(basis.colours(tokens).cpu())
+            done()
     return torch.stack(found).transpose(1, 2).unflatten(2, features.grid(descriptor))
 
 
@@ -100,7 +101,9 @@ def _sample(features: Iterator[Tensor], frames: int) -> Tensor:
     return torch.cat(found)
 
 
-def rebuild(images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor) -> Tensor:
+def rebuild(
+    images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor, done: Done = ignore
+) -> Tensor:
     """Frames rebuilt from their keyframes' patches by the matches, blended as tokens are: what propagation can carry and what it cannot.
 
     images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the descriptor's tokens. frames: (n,).
@@ -115,22 +118,22 @@ def rebuild(images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: 
     rebuilt = torch.empty(len(frames), *keyframes.shape[1:])
     for i, frame in enumerate(frames.split(1)):  # all at once would hold each of them several times
         rebuilt[i] = carry(keyframes, matches.near.of(frame), matches.tokens(descriptor, frame), grid)[0]
+        done()
     return rebuilt
 
 
 def match_similarity(
-    features: SourceFeatures, matches: StepMatches, descriptor: Descriptor, step: int, frames: Tensor, check: Check = nothing
+    features: SourceFeatures, matches: StepMatches, descriptor: Descriptor, step: int, frames: Tensor, done: Done = ignore
 ) -> Tensor:
     """How sure matches are: the cosine of every token's features and its matches', the two keyframes weighted as in the blend.
 
-    Of what can be told without knowing the motion it separates wrong and hidden matches best: see bench/confidence.py.
+    Of what can be told without knowing the motion it finds wrong matches best (bench/confidence.py).
 
-    matches: of the step. frames: (n,). check: called before every block of frames; may raise to stop.
+    matches: of the step. frames: (n,).
     Returns: (n, rows, columns) float32 up to 1, which keyframes have and tokens with the same features.
     """
     known, found = features.nearest_step(step), []
     for block in frames.split(COMPARED_FRAMES):
-        check()
         near = matches.near.of(block)
         sides = [matches.keyframes[side] for side in (near.past, near.future)]
         held = torch.cat([block, *sides]).unique()
@@ -142,6 +145,7 @@ def match_similarity(
                 for side, tokens in pair
             )
             found.append(torch.lerp(past, future, float(near.weight[i])).cpu())
+            done()
     return torch.stack(found).unflatten(1, features.grid(descriptor))
 
 
@@ -157,7 +161,7 @@ def _describer(features: SourceFeatures, descriptor: Descriptor, layers: Mapping
 
 
 def match_motion(matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor) -> Tensor:
-    """How far matches say that the source moves from a frame to the next, by the keyframe that counts most in the frame's blend.
+    """Where matches say that the source moves, forwards in time, between a frame and the keyframe that counts most in its blend.
 
     grid: rows and columns of the descriptor's tokens. frames: (n,). Returns: (n, 2, rows, columns) x and y in tokens; 0 in keyframes.
     """
@@ -168,16 +172,15 @@ def match_motion(matches: StepMatches, descriptor: Descriptor, grid: tuple[int, 
     keyframes = matches.keyframes[torch.where(later, near.future, near.past)]
     columns, own = grid[1], torch.arange(tokens.shape[1])
     moved = torch.stack([tokens % columns - own % columns, tokens // columns - own // columns], 1).float()
-    time = (keyframes - frames).float()
-    return (moved / torch.where(time == 0, torch.inf, time)[:, None, None]).unflatten(2, grid)
+    return (moved * (keyframes - frames).sign()[:, None, None]).unflatten(2, grid)
 
 
 def motion_colours(motion: Tensor) -> Tensor:
-    """Motion (n, 2, h, w) as colours (n, 3, h, w) in [0, 1]: hue is the direction, saturation the speed; what stands still is white."""
-    speed = motion.norm(dim=1)
-    moving = speed[speed > 0]
-    moving = moving[:: max(1, len(moving) // SAMPLED_SPEEDS)]
-    fastest = float(moving.quantile(FASTEST)) if len(moving) else 1.0
+    """Motion (n, 2, h, w) as colours (n, 3, h, w) in [0, 1]: hue is the direction, saturation how far; what stands still is white."""
+    length = motion.norm(dim=1)
+    moving = length[length > 0]
+    moving = moving[:: max(1, len(moving) // SAMPLED_MOVES)]
+    farthest = float(moving.quantile(FARTHEST)) if len(moving) else 1.0
     hue = torch.atan2(motion[:, 1], motion[:, 0]) % (2 * torch.pi)
-    colours: Tensor = kornia.color.hsv_to_rgb(torch.stack([hue, (speed / fastest).clamp(max=1), torch.ones_like(speed)], 1))
+    colours: Tensor = kornia.color.hsv_to_rgb(torch.stack([hue, (length / farthest).clamp(max=1), torch.ones_like(length)], 1))
     return colours

@@ -14,7 +14,7 @@ import pytest
 import torch
 from comfy import model_management, sd1_clip, supported_models_base
 from safetensors.torch import save_file
-from tokenflow_pack.host import measure, report
+from tokenflow_pack.host import progress, report
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.optical_flow import FOLDER, RAFT_FILES, load_flow
 from tokenflow_pack.host.tables import draw_table
@@ -142,7 +142,7 @@ def test_a_run_counts_pairs_and_frames_and_can_be_stopped_after_each(last: int, 
             if len(counted) == last:
                 model_management.interrupt_current_processing()
 
-    monkeypatch.setattr(measure, "ProgressBar", Bar)
+    monkeypatch.setattr(progress, "ProgressBar", Bar)
     with interrupted():
         call(Metrics.execute, STILL, FLICKER, clip_vision=tiny_vision())
     assert counted == [1] * last

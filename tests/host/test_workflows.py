@@ -180,6 +180,27 @@ def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) 
     assert len([name for name in run.result.files() if name.endswith(".png")]) == 2  # table and plot
 
 
+def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..., Run]) -> None:
+    run = workflow("reconstruction_check")
+    lost = {}
+    for refinement in ("none", "extrapolated"):
+        run(TokenFlowInvertVideo={"refinement": refinement, "steps": 6, "iterations": 3})
+        (check,) = run.nodes("TokenFlowCheckReconstruction")
+        lines = run.result.texts()[check][0].splitlines()
+        assert lines[0].startswith("3 of 3 frames")
+        lost[refinement] = float(re.findall(r"lost by the inversion +([-\d.]+) dB", lines[-1])[0])
+        (shown,) = run.nodes("PreviewAny")
+        assert run.result.texts()[shown] == ["\n".join(lines)]
+    assert -0.5 < lost["extrapolated"] < 3
+    assert lost["none"] > 10
+    run.check_videos()
+    assert run.pictures("TokenFlowPreviewFeatures").shape == (FRAMES, 3, 128, 128)
+    overview = run.pictures("TokenFlowPreviewCorrespondences")
+    assert (len(overview), overview.shape[3]) == (FRAMES, 4 * 128)
+    source, rebuilt, *_ = overview[:, :, :128].chunk(4, 3)
+    assert 0 < (source - rebuilt).square().mean() < 0.02
+
+
 @pytest.mark.parametrize("name", ["sd15_pnp", "sdxl"])
 def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Callable[..., Run], name: str) -> None:
     run = workflow(name)()

@@ -10,6 +10,7 @@ from typing import Any
 from playwright.sync_api import Locator, Page
 
 CANVAS = "#graph-canvas"
+OWN_WIDGETS = "video-preview", "preview"  # the player of clips and the text of Preview as Text
 DROP = """([canvas, name, content]) => {
     const data = new DataTransfer()
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))
@@ -63,6 +64,11 @@ class Editor:
         """Waits until what was done is drawn: slots and widgets get their places when they are."""
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
+    def version(self) -> tuple[int, ...]:
+        """The page's version."""
+        found: str = self.page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
+        return tuple(int(part) for part in found.split("."))
+
     # The graph
 
     def load(self, workflow: dict[str, Any]) -> None:
@@ -76,10 +82,11 @@ class Editor:
         self.settle()
 
     def prompt(self) -> dict[str, Any]:
-        """What the page would send to the server, less the page's own player of clips, which is there as soon as a clip has come."""
+        """What the page would send to the server, less widgets of the page's own."""
         found: dict[str, Any] = self.page.evaluate("async () => (await app.graphToPrompt()).output")
         for node in found.values():
-            node["inputs"].pop("video-preview", None)
+            for widget in OWN_WIDGETS:
+                node["inputs"].pop(widget, None)
         return found
 
     def serialized(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", action="store_true", help="write the documentation's pictures of the page into docs/screenshots")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)  # before a server is started in vain
 def chromium() -> str:
     """The browser's path. Without a browser tests of the page are skipped, where CI is true they fail."""
     for name in NAMES:

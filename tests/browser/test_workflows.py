@@ -41,8 +41,21 @@ def workflow(editor: Editor, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_the_page_sends_what_the_scripts_send_and_the_server_takes_it(editor: Editor, server: Any, workflow: dict[str, Any]) -> None:
     prompt = editor.prompt()
-    assert prompt == to_prompt(workflow, server.get("/object_info"))
+    known = server.get("/object_info")
+    assert prompt == to_prompt(workflow, known)
+    assert unknown_choices(prompt, known) == []
     assert not [error for error in refused(server, prompt) if not names_missing_weights(error)]
+
+
+def unknown_choices(prompt: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Values that are not in their lists. The server looks at lists of old nodes only."""
+    return [
+        f"{node['class_type']}, {name}: {node['inputs'][name]}"
+        for node in prompt.values()
+        for group in known[node["class_type"]]["input"].values()
+        for name, spec in group.items()
+        if spec[0] == "COMBO" and isinstance(node["inputs"].get(name), str) and node["inputs"][name] not in spec[1].get("options", [])
+    ]
 
 
 def refused(server: Any, prompt: dict[str, Any]) -> list[dict[str, Any]]:

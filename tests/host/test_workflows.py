@@ -184,15 +184,15 @@ def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..
     run = workflow("reconstruction_check")
     lost = {}
     for refinement in ("none", "extrapolated"):
-        run(TokenFlowInvertVideo={"refinement": refinement, "steps": 6, "iterations": 3})
+        run(TokenFlowInvertVideo={"refinement": refinement, "steps": 5})
         (check,) = run.nodes("TokenFlowCheckReconstruction")
         lines = run.result.texts()[check][0].splitlines()
         assert lines[0].startswith("3 of 3 frames")
         lost[refinement] = float(re.findall(r"lost by the inversion +([-\d.]+) dB", lines[-1])[0])
         (shown,) = run.nodes("PreviewAny")
         assert run.result.texts()[shown] == ["\n".join(lines)]
-    assert -0.5 < lost["extrapolated"] < 3
-    assert lost["none"] > 10
+    assert -0.5 < lost["extrapolated"] < 8  # of five steps
+    assert lost["none"] > 12
     run.check_videos()
     assert run.pictures("TokenFlowPreviewFeatures").shape == (FRAMES, 3, 128, 128)
     overview = run.pictures("TokenFlowPreviewCorrespondences")

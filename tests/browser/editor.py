@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, TimeoutError
 
 CANVAS = "#graph-canvas"
+SEARCH = ".comfy-vue-node-search-container"
+TRIES = 4
 OWN_WIDGETS = "video-preview", "preview"  # the player of clips and the text of Preview as Text
 DROP = """([canvas, name, content]) => {
     const data = new DataTransfer()
@@ -117,11 +120,16 @@ class Editor:
     def open_search(self, x: float = 640, y: float = 400) -> None:
         """Opens the search box by a double click on an empty place of the canvas."""
         self.page.locator(".p-dialog-mask").wait_for(state="detached")  # one that fades out catches clicks
-        self.page.mouse.dblclick(x, y)
+        box = self.page.locator(SEARCH)
+        for _ in range(TRIES):  # a page that is busy takes two clicks for single ones
+            self.page.mouse.dblclick(x, y)
+            with suppress(TimeoutError):
+                box.wait_for(timeout=8_000)
+                break
 
     def search(self, words: str) -> Locator:
         """Types into the open search box; returns the nodes that it offers, or will."""
-        box = self.page.locator(".comfy-vue-node-search-container")
+        box = self.page.locator(SEARCH)
         box.locator("input").last.fill(words)
         return box.locator("li.p-autocomplete-option")
 

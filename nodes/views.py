@@ -139,7 +139,7 @@ class PreviewCorrespondences(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. 0: 16.",
+                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. 0: 8.",
                 ),
                 most_frames_input(MOST_SHOWN),
             ],

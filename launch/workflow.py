@@ -128,7 +128,8 @@ def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
         value = values[position]
         yield name, {"__value__": value} if isinstance(value, list) else value
         position += 1
-        has_control = options.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed"))
+        asked = options.get("control_after_generate")
+        has_control = asked if asked is not None else kind == "INT" and name in ("seed", "noise_seed")
         if has_control and position < len(values) and values[position] in CONTROL_VALUES:
             position += 1
             if kind == "COMBO":  # the editor adds a filter for the list as well

@@ -44,7 +44,14 @@ class BuildCorrespondences(io.ComfyNode):
                     default=RANDOM,
                     tooltip="New random keyframes at every step average out errors, as in the paper. fixed: the same throughout.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Draws the keyframes."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # a seed that changes with every run would have it match anew
+                    tooltip="Draws the keyframes.",
+                ),
                 io.Combo.Input(
                     "backend",
                     options=list(BACKENDS),

@@ -38,7 +38,8 @@ class Server:
     """Runs the ComfyUI in `comfyui` from entering to leaving the context.
 
     `work` gets the folders input, user and temp (nothing is written into ComfyUI's own), `output` what the nodes save,
-    `log` all that the server prints. Raises ServerError when it does not answer within `patience` seconds.
+    `log` all that the server prints; `options` are further ones of its command line.
+    Raises ServerError when it does not answer within `patience` seconds.
     """
 
     comfyui: Path
@@ -47,6 +48,7 @@ class Server:
     log: Path
     patience: float = 300.0
     port: int = field(default_factory=free_port)
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -86,7 +88,7 @@ class Server:
         options += ["--preview-method", "auto"]  # the host's own choice is none
         # ComfyUI's own choice for a CPU is a slower attention than torch's.
         options += [] if has_accelerator() else ["--cpu", "--use-pytorch-cross-attention"]
-        return [sys.executable, "main.py", "--listen", HOST, "--port", str(self.port), *options]
+        return [sys.executable, "main.py", "--listen", HOST, "--port", str(self.port), *options, *self.options]
 
     def stop(self) -> None:
         """Ends the server process and waits for it; does nothing when it has ended."""

@@ -24,7 +24,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     link_pack(COMFYUI)
     folder = tmp_path_factory.mktemp("server")
-    with Server(COMFYUI, folder, folder / "output", folder / "server.log") as running:
+    more = folder / "more.yaml"
+    more.write_text(f"tests:\n    custom_nodes: {ROOT / 'tests' / 'server_nodes'}\n")
+    options = ("--extra-model-paths-config", str(more))
+    with Server(COMFYUI, folder, folder / "output", folder / "server.log", options=options) as running:
         yield running
 
 

@@ -1,6 +1,7 @@
 """The workflows that the pack offers, as a user runs them on a real server, on few small frames in few steps.
 
-Where a workflow asks for Stable Diffusion, the embedded model takes its place.
+Where a workflow asks for Stable Diffusion 1.5, the embedded model takes its place, which has that layout; where it asks for SDXL a
+tiny model of SDXL's.
 """
 
 from __future__ import annotations
@@ -48,13 +49,21 @@ class Run:
             if node["type"] in bypassed:
                 node["mode"] = BYPASSED
         self.prompt: Prompt = to_prompt(workflow, server.get("/object_info"))
-        for entry in self.prompt.values():
+        for entry in list(self.prompt.values()):
             entry["inputs"].update(SMALL.get(entry["class_type"], {}))
             if entry["class_type"] == "CheckpointLoaderSimple":
-                entry.update({"class_type": "TokenFlowLoadDemoModel", "inputs": {}})
+                self.replace_checkpoint(entry)
         for node in [*self.nodes("TokenFlowSampler"), *self.nodes("VAEEncode")]:
             inputs = {"samples": [node, 0], "filename_prefix": "latents/test"}
             self.prompt[f"latents of {node}"] = {"class_type": "SaveLatent", "inputs": inputs, "_meta": {"title": "Save Latent"}}
+
+    def replace_checkpoint(self, loader: Any) -> None:
+        """By a model that can be had, of the same layout."""
+        if "xl" not in loader["inputs"]["ckpt_name"]:
+            loader.update({"class_type": "TokenFlowLoadDemoModel", "inputs": {}})
+            return
+        self.prompt["words"] = {"class_type": "TokenFlowLoadDemoModel", "inputs": {}, "_meta": {"title": "Words"}}
+        loader.update({"class_type": "TinyCheckpoint", "inputs": {"layout": "SDXL", "clip": ["words", 1]}})
 
     def __call__(self, **changes: dict[str, Any]) -> Run:
         """Runs it with other inputs of the nodes of a type: `run(TokenFlowSampler={"start": 0.5})`."""

@@ -11,6 +11,7 @@ from typing import Any
 from playwright.sync_api import Locator, Page, TimeoutError
 
 CANVAS = "#graph-canvas"
+FADING = ".p-dialog-mask"  # of a box that is closed already; it catches clicks
 SEARCH = ".comfy-vue-node-search-container"
 TRIES = 4
 OWN_WIDGETS = "video-preview", "preview"  # the player of clips and the text of Preview as Text
@@ -27,6 +28,10 @@ SLOT = """([id, side, name]) => {
     const slot = node[side].findIndex((slot) => slot.name === name)
     if (slot < 0) throw new Error(`${node.title} has no ${name} among its ${side}`)
     return app.canvasPosToClientPos(node.getConnectionPos(side === 'inputs', slot))
+}"""
+LINKED = """([origin, target, name]) => {
+    const link = app.graph.getNodeById(target).inputs.find((slot) => slot.name === name).link
+    return link != null && app.graph.links.get(link).origin_id == origin
 }"""
 WIDGET = """([id, name]) => {
     const node = app.graph.getNodeById(id)
@@ -119,7 +124,7 @@ class Editor:
 
     def open_search(self, x: float = 640, y: float = 400) -> None:
         """Opens the search box by a double click on an empty place of the canvas."""
-        self.page.locator(".p-dialog-mask").wait_for(state="detached")  # one that fades out catches clicks
+        self.page.locator(FADING).wait_for(state="detached")
         box = self.page.locator(SEARCH)
         for _ in range(TRIES):  # a page that is busy takes two clicks for single ones
             self.page.mouse.dblclick(x, y)
@@ -139,18 +144,26 @@ class Editor:
         self.open_search(x, y)
         self.search(name).filter(has_text=name).first.click()
         self.page.wait_for_function("(count) => app.graph.nodes.length > count", arg=len(known))
+        self.page.locator(FADING).wait_for(state="detached")
         self.settle()
         (added,) = {node["id"] for node in self.nodes()} - known
         return int(added)
 
-    def connect(self, origin: int, output: str, target: int, name: str) -> None:
-        """Drags a link from an output to an input."""
-        start, end = self.slot(origin, "outputs", output), self.slot(target, "inputs", name)
-        self.page.mouse.move(*start)
-        self.page.mouse.down()
-        self.page.mouse.move(*end, steps=5)
-        self.page.mouse.up()
-        self.settle()
+    def connect(self, origin: int, output: str, target: int, name: str, tries: int = TRIES) -> None:
+        """Drags a link from an output to an input; a busy page may miss that, and then it is done again."""
+        for _ in range(tries):
+            start, end = self.slot(origin, "outputs", output), self.slot(target, "inputs", name)
+            self.page.mouse.move(*start)
+            self.settle()
+            self.page.mouse.down()
+            self.page.mouse.move(*end, steps=5)
+            self.settle()
+            self.page.mouse.up()
+            self.settle()
+            if self.page.evaluate(LINKED, [origin, target, name]):
+                return
+            self.page.keyboard.press("Escape")  # a link let go of over the canvas opens the search box
+            self.settle()
 
     def slot(self, node: int, side: str, name: str) -> Sequence[float]:
         """Where an input's or output's dot is in the window; `side` is inputs or outputs."""

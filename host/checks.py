@@ -114,14 +114,19 @@ def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
         raise NodeError(node, "mask", f"an empty mask or NaN in it, shape {tuple(mask.shape)}.", "Connect a mask with values from 0 to 1.")
 
 
-def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> None:
-    """Raises: NodeError if the source's pictures (N, H, W, 3), which a mode needs, are missing or not one for each inverted frame."""
-    if frames is None:
-        raise NodeError(node, "frames", f"nothing, and the mode {mode} follows the source's motion.", "Connect the source frames.")
+def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
+    """Raises: NodeError if the source's pictures (N, H, W, 3) are not one for each inverted frame."""
     if len(frames) != inversion.frames:
         raise NodeError(
             node, "frames", f"{len(frames)} images for {inversion.frames} inverted frames.", "Connect the frames that were encoded."
         )
+
+
+def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> None:
+    """Raises: NodeError if the source's pictures (N, H, W, 3), which a mode needs, are missing or not one for each inverted frame."""
+    if frames is None:
+        raise NodeError(node, "frames", f"nothing, and the mode {mode} follows the source's motion.", "Connect the source frames.")
+    check_frame_count(node, frames, inversion)
 
 
 def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:

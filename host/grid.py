@@ -11,6 +11,8 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..tokenflow_ops import spread
+
 # Pixels; captions of frames as small as the embedded model's shall be legible, those of large ones in proportion.
 SMALLEST_FONT, FRAME_PER_FONT = 12, 20
 SHRUNK = 0.8  # how far the letters of a long name shrink before it is cut
@@ -36,8 +38,7 @@ def captioned_grid(clips: Mapping[str, Tensor], columns: int = 0) -> Tensor:
 
 def strip(clip: Tensor, moments: int) -> Tensor:
     """Frames of a clip (N, h, w, c), spread evenly from the first to the last one, side by side: (1, h, moments w, c), fewer where N is."""
-    chosen = torch.linspace(0, len(clip) - 1, min(moments, len(clip))).round().long()
-    return torch.cat(list(clip[chosen]), dim=1)[None]
+    return torch.cat(list(clip[spread(len(clip), moments)]), dim=1)[None]
 
 
 def caption(name: str, width: int, height: int, size: int) -> Tensor:

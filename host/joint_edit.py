@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -110,32 +109,38 @@ class JointEdit:
         frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
         if not self.at_once:
             frames = frames[~self.whole[frames]]
+        hidden = {} if self.deep or self._every_frames_own else self._hidden(before, joint)
         finest = (run.features.finest[-1], run.features.grid(run.features.finest)) if self.deep else None
 
         def work(part: Tensor) -> None:
             nearby = near.of(part).counted_from(first)
             tokens = partial(run.edit.correspondences.tokens, now.step, frames=part)
-            source = {} if finest else self._hidden([*([before] if before else []), joint], nearby, part)
+            source = {} if finest else self._source(hidden, nearby, part)
             propagation = PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest)
             self._keep(part, call.run(run, propagation))
 
         run.in_parts(call, frames, work)
 
-    def _hidden(self, passes: Sequence[KeyframePass], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
+    @property
+    def _every_frames_own(self) -> bool:
+        """Whether frames take the source's features as they are, not carried from keyframes."""
+        return self.run.every_level or not self.now.hidden
+
+    def _hidden(self, before: KeyframePass | None, joint: KeyframePass) -> dict[str, Tensor]:
+        """The source's ResBlock features of a window's keyframes, and of the last keyframe before."""
+        own = {name: joint.source[name] for name in self.now.hidden}
+        return own if before is None else {name: torch.cat([before.source[name][-1:], part]) for name, part in own.items()}
+
+    def _source(self, hidden: dict[str, Tensor], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
         """The source's ResBlock features of some frames: the keyframes' along the matches, unless features of every level are asked for.
 
         The source carried along its own matches is nearly the source, and the keyframes' features are computed anyway: it takes neither the
         time nor the memory for all frames at all steps. Edits were the same within a thousandth of their warp error.
         """
-        if not self.now.hidden or self.run.every_level:
+        if self._every_frames_own:
             return self.run.source(self.call, frames, self.now.hidden)
         tokens = self.run.edit.correspondences.tokens(self.now.step, injected_attention(self.run.edit.layers)[0], frames)
-        found = {}
-        for name in self.now.hidden:
-            before, own = passes[0].source[name][-1:], passes[-1].source[name]
-            hidden = own if len(passes) == 1 else torch.cat([before, own])
-            found[name] = carry(hidden, near, tokens, (hidden.shape[2], hidden.shape[3]))
-        return found
+        return {name: carry(part, near, tokens, (part.shape[2], part.shape[3])) for name, part in hidden.items()}
 
     def _whole(self) -> Tensor:
         """(N,) bool: the keyframes that keep their own tokens and nothing else."""

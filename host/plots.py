@@ -18,8 +18,6 @@ from torch import Tensor
 # Ten colours, then the same dashed.
 STYLES = cycler(linestyle=["-", "--"]) * cycler(color=colormaps["tab10"].colors)
 FEW = 4  # lines that a legend inside the axes does not hide
-
-
 # Colours of what is least and most sure, told apart by the colour-blind as well; how much of the frame shows through.
 SURENESS, FRAME_SHARE = colormaps["RdYlBu"], 0.35
 

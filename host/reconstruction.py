@@ -9,7 +9,7 @@ from comfy import model_management
 from comfy.k_diffusion.sampling import sample_euler
 from torch import Tensor
 
-from ..tokenflow_ops import Inversion
+from ..tokenflow_ops import Inversion, spread
 from ..tokenflow_ops.metrics import psnr
 from .errors import NodeError
 from .grid import captioned_grid
@@ -26,7 +26,7 @@ BACK, ALONE = "reconstruction", "autoencoder alone"
 
 def spread_frames(total: int) -> Tensor:
     """At most MOST_FRAMES of `total` frames, evenly spread from the first to the last."""
-    return torch.linspace(0, total - 1, min(total, MOST_FRAMES)).round().long()
+    return spread(total, MOST_FRAMES)
 
 
 def reconstruct_frames(

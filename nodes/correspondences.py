@@ -7,6 +7,7 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
+from ..host.checks import check_frame_count
 from ..host.errors import NodeError
 from ..host.timings import search_timings
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
@@ -97,13 +98,8 @@ class BuildCorrespondences(io.ComfyNode):
     ) -> io.NodeOutput:
         if backend == "faiss" and load_faiss() is None:
             raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
-        if frames is not None and len(frames) != features.inversion.frames:
-            raise NodeError(
-                NAME,
-                "frames",
-                f"{len(frames)} images for {features.inversion.frames} inverted frames.",
-                "Connect the images the latents were encoded from.",
-            )
+        if frames is not None:
+            check_frame_count(NAME, frames, features.inversion)
         progress = ProgressBar(1)
 
         try:

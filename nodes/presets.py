@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-DEEP, ATTENTION = PROPAGATIONS = "deep features", "attention"
+from ..tokenflow_ops import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, spread
+
 BY_PRESET = "as preset"
 MOST_KEYFRAMES = 4096
 
@@ -38,13 +39,13 @@ class Preset:
         """Of a schedule's noise levels (S + 1,) those that are sampled: the first, the last, and as many between them as the share says."""
         steps = len(levels) - 1
         taken = max(1, round(self.steps * steps))
-        return levels[torch.linspace(0, steps, taken + 1).round().long()]
+        return levels[spread(steps + 1, taken + 1)]
 
 
 BALANCED = "balanced"
 PRESETS = {
-    BALANCED: Preset(DEEP, 0.2),
+    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL),
     "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
-    "fast": Preset(DEEP, 0.2, 0.5),
-    "draft": Preset(DEEP, 0.2, 0.25),
+    "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5),
+    "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25),
 }

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
-from ..host.checks import check_model, check_same_model
+from ..host.checks import check_frame_count, check_model, check_same_model
 from ..host.errors import NodeError
 from ..host.plots import plot_lines
 from ..host.reconstruction import ALONE, BACK, compare_pictures, reconstruct_frames, spread_frames
 from ..tokenflow_ops import Inversion
-from .schema import InversionSocket, frames_per_pass_input, most_frames_input, schema, shown_frames
+from .schema import InversionSocket, frames_per_pass_input, most_frames_input, preview, schema, shown_frames
 
 NAME = "Check Reconstruction"
 MOST_CHECKED = 16
@@ -75,10 +75,8 @@ class CheckReconstruction(io.ComfyNode):
         check_same_model(NAME, model, inversion)
         if cfg > 1 and not negative:
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
-        if frames is not None and len(frames) != inversion.frames:
-            raise NodeError(
-                NAME, "frames", f"{len(frames)} images for {inversion.frames} inverted frames.", "Connect the frames that were encoded."
-            )
+        if frames is not None:
+            check_frame_count(NAME, frames, inversion)
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]
         latents = model.get_model_object("latent_format").process_out(clean)
         found = reconstruct_frames(NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass)
@@ -86,8 +84,7 @@ class CheckReconstruction(io.ComfyNode):
         pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen)
         plot = plot_lines({name: values.tolist() for name, values in figures.items()}, "frame", "PSNR, dB", x=shown.tolist())
         text = _text(figures, shown, inversion.frames)
-        preview = {**ui.PreviewImage(comparison[spread_frames(len(shown))]).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(pictures, comparison, plot, text, ui=preview)
+        return io.NodeOutput(pictures, comparison, plot, text, ui=preview(comparison[spread_frames(len(shown))], text))
 
 
 def _text(figures: dict[str, Tensor], shown: Tensor, total: int) -> str:

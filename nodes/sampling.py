@@ -14,8 +14,8 @@ from ..host.checks import check_frames, check_injection, check_mask, check_model
 from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
-from ..tokenflow_ops import Correspondences, Injection, Inversion
-from .presets import BALANCED, BY_PRESET, DEEP, MOST_KEYFRAMES, PRESETS, PROPAGATIONS, Preset
+from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
+from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, PRESETS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
@@ -111,7 +111,7 @@ def _edit(
         consistency,
         chosen.attended_keyframes,
         chosen.carry_until,
-        chosen.propagation == DEEP,
+        chosen.propagation == DEEP_FEATURES,
         frames_per_pass,
         mask,
         frames,

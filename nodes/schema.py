@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+
+from ..tokenflow_ops import spread
 
 InversionSocket = io.Custom("TOKENFLOW_INVERSION")
 FeaturesSocket = io.Custom("TOKENFLOW_FEATURES")
@@ -32,7 +34,12 @@ def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def shown_frames(total: int, most: int = MOST_SHOWN) -> torch.Tensor:
     """The frames that pictures for looking at show: all (with 0 for `most`), of a long clip so many spread over it. They would fill the memory."""
-    return torch.linspace(0, total - 1, min(total, most or total)).round().long()
+    return spread(total, most or total)
+
+
+def preview(pictures: torch.Tensor, text: str) -> dict[str, Any]:
+    """What a node shows of its work: a few pictures, and a line or two."""
+    return {**ui.PreviewImage(pictures).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
 def most_frames_input(default: int) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
+from ..host.checks import check_frame_count
 from ..host.errors import NodeError
 from ..host.grid import captioned_grid
 from ..host.plots import heat_map, plot_timeline
@@ -15,6 +14,7 @@ from ..host.reconstruction import spread_frames
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures, Windows
 from ..tokenflow_ops.features import token_grid
 from ..tokenflow_ops.views import feature_colours, match_motion, match_similarity, motion_colours, rebuild
+from .presets import MOST_KEYFRAMES
 from .schema import (
     MOST_SHOWN,
     CorrespondencesSocket,
@@ -22,6 +22,7 @@ from .schema import (
     as_image,
     most_frames_input,
     noise_level_input,
+    preview,
     schema,
     shown_frames,
     step_at,
@@ -93,7 +94,7 @@ class PreviewFeatures(io.ComfyNode):
         components = as_image(colours, height, width)
         rows, columns = features.grid(descriptor)
         text = f"{columns} x {rows} tokens at sigma {float(inversion.sigmas[step]):.2f}\n" + "\n".join(descriptor)
-        return io.NodeOutput(components, ui=_shown(components[spread_frames(len(shown))], text))
+        return io.NodeOutput(components, ui=preview(components[spread_frames(len(shown))], text))
 
 
 def _descriptor(features: SourceFeatures, resolution: str) -> Descriptor:
@@ -138,7 +139,7 @@ class PreviewCorrespondences(io.ComfyNode):
                     "attended_keyframes",
                     default=0,
                     min=0,
-                    max=4096,
+                    max=MOST_KEYFRAMES,
                     tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. 0: 8.",
                 ),
                 most_frames_input(MOST_SHOWN),
@@ -175,10 +176,7 @@ class PreviewCorrespondences(io.ComfyNode):
     ) -> io.NodeOutput:
         features = correspondences.features
         total = features.inversion.frames
-        if len(frames) != total:
-            raise NodeError(
-                CORRESPONDENCES, "frames", f"{len(frames)} images for {total} inverted frames.", "Connect the frames that were encoded."
-            )
+        check_frame_count(CORRESPONDENCES, frames, features.inversion)
         frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
         step, descriptor, grid = step_at(noise_level, len(correspondences.steps)), features.finest, features.grid(features.finest)
         matches, done = correspondences.steps[step], counted(2 * len(shown))
@@ -192,7 +190,7 @@ class PreviewCorrespondences(io.ComfyNode):
         few = spread_frames(len(shown))
         overview = captioned_grid({"source": frames[shown[few]], **{name: view[few] for name, view in views.items()}}, columns=4)
         text = f"keyframes {', '.join(map(str, matches.keyframes.tolist()))}\nsimilarity of matches {similarity.mean():.3f} in the mean, {_least(similarity):.3f} where least sure"
-        return io.NodeOutput(*views.values(), _timeline(correspondences, attended_keyframes), ui=_shown(overview, text))
+        return io.NodeOutput(*views.values(), _timeline(correspondences, attended_keyframes), ui=preview(overview, text))
 
 
 def _sized(pictures: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -219,8 +217,3 @@ def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torc
     windows = Windows.of(len(keyframes[0]), attended_keyframes or JOINT_KEYFRAMES)
     spans = [(own.start * interval, own.stop * interval) for own in windows.own]  # an interval has one keyframe
     return plot_timeline(keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist())
-
-
-def _shown(pictures: torch.Tensor, text: str) -> dict[str, Any]:
-    """What a node shows of its work: a few pictures, and a line or two."""
-    return {**ui.PreviewImage(pictures).as_dict(), **ui.PreviewText(text).as_dict()}

@@ -9,12 +9,16 @@ from .correspondence import Correspondences, PairMatches, StepMatches, carry
 from .features import Descriptor, DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
-from .keyframes import JOINT_KEYFRAMES, Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours
-from .propagation import propagate
+from .keyframes import JOINT_KEYFRAMES, Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours, spread
+from .propagation import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS, propagate
 from .search import nearest_tokens
 
 __all__ = [
+    "ATTENTION",
+    "CARRY_UNTIL",
+    "DEEP_FEATURES",
     "JOINT_KEYFRAMES",
+    "PROPAGATIONS",
     "Correspondences",
     "Descriptor",
     "DiskStore",
@@ -38,4 +42,5 @@ __all__ = [
     "neighbours",
     "propagate",
     "split_frames",
+    "spread",
 ]

@@ -40,6 +40,11 @@ def attended_keyframes(frames: Tensor, keyframes: Tensor, limit: int) -> Tensor:
     return distance.argsort(dim=1, stable=True)[:, :limit].sort(1).values
 
 
+def spread(total: int, most: int) -> Tensor:
+    """At most `most` of `total` frames, evenly from the first to the last one. Returns: (n,) int64, ascending."""
+    return torch.linspace(0, total - 1, min(total, most)).round().long()
+
+
 @dataclass(frozen=True)
 class Windows:
     """Which keyframes of a long clip are edited together, one window after the other, so that cost and memory do not grow with its square.

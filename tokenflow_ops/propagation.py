@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# What frames between keyframes take from them: features that come up to the UNet's full resolution, or attention's output as in the paper.
+DEEP_FEATURES, ATTENTION = PROPAGATIONS = "deep features", "attention"
+# Until which share of the steps the denoised latents are made of the keyframes' as well.
+CARRY_UNTIL = 0.2
+
 
 def propagate(base: Tensor, past: Tensor, future: Tensor, weight: Tensor, past_tokens: Tensor, future_tokens: Tensor) -> Tensor:
     """F(T_base, i, p) = w_i T_base[i+][gamma+[p]] + (1 - w_i) T_base[i-][gamma-[p]].

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .correspondence import StepMatches, carry
 from .features import Descriptor, SourceFeatures
+from .keyframes import spread
 
 # Principal components are found on about so many tokens, of at most so many frames; the features of as many are held at once.
 SAMPLED_TOKENS, BLOCK_FRAMES = 4096, 64
@@ -73,7 +74,7 @@ def feature_colours(features: SourceFeatures, descriptor: Descriptor, step: int,
     frames: (n,). Returns: (n, 3, rows, columns) float32 in [0, 1].
     """
     blocks = frames.split(BLOCK_FRAMES)
-    few = frames if len(blocks) == 1 else frames[torch.linspace(0, len(frames) - 1, BLOCK_FRAMES).round().long()]
+    few = frames if len(blocks) == 1 else frames[spread(len(frames), BLOCK_FRAMES)]
     layers = features.at(step, descriptor, few)
     basis = ColourBasis.of(_sample(_described(features, descriptor, layers), len(few)))
     found = []

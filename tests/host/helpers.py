@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy import model_management
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from tokenflow_pack.host import progress
 from tokenflow_pack.host.patching import ModelCall
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
@@ -171,3 +172,20 @@ def interrupted() -> Iterator[None]:
             yield
     finally:
         model_management.interrupt_current_processing(False)
+
+
+def interrupt_after(updates: int, total: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The user's interrupt comes when the progress bar, which has to be of `total`, was updated so often. Returns: the updates."""
+    counted: list[int] = []
+
+    class Bar:
+        def __init__(self, length: int) -> None:
+            assert length == total
+
+        def update(self, by: int) -> None:
+            counted.append(by)
+            if len(counted) == updates:
+                model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(progress, "ProgressBar", Bar)
+    return counted

@@ -19,7 +19,7 @@ from tokenflow_pack.host.passes import KeyframePass, PropagationPass
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.presets import ATTENTION
+from tokenflow_pack.tokenflow_ops import ATTENTION
 
 from .helpers import FRAMES, call, edit, injection, invert, inverted, matched, moving_clip, relative_error, tiny_model, watch, watched
 

@@ -12,9 +12,9 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
-from comfy import model_management, sd1_clip, supported_models_base
+from comfy import sd1_clip, supported_models_base
 from safetensors.torch import save_file
-from tokenflow_pack.host import progress, report
+from tokenflow_pack.host import report
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.optical_flow import FOLDER, RAFT_FILES, load_flow
 from tokenflow_pack.host.tables import draw_table
@@ -22,7 +22,7 @@ from tokenflow_pack.nodes.metrics import NAME, Metrics
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from .helpers import call, interrupted
+from .helpers import call, interrupt_after, interrupted
 from .tiny_models import random_module
 
 STILL = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
@@ -131,18 +131,7 @@ def test_pairs_in_which_nothing_is_visible_have_no_error(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("last", [1, 4, 8])
 def test_a_run_counts_pairs_and_frames_and_can_be_stopped_after_each(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = []
-
-    class Bar:
-        def __init__(self, total: int) -> None:
-            assert total == 2 + 2 * 3  # pairs, then the frames of two clips
-
-        def update(self, by: int) -> None:
-            counted.append(by)
-            if len(counted) == last:
-                model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(progress, "ProgressBar", Bar)
+    counted = interrupt_after(last, 2 + 2 * 3, monkeypatch)  # pairs, then the frames of two clips
     with interrupted():
         call(Metrics.execute, STILL, FLICKER, clip_vision=tiny_vision())
     assert counted == [1] * last

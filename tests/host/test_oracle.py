@@ -15,8 +15,8 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import COARSE_TO_FINE, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.presets import ATTENTION, DEEP
 from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
 from . import oracle
@@ -211,7 +211,7 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(shares: tuple[flo
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
 def test_features_from_below_full_resolution_are_carried_as_by_the_oracle(shares: tuple[float, float] | None) -> None:
-    found = edited(matched(Clip()), shares, propagation=DEEP)
+    found = edited(matched(Clip()), shares, propagation=DEEP_FEATURES)
     assert relative_error(found, oracle_edit(Clip(), shares, deep=True)) < 1e-4
     assert relative_error(found, edited(matched(Clip()), shares)) > 1e-3
 
@@ -220,7 +220,7 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
     """Matches coarse to fine, deep features carried, in windows."""
     windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
     clip = Clip(frames=13, interval=2)
-    found = edited(matched(clip, layers=COARSE_TO_FINE), (0.5, 0.8), propagation=DEEP, attended_keyframes=4)
+    found = edited(matched(clip, layers=COARSE_TO_FINE), (0.5, 0.8), propagation=DEEP_FEATURES, attended_keyframes=4)
     assert relative_error(found, oracle_edit(clip, (0.5, 0.8), layers=COARSE_TO_FINE, deep=True, windows=windows)) < 1e-4
 
 

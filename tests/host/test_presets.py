@@ -10,7 +10,8 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenflow_pack.nodes.presets import ATTENTION, BY_PRESET, DEEP, PRESETS, Preset
+from tokenflow_pack.nodes.presets import BY_PRESET, PRESETS, Preset
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
 from .helpers import FRAMES, NEGATIVE, POSITIVE, applied, call, edit, injection, inverted, relative_error
@@ -23,7 +24,7 @@ def preset(name: str) -> Tensor:
     return edit(preset=name, injection=injection(), cfg=4.0)
 
 
-@pytest.mark.parametrize(("name", "propagation", "carry_until"), [("balanced", DEEP, 0.2), ("faithful", ATTENTION, 0.0)])
+@pytest.mark.parametrize(("name", "propagation", "carry_until"), [("balanced", DEEP_FEATURES, 0.2), ("faithful", ATTENTION, 0.0)])
 def test_a_preset_is_the_inputs_it_stands_for(name: str, propagation: str, carry_until: float) -> None:
     asked = edit(propagation=propagation, carry_until=carry_until, injection=injection(), cfg=4.0)
     assert torch.equal(preset(name), asked)
@@ -50,14 +51,14 @@ def test_fewer_steps_are_the_hosts_sampling_of_these_noise_levels(name: str) -> 
 @given(steps=st.integers(1, 1000), share=st.floats(0.01, 1))
 def test_a_share_of_the_steps_begins_and_ends_with_the_schedule(steps: int, share: float) -> None:
     levels = torch.arange(steps, -1, -1, dtype=torch.float64)
-    taken = Preset(DEEP, 0.0, share).sigmas(levels)
+    taken = Preset(DEEP_FEATURES, 0.0, share).sigmas(levels)
     assert (float(taken[0]), float(taken[-1])) == (steps, 0)
     assert len(taken) - 1 == max(1, round(share * steps))
     assert (taken.diff() < 0).all()
-    assert torch.equal(Preset(DEEP, 0.0).sigmas(levels), levels)
+    assert torch.equal(Preset(DEEP_FEATURES, 0.0).sigmas(levels), levels)
 
 
 def test_what_the_user_chooses_is_stronger() -> None:
-    found = Preset(DEEP, 0.2, 0.5)
+    found = Preset(DEEP_FEATURES, 0.2, 0.5)
     assert found.but(BY_PRESET, -1.0, 0) == found
     assert found.but(ATTENTION, 0.0, 3) == Preset(ATTENTION, 0.0, 0.5, 3)

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from comfy import model_management
-from tokenflow_pack.host import progress
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.plots import heat_map, plot_timeline
 from tokenflow_pack.host.reconstruction import reconstruct_frames
@@ -17,7 +15,7 @@ from tokenflow_pack.nodes.reconstruction import CheckReconstruction
 from tokenflow_pack.nodes.views import PreviewCorrespondences, PreviewFeatures
 from torch import Tensor
 
-from .helpers import FRAMES, SIZE, STEPS, call, extracted, interrupted, inverted, matched, tiny_model
+from .helpers import FRAMES, SIZE, STEPS, call, extracted, interrupt_after, interrupted, inverted, matched, tiny_model
 
 HEIGHT, WIDTH = (side * 8 for side in SIZE)
 PICTURES = torch.rand(FRAMES, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
@@ -119,18 +117,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("last", [1, FRAMES + 1])
 def test_looking_at_matches_counts_frames_and_can_be_stopped(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = []
-
-    class Bar:
-        def __init__(self, total: int) -> None:
-            assert total == 2 * FRAMES
-
-        def update(self, by: int) -> None:
-            counted.append(by)
-            if len(counted) == last:
-                model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(progress, "ProgressBar", Bar)
+    counted = interrupt_after(last, 2 * FRAMES, monkeypatch)
     with interrupted():
         call(PreviewCorrespondences.execute, matched(), PICTURES)
     assert counted == [1] * last

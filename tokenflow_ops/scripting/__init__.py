@@ -6,8 +6,9 @@
 diffusers itself is not imported: what is used of it is the pipeline that is handed in.
 """
 
+from ..propagation import PROPAGATIONS
 from .pipeline import decode_latents, edit_video, encode_frames
-from .sampling import PLUG_AND_PLAY, PROPAGATIONS, sample_edit
+from .sampling import PLUG_AND_PLAY, sample_edit
 from .source import extract_features, invert_frames
 
 __all__ = [

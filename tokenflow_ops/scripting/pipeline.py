@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..build import build_correspondences
 from ..injection import Injection
-from .sampling import DEEP_FEATURES, PLUG_AND_PLAY, sample_edit
+from ..propagation import CARRY_UNTIL, DEEP_FEATURES
+from .sampling import PLUG_AND_PLAY, sample_edit
 from .source import extract_features, invert_frames
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def edit_video(
     injection: Injection | None = PLUG_AND_PLAY,
     seed: int = 0,
     propagation: str = DEEP_FEATURES,
-    carry_until: float = 0.2,
+    carry_until: float = CARRY_UNTIL,
     frames_per_pass: int = 8,
 ) -> Tensor:
     """A consistent edit of a clip, with the graph's defaults and the same numbers.

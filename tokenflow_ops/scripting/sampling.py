@@ -12,6 +12,7 @@ from torch import Tensor
 from ..correspondence import Correspondences, carry
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES, Windows
+from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS
 from .denoiser import Denoiser, embed
 from .layers import deep_blocks, injected_attention, injected_features, replaced
 from .passes import DEEP, Bank, FramesPass, KeyframePass
@@ -19,7 +20,6 @@ from .passes import DEEP, Bank, FramesPass, KeyframePass
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-DEEP_FEATURES, ATTENTION = PROPAGATIONS = "deep features", "attention"
 PLUG_AND_PLAY = Injection()
 
 
@@ -32,7 +32,7 @@ def sample_edit(
     guidance_scale: float = 7.5,
     injection: Injection | None = PLUG_AND_PLAY,
     propagation: str = DEEP_FEATURES,
-    carry_until: float = 0.2,
+    carry_until: float = CARRY_UNTIL,
     attended_keyframes: int = JOINT_KEYFRAMES,
     frames_per_pass: int = 8,
 ) -> Tensor:

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+from .host.internals import check_host
+
+check_host()  # before anything that needs it is imported
+
 try:
     from .nodes import TokenFlowExtension
 except ModuleNotFoundError as missing:
+    requirements = Path(__file__).resolve().parent / "requirements.txt"
     raise ImportError(
-        f"TokenFlow does not find the module {missing.name}. It needs ComfyUI 0.3.75 or newer, and in ComfyUI's environment:"
-        f' pip install -r "{Path(__file__).resolve().parent / "requirements.txt"}"'
+        f'TokenFlow does not find the module {missing.name}. In ComfyUI\'s environment: pip install -r "{requirements}"'
     ) from missing
 
 WEB_DIRECTORY = "./web"  # the help pages; there are no scripts

@@ -33,6 +33,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint
 
 from .errors import NodeError
+from .internals import TRAINING, check_host
 from .layers import cross_attention_layers, self_attention_layers
 from .passes import SparseCausalPass
 from .patching import ModelCall, patch
@@ -142,6 +143,7 @@ def _train(run: TuningRun, patched: Any, latents: Tensor, positive: Any, adapter
     items = [patched.get_model_object("latent_format").process_in(latents)]
     dtype = _training_dtype(patched)
     try:
+        check_host(TRAINING)
         from comfy_extras import nodes_custom_sampler, nodes_train
 
         trainer = nodes_train.TrainSampler(

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
 import comfy.utils
+import comfyui_version
 import pytest
 import torch
 from comfy import model_management
@@ -193,7 +195,7 @@ def test_progress_is_shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     matched(*SMALL)
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: shown.append((value, total)))
     wanted[stage]()
-    assert len(shown) >= 3
+    assert len(shown) >= 2  # newer hosts leave out what comes too often
     assert shown[-1][0] == shown[-1][1]
 
 
@@ -267,6 +269,13 @@ def test_the_pack_loads_under_any_name(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_the_way_to_install_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'the module {module}\. .* pip install -r ".*requirements\.txt"'), loaded(ROOT):
+        pass
+
+
+def test_an_older_host_is_refused_when_the_pack_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(comfy.samplers, "process_conds")
+    monkeypatch.setattr(comfyui_version, "__version__", "0.3.10")
+    with pytest.raises(ImportError, match=r"TokenFlow needs ComfyUI 0\.3\.75 or newer, and this is 0\.3\.10"), loaded(ROOT):
         pass
 
 

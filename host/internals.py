@@ -79,8 +79,6 @@ USES = (
             "ModelPatcher.get_model_object(name)",
             "ModelPatcher.add_wrapper_with_key(kind, key, wrapper)",
             "ModelPatcher.remove_wrappers_with_key(kind, key)",
-        )
-        + (
             "ModelPatcher.add_callback_with_key(kind, key, callback)",
             "ModelPatcher.remove_callbacks_with_key(kind, key)",
             "ModelPatcher.model_size()",
@@ -152,8 +150,9 @@ USES = (
             "get_save_image_path(prefix, folder)",
             "get_folder_paths(kind)",
             "get_filename_list(kind)",
-        )
-        + ("get_full_path(kind, name)", "add_model_folder_path(kind, folder)"),
+            "get_full_path(kind, name)",
+            "add_model_folder_path(kind, folder)",
+        ),
         "where files lie",
     ),
     Use("comfy.sd", ("CLIP(target, embedding_directory=, parameters=)", "VAE(sd=, dtype=)"), "the embedded model (host/demo_model.py)"),

@@ -171,7 +171,7 @@ def test_injection_where_features_of_a_controlled_source_are_not_kept() -> None:
 
 def test_preview_frames_of_another_count() -> None:
     run = partial(call, BuildCorrespondences.execute, extracted(*SMALL), backend="torch", frames=torch.zeros(3, 64, 64, 3))
-    refused(run, BUILD, "frames", "3 images for 2", "encoded from")
+    refused(run, BUILD, "frames", "3 images for 2", "that were encoded")
 
 
 def test_searches_that_are_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:

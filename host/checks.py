@@ -29,7 +29,7 @@ def check_model(node: str, model: Any) -> tuple[str, ...]:
         raise NodeError(
             node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
         )
-    if any(isinstance(module, SpatialVideoTransformer) for module in unet.modules()):
+    if any(isinstance(module, SpatialVideoTransformer) for module in model.model.diffusion_model.modules()):
         raise NodeError(
             node, "model", f"{kind} is a video model, which attends over time by itself.", "Connect an SD 1.x, SD 2.x or SDXL model."
         )

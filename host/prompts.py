@@ -32,6 +32,8 @@ def _check_embedding(node: str, socket: str, name: str, embedding: Any, dimensio
         raise NodeError(
             node, socket, f"{found} as the {name}.", "Connect CLIP Text Encode, with the text encoder that belongs to the model."
         )
+    if not embedding.is_floating_point():
+        raise NodeError(node, socket, f"a {name} of type {embedding.dtype}.", "Connect CLIP Text Encode.")
     if width is not None and embedding.shape[-1] != width:
         raise NodeError(
             node,

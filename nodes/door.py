@@ -115,8 +115,8 @@ def _has(*names: str) -> Callable[[Any], bool]:
 
 
 TYPES: Mapping[str, Callable[[Any], bool]] = {
-    "INT": _is(int),
-    "FLOAT": _is(int, float),
+    "INT": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "FLOAT": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "BOOLEAN": _is(int),
     "STRING": _is(str),
     "COMBO": _is(str),

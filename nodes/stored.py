@@ -18,6 +18,7 @@ from comfy_api.latest import io, ui
 from ..host.checks import check_inverted_clip, check_latents, check_model, check_same_model
 from ..host.errors import NodeError
 from ..host.folders import new_path, stored_names, stored_path
+from ..host.prompts import check_prompts
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.prompt import Prompt
 from ..tokenflow_ops.stored import StoredInversionError, read_inversion, write_inversion
@@ -134,6 +135,7 @@ class LoadInversion(io.ComfyNode):
         check_model(LOAD, model)
         inversion, prompt = _read(stored_path(LOAD, "file", file))
         check_same_model(LOAD, model, inversion)
+        check_prompts(LOAD, model, positive)
         _check_same_prompt(positive, prompt)
         latent_format = model.get_model_object("latent_format")
         channels = inversion.latents.shape[2]

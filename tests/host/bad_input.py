@@ -34,7 +34,7 @@ from .helpers import NEGATIVE, POSITIVE, SOURCE, call, extracted, inverted, matc
 from .tiny_models import moving_clip
 
 FRAMES, SIZE = CLIP = 2, (8, 8)
-LONGEST = 500  # signs that an error message may have
+LONGEST = 600  # signs that an error message may have
 
 INVERT, SAVE, LOAD, EXTRACT = "DDIM Invert Video", "Save Inversion", "Load Inversion", "Extract SA Features"
 BUILD, INJECTION, SAMPLER, APPLY = "Build NN Correspondences", "Plug-and-Play Injection", "TokenFlow Sampler", "Apply TokenFlow"

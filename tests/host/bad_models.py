@@ -122,6 +122,7 @@ MODELS = [
     wrong("a model that returns NaN", INVERT, "model", broken, "NaN", "precision"),
     wrong("a model whose features are NaN", EXTRACT, "model", lambda: nan_inside(), "NaN or infinite features", "precision"),
     wrong("an edit that becomes NaN", SAMPLER, "model", broken, "the edit has NaN", "precision"),
+    wrong("a model that computes apart from its weights", TUNE, "model", broken, "no gradient", "TensorRT"),
     wrong("merged tokens", SAMPLER, "model", merged, "tokens here and", "ToMe"),
     wrong("attention that guidance replaces", INVERT, "model", guided, "Self-Attention Guidance", "to the sampler alone"),
     wrong("a cache that skips passes", SAMPLER, "model", caching, "EasyCache", "LazyCache"),

@@ -14,13 +14,16 @@ from .errors import NodeError
 from .fingerprint import model_fingerprint
 from .layers import blocks, injected_attention, self_attention_layers
 
+# Rows and columns of the smallest latents: halved twice there is nothing left to match.
+SMALLEST = 3
 # Relative error of a frame's latents. Another device or precision of the VAE stays below.
 SAME_FRAME = 0.05
 
 
 def check_model(node: str, model: Any) -> tuple[str, ...]:
     """The self-attention layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
-    layers = self_attention_layers(model.model.diffusion_model)
+    unet = getattr(model.model, "diffusion_model", None)  # a VAE's or a text encoder's patcher has none
+    layers = () if unet is None else self_attention_layers(unet)
     kind = type(model.model.model_config).__name__ if hasattr(model.model, "model_config") else type(model.model).__name__
     if not layers:
         raise NodeError(
@@ -38,7 +41,7 @@ def check_model(node: str, model: Any) -> tuple[str, ...]:
 
 
 def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = "latents") -> Tensor:
-    """The samples (N, C, h, w) of a LATENT. Raises: NodeError if it is no batch of image latents that this model takes."""
+    """The samples (N, C, h, w) of a LATENT, float32. Raises: NodeError if it is no batch of image latents that this model takes."""
     samples = latents["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         shape = "nested" if getattr(samples, "is_nested", False) else tuple(samples.shape)
@@ -50,6 +53,11 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
         )
     if len(samples) == 0 or samples.numel() == 0:
         raise NodeError(node, socket, f"an empty batch of latents {tuple(samples.shape)}.", "Connect at least one frame.")
+    if not samples.is_floating_point():
+        raise NodeError(node, socket, f"latents of type {samples.dtype}.", "Connect latents as VAE Encode gives them.")
+    if min(samples.shape[2:]) < SMALLEST:
+        found = f"latents of {samples.shape[3]} x {samples.shape[2]}, pictures of a few pixels."
+        raise NodeError(node, socket, found, f"Encode larger frames: at least {SMALLEST} x {SMALLEST} latent pixels.")
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise NodeError(
@@ -66,16 +74,7 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
             f"NaN or infinite latents in frames {bad[:8]}.",
             "Check the source images and the VAE's precision (--fp32-vae may help).",
         )
-    return samples
-
-
-def check_plain_prompt(node: str, positive: Any, socket: str = "positive") -> None:
-    """Raises: NodeError if a CONDITIONING is not one prompt that holds for all of the frame and all noise levels."""
-    if len(positive) != 1:
-        raise NodeError(node, socket, f"{len(positive)} prompts combined.", "Connect one prompt that describes the clip.")
-    limits = {"area", "mask", "control", "hooks", "start_percent", "end_percent", "gligen"} & positive[0][1].keys()
-    if limits:
-        raise NodeError(node, socket, f"a prompt with {', '.join(sorted(limits))}.", "Connect a plain prompt that describes the clip.")
+    return samples.float()
 
 
 def check_injection(node: str, layers: tuple[str, ...], injection: Injection | None) -> None:

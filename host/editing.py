@@ -109,7 +109,7 @@ class EditRun(Run):
         self.positive = guider.conds.get("positive")
         self.deep_layers = deep_layers(self.model.model.diffusion_model)
         if self.edit.mask is not None:
-            self.mask = prepare_mask(self.edit.mask, noise.shape, noise.device)
+            self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
             clean = self.inversion.latents[-1].to(noise)  # as during inversion; inpainting models ask for it

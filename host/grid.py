@@ -43,6 +43,7 @@ def strip(clip: Tensor, moments: int) -> Tensor:
 
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
     """A name in white on black, (height, width, 3) in [0, 1]. Too long for its place it shrinks, and then ends in an ellipsis."""
+    name = "".join(filter(str.isprintable, name))  # at others the layout of text fails
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # it comes with matplotlib
     place = width - size // 2
     if font.getlength(name) > place:

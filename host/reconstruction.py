@@ -106,6 +106,8 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
         pictures: Tensor = vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
         if pictures.ndim != 4:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
+        if not torch.isfinite(pictures).all():
+            raise ValueError("NaN or infinite values")
     except model_management.InterruptProcessingException:
         raise
     except Exception as error:  # whatever a VAE of another kind does

@@ -92,7 +92,7 @@ def tune_queries(node: str, model: Any, latents: Tensor, positive: Any, tuning: 
 
     node: the node's name for errors. latents: (N, C, h, w) as on a LATENT socket. positive: the source prompt, one plain entry.
     Returns: the change as the host's LORA_MODEL, and the loss of every step: the mean squared error of what the model predicts (noise, v).
-    Raises: NodeError if the host's training is not the known one, or the loss is not finite.
+    Raises: NodeError if the host's training is not the known one, the loss is not finite, or the model has no gradient.
     """
     # Nodes run in inference mode, whose tensors have no gradients, and the host's loop draws noise levels from the global generator.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), _told_to_host(), warnings.catch_warnings():
@@ -125,6 +125,9 @@ def _train(run: TuningRun, patched: Any, latents: Tensor, positive: Any, adapter
     losses: list[float] = []
 
     def loss(predicted: Tensor, clean: Tensor) -> Tensor:
+        if not predicted.requires_grad:
+            found = "what it returns has no gradient: something computes it apart from its weights."
+            raise NodeError(run.node, "model", found, "Connect the model without patches that replace the UNet (TensorRT and its like).")
         # The host compares clean frames. What the model predicts has a share in them that depends on the noise level.
         share = sampling.calculate_denoised(run.sigma, torch.ones_like(run.sigma), torch.zeros_like(run.sigma))
         return ((predicted.float() - clean.float()) / share.float()).square().mean()

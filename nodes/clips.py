@@ -12,6 +12,8 @@ from ..host.errors import NodeError
 # Inputs that grow as they are connected are half made on the oldest host, so there are enough for all modes and some more.
 EDITS = ("edited", "reference", *(f"edit_{i}" for i in range(3, 13)))
 
+LONGEST_NAME = 200  # plots and captions are slow to find out that it has no place
+
 
 def edit_inputs() -> list[Any]:
     """A socket for each of `EDITS`, of which only the first must be connected."""
@@ -54,6 +56,8 @@ def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]
     given = [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
     if len(given) > len(edits):
         raise NodeError(node, "names", f"{len(given)} names for {len(edits)} edits.", "Give as many names as edits are connected, or none.")
+    if any(len(name) > LONGEST_NAME for name in given):
+        raise NodeError(node, "names", f"a name of more than {LONGEST_NAME} signs.", "Use shorter names.")
     chosen = dict(zip(edits, given, strict=False))
     renamed = {chosen.get(socket) or socket: clip for socket, clip in clips.items()}
     if len(renamed) < len(clips):

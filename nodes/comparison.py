@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..host.grid import captioned_grid, strip
 from .clips import called, check_like_source, edit_inputs, names_input
+from .door import checked
 from .schema import schema
 
 NAME = "Compare Clips"
@@ -46,6 +47,7 @@ class CompareClips(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         source: Tensor,

@@ -14,6 +14,7 @@ from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondenc
 from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.search import BACKENDS, load_faiss
 from ..tokenflow_ops.views import principal_colours, rebuild
+from .door import checked
 from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema, shown_frames
 
 NAME = "Build NN Correspondences"
@@ -85,6 +86,7 @@ class BuildCorrespondences(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         features: SourceFeatures,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from safetensors import SafetensorError
 
 from ..host.demo_model import load_demo_model
 from ..host.errors import NodeError
+from .door import checked
 from .schema import schema
 
 NAME = "Load Demo Model (TokenFlow)"
@@ -32,9 +34,10 @@ class LoadDemoModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls) -> io.NodeOutput:
         try:
             return io.NodeOutput(*load_demo_model())
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ValueError, SafetensorError) as error:
             remedy = "Install the pack again with its weights: `git lfs pull`, or a release archive."
             raise NodeError(NAME, "none", f"{error}.", remedy) from error

@@ -18,6 +18,7 @@ from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
 from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
 from ..tokenflow_ops.views import feature_colours
+from .door import checked
 from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames, step_at
 
 NAME = "Extract SA Features"
@@ -79,6 +80,7 @@ class ExtractFeatures(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..tokenflow_ops import Injection
+from .door import checked
 from .schema import InjectionSocket, schema
 
 
@@ -46,5 +47,6 @@ class PlugAndPlay(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, attention_until: float = 0.5, features_until: float = 0.8, layers: str = "decoder") -> io.NodeOutput:
         return io.NodeOutput(Injection(attention_until, features_until, layers))

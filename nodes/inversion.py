@@ -11,9 +11,11 @@ from comfy_api.latest import io, ui
 from ..host.checks import check_latents, check_model
 from ..host.errors import NodeError
 from ..host.fingerprint import model_fingerprint
+from ..host.prompts import check_prompts
 from ..host.reconstruction import describe_loss, reconstruct_frames, spread_frames
 from ..host.source import invert_frames
 from ..tokenflow_ops import Inversion
+from .door import checked
 from .schema import InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
@@ -95,6 +97,7 @@ class InvertVideo(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -115,6 +118,9 @@ class InvertVideo(io.ComfyNode):
         samples = check_latents(NAME, model, latents)
         if cfg > 1 and not negative:
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
+        check_prompts(NAME, model, positive)
+        if negative:
+            check_prompts(NAME, model, negative, "negative")
         sigmas = _sigmas(model, scheduler, steps)[-(max(1, round(steps * depth)) + 1) :]
         again, extrapolate = 0 if refinement == PLAIN else iterations, refinement == EXTRAPOLATED
         negative = negative or []

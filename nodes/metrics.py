@@ -12,6 +12,7 @@ from ..host.errors import NodeError
 from ..host.measure import measure
 from ..host.optical_flow import DIS, flow_choices, load_flow
 from .clips import called, check_like_source, edit_inputs, names_input
+from .door import checked
 from .schema import schema
 
 NAME = "Video Consistency Metrics"
@@ -83,6 +84,7 @@ class Metrics(io.ComfyNode):
         ]
 
     @classmethod
+    @checked("flow")
     def execute(
         cls,
         source: Tensor,
@@ -101,6 +103,9 @@ class Metrics(io.ComfyNode):
         )
         if len(source) < 2:
             raise NodeError(NAME, "source", f"{len(source)} frame(s).", "Connect a clip of at least two frames.")
+        if min(source.shape[1:3]) < 2:
+            found = f"frames of {source.shape[2]} x {source.shape[1]} pixels."
+            raise NodeError(NAME, "source", found, "Connect frames of at least 2 x 2 pixels.")
         frames = {socket: clip[..., :3].movedim(-1, 1).float() for socket, clip in clips.items()}
         report = measure(
             called(NAME, frames, names),

@@ -10,8 +10,10 @@ from torch import Tensor
 from ..host.checks import check_frame_count, check_model, check_same_model
 from ..host.errors import NodeError
 from ..host.plots import plot_lines
+from ..host.prompts import check_prompts
 from ..host.reconstruction import ALONE, BACK, compare_pictures, reconstruct_frames, spread_frames
 from ..tokenflow_ops import Inversion
+from .door import checked
 from .schema import InversionSocket, frames_per_pass_input, most_frames_input, preview, schema, shown_frames
 
 NAME = "Check Reconstruction"
@@ -60,6 +62,7 @@ class CheckReconstruction(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -75,6 +78,8 @@ class CheckReconstruction(io.ComfyNode):
         check_same_model(NAME, model, inversion)
         if cfg > 1 and not negative:
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
+        if negative:
+            check_prompts(NAME, model, negative, "negative")
         if frames is not None:
             check_frame_count(NAME, frames, inversion)
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]

@@ -14,7 +14,9 @@ from ..host.checks import check_frames, check_injection, check_mask, check_model
 from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
+from ..host.prompts import check_prompts
 from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
+from .door import checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, PRESETS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
 
@@ -173,6 +175,7 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -197,6 +200,9 @@ class Sampler(io.ComfyNode):
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, frames, chosen)
         edit = _edit(SAMPLER, model, correspondences, injection, *asked)
+        check_prompts(SAMPLER, model, positive)
+        if negative or cfg != 1:  # with 1 it is not looked at
+            check_prompts(SAMPLER, model, negative, "negative")
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = chosen.sigmas(_sigmas(model, inversion, sampler_name, start))
@@ -205,6 +211,9 @@ class Sampler(io.ComfyNode):
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
         added = _noise(noise, latents, seed)
         samples = sample_edit(patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback)
+        if not torch.isfinite(samples).all():
+            remedy = "Run it in a higher precision (--force-fp32 or --bf16-unet); look for NaN in what masks, hints and LoRA hold."
+            raise NodeError(SAMPLER, "model", "the edit has NaN or infinite values.", remedy)
         return io.NodeOutput({"samples": samples})
 
 
@@ -251,6 +260,7 @@ class Apply(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,

@@ -18,9 +18,11 @@ from comfy_api.latest import io, ui
 from ..host.checks import check_inverted_clip, check_latents, check_model, check_same_model
 from ..host.errors import NodeError
 from ..host.folders import new_path, stored_names, stored_path
+from ..host.prompts import check_prompts
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.prompt import Prompt
 from ..tokenflow_ops.stored import StoredInversionError, read_inversion, write_inversion
+from .door import checked
 from .schema import InversionSocket, schema
 
 SAVE, LOAD = "Save Inversion", "Load Inversion"
@@ -51,6 +53,7 @@ class SaveInversion(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(cls, inversion: Inversion, filename_prefix: str) -> io.NodeOutput:
         try:
             prompt = Prompt.of(inversion.conditioning)
@@ -75,7 +78,8 @@ class SaveInversion(io.ComfyNode):
         """What the host keeps of the graph in the files it saves, unless it was told not to."""
         if args.disable_metadata or not cls.hidden:
             return {}
-        known = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        more = cls.hidden.extra_pnginfo  # the client's, who may send anything
+        known = {"prompt": cls.hidden.prompt, **(more if isinstance(more, dict) else {})}
         return {name: json.dumps(value) for name, value in known.items() if value}
 
 
@@ -126,10 +130,12 @@ class LoadInversion(io.ComfyNode):
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     @classmethod
+    @checked("file")
     def execute(cls, file: str, model: Any, positive: Any, latents: dict[str, Any] | None = None) -> io.NodeOutput:
         check_model(LOAD, model)
         inversion, prompt = _read(stored_path(LOAD, "file", file))
         check_same_model(LOAD, model, inversion)
+        check_prompts(LOAD, model, positive)
         _check_same_prompt(positive, prompt)
         latent_format = model.get_model_object("latent_format")
         channels = inversion.latents.shape[2]

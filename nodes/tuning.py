@@ -7,8 +7,10 @@ from typing import Any
 import comfy.sd
 from comfy_api.latest import io, ui
 
-from ..host.checks import check_latents, check_model, check_plain_prompt
+from ..host.checks import check_latents, check_model
+from ..host.prompts import check_plain_prompt, check_prompts
 from ..host.tuning import Tuning, tune_queries
+from .door import checked
 from .schema import schema
 
 NAME = "Tune-A-Video Tuning"
@@ -69,6 +71,7 @@ class TuneAVideo(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         model: Any,
@@ -82,6 +85,7 @@ class TuneAVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         check_model(NAME, model)
         samples = check_latents(NAME, model, latents)
+        check_prompts(NAME, model, positive)
         check_plain_prompt(NAME, positive)
         lora, losses = tune_queries(NAME, model, samples, positive, Tuning(steps, learning_rate, rank, seed, gradient_checkpointing))
         tuned = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]

@@ -14,6 +14,7 @@ from ..host.reconstruction import spread_frames
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures, Windows
 from ..tokenflow_ops.features import token_grid
 from ..tokenflow_ops.views import feature_colours, match_motion, match_similarity, motion_colours, rebuild
+from .door import checked
 from .presets import MOST_KEYFRAMES
 from .schema import (
     MOST_SHOWN,
@@ -76,6 +77,7 @@ class PreviewFeatures(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         features: SourceFeatures,
@@ -166,6 +168,7 @@ class PreviewCorrespondences(io.ComfyNode):
         )
 
     @classmethod
+    @checked()
     def execute(
         cls,
         correspondences: Correspondences,

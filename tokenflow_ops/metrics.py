@@ -16,16 +16,21 @@ from torch import Tensor
 
 # Optical flow from one (3, h, w) image in [0, 1] to another: (2, h, w) x and y in pixels.
 Flow = Callable[[Tensor, Tensor], Tensor]
+SMALLEST = 16  # pixels of a side: OpenCV's DIS reads beyond the memory of lower pictures, and ends the process if they are wide
 
 
 def dis_flow(first: Tensor, second: Tensor) -> Tensor:
     """Optical flow from `first` to `second`, (3, h, w) images in [0, 1], by OpenCV's DIS, which needs no weights.
 
-    Returns: (2, h, w) x and y in pixels.
+    Borders of smaller ones are repeated up to a size that DIS takes. Returns: (2, h, w) x and y in pixels.
     """
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor((image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in (first, second)]
-    return torch.from_numpy(np.ascontiguousarray(search.calc(grey[0], grey[1], None))).permute(2, 0, 1)
+    height, width = first.shape[1:]
+    margin = (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height))
+    padded = [F.pad(image, margin, mode="replicate") if any(margin) else image for image in (first, second)]
+    grey = [cv2.cvtColor((image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in padded]
+    flow = np.ascontiguousarray(search.calc(grey[0], grey[1], None)[:height, :width])
+    return torch.from_numpy(flow).permute(2, 0, 1)
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:

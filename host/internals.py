@@ -6,10 +6,10 @@ objects is in LIVE, for people; the tests on a real host are what looks it over.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 OLDEST = "0.3.75"
@@ -209,13 +209,13 @@ def check_host(uses: tuple[Use, ...] = USES) -> None:
 def _is_there(module: str, name: str) -> bool:
     """Whether a name of a module exists, and can be called as it says."""
     path, called, arguments = name.removesuffix(")").partition("(")
+    owner, _, _ = path.rpartition(".")
     try:
-        owner, found = None, importlib.import_module(module)
-        for part in path.split("."):
-            owner, found = found, getattr(found, part)
+        found = resolve_name(f"{module}:{path}")
+        is_method = bool(owner) and inspect.isclass(resolve_name(f"{module}:{owner}"))
     except (ImportError, AttributeError):
         return False
-    return not called or _takes(found, [part.strip() for part in arguments.split(",") if part], inspect.isclass(owner))
+    return not called or _takes(found, [part.strip() for part in arguments.split(",") if part], is_method)
 
 
 def _takes(function: Any, arguments: list[str], is_method: bool) -> bool:
@@ -230,9 +230,10 @@ def _takes(function: Any, arguments: list[str], is_method: bool) -> bool:
 
 def _version() -> str:
     try:
-        return str(importlib.import_module("comfyui_version").__version__)
-    except (ImportError, AttributeError):
+        from comfyui_version import __version__
+    except ImportError:
         return "0"
+    return str(__version__)
 
 
 def _numbers(version: str) -> list[int]:

@@ -1,7 +1,7 @@
-"""`python -m launch.judges`: outside judges of what a release holds, comfy-cli and nodesafe.
+"""`python -m launch.judges`: outside judges of what a release holds, comfy-cli, nodesafe and bandit, and pip-audit for what it needs.
 
-They bring packages of their own, and so have an environment of their own. A finding must be answered in docs/registry.md, in a table row
-that begins with its category and the files it may be in; an answer without a finding is stale.
+They bring packages of their own, and so have an environment of their own. A finding of nodesafe must be answered in docs/registry.md, in a
+table row that begins with its category and the files it may be in; an answer without a finding is stale. The others may find nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .environment import HOST, ROOT, SetupError, Stage, make_venv, pip
+from .environment import HOST, ROOT, SetupError, Stage, make_venv, pip, requirement_names
+from .environment import REQUIREMENTS as INSTALLED
 from .release import checkout_files, copy_files, released_files
 
 REQUIREMENTS = ROOT / "launch" / "judges.txt"
 VENV = HOST / "judges"
 PROGRAMS = VENV / ("Scripts" if os.name == "nt" else "bin")
 ANSWERS = ROOT / "docs" / "registry.md"
+# The launcher and the benches start programs, each by a list of words without a shell, ask servers on this machine by http, draw numbers,
+# and call outputs and passes so; the trainer takes its tokenizer from the host's folder.
+WORKSHOP, LAUNCHES = ("run.py", "launch", "bench", "demo"), "B105,B310,B311,B404,B603,B606,B615"
 ANSWER = re.compile(r"^\| `([a-z_]+)` \| `([^`]+)` \| .+ \|$", re.MULTILINE)
 
 
@@ -38,7 +44,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkout, release = Path(folder, "checkout"), Path(folder, "release")
         copy_files(checkout_files(), checkout)
-        problems = [*pack(checkout, release), *validate(release), *scan(release)]
+        problems = [*pack(checkout, release), *validate(release), *scan(release), *weaknesses(release), *weaknesses(checkout, LAUNCHES)]
+    problems += audit()
     print(*problems or ["nothing that is not answered in docs/registry.md"], sep="\n")
     return int(bool(problems))
 
@@ -91,6 +98,44 @@ def scan(release: Path) -> Iterator[str]:
         if not fitting:
             yield f"nodesafe: {finding['file']}:{finding['line']}: {finding['category']} ({finding['severity']}): {finding['title']}"
     yield from (f"docs/registry.md answers {category} in {files}, which nodesafe does not find" for category, files in set(answers) - used)
+
+
+def weaknesses(folder: Path, but: str = "") -> Iterator[str]:
+    """What bandit finds in a release, or in the workshop of a checkout `but` for some of its tests."""
+    places = [str(folder / name) for name in WORKSHOP] if but else [str(folder)]
+    command = [str(PROGRAMS / "bandit"), "--quiet", "--recursive", "--format", "json", "--exit-zero", *places]
+    command += ["--configfile", str(ROOT / "pyproject.toml"), *(["--skip", f"B101,{but}"] if but else [])]
+    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout)
+    for found in [*said["results"], *said["errors"]]:
+        place = os.path.relpath(found["filename"], folder)
+        yield f"bandit: {place}:{found.get('line_number')}: {found.get('test_id')}: {found.get('issue_text', found.get('reason'))}"
+
+
+def pinned_requirements() -> Iterator[str]:
+    """What requirements.txt asks for, in the versions that are here; of FAISS's two builds one is."""
+    for name in requirement_names(INSTALLED["the pack's packages"].read_text()):
+        with suppress(PackageNotFoundError):
+            yield f"{name}=={version(name)}"
+
+
+def audit() -> Iterator[str]:
+    """Known vulnerabilities of what requirements.txt brings, as installed here. Says of how many packages nothing could be learned."""
+    wanted = list(pinned_requirements())
+    with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder, "requirements.txt")
+        pinned.write_text("\n".join(wanted))
+        command = [str(PROGRAMS / "pip-audit"), "--requirement", str(pinned), "--no-deps", "--disable-pip", "--format", "json"]
+        done = subprocess.run([*command, "--progress-spinner", "off"], capture_output=True, text=True)
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except ValueError:
+        packages = [{"name": name, "skip_reason": done.stderr} for name in wanted]
+    unknown = [package["name"] for package in packages if "skip_reason" in package]
+    if unknown:
+        print(f"pip-audit: the advisories of {len(unknown)} of {len(packages)} packages were not to be had: {', '.join(unknown)}")
+    for package in packages:
+        for known in package.get("vulns", ()):
+            yield f"pip-audit: {package['name']} {package['version']}: {known['id']}, mended in {known['fix_versions'] or 'none'}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..conds import Place
 from ..conflicts import check_same_tokens
 
-PASS_KEY = "tokenflow_pass"
+PASS_KEY = "tokenflow_pass"  # nosec B105 (bandit takes passes for passwords)
 
 # What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each keyframe.
 # DEEP: (k, C, h, w) instead, from the last layer below the UNet's full resolution.

@@ -163,6 +163,7 @@ USES = (
     Use("comfy.supported_models_base", ("ClipTarget(tokenizer, encoder)",), "the embedded model's text encoder"),
     Use("comfy.latent_formats", ("LatentFormat",), "the embedded model's latents"),
     Use("comfy.model_base", ("ModelType.V_PREDICTION",), "the embedded model predicts v"),
+    Use("comfy.model_base", ("SDXL", "SDXLRefiner"), "whether a prompt needs a pooled output (host/prompts.py)"),
     Use("comfy.model_detection", ("detect_unet_config(weights, prefix)",), "the embedded model's layout"),
 )
 

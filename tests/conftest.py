@@ -6,6 +6,8 @@ Nothing here imports ComfyUI: tests/ops runs without it.
 from __future__ import annotations
 
 import os
+import runpy
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
+LOOPBACK = ROOT / "tests" / "loopback"
+
+# Nothing that the tests run may use the network, this process, its workers and all servers alike.
+if "NETWORK_LOG" not in os.environ:
+    os.environ["NETWORK_LOG"] = os.path.join(tempfile.mkdtemp(), "network.log")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(LOOPBACK), *filter(None, [os.environ.get("PYTHONPATH")])])
+runpy.run_path(str(LOOPBACK / "sitecustomize.py"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _network() -> Iterator[None]:
+    """Fails at the end if anything tried to."""
+    yield
+    log = Path(os.environ["NETWORK_LOG"])
+    assert not log.exists(), log.read_text()
 
 
 @pytest.fixture(scope="session")

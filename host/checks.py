@@ -101,7 +101,7 @@ def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = 
 
 
 def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
-    """Raises: NodeError if a mask (M, H, W) is not one for all frames or one for each, or holds NaN."""
+    """Raises: NodeError if a mask (M, H, W) is not one for all frames or one for each."""
     if mask is None:
         return
     count = 1 if mask.ndim == 2 else len(mask)
@@ -109,8 +109,6 @@ def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
         raise NodeError(
             node, "mask", f"{count} masks for {inversion.frames} inverted frames.", "Connect one mask for all frames, or one for each."
         )
-    if mask.numel() == 0 or not torch.isfinite(mask).all():
-        raise NodeError(node, "mask", f"an empty mask or NaN in it, shape {tuple(mask.shape)}.", "Connect a mask with values from 0 to 1.")
 
 
 def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:

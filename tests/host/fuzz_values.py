@@ -85,8 +85,8 @@ def names() -> Values:
     return st.one_of(joined, ended, texts(), st.builds(stored))
 
 
-def images(wanted: Any) -> Values:
-    return tensors(sides((2, 64, 64, 3), (2, 16, 24, 3), (2, 9, 5, 4), (3, 16, 24, 3), (1, 16, 16, 3)))
+def images(wanted: Any = None) -> Values:
+    return tensors(sides((2, 64, 64, 3), (2, 16, 24, 3), (2, 9, 5, 4), (2, 12, 64, 3), (3, 16, 24, 3), (1, 16, 16, 3)))
 
 
 def masks(wanted: Any) -> Values:

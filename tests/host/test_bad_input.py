@@ -13,7 +13,7 @@ from comfy.controlnet import ControlBase
 
 from . import bad_choices, bad_files, bad_frames, bad_models, bad_prompts
 from .bad_input import BUILD, CLIP, DEMO, EXTRACT, NODES, SAMPLER, Row, refused, run, still_good
-from .helpers import SOURCE, edit, injection, invert, tiny_model, untouched
+from .helpers import SOURCE, edit, injection, invert, relative_error, tiny_model, untouched
 from .tiny_models import moving_clip
 
 ROWS = [row for table in (bad_frames, bad_models, bad_prompts, bad_choices, bad_files) for row in table.ROWS]
@@ -31,6 +31,15 @@ def _model_stays_as_it_is() -> Iterator[None]:
 def test_mistakes_are_refused_and_the_next_run_gives_the_same_bits(row: Row) -> None:
     refused(row)
     still_good(row.node)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_latents_of_any_precision_are_taken(dtype: torch.dtype) -> None:
+    """In half of it the path to noise would overflow."""
+    clip = moving_clip(CLIP[0], *CLIP[1])["samples"].bfloat16()  # the same numbers in all
+    inputs = {"steps": 1, "refinement": "none", "check_reconstruction": False}
+    found, wanted = (invert(tiny_model(), {"samples": clip.to(kind)}, **inputs)[0] for kind in (dtype, torch.float32))
+    assert relative_error(found.latents, wanted.latents) < (1e-3 if dtype == torch.float16 else 1e-6)  # the smallest numbers are rounded
 
 
 class IdleControl(ControlBase):

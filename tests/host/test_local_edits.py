@@ -105,7 +105,7 @@ def test_apply_under_a_stock_sampler_keeps_the_source_too() -> None:
 @pytest.mark.parametrize("run", [edit, applied], ids=["Sampler", "Apply"])
 @pytest.mark.parametrize(
     ("mask", "found"),
-    [(torch.ones(2, 8, 8), "2 masks for 5"), (torch.full((1, 8, 8), torch.nan), "NaN"), (torch.ones(1, 0, 8), "empty")],
+    [(torch.ones(2, 8, 8), "2 masks for 5"), (torch.full((1, 8, 8), torch.nan), "NaN"), (torch.ones(1, 0, 8), "nothing in it")],
     ids=["too few", "NaN", "empty"],
 )
 def test_masks_that_do_not_fit_are_refused(run: Callable[..., Any], mask: Tensor, found: str) -> None:

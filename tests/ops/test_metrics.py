@@ -163,3 +163,13 @@ def test_psnr_of_a_known_error() -> None:
     image = torch.full((2, 3, 8, 8), 0.5)
     torch.testing.assert_close(psnr(image, image + torch.tensor([0.1, 0.01])[:, None, None, None]), torch.tensor([20.0, 40.0]))
     assert (psnr(image, image) >= 100).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (12, 64), (64, 12), (15, 200)])
+def test_low_and_narrow_frames_have_a_flow_of_their_size(height: int, width: int) -> None:
+    """By itself OpenCV refuses them, or ends the process."""
+    frame = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    for other in (frame, frame.flip(2)):
+        flow = dis_flow(frame, other)
+        assert flow.shape == (2, height, width)
+        assert torch.isfinite(flow).all()

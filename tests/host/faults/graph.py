@@ -77,24 +77,23 @@ def plain() -> Prompt:
     return _prompt(sample=("KSampler", inputs), keep=("Keep", {"latent": ["sample", 0]}))
 
 
-def edit(storage: str = "disk", views: bool = False, save: bool = True, **sampler: Any) -> Prompt:
+def edit(storage: str = "disk", views: bool = False, interval: int = 2, **sampler: Any) -> Prompt:
     """A whole edit. views: with the nodes for looking at what the method does. sampler: inputs of TokenFlow Sampler."""
     shown: dict[str, tuple[str, dict[str, Any]]] = {
         "check": ("TokenFlowCheckReconstruction", {"model": MODEL, "inversion": ["invert", 0], "vae": VAE, "frames": FRAMES}),
         "features": ("TokenFlowPreviewFeatures", {"features": ["extract", 0]}),
         "matches": ("TokenFlowPreviewCorrespondences", {"correspondences": ["build", 0], "frames": FRAMES}),
     }
-    stored = {"save": ("TokenFlowSaveInversion", {"inversion": ["invert", 0], "filename_prefix": PREFIX})}
     source = {"model": MODEL, "positive": SOURCE, "negative": NEGATIVE}
     invert = {"latents": LATENTS, "steps": STEPS, "cfg": 1.0, "check_reconstruction": views, "vae": VAE, **source}
     invert["refinement"] = "extrapolated" if views else "none"
     steered = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "cfg": 4.0, "frames_per_pass": 1, **sampler}
     return _prompt(
         invert=("TokenFlowInvertVideo", invert),
-        **(stored if save else {}),
+        save=("TokenFlowSaveInversion", {"inversion": ["invert", 0], "filename_prefix": PREFIX}),
         extract=("TokenFlowExtractFeatures", {"model": MODEL, "inversion": ["invert", 0], "storage": storage}),
         inject=("TokenFlowPlugAndPlay", {}),
-        build=("TokenFlowBuildCorrespondences", {"features": ["extract", 0], "keyframe_interval": 2, "backend": "torch"}),
+        build=("TokenFlowBuildCorrespondences", {"features": ["extract", 0], "keyframe_interval": interval, "backend": "torch"}),
         **(shown if views else {}),
         sample=("TokenFlowSampler", {"correspondences": ["build", 0], "injection": ["inject", 0], **steered}),
         keep=("Keep", {"latent": ["sample", 0]}),

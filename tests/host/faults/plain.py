@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-CLIP = 2, 8, 8
+CLIP = 3, 8, 8
 SETTINGS = {"seed": 5, "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 
 

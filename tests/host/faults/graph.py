@@ -71,6 +71,11 @@ def _prompt(**nodes: tuple[str, dict[str, Any]]) -> Prompt:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in {"ready": ("Ready", {}), **nodes}.items()}
 
 
+def nothing() -> Prompt:
+    """After it the host's cache holds no other prompt's results."""
+    return _prompt(keep=("Keep", {"latent": LATENTS}))
+
+
 def plain() -> Prompt:
     """The host's own sampling: `plain.py` as a prompt."""
     inputs = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENTS, **SETTINGS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,8 +74,13 @@ class Bench:
     reference: Tensor
 
     def __post_init__(self) -> None:
-        server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *_: None)
+        self.before_node: Callable[[str], None] = lambda node: None
+        server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=self._tell)
         self.executor = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 0.0, "lru": 0})
+
+    def _tell(self, event: Any, data: Any, _: Any = None) -> None:
+        if event == "executing":
+            self.before_node(data["node"])
 
     def run(self, prompt: Prompt) -> Outcome:
         """Runs a prompt to its end, of whatever kind."""

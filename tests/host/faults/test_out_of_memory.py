@@ -13,8 +13,8 @@ from .harness import Bench
 from .moments import drawn
 
 ONCE, FOR_GOOD = 60, 30
-# One keyframe, which alone is always edited with the same others: none.
-PROMPT = edit(interval=3, frames_per_pass=0)
+# One keyframe: with fewer of several edited together the edit would be another. In memory: safetensors makes other errors of torch's.
+PROMPT = edit(storage="memory", interval=3, frames_per_pass=0)
 
 
 def counted(bench: Bench) -> int:
@@ -33,7 +33,9 @@ def test_memory_that_runs_out_once_is_made_up_for_or_told(bench: Bench, caplog: 
         caplog.clear()
         with Allocations(moment) as short:
             outcome = bench.run(PROMPT)
-        told = [record for record in caplog.records if record.levelno == logging.WARNING and "out of memory, on with" in record.getMessage()]
+        told = [
+            record for record in caplog.records if record.levelno == logging.WARNING and "out of memory, on with" in record.getMessage()
+        ]
         if outcome.error is None:
             same = Keep.kept[0].equal(bench.good)
             assert len(told) == 1 or (same and not told), short.reached

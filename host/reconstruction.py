@@ -106,7 +106,7 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
         pictures: Tensor = vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
         if pictures.ndim != 4:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
-    except model_management.InterruptProcessingException:
+    except (model_management.InterruptProcessingException, model_management.OOM_EXCEPTION):
         raise
     except Exception as error:  # whatever a VAE of another kind does
         found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."

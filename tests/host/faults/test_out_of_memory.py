@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import pytest
+from comfy import model_management
 
 from .allocations import Allocations
-from .graph import Keep, edit, plain
+from .graph import Keep, Pictures, edit, frames, plain
 from .harness import Bench
 from .moments import drawn
 
@@ -52,3 +54,15 @@ def test_memory_that_is_gone_for_good_is_told(bench: Bench) -> None:
             outcome = bench.run(PROMPT)
         assert (outcome.error or "").endswith("OutOfMemoryError"), (short.reached, outcome)
         bench.check_after(outcome, number)
+
+
+def test_memory_that_runs_out_in_the_vae_is_not_taken_for_a_wrong_vae(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any) -> None:
+        raise model_management.OOM_EXCEPTION("no room")
+
+    frames()  # made by the same decoder
+    monkeypatch.setattr(Pictures, "decode", decode)
+    outcome = bench.run(edit(views=True))
+    assert (outcome.node, outcome.error) == ("check", "torch.OutOfMemoryError")
+    bench.run(plain())
+    bench.clear_output()

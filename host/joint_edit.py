@@ -28,9 +28,10 @@ def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         try:
             return JointEdit(run, call, now).denoised
         except model_management.OOM_EXCEPTION:
-            if run.jointly == 1:
+            together = min(run.jointly, len(now.matches.keyframes))
+            if together == 1:
                 raise
-            run.jointly = min(run.jointly, len(now.matches.keyframes)) // 2
+            run.jointly = together // 2
             logging.warning("%s: out of memory, on with %d keyframes that attend to each other.", run.node, run.jointly)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import uuid
 import weakref
 from collections.abc import Sequence
@@ -16,8 +17,12 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
+from .errors import NodeError
+
 # A pass is also the unit of interrupts: beyond this many frames it only gets longer, not faster.
 MOST_FRAMES = 16
+# Written at once where a file's blocks cannot be reserved.
+BLOCK_BYTES = 16 << 20
 
 
 def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
@@ -44,18 +49,37 @@ def replaces_attention(model: Any) -> bool:
     return bool(model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"))
 
 
-def room(*shape: int) -> Tensor:
-    """An empty float32 tensor: in host memory or, where that would fill it, in a file of the host's temp folder, which goes with it."""
+def room(node: str, *shape: int) -> Tensor:
+    """An empty float32 tensor: in host memory or, where that would fill it, in a file of the host's temp folder, which goes with it.
+
+    node: the node's name for errors. Raises: NodeError if the disk has no room either.
+    """
     size = math.prod(shape) * 4
     if fits_in_memory(size):
         return torch.empty(shape, dtype=torch.float32, device=model_management.intermediate_device())
     folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"tokenflow-{uuid.uuid4().hex}.path"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _reserve(file, size)
+        tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float32).reshape(shape)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, where the file cannot be mapped
+        _remove(file)
+        found = f"the path to noise takes {size / 2**30:.1f} GiB, more than the memory has, and {folder} cannot hold it ({error})."
+        raise NodeError(node, "latents", found, "Make room on that disk, or invert fewer frames or steps.") from error
     logging.info("TokenFlow: %.1f GiB that would fill the memory are kept in %s.", size / 2**30, folder)
-    tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float32).reshape(shape)
     weakref.finalize(tensor, _remove, file)
     return tensor
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Makes a file of so many bytes with all its blocks: a mapped page that the disk has no room for would end the process."""
+    with file.open("wb") as made:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(made.fileno(), 0, size)
+            return
+        for start in range(0, size, BLOCK_BYTES):
+            made.write(bytes(min(BLOCK_BYTES, size - start)))
 
 
 def _remove(file: Path) -> None:

@@ -160,11 +160,9 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
         return _wrap_attention(path, module, cross=path in cross_layers)
 
     wraps = ForwardWraps((*layers, *cross_layers, *((features,) if features else ()), *deep), make)
-    for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
-        clone.remove_callbacks_with_key(kind, KEY)
-    clone.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, lambda patcher: wraps.install(patcher.model.diffusion_model))
-    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, lambda _: wraps.undo())
+    clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     _add_wrappers(clone, new_run, asked)
+    wraps.during_sampling(clone, KEY)
     _watch_unet(clone, deep, running)
     return clone
 

@@ -108,7 +108,7 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
         if not torch.isfinite(pictures).all():
             raise ValueError("NaN or infinite values")
-    except model_management.InterruptProcessingException:
+    except (model_management.InterruptProcessingException, model_management.OOM_EXCEPTION):
         raise
     except Exception as error:  # whatever a VAE of another kind does
         found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."

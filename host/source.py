@@ -41,7 +41,7 @@ def invert_frames(
     def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
         nonlocal path
         denoised, top = x, len(upwards) - 1
-        path = room(len(upwards), *x.shape)
+        path = room(node, len(upwards), *x.shape)
 
         def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
             nonlocal denoised

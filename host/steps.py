@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from comfy import model_management
 from torch import Tensor
 
 
@@ -80,6 +81,8 @@ def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, fl
                 disable=True,
                 **sampler.extra_options,
             )
+    except model_management.InterruptProcessingException:
+        raise
     except Exception:  # samplers of other packs may ask for anything: the levels will do
         return []
     if not firsts or firsts[0] != 0:

@@ -26,7 +26,6 @@ import torch
 from comfy import model_management
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from comfy.patcher_extension import CallbacksMP
 from comfy.weight_adapter import WeightAdapterTrainBase, adapter_maps
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -198,9 +197,7 @@ def _checkpoint_blocks(patched: Any) -> None:
     paths = tuple(
         path for path, module in patched.model.diffusion_model.named_modules() if isinstance(module, BasicTransformerBlock | ResBlock)
     )
-    wraps = ForwardWraps(paths, lambda path, module: _recomputed)
-    patched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, lambda patcher: wraps.install(patcher.model.diffusion_model))
-    patched.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, lambda _: wraps.undo())
+    ForwardWraps(paths, lambda path, module: _recomputed).during_sampling(patched, KEY)
 
 
 def _recomputed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

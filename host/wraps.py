@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 _ABSENT = object()
 
@@ -31,8 +32,15 @@ class ForwardWraps:
         self._make = make
         self._installed: list[list[tuple[Any, Any, Any]]] = []
 
-    def install(self, diffusion_model: Any) -> None:
-        """Wraps the forwards of all paths. What is wrapped when it fails is undone by `undo` as usual."""
+    def during_sampling(self, patcher: Any, key: str) -> None:
+        """Wraps from the host's pre-run on until sampling has ended, in whatever way.
+
+        Not until ON_CLEANUP: the host leaves out the callbacks that come after one that fails.
+        """
+        patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, lambda loaded: self._install(loaded.model.diffusion_model))
+        patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, self._sample)
+
+    def _install(self, diffusion_model: Any) -> None:
         wrapped: list[tuple[Any, Any, Any]] = []
         self._installed.append(wrapped)
         for path in self._paths:
@@ -41,14 +49,17 @@ class ForwardWraps:
             wrapped.append((module, module.__dict__.get("forward", _ABSENT), ours))
             module.forward = ours
 
-    def undo(self) -> None:
-        """Puts back what was there before the last `install`; a forward that somebody wrapped after us stays (ours is inert inside it)."""
-        if not self._installed:
-            return
-        for module, before, ours in reversed(self._installed.pop()):
-            if module.__dict__.get("forward") is not ours:
-                continue
-            if before is _ABSENT:
-                del module.forward
-            else:
-                module.forward = before
+    def _sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Samples, and puts back what was there before; a forward that somebody wrapped after us stays (ours is inert inside it)."""
+        before = len(self._installed)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            while len(self._installed) > before:
+                for module, original, ours in reversed(self._installed.pop()):
+                    if module.__dict__.get("forward") is not ours:
+                        continue
+                    if original is _ABSENT:
+                        del module.forward
+                    else:
+                        module.forward = original

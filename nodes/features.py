@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from comfy_api.latest import io
 
 from ..host.checks import check_model, check_same_model
 from ..host.conflicts import check_levels
+from ..host.errors import NodeError
 from ..host.layers import decoder_block, injected_features
 from ..host.memory import fits_in_memory
 from ..host.source import capture_features
@@ -108,7 +111,7 @@ class ExtractFeatures(io.ComfyNode):
         store = _store(storage, inversion.frames * element * numbers)
         features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
         if store is not None:
-            capture([*kept, *extra], chosen, store.put)
+            capture([*kept, *extra], chosen, _told_if_full()(store.put))
         return io.NodeOutput(features, _components(features))
 
 
@@ -139,6 +142,17 @@ def _steps(count: int, choice: str, every: int, noise_level: float) -> tuple[int
     return tuple(range(count))
 
 
+@contextmanager
+def _told_if_full() -> Iterator[None]:
+    """Raises: NodeError where features cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        found = f"the features cannot be written to {folder_paths.get_temp_directory()} ({error})."
+        raise NodeError(NAME, "storage", found, "Make room on that disk, or choose memory or recompute.") from error
+
+
+@_told_if_full()
 def _store(storage: str, size: int) -> FeatureStore | None:
     if storage == "auto":
         storage = "memory" if fits_in_memory(size) else "recompute"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -66,7 +66,10 @@ class DiskStore:
         return Path(self._folder.name) / f"{step}.safetensors"
 
     def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
-        save_file({layer: tensor.cpu().contiguous() for layer, tensor in layers.items()}, self._file(step))
+        try:
+            save_file({layer: tensor.cpu().contiguous() for layer, tensor in layers.items()}, self._file(step))
+        except SafetensorError as error:  # what the library makes of the file system's errors
+            raise OSError(str(error)) from error
         self._layers[step] = frozenset(layers)
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:

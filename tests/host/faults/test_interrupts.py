@@ -1,0 +1,56 @@
+"""Interrupts at any moment of a whole edit: the run ends within one call of the model, and nothing of it stays."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from comfy import model_management
+from tokenflow_pack.host.steps import Steps
+
+from ..helpers import interrupted, watched
+from .graph import Ready, edit, plain
+from .harness import Bench
+from .moments import at_call, drawn
+from .plain import model
+
+MOMENTS = 100
+VIEWS = "check", "features", "matches"
+
+
+def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(bench: Bench) -> None:
+    made: list[int] = []
+    Ready.model = watched(model(), lambda _: made.append(1))
+    prompt = edit(views=True)
+    bench.settle({name: node for name, node in prompt.items() if name not in VIEWS})
+    with at_call() as calls:
+        bench.run(prompt)
+    ended: list[str] = []
+    bench.run(plain())
+    for number, moment in enumerate(drawn(calls.count, MOMENTS, seed=0)):
+        made.clear()
+        before: list[int] = []
+
+        def stop(before: list[int] = before) -> None:
+            before.append(len(made))
+            model_management.interrupt_current_processing(True)
+
+        with at_call(moment, stop) as stopped:
+            outcome = bench.run(prompt)
+        assert outcome.error in ("interrupted", None), (stopped.reached, outcome)
+        assert len(made) - before[0] <= 1, stopped.reached
+        bench.check_after(outcome, number)
+        ended.append(outcome.node)
+    assert set(ended) >= {"invert", "extract", "build", "sample", *VIEWS}
+
+
+def test_an_interrupt_that_a_sampler_sees_while_it_is_rehearsed_is_not_lost() -> None:
+    """Samplers of other packs may look for it themselves; whoever sees it takes it away."""
+
+    def sampler(*_: Any, **__: Any) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+
+    with interrupted():
+        model_management.interrupt_current_processing(True)
+        Steps(SimpleNamespace(sampler_function=sampler, extra_options={}), None, torch.tensor([1.0, 0.0]))

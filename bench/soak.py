@@ -44,7 +44,7 @@ REFERENCE, PLAIN = "the same edit", "KSampler alone"
 
 @dataclass(frozen=True)
 class Held:
-    """What the server has. memory: resident MiB. files: descriptors that are open. kept: files in its temp folder."""
+    """What the server has. memory: resident MiB, without pages of files, which the system may drop. files: descriptors that are open. kept: files in its temp folder."""
 
     memory: float
     files: int
@@ -151,7 +151,7 @@ class Soak:
         status = dict(line.split(":", 1) for line in (self.process / "status").read_text().splitlines())
         files = len(os.listdir(self.process / "fd"))
         kept = sum(1 for path in (self.server.work / "temp").rglob("*") if path.is_file())
-        return Held(int(status["VmRSS"].split()[0]) / 1024, files, int(status["Threads"]), kept)
+        return Held(int(status["RssAnon"].split()[0]) / 1024, files, int(status["Threads"]), kept)
 
     def seconds(self) -> float:
         """Processor time of the server until now."""

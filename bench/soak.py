@@ -44,7 +44,10 @@ REFERENCE, PLAIN = "the same edit", "KSampler alone"
 
 @dataclass(frozen=True)
 class Held:
-    """What the server has. memory: resident MiB, without pages of files, which the system may drop. files: descriptors that are open. kept: files in its temp folder."""
+    """What the server has. memory: resident MiB, without pages of files, which the system may drop. files: descriptors that are open.
+
+    kept: files in its temp folder.
+    """
 
     memory: float
     files: int

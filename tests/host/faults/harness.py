@@ -129,7 +129,8 @@ class Bench:
             assert torch.equal(self.latents(prompt), wanted)
             self.check_saved(tolerance)
         self.clear_output()
-        assert Level.now() == self.level
+        now = Level.now()
+        assert now == self.level, (now, self.level)
 
     def saved(self) -> list[Tensor]:
         """The paths in the stored inversions. Raises: StoredInversionError for one that is not whole."""

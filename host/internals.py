@@ -67,7 +67,6 @@ USES = (
             "WrappersMP.CALC_COND_BATCH",
             "WrappersMP.DIFFUSION_MODEL",
             "CallbacksMP.ON_PRE_RUN",
-            "CallbacksMP.ON_CLEANUP",
         ),
         "the patch points of a run, from its begin to its end (host/patching.py)",
     ),

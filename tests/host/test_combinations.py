@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,7 +179,8 @@ def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
 
 
 def windows(model: Any) -> Any:
-    return call(ContextWindowsManualNode.execute, model, 2, 1, "standard_static", 1, False, "pyramid", 0)[0]
+    newer = {"freenoise": False} if "freenoise" in signature(ContextWindowsManualNode.execute).parameters else {}
+    return call(ContextWindowsManualNode.execute, model, 2, 1, "standard_static", 1, False, "pyramid", 0, **newer)[0]
 
 
 NOT_FOR_THE_SOURCE: dict[str, Patch] = {

@@ -76,7 +76,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.before_node: Callable[[str], None] = lambda node: None
         server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=self._tell)
-        self.executor = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 0.0, "lru": 0})
+        self.executor = execution.PromptExecutor(
+            server, cache_type=execution.CacheType.CLASSIC, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+        )
 
     def _tell(self, event: Any, data: Any, _: Any = None) -> None:
         if event == "executing":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from .layers import injected_attention
 from .memory import replaces_attention
 from .passes import Bank, KeyframePass, PropagationPass
 from .patching import ModelCall
+from .shards import ALONE, together
 
 if TYPE_CHECKING:
     from .editing import EditRun, Moment
@@ -59,6 +61,15 @@ def _carries(run: EditRun, now: Moment) -> bool:
     return skipped + now.step < round(run.edit.carry_until * steps)
 
 
+@dataclass
+class JointKeyframes:
+    """What a joint pass leaves: `bank` and the source's ResBlock features `hidden` for frames, `seen`, on its host alone, for keyframes."""
+
+    bank: Bank
+    hidden: dict[str, Tensor]
+    seen: Bank
+
+
 class JointEdit:
     """One evaluation: windows of keyframes one after the other, each followed by the frames up to its last keyframe.
 
@@ -75,6 +86,8 @@ class JointEdit:
         self.denoised = [torch.zeros_like(call.x) for _ in call.conds]
         # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes it for all frames.
         self.at_once = replaces_attention(run.model)
+        self.shards = ALONE if self.at_once else together()
+        self.propagated: list[Tensor] = []  # frames that were run here
         self.deep = run.carries_deep(call)
         self.carries = _carries(run, now)
         self.whole = self._whole()
@@ -87,30 +100,49 @@ class JointEdit:
         # Of a deep edit frames take attention's output of the layers at full resolution alone; of carried ones nothing.
         asked = nothing if self.carries and not self.at_once else self.run.shallow_layers if self.deep else None
         anchors = self._jointly(windows.anchors, {}, nothing, len(windows.anchors)).seen if len(windows.anchors) else {}
-        last: KeyframePass | None = None
+        last: JointKeyframes | None = None
         for own in windows.own:
             context = _joined(_rows(anchors, windows.elsewhere(own)), last.seen if last else {})
             before, last = last, self._jointly(torch.arange(own.start, own.stop), context, asked, windows.tail)
             if not self.carries or self.at_once:
                 self._propagate(own, before, last)
+        if self.shards is not ALONE:
+            self._exchange()
 
-    def _jointly(self, positions: Tensor, context: Bank, banked: frozenset[str] | None, remembered: int) -> KeyframePass:
-        """The joint pass of some keyframes, whose denoised frames are kept."""
+    def _exchange(self) -> None:
+        """Gives the other hosts the frames that were run here, and takes theirs."""
+        frames = torch.cat([torch.empty(0, dtype=torch.int64), *self.propagated])
+        own = frames, [whole[frames.to(whole.device)] for whole in self.denoised]
+        for theirs, denoised in self.shards.gather(own):
+            self._keep(theirs, denoised)
+
+    def _jointly(self, positions: Tensor, context: Bank, banked: frozenset[str] | None, remembered: int) -> JointKeyframes:
+        """The joint pass of some keyframes, on one host for all."""
         frames, now = self.keyframes[positions], self.now
-        source = self.run.source(self.call, frames, now.injected)
-        joint = KeyframePass(frames, source=source, banked=banked, context=context, remembered=remembered)
-        self._keep(frames, self.call.run(self.run, joint))
-        return joint
+        seen: Bank = {}
 
-    def _propagate(self, own: range, before: KeyframePass | None, joint: KeyframePass) -> None:
+        def edit() -> tuple[Bank, dict[str, Tensor], list[Tensor]]:
+            source = self.run.source(self.call, frames, now.injected)
+            joint = KeyframePass(frames, source=source, banked=banked, seen=seen, context=context, remembered=remembered)
+            denoised = self.call.run(self.run, joint)
+            hidden = {} if self.deep or self._every_frames_own else {name: source[name] for name in now.hidden}
+            return joint.bank, hidden, denoised
+
+        bank, hidden, denoised = self.shards.once(edit)
+        self._keep(frames, denoised)
+        return JointKeyframes(bank, hidden, seen)
+
+    def _propagate(self, own: range, before: JointKeyframes | None, joint: JointKeyframes) -> None:
         """The frames whose future keyframe is one of the window's, from its tokens and those of the last keyframe before."""
         near, now, run, call = self.now.matches.near, self.now, self.run, self.call
         first = own.start - (before is not None)
-        bank = _joined(_rows(before.bank, slice(-1, None)), joint.bank) if before else joint.bank
+        bank, hidden = joint.bank, joint.hidden
+        if before:
+            bank = _joined(_rows(before.bank, slice(-1, None)), bank)
+            hidden = {name: torch.cat([before.hidden[name][-1:], part]) for name, part in hidden.items()}
         frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
         if not self.at_once:
             frames = frames[~self.whole[frames]]
-        hidden = {} if self.deep or self._every_frames_own else self._hidden(before, joint)
         finest = (run.features.finest[-1], run.features.grid(run.features.finest)) if self.deep else None
 
         def work(part: Tensor) -> None:
@@ -119,18 +151,14 @@ class JointEdit:
             source = {} if finest else self._source(hidden, nearby, part)
             propagation = PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest)
             self._keep(part, call.run(run, propagation))
+            self.propagated.append(part)
 
-        run.in_parts(call, frames, work)
+        run.in_parts(call, self.shards.own(frames, beside=True), work)
 
     @property
     def _every_frames_own(self) -> bool:
         """Whether frames take the source's features as they are, not carried from keyframes."""
         return self.run.every_level or not self.now.hidden
-
-    def _hidden(self, before: KeyframePass | None, joint: KeyframePass) -> dict[str, Tensor]:
-        """The source's ResBlock features of a window's keyframes, and of the last keyframe before."""
-        own = {name: joint.source[name] for name in self.now.hidden}
-        return own if before is None else {name: torch.cat([before.source[name][-1:], part]) for name, part in own.items()}
 
     def _source(self, hidden: dict[str, Tensor], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
         """The source's ResBlock features of some frames: the keyframes' along the matches, unless features of every level are asked for.

@@ -15,6 +15,7 @@ from .joint_edit import carry_denoised, tokenflow
 from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass, SparseCausalPass
 from .patching import ModelCall
 from .rerender import rerender, settle_rerender
+from .shards import together
 
 if TYPE_CHECKING:
     from .editing import EditRun, Moment
@@ -24,7 +25,7 @@ def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """Plug-and-Play alone: every frame attends to itself."""
     if not now.injected:
         return call.unchanged()
-    return run.over_frames(call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)))
+    return run.over_frames(call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)), together())
 
 
 def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:

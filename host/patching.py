@@ -22,6 +22,7 @@ from .controls import shallow_control
 from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
 from .memory import frames_per_pass
 from .passes import PASS_KEY, AttentionCall, DeepCall, Pass
+from .shards import ALONE, Shards
 from .wraps import ForwardWraps
 
 KEY = "tokenflow"
@@ -66,9 +67,14 @@ class Run:
         """The denoised frames for each list of conditionings; guidance may ask several times in one look."""
         return self.over_frames(call, lambda frames: Pass(frames))
 
-    def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass]) -> list[Tensor]:
-        """Passes over all frames in order, joined again."""
-        parts = self.in_parts(call, torch.arange(len(call.x)), lambda frames: call.run(self, make(frames)))
+    def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass], shards: Shards = ALONE) -> list[Tensor]:
+        """Passes over all frames in order, joined again.
+
+        shards: with which hosts they may be shared: passes that need nothing of each other.
+        """
+        frames = shards.own(torch.arange(len(call.x)))
+        parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
+        parts = [part for host in shards.gather(parts) for part in host]
         return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
     def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:

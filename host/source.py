@@ -15,8 +15,9 @@ from torch import Tensor
 from ..tokenflow_ops import Inversion, invert
 from .conflicts import check_areas, check_captured, check_every_layer_runs
 from .memory import room
-from .passes import CapturePass
+from .passes import CapturePass, Pass
 from .patching import ModelCall, Run, patch
+from .shards import together
 
 
 def invert_frames(
@@ -99,11 +100,14 @@ def capture_features(
 
 
 class SourceRun(Run):
-    """A run over the source, which is to be seen by the whole model."""
+    """A run over the source, which is to be seen by the whole model. Its frames are shared."""
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         check_every_layer_runs(self.node, guider.model_options)
         super().begin(guider, sampler, sigmas, noise)
+
+    def evaluate(self, call: ModelCall) -> list[Tensor]:
+        return self.over_frames(call, Pass, together())
 
 
 class CaptureRun(SourceRun):
@@ -124,12 +128,13 @@ class CaptureRun(SourceRun):
             capture = self.passes[int(frames[0])] = CapturePass(frames, names=self.names, device=model_management.intermediate_device())
             return capture
 
-        return self.over_frames(call, make)
+        return self.over_frames(call, make, together())
 
     def take(self) -> dict[str, Tensor]:
         """The features of the last evaluation, all frames of a layer in one tensor."""
         passes, self.passes = list(self.passes.values()), {}
-        return {name: torch.cat([one.kept[name] for one in passes]) for name in (passes[0].kept if passes else ())}
+        kept = [part for host in together().gather([one.kept for one in passes]) for part in host]
+        return {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
 
 
 def run_as_sampler(

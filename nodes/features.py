@@ -17,6 +17,7 @@ from ..host.conflicts import check_levels
 from ..host.errors import NodeError
 from ..host.layers import decoder_block, injected_features
 from ..host.memory import fits_in_memory
+from ..host.shards import together
 from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
 from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
@@ -155,7 +156,7 @@ def _told_if_full() -> Iterator[None]:
 @_told_if_full()
 def _store(storage: str, size: int) -> FeatureStore | None:
     if storage == "auto":
-        storage = "memory" if fits_in_memory(size) else "recompute"
+        storage = together().once(lambda: "memory" if fits_in_memory(size) else "recompute")
     if storage == "memory":
         return MemoryStore()
     if storage == "disk":

@@ -155,13 +155,13 @@ def main() -> None:
     options = parser.parse_args()
     size = options.size or SIZES[options.model]
     world = options.model == "embedded"
-    unet, side = _unet(options.model), size // (4 if world else 8)
+    unet, side = made_unet(options.model), size // (4 if world else 8)
     edit = Edit(options.frames, options.steps, options.interval, count(unet, side), unet.in_channels * side**2)
     print(f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n")
     report(edit)
 
 
-def _unet(model: str) -> Any:
+def made_unet(model: str) -> Any:
     if model == "embedded":
         return copy.deepcopy(load_demo_model()[0].model.diffusion_model).to("meta").float()
     family, blocks = LAYOUTS[model]

@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 PATIENCE = 1.0  # seconds until a host that waits looks whether it is interrupted
 
 
@@ -20,9 +18,8 @@ class Figures:
     waited: float = 0.0
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    """Where hosts leave references to what they have made, by call and host, until all the others have taken them."""
+    """An actor. Where hosts leave references to what they have made, by call and host, until all the others have taken them."""
 
     def __init__(self, hosts: int) -> None:
         self.hosts = hosts

@@ -1,0 +1,103 @@
+"""Workers that share every clip: one that the pool knows, and others that are its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from launch.workflow import Prompt
+
+from .board import Board
+from .worker import About, Done, Saved, Step, Worker
+
+
+class Sharer(Worker):
+    """A worker whose ComfyUI shares clips with others'."""
+
+    def begin(self, place: Mapping[str, Any]) -> About:
+        """Starts ComfyUI anew, at a place among the others: see `host_nodes/share_clips.py`."""
+        self.stop()
+        os.environ["TOKENFLOW_SHARD"] = json.dumps(dict(place))  # for the server, which inherits it
+        return super().start()
+
+    def follow(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> None:
+        """Runs a prompt whose results are the first host's to give. Raises like `run`."""
+        for _ in self.run(name, prompt, files):
+            pass
+
+
+class Sharded(Sharer):
+    """The first of `hosts` workers that share every clip; the others are asked of Ray with the same `resources`, and end with it.
+
+    They have to know and not know the same things of former jobs: where one of them fails, all begin anew.
+    """
+
+    def __init__(self, comfyui: Path, threads: int, hosts: int, resources: Mapping[str, float]) -> None:
+        super().__init__(comfyui, threads)
+        self.hosts = hosts
+        self.make_other = lambda: ray.remote(Sharer).options(**resources).remote(comfyui, threads)
+        self.others: list[ActorHandle] = []
+        self.board: Any = None
+        self.about: About | None = None
+
+    def start(self) -> About:
+        if self.about is None or not self._is_running():
+            self._end_others()
+            name = f"board {uuid.uuid4().hex}"
+            self.board = ray.remote(Board).options(name=name, num_cpus=0).remote(self.hosts)
+            ray.get(self.board.figures.remote())  # it is there
+            context = ray.get_runtime_context()
+            place = {"address": context.gcs_address, "namespace": context.namespace, "board": name, "count": self.hosts}
+            self.others = [self.make_other() for _ in range(1, self.hosts)]
+            beginning = [other.begin.remote({**place, "rank": rank}) for rank, other in enumerate(self.others, 1)]
+            about = self.begin({**place, "rank": 0})
+            abouts = [about, *ray.get(beginning)]
+            self.about = replace(about, device=" + ".join(one.device for one in abouts))
+        return self.about
+
+    def run(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> Iterator[Step | Saved | Done]:
+        """As a worker alone; the last event says what sharing has cost every host."""
+        self.start()
+        following = [other.follow.remote(name, prompt, files) for other in self.others]
+        lost: list[Exception] = []
+        watching = threading.Thread(target=self._watch, args=(following, lost), daemon=True)
+        watching.start()
+        try:
+            for event in super().run(name, prompt, files):
+                if isinstance(event, Done):
+                    watching.join()
+                    ray.get(following)
+                    shared = {str(host): asdict(figures) for host, figures in ray.get(self.board.figures.remote()).items()}
+                    event = replace(event, figures={**event.figures, "shared": shared})
+                yield event
+        except Exception as error:
+            self.about = None  # all begin anew
+            self._end_others()
+            raise (lost[0] if lost else error) from None
+
+    def _watch(self, following: list[Any], lost: list[Exception]) -> None:
+        """Interrupts the first host when another one fails: it would wait for ever."""
+        while following:
+            done, following = ray.wait(following)
+            try:
+                ray.get(done)
+            except (RayActorError, RayTaskError) as error:
+                lost.append(error.cause if isinstance(error, RayTaskError) else error)
+                urllib.request.urlopen(urllib.request.Request(f"{self._server().address}/interrupt", method="POST"), timeout=60).close()
+                return
+
+    def _end_others(self) -> None:
+        for actor in [*self.others, *([self.board] if self.board else [])]:
+            ray.kill(actor)
+        self.others, self.board = [], None

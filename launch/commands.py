@@ -13,24 +13,39 @@ from .environment import ROOT, SetupError, prepare
 
 def parser() -> argparse.ArgumentParser:
     """The commands with their options; what `test` does not know goes to pytest, what `bench` does not know to the benchmark."""
-    top = argparse.ArgumentParser(prog="run.py", description="TokenFlow for ComfyUI: show it, test it.")
+    top = argparse.ArgumentParser(prog="run.py", description="TokenFlow for ComfyUI: show it, test it, run many jobs.")
     commands = top.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="edit the embedded clip in a real ComfyUI and show the result in output/")
     demo.add_argument("--keep", action="store_true", help="leave the server running afterwards, to open the graph in a browser")
     demo.add_argument("--workflow", type=Path, default=ROOT / "workflows" / "quickstart.json", help="another workflow file")
     bench = commands.add_parser("bench", help="a benchmark of bench/; further arguments go to it", add_help=False)
     bench.add_argument("name", choices=sorted(path.stem for path in (ROOT / "bench").glob("[!_]*.py")))
+    batch = commands.add_parser("batch", help="run a workflow with every row of a table, on Ray: docs/cluster.md")
+    batch.add_argument("workflow", type=Path, help="a workflow saved by the editor, or an API prompt")
+    batch.add_argument("jobs", type=Path, help="a table of jobs, .csv or .jsonl")
+    batch.add_argument("--output", type=Path, default=ROOT / "output" / "batch", help="where results and the manifest go (%(default)s)")
+    batch.add_argument("--address", help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine")
+    batch.add_argument("--workers", type=positive, help="how many ComfyUIs; one per GPU, or one per --cores where there is none")
+    batch.add_argument("--cores", type=positive, help="CPU cores of a worker (4, or all where a machine has fewer)")
+    batch.add_argument("--retries", type=int, default=2, help="how often a job that failed is tried again (%(default)s)")
     commands.add_parser("test", help="run the linter, the type checker and all tests; further arguments go to pytest", add_help=False)
     return top
+
+
+def positive(text: str) -> int:
+    """How many workers or cores. Raises ValueError."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def main(argv: list[str]) -> int:
     """Runs one command and returns its exit code."""
     options, rest = parser().parse_known_args(argv)
-    if rest and options.command == "demo":
+    if rest and options.command in ("demo", "batch"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        host = prepare(development=options.command != "demo")
+        host = prepare(development=options.command in ("bench", "test"), cluster=options.command in ("batch", "test"))
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,6 +53,10 @@ def main(argv: list[str]) -> int:
         rest = ["--workflow", str(options.workflow.absolute()), *(["--keep"] if options.keep else [])]
     if options.command == "bench":
         rest = [options.name, *rest]
+    if options.command == "batch":
+        rest = [str(options.workflow.absolute()), str(options.jobs.absolute()), "--output", str(options.output.absolute())]
+        given = {name: getattr(options, name) for name in ("address", "workers", "cores", "retries")}
+        rest += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     command = [str(host.python), "-m", "launch", options.command, *rest]
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
     os.chdir(ROOT)

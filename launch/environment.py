@@ -29,6 +29,7 @@ REQUIREMENTS = {
     "ComfyUI's packages": ROOT / "launch" / "host-requirements.txt",
     "the pack's packages": ROOT / "requirements.txt",
     "development packages": ROOT / "requirements-dev.txt",
+    "the cluster's packages": ROOT / "requirements-cluster.txt",
 }
 # What the requirement is imported as, where that is not its name in lower case with underscores.
 MODULES = {"opencv-python-headless": "cv2", "faiss-cpu": "faiss", "faiss-gpu": "faiss"}
@@ -46,21 +47,22 @@ class Host:
     python: Path
 
 
-def prepare(development: bool = False) -> Host:
+def prepare(development: bool = False, cluster: bool = False) -> Host:
     """Makes the environment, or checks the one that COMFYUI_PATH names, and links the pack in.
 
-    `development` adds what the checks need. Raises SetupError.
+    `development` adds what the checks need, `cluster` what `batch` needs. Raises SetupError.
     """
+    extras = ("development packages",) * development + ("the cluster's packages",) * cluster
     if os.environ.get("COMFYUI_PATH"):
         host = own_comfyui()
-        require(host, development)
+        require(host, extras)
     else:
-        host = made_comfyui(development)
+        host = made_comfyui(extras)
     link_pack(host.comfyui)
     return host
 
 
-def made_comfyui(development: bool) -> Host:
+def made_comfyui(extras: tuple[str, ...]) -> Host:
     """ComfyUI and virtual environment under `.host/`, made where missing or stale."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -70,9 +72,8 @@ def made_comfyui(development: bool) -> Host:
             stamps.clear()
             make_venv()
     stamps.set("venv", interpreter)
-    for what, path in REQUIREMENTS.items():
-        if "development" in what and not development:
-            continue
+    for what in ("ComfyUI's packages", "the pack's packages", *extras):
+        path = REQUIREMENTS[what]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if stamps.get(what) != digest:
             with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
@@ -103,10 +104,9 @@ def own_comfyui() -> Host:
     return host
 
 
-def require(host: Host, development: bool) -> None:
+def require(host: Host, extras: tuple[str, ...] = ()) -> None:
     """Raises SetupError naming what the user's Python lacks; nothing is installed into it."""
-    files = [REQUIREMENTS["the pack's packages"]] + [REQUIREMENTS["development packages"]] * development
-    for path in files:
+    for path in [REQUIREMENTS[what] for what in ("the pack's packages", *extras)]:
         packages: dict[str, list[str]] = {}
         for name in requirement_names(path.read_text()):
             packages.setdefault(MODULES.get(name, name.lower().replace("-", "_")), []).append(name)

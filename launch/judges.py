@@ -30,7 +30,7 @@ PROGRAMS = VENV / ("Scripts" if os.name == "nt" else "bin")
 ANSWERS = ROOT / "docs" / "registry.md"
 # The launcher and the benches start programs, each by a list of words without a shell, ask servers on this machine by http, draw numbers,
 # and call outputs and passes so; the trainer takes its tokenizer from the host's folder.
-WORKSHOP, LAUNCHES = ("run.py", "launch", "bench", "demo"), "B105,B310,B311,B404,B603,B606,B615"
+WORKSHOP, LAUNCHES = ("run.py", "launch", "bench", "cluster", "demo"), "B105,B310,B311,B404,B603,B606,B615"
 ANSWER = re.compile(r"^\| `([a-z_]+)` \| `([^`]+)` \| .+ \|$", re.MULTILINE)
 
 

@@ -74,7 +74,7 @@ def test_missing_packages_are_named_with_the_command_and_not_installed(
     lacking.write_text("pytest\nno-such-package>=3  # why\nno_such_package\nopencv-python-headless; python_version > '3'\n")
     monkeypatch.setitem(environment.REQUIREMENTS, "the pack's packages", lacking)
     with pytest.raises(SetupError, match=rf"lacks no-such-package or no_such_package\. .*\n.*-m pip install -r {lacking}"):
-        require(Host(comfyui, Path(sys.executable)), development=False)
+        require(Host(comfyui, Path(sys.executable)))
 
 
 def test_requirement_names() -> None:

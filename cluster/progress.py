@@ -1,0 +1,71 @@
+"""What a run says: a line per event in the terminal, below them a line that changes, and counts for Ray's dashboard."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import TextIO
+
+from ray.util.metrics import Gauge
+
+from .manifest import Record
+
+STATES = ("waiting", "running", "done", "failed")
+
+
+class Progress:
+    """The state of all jobs, told as it changes. On a terminal the last line shows every worker's step."""
+
+    def __init__(self, stream: TextIO = sys.stdout) -> None:
+        self.stream, self.live = stream, stream.isatty()
+        self.counts: Counter[str] = Counter()
+        self.steps: dict[str, tuple[str, str, float, float]] = {}  # of every worker: job, node, steps done, steps
+        self.gauge = Gauge("tokenflow_jobs", "Jobs of the batch by state.", tag_keys=("state",))
+
+    def count(self, **changes: int) -> None:
+        """Changes the numbers of jobs in these states."""
+        self.counts.update(changes)
+        for state in STATES:
+            self.gauge.set(self.counts[state], tags={"state": state})
+        self.show()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.stream.write(f"{self._clear()}{text}\n")
+        self.show()
+
+    def step(self, worker: str, job: str, node: str, value: float, most: float) -> None:
+        """A node's step. Its first is a line that stays."""
+        known = self.steps.get(worker, ("", "", 0, 0))[:2] == (job, node)
+        self.steps[worker] = job, node, value, most
+        if known:
+            self.show()
+        else:
+            self.line(f"{job}: {node}, {most:g} steps, {worker}")
+
+    def end(self, worker: str) -> None:
+        """A worker has no job any more."""
+        self.steps.pop(worker, None)
+
+    def show(self) -> None:
+        """Draws the line that changes."""
+        if self.live:
+            done, total = self.counts["done"] + self.counts["failed"], sum(self.counts.values())
+            filled = 20 * done // max(total, 1)
+            steps = "; ".join(f"{job} {node} {value:g}/{most:g}" for job, node, value, most in self.steps.values())
+            self.stream.write(f"{self._clear()}[{'#' * filled}{'.' * (20 - filled)}] {done}/{total}  {steps}"[:160])
+        self.stream.flush()
+
+    def _clear(self) -> str:
+        return "\r\033[K" if self.live else ""
+
+
+def table(records: Iterable[Record]) -> str:
+    """The jobs, a line each: name, state, seconds, the error's first line."""
+    rows = [("job", "state", "seconds", "")]
+    for record in records:
+        error = record["attempts"][-1]["error"].splitlines()[0] if record["state"] == "failed" else ""
+        rows.append((record["job"], record["state"], f"{record['figures'].get('seconds', 0):.1f}", error))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)

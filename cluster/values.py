@@ -1,0 +1,49 @@
+"""Cells of the table as values of inputs, by the type that the server gives these."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .columns import Place
+
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def converted(place: Place, value: Any) -> Any:
+    """A cell's value in the type of the input it sets. Raises ValueError, whose message is what the input takes."""
+    if place.kind in ("INT", "FLOAT"):
+        return _number(place, value)
+    if place.kind == "BOOLEAN":
+        word = str(value).lower()
+        if word not in TRUE + FALSE:
+            raise ValueError("takes true or false")
+        return word in TRUE
+    if place.kind == "COMBO":
+        return _choice(place, value)
+    return value if isinstance(value, str) else str(value)
+
+
+def _number(place: Place, value: Any) -> int | float:
+    low, high = place.options.get("min", -math.inf), place.options.get("max", math.inf)
+    kind = int if place.kind == "INT" else float
+    wanted = f"takes a {'whole ' if kind is int else ''}number from {low} to {high}"
+    try:
+        number = kind(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(wanted) from error
+    known = isinstance(number, (int, float)) and not isinstance(number, bool) and number == number
+    if not known or kind(number) != number or not low <= number <= high:
+        raise ValueError(wanted)
+    return kind(number)
+
+
+def _choice(place: Place, value: Any) -> Any:
+    """One of the list's entries, which may be other things than text."""
+    options = place.options.get("options") or []
+    for option in options:
+        if str(option) == str(value):
+            return option
+    if options:
+        raise ValueError(f"takes one of {', '.join(map(str, options[:12]))}{', ...' if len(options) > 12 else ''}")
+    return value

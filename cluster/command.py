@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
 
             print(f"Ray's dashboard is at http://{dashboard}" if dashboard else "Ray runs without a dashboard", flush=True)
             try:
-                with closing(Pool(comfyui, options.workers, options.cores)) as pool:
+                with closing(Pool(comfyui, options.workers, options.cores, options.share)) as pool:
                     print("starting ComfyUI ...", flush=True)
                     info = pool.object_info()
                     jobs = make_jobs(options.jobs, rows, to_prompt(workflow, info), info, comfyui / "input")

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from launch.workflow import Json
 
 from .jobs import Job
+from .sharded import Sharded
 from .worker import About, Done, Saved, Step, Worker
 
 MOST_CORES = 4  # of a worker without a GPU, unless asked for: more servers do more than more threads
@@ -49,16 +50,18 @@ Event = About | Step | Saved | Done | Failed
 class Pool:
     """Workers, one per GPU of the cluster, or one per so many `cores` where there is none.
 
-    `comfyui` is for machines without a COMFYUI_PATH of their own. Raises PoolError, also later, when no worker is left.
+    `comfyui` is for machines without a COMFYUI_PATH of their own; `share` ComfyUIs are a worker together. Raises PoolError, also later,
+    when no worker is left.
     """
 
-    def __init__(self, comfyui: Path, workers: int | None = None, cores: int | None = None) -> None:
+    def __init__(self, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1) -> None:
         count, cores, resources = shares([node["Resources"] for node in ray.nodes() if node["Alive"]], cores)
-        names = [f"worker {number}" for number in range(1, (workers or count) + 1)]
-        actor = ray.remote(Worker)
-        self.slots = [
-            Slot(name, actor.options(name=name, max_restarts=-1, max_concurrency=2, **resources).remote(comfyui, cores)) for name in names
-        ]
+        if count < share:
+            raise PoolError(f"{share} ComfyUIs are to share every clip, and the cluster has room for {count}.")
+        names = [f"worker {number}" for number in range(1, (workers or count // share) + 1)]
+        kind, arguments = (Worker, (comfyui, cores)) if share == 1 else (Sharded, (comfyui, cores, share, resources))
+        options = {"max_restarts": -1, "max_concurrency": 2, **resources}
+        self.slots = [Slot(name, ray.remote(kind).options(name=name, **options).remote(*arguments)) for name in names]
         self.idle: list[Slot] = []
         self.waiting: dict[ObjectRef | ObjectRefGenerator, Slot] = {}
         for slot in self.slots:

@@ -27,7 +27,8 @@ class Sharer(Worker):
 
     def begin(self, place: Mapping[str, Any]) -> About:
         """Starts ComfyUI anew, at a place among the others: see `host_nodes/share_clips.py`."""
-        self.stop()
+        if self.server:
+            self.server.stop()
         os.environ["TOKENFLOW_SHARD"] = json.dumps(dict(place))  # for the server, which inherits it
         return super().start()
 
@@ -96,6 +97,10 @@ class Sharded(Sharer):
                 lost.append(error.cause if isinstance(error, RayTaskError) else error)
                 urllib.request.urlopen(urllib.request.Request(f"{self._server().address}/interrupt", method="POST"), timeout=60).close()
                 return
+
+    def stop(self) -> None:
+        self._end_others()
+        super().stop()
 
     def _end_others(self) -> None:
         for actor in [*self.others, *([self.board] if self.board else [])]:

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument("--address", help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine")
     batch.add_argument("--workers", type=positive, help="how many ComfyUIs; one per GPU, or one per --cores where there is none")
     batch.add_argument("--cores", type=positive, help="CPU cores of a worker (4, or all where a machine has fewer)")
+    batch.add_argument("--share", type=positive, default=1, help="how many ComfyUIs share every clip, for long ones (%(default)s)")
     batch.add_argument("--retries", type=int, default=2, help="how often a job that failed is tried again (%(default)s)")
     commands.add_parser("test", help="run the linter, the type checker and all tests; further arguments go to pytest", add_help=False)
     return top
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         rest = [options.name, *rest]
     if options.command == "batch":
         rest = [str(options.workflow.absolute()), str(options.jobs.absolute()), "--output", str(options.output.absolute())]
-        given = {name: getattr(options, name) for name in ("address", "workers", "cores", "retries")}
+        given = {name: getattr(options, name) for name in ("address", "workers", "cores", "share", "retries")}
         rest += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     command = [str(host.python), "-m", "launch", options.command, *rest]
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}

@@ -1,4 +1,4 @@
-"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` inside it."""
+"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` or `python -m cluster` in it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
         rest = [str(options.workflow.absolute()), str(options.jobs.absolute()), "--output", str(options.output.absolute())]
         given = {name: getattr(options, name) for name in ("address", "workers", "cores", "retries")}
         rest += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    command = [str(host.python), "-m", "launch", options.command, *rest]
+    module = "cluster" if options.command == "batch" else "launch"
+    command = [str(host.python), "-m", module, options.command, *rest]
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
     os.chdir(ROOT)
     if os.name == "posix":

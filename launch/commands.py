@@ -27,16 +27,21 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument("--address", help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine")
     batch.add_argument("--workers", type=positive, help="how many ComfyUIs; one per GPU, or one per --cores where there is none")
     batch.add_argument("--cores", type=positive, help="CPU cores of a worker (4, or all where a machine has fewer)")
-    batch.add_argument("--retries", type=int, default=2, help="how often a job that failed is tried again (%(default)s)")
+    batch.add_argument("--retries", type=natural, default=2, help="how often a job that failed is tried again (%(default)s)")
     commands.add_parser("test", help="run the linter, the type checker and all tests; further arguments go to pytest", add_help=False)
     return top
 
 
-def positive(text: str) -> int:
-    """How many workers or cores. Raises ValueError."""
-    if int(text) < 1:
-        raise ValueError
+def natural(text: str, least: int = 0) -> int:
+    """A number of times. Raises ValueError."""
+    if int(text) < least:
+        raise ValueError(text)
     return int(text)
+
+
+def positive(text: str) -> int:
+    """A number of workers or cores. Raises ValueError."""
+    return natural(text, 1)
 
 
 def main(argv: list[str]) -> int:

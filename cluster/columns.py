@@ -91,9 +91,9 @@ class Columns:
             several = f"{len(nodes)} nodes of that name, {', '.join(label(self.prompt, node) for node in nodes)}"
             raise ColumnError(several if nodes else f"no node {name!r} in the workflow", "Give the node's id or another title")
         (node,) = nodes
-        value = self.prompt[node]["inputs"].get(input)
-        if is_link(self.prompt, value):
-            raise ColumnError(f"{label(self.prompt, node)} gets {input} from {label(self.prompt, str(value[0]))}", "Set that node's input")
+        for link, origin, _ in links(self.prompt, node):
+            if link == input:
+                raise ColumnError(f"{label(self.prompt, node)} gets {input} from {label(self.prompt, origin)}", "Set that node's input")
         for place in self._values(node):
             if place.input == input:
                 return place

@@ -46,7 +46,7 @@ def make_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inpu
     Files that the table names are relative to it; those of the workflow are looked for in the folder `inputs`, or are the embedded clip.
     Raises TableError with every problem of every row.
     """
-    columns = Columns(prompt, info)
+    columns = Columns({node: {**entry, "inputs": entry.get("inputs", {})} for node, entry in prompt.items()}, info)
     jobs: list[Job] = []
     problems: list[str] = []
     for row in rows:
@@ -85,9 +85,9 @@ class Draft:
     def job(self) -> Job:
         """The job of a row without problems."""
         try:
-            seeds = [self.prompt[place.node]["inputs"].get(place.input) for place in self.columns.places("seed")]
+            seeds = [self.prompt[place.node]["inputs"].get(place.input, 0) for place in self.columns.places("seed")]
         except ColumnError:
-            seeds = []
+            seeds = []  # other workflows may have none
         stage_1 = upstream(self.prompt, of_types(self.prompt, STAGE_1))
         key, group = digest(self.prompt, self.prompt), digest(self.prompt, stage_1 or self.prompt)
         prompt = copy.deepcopy(self.prompt)

@@ -26,10 +26,12 @@ class ClusterError(RuntimeError):
 def connected(address: str | None, **options: Any) -> Iterator[str]:
     """Ray at an address, or without one started on this machine, where only this machine reaches it; `options` go to `ray.init`.
 
+    Comes before anything that imports Ray, which reads its settings then.
+
     Yields the address of its dashboard. Raises ClusterError.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"} if address else ALONE
-    import ray  # reads them when it is imported
+    import ray
 
     try:
         context = _join(address) if address else _start(options)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import ObjectRef, ObjectRefGenerator
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from launch.workflow import Json
@@ -31,7 +31,7 @@ class Slot:
     """A worker's place: its actor, what it said of itself when it was ready, and how often it has not become so since."""
 
     name: str
-    actor: ActorHandle
+    actor: Any
     about: About | None = None
     failures: int = 0
 
@@ -55,13 +55,15 @@ class Pool:
     """
 
     def __init__(self, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1) -> None:
-        count, cores, resources = shares([node["Resources"] for node in ray.nodes() if node["Alive"]], cores)
+        machines: list[dict[str, Any]] = ray.nodes()
+        count, cores, resources = shares([machine["Resources"] for machine in machines if machine["Alive"]], cores)
         if count < share:
             raise PoolError(f"{share} ComfyUIs are to share every clip, and the cluster has room for {count}.")
         names = [f"worker {number}" for number in range(1, (workers or count // share) + 1)]
-        kind, arguments = (Worker, (comfyui, cores)) if share == 1 else (Sharded, (comfyui, cores, share, resources))
-        options = {"max_restarts": -1, "max_concurrency": 2, **resources}
-        self.slots = [Slot(name, ray.remote(kind).options(name=name, **options).remote(*arguments)) for name in names]
+        kind, more = (Worker, ()) if share == 1 else (Sharded, (share, resources))
+        actor: Any = ray.remote(kind)
+        options = {"max_restarts": -1, "max_concurrency": 2, **resources}  # two calls at once: a job, and what stops it
+        self.slots = [Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more)) for name in names]
         self.idle: list[Slot] = []
         self.waiting: dict[ObjectRef | ObjectRefGenerator, Slot] = {}
         for slot in self.slots:
@@ -100,7 +102,7 @@ class Pool:
         """The next event of a worker that has one, and what becomes of the worker."""
         starting = isinstance(item, ObjectRef)
         try:
-            event: Event = ray.get(item if starting else next(item))
+            event: Event = ray.get(item if isinstance(item, ObjectRef) else next(item))
         except RayActorError as error:
             event = Failed(f"{slot.name} was lost: {first_line(error)}", lost=True)
         except RayTaskError as error:

@@ -13,7 +13,7 @@ class Queue:
 
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         self.groups: dict[str, deque[Job]] = {}
-        self.owners: dict[int, str] = {}
+        self.owners: dict[str, str] = {}
         for job in jobs:
             self.put(job)
 
@@ -24,11 +24,11 @@ class Queue:
         """Adds a job behind those of its group."""
         self.groups.setdefault(job.group, deque()).append(job)
 
-    def release(self, worker: int) -> None:
+    def release(self, worker: str) -> None:
         """A lost worker's group is anybody's: the server that knew its clip is gone."""
         self.owners.pop(worker, None)
 
-    def take(self, worker: int) -> Job | None:
+    def take(self, worker: str) -> Job | None:
         """A worker's next job: of its own group, of the first that is nobody's, or else the last of the largest one; None if none waits."""
         group = self.owners.get(worker)
         if group not in self.groups:

@@ -26,7 +26,7 @@ def converted(place: Place, value: Any) -> Any:
 
 def _number(place: Place, value: Any) -> int | float:
     low, high = place.options.get("min", -math.inf), place.options.get("max", math.inf)
-    kind = int if place.kind == "INT" else float
+    kind: type[int] | type[float] = int if place.kind == "INT" else float
     wanted = f"takes a {'whole ' if kind is int else ''}number from {low} to {high}"
     try:
         number = kind(value) if isinstance(value, str) else value

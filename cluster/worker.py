@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -186,7 +186,7 @@ class Watch:
 
     def __init__(self, process: psutil.Process, prompt: Prompt) -> None:
         self.process, self.prompt = process, prompt
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.peak = 0
         self.began = self.since = time.monotonic()
         self.node: str | None = None

@@ -1,4 +1,4 @@
-"""`python -m launch demo|test|bench|batch`: the part of `run.py` that needs ComfyUI's packages."""
+"""`python -m launch demo|test|bench`: the part of `run.py` that needs ComfyUI's packages."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ def main() -> int:
         return checks.run(rest)
     if options.command == "bench":
         return run_benchmark(options.name, rest)
-    if options.command == "batch":
-        from cluster.command import run as run_batch  # its packages are an extra
-
-        return run_batch(options, Path(os.environ["COMFYUI_PATH"]))
     return demo.run(Path(os.environ["COMFYUI_PATH"]), options.workflow, keep=options.keep)
 
 

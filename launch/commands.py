@@ -1,4 +1,4 @@
-"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` inside it."""
+"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` or `python -m cluster` in it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,21 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument("--workers", type=positive, help="how many ComfyUIs; one per GPU, or one per --cores where there is none")
     batch.add_argument("--cores", type=positive, help="CPU cores of a worker (4, or all where a machine has fewer)")
     batch.add_argument("--share", type=positive, default=1, help="how many ComfyUIs share every clip, for long ones (%(default)s)")
-    batch.add_argument("--retries", type=int, default=2, help="how often a job that failed is tried again (%(default)s)")
+    batch.add_argument("--retries", type=natural, default=2, help="how often a job that failed is tried again (%(default)s)")
     commands.add_parser("test", help="run the linter, the type checker and all tests; further arguments go to pytest", add_help=False)
     return top
 
 
-def positive(text: str) -> int:
-    """How many workers or cores. Raises ValueError."""
-    if int(text) < 1:
-        raise ValueError
+def natural(text: str, least: int = 0) -> int:
+    """A number of times. Raises ValueError."""
+    if int(text) < least:
+        raise ValueError(text)
     return int(text)
+
+
+def positive(text: str) -> int:
+    """A number of workers or cores. Raises ValueError."""
+    return natural(text, 1)
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +63,8 @@ def main(argv: list[str]) -> int:
         rest = [str(options.workflow.absolute()), str(options.jobs.absolute()), "--output", str(options.output.absolute())]
         given = {name: getattr(options, name) for name in ("address", "workers", "cores", "share", "retries")}
         rest += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    command = [str(host.python), "-m", "launch", options.command, *rest]
+    module = "cluster" if options.command == "batch" else "launch"
+    command = [str(host.python), "-m", module, options.command, *rest]
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
     os.chdir(ROOT)
     if os.name == "posix":

@@ -1,0 +1,138 @@
+"""A clip on two real ComfyUIs that share it: the latents of one, also after one of them was killed or has refused its input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cluster.jobs import make_jobs
+from cluster.local import connected
+from cluster.table import read_table
+from launch.environment import link_pack
+
+from ..conftest import COMFYUI
+from . import made
+
+FRAMES = 11
+# Windows of keyframes, features that are computed when they are needed, Plug-and-Play, what the defaults carry.
+WINDOWS = {"build.keyframe_interval": 2, "build.keyframes": "random at every step", "edit.attended_keyframes": 3}
+ASKED = {"extract.storage": "recompute", "extract.layers": "coarse to fine", "extract.steps": "one noise level"}
+EDITS: dict[str, dict[str, Any]] = {
+    "defaults": WINDOWS | ASKED,
+    "attention": WINDOWS | {"edit.propagation": "attention", "edit.carry_until": 0.0},
+    "per frame": {"edit.consistency": "per frame"},
+    "joint": {"edit.consistency": "joint attention"},
+}
+
+
+def prompt() -> dict[str, Any]:
+    graph = made.prompt()
+    graph["inject"] = made.node("TokenFlowPlugAndPlay", attention_until=0.5, features_until=0.8, layers="decoder")
+    graph["edit"]["inputs"] |= {"injection": ["inject", 0], "attended_keyframes": 0, "propagation": "deep features", "carry_until": 0.2}
+    return graph
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Any]:
+    """One worker of two ComfyUIs."""
+    from cluster.pool import Pool
+
+    link_pack(COMFYUI)
+    cores = torch.get_num_threads()
+    with connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False), closing(Pool(COMFYUI, cores=cores, share=2)) as pool:
+        (slot,) = pool.slots
+        while slot.about is None:
+            list(pool.events())
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def make(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """A job of the clip with some inputs."""
+    folder = tmp_path_factory.mktemp("clips")
+    made.write_clip(folder / "clip.mp4", 80, FRAMES)
+
+    def job(**inputs: Any) -> Any:
+        table = made.write_table(folder / "jobs.csv", [{"name": "one", "clip": "clip.mp4", **inputs}])
+        (found,) = make_jobs(table, read_table(table), prompt(), pool.object_info(), folder)
+        return found
+
+    return job
+
+
+def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None) -> list[Any]:
+    """The events of a job."""
+    from cluster.pool import Failed
+    from cluster.worker import Done, Step
+
+    pool.submit(pool.slots[0], job, {name: path.read_bytes() for name, path in job.files.items()})
+    seen: list[Any] = []
+    while not seen or not isinstance(seen[-1], Done | Failed):
+        for _, event in pool.events():
+            seen.append(event)
+            if isinstance(event, Step):
+                on_step(event.node)
+    return seen
+
+
+def latents(events: list[Any], folder: Path) -> Tensor:
+    from cluster.worker import Saved
+
+    (saved,) = [event for event in events if isinstance(event, Saved)]
+    (folder / "saved.latent").write_bytes(saved.content)
+    return load_file(folder / "saved.latent")["latent_tensor"]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_the_latents_are_those_of_one_host(
+    pool: Any, make: Callable[..., Any], server: Any, queue: Callable[..., Any], tmp_path: Path, edit: str
+) -> None:
+    job = make(**EDITS[edit])
+    events = run(pool, job)
+    shared = events[-1].figures["shared"]
+    assert set(shared) == {"0", "1"}
+    assert shared["0"]["calls"] == shared["1"]["calls"] > 0
+    for name, path in job.files.items():
+        shutil.copy(path, server.input / name)
+    (file,) = queue(job.prompt).files()
+    alone, found = load_file(server.output / file)["latent_tensor"], latents(events, tmp_path)
+    assert len(found) == FRAMES
+    assert float((found - alone).norm()) <= 1e-5 * float(alone.norm())
+
+
+def test_what_one_host_refuses_ends_the_job_and_the_next_one_runs(pool: Any, make: Callable[..., Any], tmp_path: Path) -> None:
+    wanted = latents(run(pool, make(**EDITS["defaults"])), tmp_path)
+    bad = run(pool, make(**{"build.backend": "faiss", "build.search_window": 1}))[-1]
+    assert "input 'search_window': FAISS searches" in bad.error
+    assert torch.equal(latents(run(pool, make(**EDITS["defaults"])), tmp_path), wanted)
+
+
+def test_the_others_do_not_wait_for_a_host_that_was_killed(pool: Any, make: Callable[..., Any], tmp_path: Path) -> None:
+    import ray
+
+    job = make(**EDITS["defaults"], seed=5)
+    wanted = latents(run(pool, job), tmp_path)
+    (slot,) = pool.slots
+    (other,) = ray.get(slot.actor.__ray_call__.remote(lambda worker: worker.others))
+    process = ray.get(other.__ray_call__.remote(lambda worker: worker.server.process.pid))
+    killed: list[int] = []
+
+    def kill(node: str) -> None:
+        if node == "The TokenFlowSampler" and not killed:
+            killed.append(process)
+            os.kill(process, signal.SIGKILL)
+
+    lost = run(pool, make(**EDITS["defaults"], seed=6), kill)[-1]
+    assert killed
+    assert "ComfyUI ended with exit code -9" in lost.error
+    assert torch.equal(latents(run(pool, job), tmp_path), wanted)

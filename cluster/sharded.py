@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from launch.workflow import Prompt
 
 from .board import Board
-from .worker import About, Done, Saved, Step, Worker
+from .worker import About, Done, HostLost, Saved, Step, Worker
 
 
 class Sharer(Worker):
@@ -83,9 +83,10 @@ class Sharded(Sharer):
                     event = replace(event, figures={**event.figures, "shared": shared})
                 yield event
         except Exception as error:
+            first = lost[0] if lost else error  # before the others end, which is no news
             self.about = None  # all begin anew
             self._end_others()
-            raise (lost[0] if lost else error) from None
+            raise first from None
 
     def _watch(self, following: list[Any], lost: list[Exception]) -> None:
         """Interrupts the first host when another one fails: it would wait for ever."""
@@ -94,7 +95,7 @@ class Sharded(Sharer):
             try:
                 ray.get(done)
             except (RayActorError, RayTaskError) as error:
-                lost.append(error.cause if isinstance(error, RayTaskError) else error)
+                lost.append(error.cause if isinstance(error, RayTaskError) else HostLost(f"another host was lost: {error}"))
                 urllib.request.urlopen(urllib.request.Request(f"{self._server().address}/interrupt", method="POST"), timeout=60).close()
                 return
 

@@ -31,6 +31,7 @@ from .graph import title
 from .manifest import confined
 
 HOST_NODES = Path(__file__).resolve().parent / "host_nodes"
+GOING = 2.0  # seconds from the end of a connection to that of its process
 FOLDERS, LOCK = "tokenflow-worker-", ".lock"
 
 
@@ -163,6 +164,9 @@ class Worker:
 
     def _told(self, error: Exception) -> Exception:
         """What to say of a job that did not end well."""
+        if not str(error).startswith("node "):
+            with suppress(subprocess.TimeoutExpired):
+                self._process().wait(GOING)  # it may be about to be gone
         if not self._is_running():
             code = self._process().returncode
             return HostLost(f"ComfyUI ended with exit code {code} in the middle of the job. Its log ends with:\n{self._server().tail()}")

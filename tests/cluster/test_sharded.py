@@ -72,10 +72,12 @@ def make(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
 
 def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None) -> list[Any]:
     """The events of a job."""
+    import ray
+
     from cluster.pool import Failed
     from cluster.worker import Done, Step
 
-    pool.submit(pool.slots[0], job, {name: path.read_bytes() for name, path in job.files.items()})
+    pool.submit(pool.slots[0], job, {name: ray.put(path.read_bytes()) for name, path in job.files.items()})
     seen: list[Any] = []
     while not seen or not isinstance(seen[-1], Done | Failed):
         for _, event in pool.events():
@@ -99,6 +101,7 @@ def test_the_latents_are_those_of_one_host(
 ) -> None:
     job = make(**EDITS[edit])
     events = run(pool, job)
+    assert not hasattr(events[-1], "error"), events[-1]
     shared = events[-1].figures["shared"]
     assert set(shared) == {"0", "1"}
     assert shared["0"]["calls"] == shared["1"]["calls"] > 0

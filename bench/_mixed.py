@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,17 @@ from _case import SURFACES, demo_clip, make_clip
 from _models import to_and_fro
 
 LENGTHS = (1, 5, 8, 13, 24)
+INTERVAL = 4
 MODES = ("per frame", "joint attention", "tokenflow, public code", "first frame", "sparse-causal", "fatezero", "rerender")
 PRESETS = ("balanced", "faithful", "fast", "draft")
 STORAGES = ("auto", "memory", "disk", "recompute")
 STORED = "inversions/soak"
 
 
-def write_clips(folder: Path) -> None:
-    """The clips of all LENGTHS, from the embedded scene."""
+def write_clips(folder: Path, lengths: Iterable[int] = LENGTHS) -> None:
+    """Clips of these lengths, from the embedded scene."""
     scene, times = demo_clip()
-    for length in LENGTHS:
+    for length in lengths:
         make_clip.write(folder / clip_name(length), scene, [times[i] for i in to_and_fro(len(times), length).tolist()])
 
 
@@ -78,7 +79,7 @@ class Clip:
         inputs = {"layers": "coarse to fine", "steps": "one noise level", "every": 2, "noise_level": 0.1, "storage": "auto"}
         inputs |= {"model": self.demo(0), "inversion": inversion, "frames_per_pass": 0}
         features = self.graph.add("TokenFlowExtractFeatures", **inputs | choices)(0)
-        inputs = {"keyframe_interval": 4, "keyframes": "random at every step", "seed": seed, "backend": "auto", "search_window": 0}
+        inputs = {"keyframe_interval": INTERVAL, "keyframes": "random at every step", "seed": seed, "backend": "auto", "search_window": 0}
         return self.graph.add("TokenFlowBuildCorrespondences", features=features, **inputs)(0)
 
     def edit(self, found: list[Any], surface: str, seed: int, **choices: Any) -> list[Any]:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if rest and options.command in ("demo", "batch"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        host = prepare(development=options.command in ("bench", "test"), cluster=options.command in ("batch", "test"))
+        host = prepare(development=options.command in ("bench", "test"), cluster=options.command != "demo")
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

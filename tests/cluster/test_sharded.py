@@ -23,7 +23,7 @@ from launch.environment import link_pack
 from ..conftest import COMFYUI
 from . import made
 
-FRAMES = 11
+FRAMES = 7
 # Windows of keyframes, features that are computed when they are needed, Plug-and-Play, what the defaults carry.
 WINDOWS = {"build.keyframe_interval": 2, "build.keyframes": "random at every step", "edit.attended_keyframes": 3}
 ASKED = {"extract.storage": "recompute", "extract.layers": "coarse to fine", "extract.steps": "one noise level"}
@@ -31,7 +31,6 @@ EDITS: dict[str, dict[str, Any]] = {
     "defaults": WINDOWS | ASKED,
     "attention": WINDOWS | {"edit.propagation": "attention", "edit.carry_until": 0.0},
     "per frame": {"edit.consistency": "per frame"},
-    "joint": {"edit.consistency": "joint attention"},
 }
 
 

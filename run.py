@@ -1,4 +1,4 @@
-"""The project's two commands: `python3 run.py demo` and `python3 run.py test`. Needs nothing but Python's standard library."""
+"""The project's commands: `python3 run.py demo`, `test`, `bench` and `batch`. Needs nothing but Python's standard library."""
 
 import sys
 

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
             from .pool import Pool, PoolError
             from .progress import Progress, table
 
-            print(f"Ray's dashboard is at http://{dashboard}" if dashboard else "Ray runs without a dashboard", flush=True)
+            print(f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)" if dashboard else "Ray runs", flush=True)
             try:
                 with closing(Pool(comfyui, options.workers, options.cores, options.share)) as pool:
                     print("starting ComfyUI ...", flush=True)

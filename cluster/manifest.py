@@ -55,11 +55,15 @@ class Results:
         shutil.rmtree(self.folder / UNFINISHED / job.name, ignore_errors=True)
 
     def finish(self, job: Job, record: Record) -> None:
-        """Puts a job's files in place of any former ones, and then its record behind the others."""
-        made = self.folder / UNFINISHED / job.name
-        if made.exists():
-            shutil.rmtree(self.folder / job.name, ignore_errors=True)
-            made.rename(self.folder / job.name)
+        """Puts a job's files in place of those of its former record, and then its record behind the others. Nothing else is touched."""
+        folder, new = self.folder / job.name, [file["name"] for file in record["files"]]
+        for name in new:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / UNFINISHED / job.name / name).replace(folder / name)
+        for file in self.records.get(job.name, {}).get("files", []):
+            if new and file["name"] not in new:
+                confined(folder, file["name"]).unlink(missing_ok=True)
+        self.discard(job)
         with self.manifest.open("ab") as file:
             file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             file.flush()

@@ -9,17 +9,19 @@ from typing import Any
 
 import ray
 from ray import ObjectRef, ObjectRefGenerator
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
+from launch.server import ServerError
 from launch.workflow import Json
 
+from .events import About, Done, Saved, Step
 from .jobs import Job
 from .sharded import Sharded
-from .worker import About, Done, Saved, Step, Worker
+from .worker import HostLost, Worker
 
 MOST_CORES = 4  # of a worker without a GPU, unless asked for: more servers do more than more threads
 STARTS = 3
-ENDING = 20.0  # seconds
+ENDING = 15.0  # seconds
 
 
 class PoolError(RuntimeError):
@@ -38,7 +40,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job's attempt has ended with an error, of a node, of its host, or because the worker is `lost`."""
+    """A job's attempt has ended with an error, of a node, or because its worker or the worker's ComfyUI is `lost`."""
 
     error: str
     lost: bool = False
@@ -103,10 +105,10 @@ class Pool:
         starting = isinstance(item, ObjectRef)
         try:
             event: Event = ray.get(item if isinstance(item, ObjectRef) else next(item))
-        except RayActorError as error:
-            event = Failed(f"{slot.name} was lost: {first_line(error)}", lost=True)
         except RayTaskError as error:
-            event = Failed(str(error.cause) or type(error.cause).__name__)
+            event = Failed(str(error.cause) or type(error.cause).__name__, isinstance(error.cause, (HostLost, ServerError)))
+        except RayError as error:
+            event = Failed(f"{slot.name} was lost: {first_line(error)}", lost=True)
         if isinstance(event, (Step, Saved)):
             return event
         del self.waiting[item]

@@ -19,7 +19,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from launch.workflow import Prompt
 
 from .board import Board
-from .worker import About, Done, HostLost, Saved, Step, Worker
+from .events import About, Done, Saved, Step
+from .worker import HostLost, Worker
 
 
 class Sharer(Worker):
@@ -33,7 +34,9 @@ class Sharer(Worker):
         return super().start()
 
     def follow(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> None:
-        """Runs a prompt whose results are the first host's to give. Raises like `run`."""
+        """Runs a prompt whose results are the first host's to give. Raises like `run`; ComfyUI that has ended is not for it to start."""
+        if not self._is_running():
+            raise HostLost("another host's ComfyUI has ended between two jobs")
         for _ in self.run(name, prompt, files):
             pass
 

@@ -11,10 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,47 +25,14 @@ from launch.client import PromptError, Result, run_prompt
 from launch.server import Server
 from launch.workflow import Json, Prompt
 
+from .events import About, Done, Saved, Step
 from .graph import title
 from .manifest import confined
+from .watch import Watch
 
 HOST_NODES = Path(__file__).resolve().parent / "host_nodes"
-GOING = 2.0  # seconds from the end of a connection to that of its process
 FOLDERS, LOCK = "tokenflow-worker-", ".lock"
-
-
-@dataclass(frozen=True)
-class About:
-    """What a worker is: its machine, the device that its ComfyUI uses, versions, and the seconds that it took to start."""
-
-    machine: str
-    device: str
-    versions: dict[str, str]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """A node has done `value` of `most` steps."""
-
-    node: str
-    value: float
-    most: float
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A file that the job saved, by its name below the job's folder."""
-
-    name: str
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Done:
-    """The job's last event: {title: texts that nodes show}, and figures for the manifest."""
-
-    texts: dict[str, list[str]]
-    figures: dict[str, Any]
+FAILURES = 2  # in a row, before ComfyUI is started anew: a device may be in a state that no job gets it out of
 
 
 class HostLost(RuntimeError):
@@ -90,6 +55,7 @@ class Worker:
         # For the server, which inherits them.
         os.environ |= {"WORKER_PID": str(os.getpid()), "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.server: Server | None = None
+        self.failures = 0
 
     def start(self) -> About:
         """Starts ComfyUI unless it runs. Raises launch.server.ServerError."""
@@ -101,6 +67,7 @@ class Worker:
             output, log = self.folder / "output", self.folder / "server.log"
             self.server = Server(self.comfyui, self.folder, output, log, options=options)
             self.server.__enter__()
+            self.failures = 0
         said = self._server().get("/system_stats")
         system, devices = said["system"], said["devices"]
         versions = {"tokenflow": pack_version(self.comfyui), "comfyui": system["comfyui_version"], "torch": system["pytorch_version"]}
@@ -123,7 +90,10 @@ class Worker:
 
         Yields its steps, its files, and at last its figures. Raises launch.client.PromptError for what a node or the host says, HostLost.
         """
+        if self.failures >= FAILURES:
+            self._server().stop()
         self.start()
+        self.failures += 1  # until the job ends well
         self._take(files)
         watch = Watch(psutil.Process(self._process().pid), prompt)
         events: queue.SimpleQueue[Step | Result | Exception] = queue.SimpleQueue()
@@ -139,6 +109,7 @@ class Worker:
             yield event
         if isinstance(event, Exception):
             raise self._told(event)
+        self.failures = 0
         yield from self._saved(name, event)
         yield Done({title(prompt, node): texts for node, texts in event.texts().items() if node in prompt}, watch.figures(event.cached))
 
@@ -164,9 +135,8 @@ class Worker:
 
     def _told(self, error: Exception) -> Exception:
         """What to say of a job that did not end well."""
-        if not str(error).startswith("node "):
-            with suppress(subprocess.TimeoutExpired):
-                self._process().wait(GOING)  # it may be about to be gone
+        with suppress(subprocess.TimeoutExpired):
+            self._process().wait(1)  # the connection to a server that ends is closed a moment before
         if not self._is_running():
             code = self._process().returncode
             return HostLost(f"ComfyUI ended with exit code {code} in the middle of the job. Its log ends with:\n{self._server().tail()}")
@@ -183,50 +153,6 @@ class Worker:
         process = self._server().process
         assert process is not None
         return process
-
-
-class Watch:
-    """Listens to a prompt: seconds of every type of node, and the most memory of the server's process that was seen."""
-
-    def __init__(self, process: psutil.Process, prompt: Prompt) -> None:
-        self.process, self.prompt = process, prompt
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.peak = 0
-        self.began = self.since = time.monotonic()
-        self.node: str | None = None
-        self.told: tuple[str | None, float] = (None, 0.0)
-        self.ran: set[str] = set()
-
-    def hear(self, kind: str, data: dict[str, Any], tell: Callable[[Step], None]) -> None:
-        """A listener of `launch.client.run_prompt`; passes steps on."""
-        with suppress(psutil.NoSuchProcess):
-            self.peak = max(self.peak, self.process.memory_info().rss)
-        if kind in ("executing", "execution_success"):
-            now = time.monotonic()
-            if self.node is not None and self.node in self.prompt:
-                self.seconds[self.prompt[self.node]["class_type"]] += now - self.since
-            self.node, self.since = data.get("node"), now
-            self.ran |= {node for node in (self.node,) if node in self.prompt}
-        elif kind == "progress" and self.node in self.prompt and data["max"] > 1 and self._is_due():
-            tell(Step(title(self.prompt, self.node), data["value"], data["max"]))
-
-    def _is_due(self) -> bool:
-        """Whether a step is worth telling: the first of its node, or some time after the last one told."""
-        node, before = self.told
-        due = node != self.node or time.monotonic() - before > 0.25
-        if due:
-            self.told = self.node, time.monotonic()
-        return due
-
-    def figures(self, cached: frozenset[str]) -> dict[str, Any]:
-        """What the manifest says of the run; memory in bytes."""
-        return {
-            "seconds": round(time.monotonic() - self.began, 3),
-            "seconds_by_node_type": {kind: round(seconds, 3) for kind, seconds in self.seconds.items()},
-            "nodes_cached": len(cached & set(self.prompt)),
-            "nodes_run": len(self.ran),
-            "peak_host_memory": self.peak,
-        }
 
 
 def remove_leftovers() -> None:

@@ -59,8 +59,8 @@ def test_ctrl_c_ends_everything_but_what_is_finished(files: list[str], tmp_path:
         said = []
         for line in night.stdout:
             said.append(line)
-            if found := re.search("http://[^ ]+", line):
-                with urllib.request.urlopen(found[0].strip()) as page:
+            if found := re.search("http://[0-9.:]+", line):
+                with urllib.request.urlopen(found[0]) as page:
                     assert "Ray" in page.read().decode()
             if line.startswith("second: ") and "900 steps" in line:
                 started = psutil.Process(night.pid).children(recursive=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.jobs import Job, content_digest, make_jobs
-from cluster.table import Row, TableError
+from cluster.table import Row, TableError, read_table
 from launch.environment import ROOT
 from launch.workflow import to_prompt
 
@@ -160,6 +160,18 @@ def test_groups_are_what_stage_1_depends_on_and_keys_are_everything(make: Make, 
     assert len({job.group for job in [first, *others]}) == 4
     shutil.copy(tmp_path / "a.mp4", tmp_path / "copy.mp4")
     assert make({"clip": "copy.mp4"}).key == first.key
+
+
+def test_the_table_of_the_manual_fits_the_quickstart(info: Any, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "wolf.mp4").write_bytes(b"wolf")
+    (tmp_path / "clips" / "man.mp4").write_bytes(b"man")
+    table = tmp_path / "jobs.csv"
+    table.write_text((ROOT / "docs" / "cluster.md").read_text().split("```csv\n")[1].split("```")[0])
+    prompt = to_prompt(json.loads((ROOT / "workflows" / "quickstart.json").read_text()), info)
+    robot, fox, marble = make_jobs(table, read_table(table), prompt, info, tmp_path)
+    assert robot.group == fox.group != marble.group
+    assert [job.name for job in (robot, fox, marble)] == ["robot", "fox", "marble"]
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)

@@ -60,7 +60,9 @@ def test_what_was_killed_before_its_record_leaves_nothing_in_the_jobs_folder(tmp
         results.save(job("second"), "edits/more.mp4", b"half")
     with opened(tmp_path) as results:
         assert [path.name for path in (tmp_path / "wolf").rglob("*.mp4")] == ["wolf.mp4"]
+        (tmp_path / "wolf" / "mine.txt").touch()
         finish(results, job("second"), b"second")
+        assert (tmp_path / "wolf" / "mine.txt").exists()
         assert (tmp_path / "wolf" / "edits" / "wolf.mp4").read_bytes() == b"second"
     assert not list((tmp_path / ".unfinished").glob("*"))
 
@@ -102,3 +104,13 @@ def test_two_runs_cannot_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path
         holder.send_signal(signal.SIGKILL)
     with opened(tmp_path):
         pass
+
+
+def test_what_a_job_saved_before_and_does_not_save_any_more_is_removed(tmp_path: Path) -> None:
+    with opened(tmp_path) as results:
+        finish(results, job())
+        files = [results.save(job("second"), "other.mp4", b"second")]
+        results.finish(job("second"), {"job": "wolf", "state": "done", "key": "second", "files": files})
+        assert [path.name for path in (tmp_path / "wolf").rglob("*.mp4")] == ["other.mp4"]
+        results.finish(job("third"), {"job": "wolf", "state": "failed", "key": "third", "files": []})
+        assert (tmp_path / "wolf" / "other.mp4").exists()

@@ -73,8 +73,8 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
     """The events of a job."""
     import ray
 
+    from cluster.events import Done, Step
     from cluster.pool import Failed
-    from cluster.worker import Done, Step
 
     pool.submit(pool.slots[0], job, {name: ray.put(path.read_bytes()) for name, path in job.files.items()})
     seen: list[Any] = []
@@ -87,7 +87,7 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
 
 
 def latents(events: list[Any], folder: Path) -> Tensor:
-    from cluster.worker import Saved
+    from cluster.events import Saved
 
     (saved,) = [event for event in events if isinstance(event, Saved)]
     (folder / "saved.latent").write_bytes(saved.content)

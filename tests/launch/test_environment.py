@@ -73,8 +73,16 @@ def test_missing_packages_are_named_with_the_command_and_not_installed(
     lacking = tmp_path / "requirements.txt"
     lacking.write_text("pytest\nno-such-package>=3  # why\nno_such_package\nopencv-python-headless; python_version > '3'\n")
     monkeypatch.setitem(environment.REQUIREMENTS, "the pack's packages", lacking)
-    with pytest.raises(SetupError, match=rf"lacks no-such-package or no_such_package\. .*\n.*-m pip install -r {lacking}"):
-        require(Host(comfyui, Path(sys.executable)))
+    host, said = Host(comfyui, Path(sys.executable)), rf"lacks no-such-package or no_such_package\. .*\n.*-m pip install -r {lacking}"
+    with pytest.raises(SetupError, match=said):
+        require(host)
+    lacking.write_text("pytest\n")
+    require(host)
+    monkeypatch.setitem(environment.REQUIREMENTS, "the cluster's packages", tmp_path / "cluster.txt")
+    (tmp_path / "cluster.txt").write_text("no-such-package[default]\n")
+    require(host)
+    with pytest.raises(SetupError, match=r"lacks no-such-package\. .*\n.*-m pip install -r .*cluster\.txt"):
+        require(host, ("the cluster's packages",))
 
 
 def test_requirement_names() -> None:

@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 # What each floor may not import: ComfyUI's modules by name, the floors above by relative import.
 FORBIDDEN = {
-    "tokenflow_ops": {"comfy", "comfy_api", "folder_paths", "nodes", "host"},
-    "host": {"..nodes"},
-    "launch": {"comfy", "comfy_api", "folder_paths"},
+    "tokenflow_ops": {"comfy", "comfy_api", "folder_paths", "nodes", "host", "ray"},
+    "host": {"..nodes", "ray"},
+    "nodes": {"ray"},
+    "launch": {"comfy", "comfy_api", "folder_paths", "ray", "cluster"},
+    "cluster": {"comfy", "comfy_api", "folder_paths"},
 }
 
 

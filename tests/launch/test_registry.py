@@ -67,6 +67,8 @@ def test_versions_are_semantic_and_told_in_the_changelog() -> None:
 def test_requirements_are_the_projects_and_loose() -> None:
     lines = [line.replace('"', "'") for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert lines == PROJECT["project"]["dependencies"]
+    extra = [line for line in (ROOT / "requirements-cluster.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert extra == PROJECT["project"]["optional-dependencies"]["cluster"]
     assert not [line for line in lines if re.search("[<>=~!]", line.split(";")[0])]
     assert not {"torch", "torchvision", "torchaudio", "numpy"} & set(requirement_names("\n".join(lines)))
 

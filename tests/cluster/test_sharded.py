@@ -49,9 +49,6 @@ def pool() -> Iterator[Any]:
     link_pack(COMFYUI)
     cores = torch.get_num_threads()
     with connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False), closing(Pool(COMFYUI, cores=cores, share=2)) as pool:
-        (slot,) = pool.slots
-        while slot.about is None:
-            list(pool.events())
         yield pool
 
 
@@ -76,6 +73,8 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
     from cluster.events import Done, Step
     from cluster.pool import Failed
 
+    while not pool.idle:  # it may have to begin anew
+        list(pool.events())
     pool.submit(pool.slots[0], job, {name: ray.put(path.read_bytes()) for name, path in job.files.items()})
     seen: list[Any] = []
     while not seen or not isinstance(seen[-1], Done | Failed):

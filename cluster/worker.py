@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -49,9 +50,10 @@ class Worker:
     def __init__(self, comfyui: Path, threads: int) -> None:
         self.comfyui = Path(os.environ.get("COMFYUI_PATH") or comfyui)
         remove_leftovers()
-        self.folder = Path(tempfile.mkdtemp(prefix=FOLDERS))
-        self.lock = FileLock(self.folder / LOCK)
-        self.lock.acquire()
+        self.folder = Path(tempfile.gettempdir(), f"{FOLDERS}{uuid.uuid4().hex}")
+        self.lock = FileLock(self.folder.with_suffix(LOCK), thread_local=False)
+        self.lock.acquire()  # before there is anything that another worker could take for a leftover
+        self.folder.mkdir(mode=0o700)
         # For the server, which inherits them.
         os.environ |= {"WORKER_PID": str(os.getpid()), "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.server: Server | None = None
@@ -79,6 +81,8 @@ class Worker:
         if self.server:
             self.server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.release()
+        remove_leftovers()
 
     def object_info(self) -> Json:
         """The server's node definitions."""
@@ -157,9 +161,10 @@ class Worker:
 
 def remove_leftovers() -> None:
     """Removes the folders of workers that were killed: a lock goes with its process."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
-        with suppress(OSError), FileLock(folder / LOCK).acquire(timeout=0):  # a lock that is held is an OSError too
-            shutil.rmtree(folder)
+    for lock in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*{LOCK}"):
+        with suppress(OSError), FileLock(lock).acquire(timeout=0):  # a lock that is held is an OSError too
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
 
 
 def pack_version(comfyui: Path) -> str:

@@ -182,12 +182,10 @@ def test_a_server_that_died_is_started_again(pool: Any, table: Path, tmp_path: P
         nonlocal pending
         if pending:
             pending = False
-            os.kill(servers[worker], signal.SIGKILL)
+            (slot,) = (slot for slot in pool.slots if slot.name == worker)
+            os.kill(processes(slot)[1], signal.SIGKILL)
 
     pending = True
-    while any(slot.about is None for slot in pool.slots):
-        list(pool.events())
-    servers = {slot.name: processes(slot)[1] for slot in pool.slots}
     short = made.write_table(table.parent / "short.csv", [{"name": "one", "clip": "one.mp4", "seed": 3}])
     night = run(pool, short, tmp_path, kill)
     assert night.good

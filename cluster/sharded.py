@@ -50,7 +50,8 @@ class Sharded(Sharer):
     def __init__(self, comfyui: Path, threads: int, hosts: int, resources: Mapping[str, float]) -> None:
         super().__init__(comfyui, threads)
         self.hosts = hosts
-        self.make_other = lambda: ray.remote(Sharer).options(**resources).remote(comfyui, threads)
+        sharer: Any = ray.remote(Sharer)
+        self.make_other = lambda: sharer.options(**resources).remote(comfyui, threads)
         self.others: list[ActorHandle] = []
         self.board: Any = None
         self.about: About | None = None

@@ -123,7 +123,7 @@ def test_every_job_ends_with_its_files_and_a_record(night: Night) -> None:
     assert sorted(record["job"] for record in night.records()) == sorted(job.name for job in night.jobs)
     for job in night.jobs[:4]:
         record = night.record(job.name)
-        assert record["state"] == "done"
+        assert record["state"] == "done", record["attempts"]
         (file,) = record["files"]
         assert file["name"] == "edits/edited_00001_.latent"
         path = night.folder / job.name / file["name"]

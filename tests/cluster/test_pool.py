@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import pytest
 from cluster import worker as worker_module
 from cluster.worker import FOLDERS, Worker, remove_leftovers
 from launch.client import PromptError
+from launch.environment import ROOT
 
 
 def test_there_is_a_worker_for_every_gpu_or_else_for_so_many_cores() -> None:
@@ -98,3 +102,18 @@ def test_folders_of_killed_workers_are_removed_and_those_of_others_are_not(tmp_p
     assert alive.folder.exists()
     assert not list(tmp_path.glob("*killed*"))
     alive.stop()
+
+
+def test_a_server_ends_with_its_worker_whatever_ray_does() -> None:
+    """Ray ends what its workers have started too, where the system lets it."""
+    node = ROOT / "cluster" / "host_nodes" / "end_with_worker.py"
+    server = f"import runpy, time; runpy.run_path({str(node)!r}); print('up', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as worker:
+        environment = {**os.environ, "WORKER_PID": str(worker.pid)}
+        with subprocess.Popen([sys.executable, "-c", server], env=environment, stdout=subprocess.PIPE) as started:
+            assert started.stdout
+            assert started.stdout.readline() == b"up\n"
+            assert started.poll() is None
+            worker.kill()
+            worker.wait()
+            assert started.wait(20) == 1

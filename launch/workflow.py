@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a list of choices that bring inputs of their own
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 NOTES = {"Note", "MarkdownNote"}
 UNSUPPORTED = {
     "Reroute": "connect the two ends directly",
     "PrimitiveNode": "write its value into the widget it feeds",
-    "COMFY_DYNAMICCOMBO_V3": "such inputs have no fixed order; queue this workflow from the page",
 }
 MUTED, BYPASSED = 2, 4
 
@@ -120,14 +120,20 @@ def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
         yield from values.items()
         return
     position = 0
-    for name, kind, options in widgets(node, definition):
-        if position >= len(values):
-            if "default" in options:
-                yield name, options["default"]
+    waiting = list(widgets(definition["input"], definition.get("input_order", {})))
+    while waiting:
+        name, kind, options = waiting.pop(0)
+        if position < len(values):
+            value = values[position]
+            position += 1
+        elif "default" in options or kind == DYNAMIC_COMBO:
+            value = options["default"] if "default" in options else options["options"][0]["key"]
+        else:
             continue
-        value = values[position]
         yield name, {"__value__": value} if isinstance(value, list) else value
-        position += 1
+        if kind == DYNAMIC_COMBO:  # what the choice brings comes next, named after it
+            brought: list[Json] = [option["inputs"] for option in options["options"] if option["key"] == value]
+            waiting[:0] = [(f"{name}.{inner}", kind, more) for inputs in brought for inner, kind, more in widgets(inputs, {})]
         asked = options.get("control_after_generate")
         has_control = asked if asked is not None else kind == "INT" and name in ("seed", "noise_seed")
         if has_control and position < len(values) and values[position] in CONTROL_VALUES:
@@ -138,17 +144,14 @@ def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
             position += 1  # the upload button
 
 
-def widgets(node: Json, definition: Json) -> Iterator[tuple[str, str, Json]]:
+def widgets(inputs: Json, order: Json) -> Iterator[tuple[str, str, Json]]:
     """(name, type, options) of the inputs that the editor shows as widgets, in its order."""
-    inputs = definition["input"]
     for group in ("required", "optional"):
-        specs = inputs.get(group, {})
-        for name in definition.get("input_order", {}).get(group, specs):
+        specs: Json = inputs.get(group, {})
+        for name in order.get(group, specs):
             kind, options = specs[name][0], dict(specs[name][1]) if len(specs[name]) > 1 else {}
             if isinstance(kind, list):
                 kind, options["options"] = "COMBO", kind
-            if kind in UNSUPPORTED:
-                raise WorkflowError(f"{label(node)}, input {name}, is a {kind}: {UNSUPPORTED[kind]}.")
             if options.get("widgetType", kind) in WIDGET_TYPES and not options.get("forceInput"):
                 yield name, kind, options
 

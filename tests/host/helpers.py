@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
 import comfy.sd
+import execution
 import pytest
 import torch
 from comfy import model_management
@@ -189,3 +191,10 @@ def interrupt_after(updates: int, total: int, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(progress, "ProgressBar", Bar)
     return counted
+
+
+def executor(send: Callable[..., None], client: str | None = None) -> Any:
+    """The host's queue worker without a server; send: gets (event, data, client) of everything it tells."""
+    server = SimpleNamespace(client_id=client, last_node_id=None, last_prompt_id=None, send_sync=send)
+    limits = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}  # newer hosts ask for the last
+    return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, cache_args=limits)

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import execution
 import folder_paths
 import pytest
 import torch
@@ -33,7 +32,7 @@ from tokenflow_pack.tokenflow_ops.stored import write_inversion
 
 import nodes
 
-from .helpers import POSITIVE, SOURCE, call, edit, invert, inverted, tiny_model
+from .helpers import POSITIVE, SOURCE, call, edit, executor, invert, inverted, tiny_model
 from .tiny_models import moving_clip
 
 CLIP = 2, (8, 8)
@@ -128,18 +127,15 @@ def test_on_the_host_a_file_is_loaded_once_until_it_is_another(monkeypatch: pyte
     reads: list[Path] = []
     monkeypatch.setattr(stored, "_read", lambda path, read=stored._read: reads.append(path) or read(path))
     sent: list[Any] = []
-    server = SimpleNamespace(
-        client_id="me", last_node_id=None, last_prompt_id=None, send_sync=lambda event, data, sid: sent.append((event, data))
-    )
-    executor = execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 0.0, "lru": 0})
+    queue = executor(lambda event, data, sid: sent.append((event, data)), "me")
     ready = {"class_type": "Ready", "inputs": {}}
 
     def run(file: str | None, prefix: str) -> None:
         load = {"class_type": "Load", "inputs": {"file": file, "model": ["ready", 1], "positive": ["ready", 2]}}
         save = {"class_type": "Save", "inputs": {"inversion": ["load" if file else "ready", 0], "filename_prefix": prefix}}
         prompt = {"ready": ready, "save": save, **({"load": load} if file else {})}
-        executor.execute(prompt, "id", {"client_id": "me", "extra_pnginfo": {"workflow": {"of": prefix}}}, ["save"])
-        assert executor.success, executor.status_messages
+        queue.execute(prompt, "id", {"client_id": "me", "extra_pnginfo": {"workflow": {"of": prefix}}}, ["save"])
+        assert queue.success, queue.status_messages
 
     run(None, "first")
     shown = next(data["output"] for event, data in sent if event == "executed")

@@ -86,6 +86,7 @@ def test_what_is_no_file_or_cannot_be_written_stays_in_memory(tmp_path: Path) ->
 
 
 def test_the_file_lies_in_the_users_folder() -> None:
+    search_timings.cache_clear()  # another test may have had a folder of its own
     assert search_timings()._path == Path(folder_paths.get_user_directory(), FILE)
     assert search_timings() is search_timings()
 

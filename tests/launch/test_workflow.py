@@ -9,6 +9,8 @@ import pytest
 from launch.workflow import WorkflowError, to_prompt
 
 # The shape of /object_info, small: a list as type is the old way to write a combo, ["COMBO", {...}] the new one.
+SPEED = {"slow": {}, "fast": {"required": {"rate": ["INT", {"default": 3}]}}}
+DYNAMIC: list[Any] = ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": key, "inputs": inputs} for key, inputs in SPEED.items()]}]
 INFO: dict[str, Any] = {
     "Source": {"input": {"required": {"size": ["INT", {"default": 8}]}}, "display_name": "Source"},
     "Sample": {
@@ -26,7 +28,7 @@ INFO: dict[str, Any] = {
     },
     "Save": {"input": {"required": {"latent": ["LATENT"], "name": ["STRING", {"default": "x"}]}}},
     "Load": {"input": {"required": {"file": ["COMBO", {"video_upload": True}]}, "optional": {"rate": ["INT", {}]}}},
-    "Dynamic": {"input": {"required": {"mode": ["COMFY_DYNAMICCOMBO_V3", {}]}}},
+    "Dynamic": {"input": {"required": {"mode": DYNAMIC, "name": ["STRING", {"default": "x"}]}}},
 }
 
 
@@ -59,6 +61,14 @@ def test_a_seed_saved_without_control_keeps_the_values_in_place() -> None:
 def test_missing_values_are_defaults_and_extras_are_ignored() -> None:
     assert to_prompt(graph(node(1, "Source", [])), INFO)["1"]["inputs"] == {"size": 8}
     assert to_prompt(graph(node(1, "Source", [3, "shown text", None])), INFO)["1"]["inputs"] == {"size": 3}
+
+
+def test_a_choice_that_brings_inputs_is_followed_by_them() -> None:
+    found = [
+        to_prompt(graph(node(1, "Dynamic", values)), INFO)["1"]["inputs"] for values in (["slow", "a"], ["fast", 5, "a"], ["fast"], [])
+    ]
+    assert found[:2] == [{"mode": "slow", "name": "a"}, {"mode": "fast", "mode.rate": 5, "name": "a"}]
+    assert found[2:] == [{"mode": "fast", "mode.rate": 3, "name": "x"}, {"mode": "slow", "name": "x"}]
 
 
 def test_the_upload_button_takes_a_place() -> None:
@@ -97,7 +107,6 @@ def test_a_muted_node_leaves_its_readers_unconnected() -> None:
         ("Reroute", "connect the two ends"),
         ("PrimitiveNode", "editor only"),
         ("Nowhere", "unknown to the server"),
-        ("Dynamic", "fixed order"),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(kind: str, message: str) -> None:

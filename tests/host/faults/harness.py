@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import execution
 import folder_paths
 import torch
 from tokenflow_pack.host.folders import SUFFIX
@@ -19,6 +17,7 @@ from torch import Tensor
 
 import nodes
 
+from ..helpers import executor
 from .graph import Keep, Prompt, plain
 from .plain import model
 
@@ -75,10 +74,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.before_node: Callable[[str], None] = lambda node: None
-        server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=self._tell)
-        self.executor = execution.PromptExecutor(
-            server, cache_type=execution.CacheType.CLASSIC, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
-        )
+        self.executor = executor(self._tell)
 
     def _tell(self, event: Any, data: Any, _: Any = None) -> None:
         if event == "executing":

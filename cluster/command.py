@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -17,11 +18,12 @@ from .table import TableError, read_table
 
 
 def run(options: argparse.Namespace, comfyui: Path) -> int:
-    """Runs the batch; returns the exit code: 0, 1 if a job failed or none could begin, 130 after Ctrl-C."""
+    """Runs the batch; returns the exit code: 0, 1 if a job failed or none could begin, 130 after Ctrl-C or SIGTERM."""
     try:
         rows = read_table(options.jobs)
         workflow = json.loads(options.workflow.read_text())
         with opened(options.output) as results, connected(options.address) as dashboard:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray's own handler would stop no worker
             from ray.exceptions import RayError
 
             from .batch import Batch

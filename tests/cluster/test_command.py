@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -50,11 +52,32 @@ def test_numbers_that_make_no_sense_are_refused(files: list[str], words: list[st
         parser().parse_args(["batch", *files, *words])
 
 
-def test_ctrl_c_ends_everything_but_what_is_finished(files: list[str], tmp_path: Path) -> None:
+def begin(files: list[str]) -> subprocess.Popen[str]:
+    """The command in a process of its own, with one worker."""
     link_pack(COMFYUI)
     environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
     words = [sys.executable, "-m", "cluster", "batch", *files, "--workers", "1", "--cores", str(torch.get_num_threads())]
-    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as night:
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_sigterm_ends_workers_that_are_starting(files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # the names of its sockets have to be short
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with begin(files) as night:
+        assert night.stdout
+        assert any(line.startswith("starting") for line in night.stdout)
+        while not list(tmp_path.glob("tokenflow-worker-*/server.log")):
+            time.sleep(0.1)
+        started = psutil.Process(night.pid).children(recursive=True)
+        night.send_signal(signal.SIGTERM)
+        night.communicate(timeout=60)
+    assert night.returncode == 130
+    assert not psutil.wait_procs(started, timeout=15)[1]
+    assert not list(tmp_path.glob("tokenflow-worker-*"))
+
+
+def test_ctrl_c_ends_everything_but_what_is_finished(files: list[str], tmp_path: Path) -> None:
+    with begin(files) as night:
         assert night.stdout
         said = []
         for line in night.stdout:

@@ -87,7 +87,7 @@ def test_the_change_is_adamws() -> None:
             decayed = before[name] + (1 - RATE * 0.01) * (found[name] - before[name])
             found[name] = decayed - RATE * mean / (square.sqrt() + 1e-8)
     wanted = {name: weight - before[name] for name, weight in found.items()}
-    assert relative_error(changes(tuned()[1]), changes(wanted)) < 0.05  # of a gradient near zero, AdamW takes the sign alone
+    assert relative_error(changes(tuned()[1]), changes(wanted)) < 0.1  # of a gradient near zero, AdamW takes the sign alone
 
 
 def test_the_loss_goes_down() -> None:

@@ -26,7 +26,7 @@ from launch.workflow import to_prompt
 from ..conftest import COMFYUI
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TOP = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt"}
+TOP = {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "__init__.py", "pyproject.toml", "requirements.txt"}
 TOP |= {"demo", "host", "locales", "nodes", "tokenflow_ops", "web", "workflows"}
 # Where a loader of the host looks for the file that its input names.
 MODELS = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras", "clip_name": "clip_vision"}

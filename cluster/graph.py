@@ -82,7 +82,8 @@ def inputs_of(prompt: Prompt, info: Json, node: str) -> dict[str, tuple[str, Jso
     kind = prompt[node]["class_type"]
     if kind not in info:
         raise WorkflowError(f"{label(prompt, node)} is unknown to the server. Is the pack that brings it installed, and did it load?")
-    return {name: (type, options) for name, type, options in widgets({"id": node, "type": kind, "title": title(prompt, node)}, info[kind])}
+    found = widgets(info[kind]["input"], info[kind].get("input_order", {}))
+    return {name: (type, options) for name, type, options in found}
 
 
 def is_upload(options: Json) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from launch.workflow import DYNAMIC_COMBO
+
 from .columns import Place
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -19,7 +21,7 @@ def converted(place: Place, value: Any) -> Any:
         if word not in TRUE + FALSE:
             raise ValueError("takes true or false")
         return word in TRUE
-    if place.kind == "COMBO":
+    if place.kind in ("COMBO", DYNAMIC_COMBO):
         return _choice(place, value)
     return value if isinstance(value, str) else str(value)
 
@@ -40,7 +42,7 @@ def _number(place: Place, value: Any) -> int | float:
 
 def _choice(place: Place, value: Any) -> Any:
     """One of the list's entries, which may be other things than text."""
-    options = place.options.get("options") or []
+    options = [option["key"] if isinstance(option, dict) else option for option in place.options.get("options") or []]
     for option in options:
         if str(option) == str(value):
             return option

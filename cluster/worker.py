@@ -33,7 +33,7 @@ from .watch import Watch
 
 HOST_NODES = Path(__file__).resolve().parent / "host_nodes"
 FOLDERS, LOCK = "tokenflow-worker-", ".lock"
-FAILURES = 2  # in a row, before ComfyUI is started anew: a device may be in a state that no job gets it out of
+FAILURES = 3  # in a row, before ComfyUI is started anew: a device may be in a state that no job gets it out of
 
 
 class HostLost(RuntimeError):

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 CLIP = "clip.mp4"
-FRAMES, SIDE = 3, 64
+FRAMES, SIDE = 3, 32
 
 
 def node(kind: str, **inputs: Any) -> Any:

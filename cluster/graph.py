@@ -82,12 +82,8 @@ def inputs_of(prompt: Prompt, info: Json, node: str) -> dict[str, tuple[str, Jso
     kind = prompt[node]["class_type"]
     if kind not in info:
         raise WorkflowError(f"{label(prompt, node)} is unknown to the server. Is the pack that brings it installed, and did it load?")
-<<<<<<< HEAD
-    return {name: (type, options) for name, type, options in widgets(info[kind]["input"], {})}
-=======
     found = widgets(info[kind]["input"], info[kind].get("input_order", {}))
     return {name: (type, options) for name, type, options in found}
->>>>>>> 3862cf41cc9c9f1a52b6a4768c6079a105350c09
 
 
 def is_upload(options: Json) -> bool:

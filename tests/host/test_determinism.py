@@ -70,9 +70,8 @@ def test_another_server_gives_the_same_bits(first: Tensor, tmp_path: Path) -> No
         assert latents(other).equal(first)
 
 
-@pytest.mark.parametrize("frames_per_pass", [1, 2])
-def test_other_passes_differ_by_rounding(server: Server, first: Tensor, frames_per_pass: int) -> None:
-    assert relative_error(latents(server, frames_per_pass=frames_per_pass), first) < 1e-5
+def test_other_passes_differ_by_rounding(server: Server, first: Tensor) -> None:
+    assert relative_error(latents(server, frames_per_pass=1), first) < 1e-5
 
 
 def test_faiss_and_torch_give_the_same(server: Server, first: Tensor) -> None:

@@ -15,7 +15,7 @@ from .moments import Fault, at_call, drawn
 from .plain import model
 from .traps import Traps
 
-CALLS, LAYERS = 100, 24
+CALLS, LAYERS = 70, 24
 
 
 def check_broken(bench: Bench, outcome: Outcome, number: int, where: str) -> None:

@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 
 def partially_unload() -> None:
     for loaded in model_management.current_loaded_models:
-        loaded.model.partially_unload(CPU, 10**9)
+        if loaded.model is not None:  # nobody has it any more
+            loaded.model.partially_unload(CPU, 10**9)
 
 
 def sample_with_lora() -> None:

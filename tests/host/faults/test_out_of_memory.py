@@ -14,7 +14,7 @@ from .graph import Keep, Pictures, edit, frames, plain
 from .harness import Bench
 from .moments import drawn
 
-ONCE, FOR_GOOD = 60, 30
+ONCE, FOR_GOOD = 40, 20
 # One keyframe: with fewer of several edited together the edit would be another. In memory: safetensors makes other errors of torch's.
 PROMPT = edit(storage="memory", interval=3, frames_per_pass=0)
 

@@ -19,7 +19,7 @@ from .plain import model
 EDIT, VIEWS = {"invert", "extract", "build", "sample"}, {"check", "features", "matches"}
 
 
-@pytest.mark.parametrize(("views", "moments"), [(False, 100), (True, 15)], ids=["edit", "with views"])
+@pytest.mark.parametrize(("views", "moments"), [(False, 100), (True, 30)], ids=["edit", "with views"])
 def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(bench: Bench, views: bool, moments: int) -> None:
     made: list[int] = []
     Ready.model = watched(model(), lambda _: made.append(1))

@@ -53,7 +53,7 @@ class Shared:
 
     @property
     def work(self) -> dict[str, float]:
-        """Operations of the busiest host. Keyframes are the first one's; it takes frames beside them as long as the others need longer."""
+        """Operations one after the other: keyframes are the first host's, and the others wait for what they leave."""
         stages, hosts = self.edit.stages(), self.hosts
         later = 1 - PRESETS[BALANCED].carry_until
         frames = self.edit.steps * later * 2 * (self.edit.frames - self.edit.keyframes) * self.edit.parts.shallow
@@ -62,7 +62,7 @@ class Shared:
             "inversion": stages["inversion"] / hosts,
             "features": stages["features"] / hosts,
             "matches": stages["matches"],
-            "sampling": max(sampling - frames, sampling / hosts),
+            "sampling": sampling - frames + frames / hosts,
         }
 
     @property

@@ -25,20 +25,11 @@ class OutOfStep(RuntimeError):
 
 
 @dataclass
-class Pace:
-    """How long a host has worked since the last exchange: seconds for keyframes, and for so many frames."""
-
-    keyframes: float = 0.0
-    frames: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
 class RayShards:
     """This host's place among `count` that share a clip: `Shards` of the pack.
 
     device: where tensors go that come from others. check: called while waiting; may raise. errors: what to raise for OUT_OF_MEMORY and
-    INTERRUPTED of the first host. lead: the share of frames that the first host takes beside its keyframes, by what took how long before.
+    INTERRUPTED of the first host.
     """
 
     rank: int
@@ -47,26 +38,15 @@ class RayShards:
     device: torch.device
     check: Callable[[], None]
     errors: Mapping[str, type[BaseException]]
-    lead: float = 0.0
     figures: Figures = field(default_factory=Figures)
-    pace: Pace = field(default_factory=Pace)
-    began: float | None = None  # work on frames beside keyframes
 
-    def own(self, frames: Tensor, beside: bool = False) -> Tensor:
-        if not beside:
-            return frames.tensor_split(self.count)[self.rank]
-        first = round(self.lead * len(frames))
-        share = [frames[:first], *frames[first:].tensor_split(self.count - 1)][self.rank]
-        self.pace.frames += len(share)
-        self.began = time.monotonic()
-        return share
+    def own(self, frames: Tensor) -> Tensor:
+        return frames.tensor_split(self.count)[self.rank]
 
     def once(self, make: Callable[[], Any]) -> Any:
         self.figures.calls += 1
-        self._worked()
         if self.rank:
             return self._take("once", 0)
-        began = time.monotonic()
         try:
             made = make()
         except BaseException as error:
@@ -74,23 +54,12 @@ class RayShards:
             self._leave("once", None, known[0] if known else f"{type(error).__name__}: {error}")
             raise
         self._leave("once", made)
-        self.pace.keyframes += time.monotonic() - began
         return made
 
     def gather(self, part: Any) -> list[Any]:
         self.figures.calls += 1
-        packed = _packed(part)  # waits for the device
-        self._worked()
-        pace, self.pace = self.pace, Pace()
-        self._leave("gather", (pace, packed))
-        parts = [(pace, part) if host == self.rank else self._take("gather", host) for host in range(self.count)]
-        self.lead = lead([pace for pace, _ in parts], self.lead)
-        return [part for _, part in parts]
-
-    def _worked(self) -> None:
-        if self.began is not None:
-            self.pace.seconds += time.monotonic() - self.began
-            self.began = None
+        self._leave("gather", part)
+        return [part if host == self.rank else self._take("gather", host) for host in range(self.count)]
 
     def _leave(self, kind: str, value: Any, failure: str = "") -> None:
         packed = _packed(value)
@@ -109,18 +78,6 @@ class RayShards:
         if failure or their_kind != kind:
             raise OutOfStep(f"host {host} of {self.count}: {failure or f'{their_kind} where this host has {kind}'}")
         return _unpacked(packed, self.device)
-
-
-def lead(paces: list[Pace], before: float) -> float:
-    """The share of frames at which the first host, with its keyframes, is done when the others are; `before` if nothing is known."""
-    first, others = paces[0], paces[1:]
-    frames, done = sum(pace.frames for pace in paces), sum(pace.frames for pace in others)
-    if not done:
-        return before
-    second = sum(pace.seconds for pace in others) / done
-    own = first.seconds / first.frames if first.frames else second
-    among_others = second / len(others)
-    return min(1 / len(paces), max(0.0, (frames * among_others - first.keyframes) / (frames * (own + among_others))))
 
 
 @dataclass(frozen=True)

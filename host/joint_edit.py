@@ -153,7 +153,7 @@ class JointEdit:
             self._keep(part, call.run(run, propagation))
             self.propagated.append(part)
 
-        run.in_parts(call, self.shards.own(frames, beside=True), work)
+        run.in_parts(call, self.shards.own(frames), work)
 
     @property
     def _every_frames_own(self) -> bool:

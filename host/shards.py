@@ -17,11 +17,8 @@ T = TypeVar("T")
 class Shards(Protocol):
     """This host's place among those that share a clip."""
 
-    def own(self, frames: Tensor, beside: bool = False) -> Tensor:
-        """Those of some frames (n,) that are this host's, in order; on the hosts one after the other they are all. May be none.
-
-        beside: whether the first host has keyframes to edit meanwhile, and so takes fewer.
-        """
+    def own(self, frames: Tensor) -> Tensor:
+        """Those of some frames (n,) that are this host's, in order; on the hosts one after the other they are all. May be none."""
 
     def once(self, make: Callable[[], T]) -> T:
         """What the first host makes; the others wait for it. What it raises is raised on all."""
@@ -33,7 +30,7 @@ class Shards(Protocol):
 class Alone:
     """The whole clip on this host."""
 
-    def own(self, frames: Tensor, beside: bool = False) -> Tensor:
+    def own(self, frames: Tensor) -> Tensor:
         return frames
 
     def once(self, make: Callable[[], T]) -> T:

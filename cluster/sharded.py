@@ -8,6 +8,7 @@ import threading
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from launch.workflow import Prompt
 from .board import Board
 from .events import About, Done, Saved, Step
 from .worker import HostLost, Worker
+
+AGAIN = 0.5  # seconds between two interrupts
 
 
 class Sharer(Worker):
@@ -76,7 +79,8 @@ class Sharded(Sharer):
         self.start()
         following = [other.follow.remote(name, prompt, files) for other in self.others]
         lost: list[Exception] = []
-        watching = threading.Thread(target=self._watch, args=(following, lost), daemon=True)
+        ended = threading.Event()
+        watching = threading.Thread(target=self._watch, args=(following, lost, ended), daemon=True)
         watching.start()
         try:
             for event in super().run(name, prompt, files):
@@ -91,16 +95,21 @@ class Sharded(Sharer):
             self.about = None  # all begin anew
             self._end_others()
             raise first from None
+        finally:
+            ended.set()
 
-    def _watch(self, following: list[Any], lost: list[Exception]) -> None:
-        """Interrupts the first host when another one fails: it would wait for ever."""
+    def _watch(self, following: list[Any], lost: list[Exception], ended: threading.Event) -> None:
+        """Interrupts the first host when another one fails, until it has ended: it would wait for ever, and may only be about to begin."""
         while following:
             done, following = ray.wait(following)
             try:
                 ray.get(done)
             except (RayActorError, RayTaskError) as error:
                 lost.append(error.cause if isinstance(error, RayTaskError) else HostLost(f"another host was lost: {error}"))
-                urllib.request.urlopen(urllib.request.Request(f"{self._server().address}/interrupt", method="POST"), timeout=60).close()
+                interrupt = urllib.request.Request(f"{self._server().address}/interrupt", method="POST")
+                while not ended.wait(AGAIN):
+                    with suppress(OSError):  # it may have ended as well
+                        urllib.request.urlopen(interrupt, timeout=60).close()
                 return
 
     def stop(self) -> None:

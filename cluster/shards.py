@@ -1,6 +1,6 @@
 """Hosts that share one clip, connected by Ray: what one of them makes reaches the others through Ray's object store.
 
-Runs inside ComfyUI, connected by `shard_node/`. The pack's side is `host/shards.py`.
+Runs inside ComfyUI, connected by `host_nodes/share_clips.py`. The pack's side is `host/shards.py`.
 """
 
 from __future__ import annotations

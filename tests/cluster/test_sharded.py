@@ -121,19 +121,24 @@ def test_what_one_host_refuses_ends_the_job_and_the_next_one_runs(pool: Any, mak
 def test_the_others_do_not_wait_for_a_host_that_was_killed(pool: Any, make: Callable[..., Any], tmp_path: Path) -> None:
     import ray
 
+    def process() -> int:
+        """Of the other ComfyUI."""
+        (other,) = ray.get(pool.slots[0].actor.__ray_call__.remote(lambda worker: worker.others))
+        found: int = ray.get(other.__ray_call__.remote(lambda worker: worker.server.process.pid))
+        return found
+
     job = make(**EDITS["defaults"], seed=5)
     wanted = latents(run(pool, job), tmp_path)
-    (slot,) = pool.slots
-    (other,) = ray.get(slot.actor.__ray_call__.remote(lambda worker: worker.others))
-    process = ray.get(other.__ray_call__.remote(lambda worker: worker.server.process.pid))
-    killed: list[int] = []
+    running, killed = process(), list[int]()
 
     def kill(node: str) -> None:
         if node == "The TokenFlowSampler" and not killed:
-            killed.append(process)
-            os.kill(process, signal.SIGKILL)
+            killed.append(running)
+            os.kill(running, signal.SIGKILL)
 
     lost = run(pool, make(**EDITS["defaults"], seed=6), kill)[-1]
     assert killed
     assert "ComfyUI ended with exit code -9" in lost.error
     assert torch.equal(latents(run(pool, job), tmp_path), wanted)
+    os.kill(process(), signal.SIGKILL)  # between two jobs: the first one is interrupted when it has hardly begun
+    assert "ended between two jobs" in run(pool, make(**EDITS["defaults"], seed=7))[-1].error

@@ -31,7 +31,8 @@ def files(tmp_path: Path) -> list[str]:
     (tmp_path / "edit.json").write_text(json.dumps(made.prompt()))
     made.write_clip(tmp_path / "one.mp4", 80)
     cells = {"clip": "one.mp4", "prompt": "an ice ball on grass"}
-    made.write_table(tmp_path / "jobs.csv", [{"name": "first", **cells}, {"name": "second", **cells, "invert.steps": 900}])
+    long = {"invert.steps": 900, "invert.refinement": "fixed point", "invert.iterations": 20}
+    made.write_table(tmp_path / "jobs.csv", [{"name": "first", **cells}, {"name": "second", **cells, **long}])
     return [str(tmp_path / "edit.json"), str(tmp_path / "jobs.csv"), "--output", str(tmp_path / "out")]
 
 
@@ -89,7 +90,7 @@ def test_ctrl_c_ends_everything_but_what_is_finished(files: list[str], tmp_path:
                 started = psutil.Process(night.pid).children(recursive=True)
                 assert any("main.py" in process.cmdline() for process in started)
                 night.send_signal(signal.SIGINT)
-    assert night.returncode == 130, said
+    assert night.returncode == 130, "".join(said)
     assert said[-1] == "stopped; the same command goes on from here\n"
     assert not psutil.wait_procs(started, timeout=15)[1]
     assert [json.loads(line)["job"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()] == ["first"]

@@ -30,8 +30,12 @@ def test_it_shows_texts_files_and_the_address_it_keeps(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    wait = threading.Event.wait
+
+    def interrupt(event: threading.Event, timeout: float | None = None) -> bool:
+        if timeout is None and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        return wait(event, timeout)
 
     monkeypatch.setattr(threading.Event, "wait", interrupt)
     path = folder / "stock.json"

@@ -1,9 +1,9 @@
 """How much of a clip each inversion keeps: python3 run.py bench inversion [--steps 50] [--frames 4] [--clip PATH --prompt TEXT]
 
-First table: frames spread over a clip, inverted and sampled back. PSNR to the source, and how far below the autoencoder's own; the embedded
-clip by default, any other one cut and scaled to the embedded model's 128 x 128 pixels. Second table, embedded clip only: the quickstart's
-edit after each inversion. Warp error x1e-3 along DIS flow of the source and the world's true flow; fidelity: how sure a classifier of this
-world's surfaces is of the prompt's; sharpness.
+First table: frames spread over a clip, inverted and sampled back. PSNR to the source, and how far below the autoencoder's own; the
+embedded clip by default, any other one cut and scaled to the embedded model's 128 x 128 pixels. Second table (not with --clip), --edited
+clips of the embedded model's world, each to two surfaces that are drawn: means over the edits after each inversion. Warp error x1e-3 along
+DIS flow of the source and the world's true flow; fidelity: how sure a classifier of this world's surfaces is of the prompt's; sharpness.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from comfy.utils import common_upscale
 from tokenflow_pack.host.reconstruction import reconstruct_frames
-from tokenflow_pack.nodes.inversion import EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
+from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
 from tokenflow_pack.tokenflow_ops.metrics import psnr
 from torch import Tensor
 
@@ -28,8 +29,9 @@ from _case import ROOT, Case, Settings, World, demo_clip, read_video
 
 SIZE = 128
 # Refinement and iterations.
-INVERSIONS = ((PLAIN, 0), (FIXED_POINT, 1), (FIXED_POINT, 2), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1))
-EDITED_AFTER = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 1))
+INVERSIONS = ((PLAIN, 0), (FIXED_POINT, 1), (FIXED_POINT, 2), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1), (EVERY_OTHER, 0))
+EDITED_AFTER = (PLAIN, EXTRAPOLATED, EVERY_OTHER)
+EDITED_FRAMES, SURFACES_EACH = 8, 2
 
 
 def main() -> None:
@@ -39,12 +41,13 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=ROOT / "demo" / "clip.mp4")
     parser.add_argument("--prompt", default=demo_clip()[0].caption())
     parser.add_argument("--scheduler", default="normal")
+    parser.add_argument("--edited", type=int, default=3, help="clips of the second table")
     options = parser.parse_args()
     world = World()
     with torch.inference_mode():
         reconstructions(world, options)
         if options.clip == parser.get_default("clip"):
-            edits(Case(world, Settings(frames=8)), "gold")
+            edits(world, options)
 
 
 def reconstructions(world: World, options: argparse.Namespace) -> None:
@@ -85,17 +88,20 @@ def spread(path: Path, count: int) -> Tensor:
     return common_upscale(chosen.movedim(-1, 1), SIZE, SIZE, "area", "center").movedim(1, -1)
 
 
-def edits(case: Case, surface: str) -> None:
+def edits(world: World, options: argparse.Namespace) -> None:
     """Prints the second table."""
-    print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} after | iterations | warp error | true flow | fidelity | sharpness |")
-    print("|---|---|---|---|---|---|", flush=True)
-    for refinement, iterations in EDITED_AFTER:
-        found = case.match(case.features(case.invert(refinement=refinement, iterations=iterations)))
-        figures = case.figures(case.edit(found, surface), surface)
-        print(
-            f"| {refinement} | {iterations} | {figures.warp:.2f} | {figures.true:.2f} | {figures.fidelity:.3f} | {figures.sharpness:.4f} |",
-            flush=True,
-        )
+    settings = Settings(frames=EDITED_FRAMES, steps=options.steps)
+    cases = [Case(world, settings, number) for number in range(options.edited)]
+    columns = "warp error | true flow | fidelity | sharpness"
+    print(f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |\n|---|---|---|---|---|", flush=True)
+    for refinement in EDITED_AFTER:
+        found = []
+        for number, case in enumerate(cases):
+            matched = case.match(case.features(case.invert(refinement=refinement)))
+            surfaces = case.other_surfaces(SURFACES_EACH, seed=number)
+            found += [case.figures(case.edit(matched, surface), surface) for surface in surfaces]
+        warp, true, fidelity, sharp = (mean(getattr(one, name) for one in found) for name in ("warp", "true", "fidelity", "sharpness"))
+        print(f"| {refinement} | {warp:.2f} | {true:.2f} | {fidelity:.3f} | {sharp:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

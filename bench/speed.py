@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenflow_pack.nodes.inversion import EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
+from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -47,10 +47,11 @@ from _public_code import loop_over_heads
 # Names of what is measured. Sampling:
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
 # The first edit's other stages:
-REFINEMENTS = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1))
+REFINEMENTS = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1), (EVERY_OTHER, 0))
 INVERTS = {f"inversion, {refinement}, {iterations}": (refinement, iterations) for refinement, iterations in REFINEMENTS}
 DEFAULTS = inspect.signature(InvertVideo.execute).parameters
 INVERSION = f"inversion, {DEFAULTS['refinement'].default}, {DEFAULTS['iterations'].default}"
+HALVED = f"inversion, {EVERY_OTHER}, 0"
 EXTRACT, BUILD = "features", "matches"
 FIRST_EDIT = (INVERSION, EXTRACT, BUILD, INJECTED)
 # The public code's:
@@ -158,8 +159,10 @@ def report(measured: Measured, steps: int) -> None:
     scaled = PUBLIC_INVERSION_STEPS / PUBLIC_STEPS  # for `steps` of sampling instead of 50
     public = {name: (took(inverting), took(sampling)) for name, (inverting, sampling) in PUBLIC.items()}
     first, second = took(*FIRST_EDIT), took(INJECTED)
+    halved = first - took(INVERSION) + took(HALVED)
     ratios: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         f"first edit to its first, {steps} + {steps} steps": lambda inverting, sampling: first / (inverting + sampling),
+        f"the same, {EVERY_OTHER}": lambda inverting, sampling: halved / (inverting + sampling),
         "first edit to its first at its defaults, extrapolated": lambda inverting, sampling: first / (inverting * scaled + sampling),
         "second edit to its first": lambda inverting, sampling: second / (inverting + sampling),
         "second edit to its sampling alone": lambda inverting, sampling: second / sampling,

@@ -29,7 +29,7 @@ def invert_frames(
     latents: Tensor,
     sigmas: Tensor,
     iterations: int,
-    extrapolate: bool = False,
+    extrapolate: int = 0,
     frames_per_pass: int = 0,
 ) -> Tensor:
     """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.

@@ -19,7 +19,8 @@ from .door import checked
 from .schema import InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
-REFINEMENTS = PLAIN, FIXED_POINT, EXTRAPOLATED = "none", "fixed point", "extrapolated"
+PLAIN, FIXED_POINT, EXTRAPOLATED, EVERY_OTHER = "none", "fixed point", "extrapolated", "extrapolated, every other step"
+REFINEMENTS = {PLAIN: 0, FIXED_POINT: 0, EXTRAPOLATED: 1, EVERY_OTHER: 2}  # how `invert` extrapolates
 
 
 class InvertVideo(io.ComfyNode):
@@ -63,7 +64,8 @@ class InvertVideo(io.ComfyNode):
                     options=list(REFINEMENTS),
                     default=EXTRAPOLATED,
                     tooltip="none: plain DDIM, one model call a step. fixed point: repeats each step towards the sampler's inverse. "
-                    "extrapolated: does so from where the last steps lead, which is nearly there. Reconstructs best.",
+                    "extrapolated: does so from where the last steps lead, which is nearly there. Reconstructs best. "
+                    "every other step: asks the model at half of the steps and trusts that lead at the rest. Twice as fast; look at the check.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -122,7 +124,7 @@ class InvertVideo(io.ComfyNode):
         if negative:
             check_prompts(NAME, model, negative, "negative")
         sigmas = _sigmas(model, scheduler, steps)[-(max(1, round(steps * depth)) + 1) :]
-        again, extrapolate = 0 if refinement == PLAIN else iterations, refinement == EXTRAPOLATED
+        again, extrapolate = 0 if refinement == PLAIN else iterations, REFINEMENTS[refinement]
         negative = negative or []
         path = invert_frames(NAME, model, positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass)
         if not torch.isfinite(path[0]).all():

@@ -15,7 +15,7 @@ FIRST_STEP_CALLS = 3
 
 
 def invert(
-    epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0, extrapolate: bool = False
+    epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0, extrapolate: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
     """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic DDIM (Euler) sampler.
 
@@ -23,8 +23,9 @@ def invert(
     where the sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1})
     make the step the sampler's exact inverse; 0 iterations is plain DDIM inversion.
 
-    extrapolate: start each step's iterations not at x_j but where the picture that the model saw in the last two steps, x - sigma eps,
-    continues linearly over log sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step.
+    extrapolate: 0, or 1: start each step's iterations not at x_j but where the picture that the model saw in the last two steps,
+    x - sigma eps, continues linearly over log sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from
+    the third step on only each n-th one up to the noisiest is evaluated, the others end where the picture continues.
 
     epsilon: (x, sigma) -> predicted noise, shapes as x.
     x0: (N, C, h, w) clean latents. sigmas: (S+1,) descending, the last one 0.
@@ -38,12 +39,15 @@ def invert(
         calls = 1 + iterations
         if extrapolate and pictures:
             x = start + (sigma - known) * (start - _continued(pictures, sigma)) / known
+            if len(pictures) == 2 and index % extrapolate:
+                calls = 0
         elif extrapolate:
             calls += FIRST_STEP_CALLS
         for _ in range(calls):
             seen, noise = x, epsilon(x, sigma)
             x = start + (sigma - known) * noise
-        pictures = [*pictures[-1:], (sigma.log(), seen - sigma * noise)]
+        if calls:
+            pictures = [*pictures[-1:], (sigma.log(), seen - sigma * noise)]
         yield index, x
 
 

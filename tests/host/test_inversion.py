@@ -65,27 +65,35 @@ class ColourVAE:
     [(7, 1.0, 1), (4, 1.0, 0), (1, 1.0, 0), (2, 1.0, 1), (6, 0.5, 1), (5, 0.01, 1)],
     ids=["prime", "one call a step", "one step", "two steps", "half depth", "the last step alone"],
 )
-def test_extrapolated_inversion_is_the_oracles(steps: int, depth: float, iterations: int) -> None:
-    inversion, _ = invert(steps=steps, depth=depth, refinement="extrapolated", iterations=iterations)
+@pytest.mark.parametrize(("refinement", "every"), [("extrapolated", 1), ("extrapolated, every other step", 2)])
+def test_extrapolated_inversion_is_the_oracles(refinement: str, every: int, steps: int, depth: float, iterations: int) -> None:
+    inversion, _ = invert(steps=steps, depth=depth, refinement=refinement, iterations=iterations)
     assert len(inversion.sigmas) - 1 == max(1, round(steps * depth))
-    wanted = invert_extrapolated(tiny_model(), clean(2), inversion.sigmas, SOURCE[0][0], iterations)
+    wanted = invert_extrapolated(tiny_model(), clean(2), inversion.sigmas, SOURCE[0][0], iterations, every)
     for found, latents in zip(inversion.latents, wanted, strict=True):
         assert relative_error(found, latents) < 1e-4
 
 
-def test_it_costs_three_calls_more_than_the_fixed_point_and_is_closer_to_the_source() -> None:
+def test_what_each_refinement_costs_and_how_close_to_the_source_it_comes() -> None:
     calls: list[int] = []
     model = watched(tiny_model(), lambda args: calls.append(1))
     cost, found = {}, {}
-    for refinement, iterations in (("none", 1), ("fixed point", 1), ("extrapolated", 0), ("extrapolated", 1)):
+    kinds = ("none", 1), ("fixed point", 1), ("extrapolated", 0), ("extrapolated", 1), ("extrapolated, every other step", 0)
+    for refinement, iterations in kinds:
         calls.clear()
-        inversion, _ = invert(model=model, steps=8, depth=0.5, refinement=refinement, iterations=iterations)
+        inversion, _ = invert(model=model, steps=12, depth=0.5, refinement=refinement, iterations=iterations)
         cost[refinement, iterations] = len(calls)
         back = sample_back(tiny_model(), inversion.latents[0], inversion.sigmas, SOURCE[0][0])
         found[refinement, iterations] = relative_error(back, clean(2))
-    assert list(cost.values()) == [4, 8, 4 + 3, 8 + 3]
+    assert list(cost.values()) == [
+        6,
+        12,
+        6 + 3,
+        12 + 3,
+        4 + 3,
+    ]  # the last: at two steps, then at every other one
     assert found["extrapolated", 1] < 0.5 * found["fixed point", 1]
-    assert found["extrapolated", 0] < found["none", 1]
+    assert found["extrapolated", 0] < found["extrapolated, every other step", 0] < found["none", 1]
 
 
 def test_the_new_refinement_is_the_default() -> None:

@@ -35,7 +35,7 @@ def invert_frames(
     sigmas, path = denoise.sigmas(steps), []
     start = latents.to(pipe.device, torch.float32)
     with pipe.progress_bar(total=steps) as bar:
-        for index, x in invert(epsilon, start, sigmas.to(start), iterations, extrapolate=True):
+        for index, x in invert(epsilon, start, sigmas.to(start), iterations, extrapolate=1):
             path.append(x.cpu())
             bar.update(int(index < steps))
     if not torch.isfinite(path[-1]).all():

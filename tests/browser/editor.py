@@ -12,7 +12,9 @@ from playwright.sync_api import Locator, Page, TimeoutError
 
 CANVAS = "#graph-canvas"
 FADING = ".p-dialog-mask"  # of a box that is closed already; it catches clicks
-SEARCH = ".comfy-vue-node-search-container"
+# The search box and what it offers, of older pages and of newer ones.
+SEARCH = ".comfy-vue-node-search-container, .p-dialog:has(#results-list, [data-testid=result-item])"
+OFFERED = "li.p-autocomplete-option, [data-testid=result-item]"
 TRIES = 4
 OWN_WIDGETS = "video-preview", "preview"  # the player of clips and the text of Preview as Text
 DROP = """([canvas, name, content]) => {
@@ -36,11 +38,14 @@ LINKED = """([origin, target, name]) => {
 WIDGET = """([id, name]) => {
     const node = app.graph.getNodeById(id)
     const widget = node.widgets.find((widget) => widget.name === name)
-    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10])
+    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + (widget.last_y ?? widget.y) + 10])
 }"""
+# Newer pages hang a new node on the mouse.
+HANGS = "(id) => Boolean(app.graph.getNodeById(id).flags.ghost)"
+PUT = "([id, x, y]) => { app.graph.getNodeById(id).pos = app.clientPosToCanvasPos([x, y]) }"
 TITLE = "(id) => { const node = app.graph.getNodeById(id); return app.canvasPosToClientPos([node.pos[0] + 100, node.pos[1] - 15]) }"
 SHOW = """([ids, left, top, right, bottom, most]) => {
-    const nodes = app.graph.nodes.filter((node) => !ids.length || ids.includes(node.id))
+    const nodes = ids.length ? ids.map((id) => app.graph.getNodeById(id)) : app.graph.nodes
     nodes.forEach((node) => node.updateArea())
     const areas = nodes.map((node) => node.boundingRect)
     const x = Math.min(...areas.map((area) => area[0])), y = Math.min(...areas.map((area) => area[1]))
@@ -136,7 +141,7 @@ class Editor:
         """Types into the open search box; returns the nodes that it offers, or will."""
         box = self.page.locator(SEARCH)
         box.locator("input").last.fill(words)
-        return box.locator("li.p-autocomplete-option")
+        return box.locator(OFFERED)
 
     def add(self, name: str, x: float, y: float) -> int:
         """Adds a node by the search box, its corner at a place of the window; returns its id."""
@@ -147,6 +152,10 @@ class Editor:
         self.page.locator(FADING).wait_for(state="detached")
         self.settle()
         (added,) = {node["id"] for node in self.nodes()} - known
+        if self.page.evaluate(HANGS, added):
+            self.page.mouse.click(x, y)
+            self.page.evaluate(PUT, [added, x, y])
+            self.settle()
         return int(added)
 
     def connect(self, origin: int, output: str, target: int, name: str, tries: int = TRIES) -> None:
@@ -177,8 +186,15 @@ class Editor:
 
     def type(self, node: int, widget: str, value: str) -> None:
         """Types a number, or a short text, into the box that a click on its widget opens."""
-        self.page.mouse.click(*self.place(node, widget))
         box = self.page.locator(".graphdialog input")
+        for _ in range(TRIES):  # a page that moves its view to a new graph takes the click elsewhere
+            self.page.mouse.move(*self.place(node, widget), steps=3)
+            self.settle()
+            self.page.mouse.click(*self.place(node, widget), delay=50)
+            self.settle()
+            with suppress(TimeoutError):
+                box.wait_for(timeout=8_000)
+                break
         box.fill(value)
         box.press("Enter")
         self.settle()
@@ -199,7 +215,7 @@ class Editor:
         self.page.mouse.click(*self.page.evaluate(TITLE, node))
         self.settle()
 
-    def show(self, *nodes: int, within: Sequence[float] = (80, 120, 1260, 780), most: float = 1.0) -> None:
+    def show(self, *nodes: int, within: Sequence[float] = (80, 120, 1260, 720), most: float = 1.0) -> None:
         """Moves the view so that these nodes, or all, fill a part of the window (left, top, right, bottom), not larger than `most`.
 
         Nothing is selected then.

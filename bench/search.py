@@ -107,7 +107,8 @@ def inverted_file(tokens: int, width: int, options: argparse.Namespace) -> list[
 def features(tokens: int, width: int, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Queries (n, width) and targets (tokens, width)."""
     generator = torch.Generator().manual_seed(tokens * width)
-    plane = F.interpolate(torch.randn(1, VARIETY, 2 + tokens // VARIETY, generator=generator), tokens, mode="linear")[0].T
+    corners = torch.randn(1, VARIETY, 2 + tokens // VARIETY, generator=generator)
+    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[0].T  # else the first ones are the same, and so the last
     basis = torch.randn(VARIETY, width, generator=generator)
     count = min(FRAMES * tokens, max(tokens // 4, int(options.operations / (2 * tokens * width))))
     index = torch.arange(count)

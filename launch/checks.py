@@ -22,7 +22,6 @@ def run(pytest_arguments: list[str]) -> int:
         link.unlink(missing_ok=True)
         link.symlink_to(ROOT, target_is_directory=True)
     # Every process of pytest keeps a ComfyUI in memory, and threads of several processes on one core wait for each other.
-    # Files go to them as they come: by the number of their tests the longest test of all, alone in its file, would begin last.
     processes = max(1, min(4, os.cpu_count() or 1))
     environment = os.environ | ({} if pytest_arguments else {"OMP_NUM_THREADS": "1"})
     packages = [word for name in TYPED if (ROOT / name / "__init__.py").exists() for word in ("-p", f"{PACK}.{name}")]
@@ -31,7 +30,7 @@ def run(pytest_arguments: list[str]) -> int:
         ["ruff", "format", "--check"],
         ["mypy", *packages],
         ["launch.judges"],
-        ["pytest", *(pytest_arguments or ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"])],
+        ["pytest", *(pytest_arguments or ["-n", str(processes), "--dist", "loadfile"])],
     ]
     codes = []
     for command in commands:

@@ -58,7 +58,11 @@ def begin(files: list[str]) -> subprocess.Popen[str]:
     link_pack(COMFYUI)
     environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
     words = [sys.executable, "-m", "cluster", "batch", *files, "--workers", "1", "--cores", str(torch.get_num_threads())]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it, and so would its child
+    try:
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_sigterm_ends_workers_that_are_starting(files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ def begin(files: list[str]) -> subprocess.Popen[str]:
     link_pack(COMFYUI)
     environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
     words = [sys.executable, "-m", "cluster", "batch", *files, "--workers", "1", "--cores", str(torch.get_num_threads())]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores it, and so would its child
+    # What was started in the background ignores it, and so would its child.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     finally:

@@ -55,8 +55,9 @@ def _opened() -> Counter[str]:
     found: Counter[str] = Counter()
     for descriptor in DESCRIPTORS.iterdir() if DESCRIPTORS.exists() else ():
         with suppress(FileNotFoundError):  # the one that lists them
-            found[str(descriptor.readlink())] += 1
-    return Counter({name: count for name, count in found.items() if name.startswith("/")})
+            name = str(descriptor.readlink())
+            found[name] += name.startswith("/")
+    return found
 
 
 def _is_tensor(thing: Any) -> bool:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenflow_pack.host.passes import SourceMatchPass
 from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.tokenflow_ops.build import BLENDS
 from tokenflow_pack.tokenflow_ops.features import token_grid
+from tokenflow_pack.tokenflow_ops.passes import SourceMatchPass
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

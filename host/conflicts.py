@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -90,17 +90,6 @@ def check_all_tokens(node: str, layer: str, x: Tensor, options: Mapping[str, Any
             "model",
             f"layer {layer} gets {x.shape[0]} x {x.shape[1]} tokens here and has {rows} x {height * width}.",
             "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with TokenFlow: remove them from the model.",
-        )
-
-
-def check_same_tokens(node: str, name: str, here: Sequence[int], source: Sequence[int]) -> None:
-    """Raises: NodeError if what a layer has here is of another shape, frames left out, than in the source features."""
-    if tuple(here) != tuple(source):
-        raise NodeError(
-            node,
-            "model",
-            f"{name} has features of shape {tuple(here)} here and {tuple(source)} in the source.",
-            DOWNSCALE,
         )
 
 

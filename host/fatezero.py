@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tokenflow_ops.blending import PromptChange
 from ..tokenflow_ops.features import token_grid
-from .conds import Place
+from ..tokenflow_ops.passes import Bank, BlendedPass, Place, SourceMapsPass, SparseCausalPass
 from .controls import rows_of
+from .edit_run import EditRun, Moment
 from .errors import NodeError
 from .layers import cross_attention, decoder_block
-from .passes import Bank, BlendedPass, SourceMapsPass, SparseCausalPass
 from .patching import ModelCall
-
-if TYPE_CHECKING:
-    from .editing import EditRun, Moment
 
 # Layers with more tokens keep their own maps.
 MOST_TOKENS = 32**2

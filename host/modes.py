@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from ..tokenflow_ops.edit import carry_denoised
+from ..tokenflow_ops.passes import (
+    Bank,
+    JointPass,
+    KeyframePass,
+    Pass,
+    PropagationPass,
+    SourceKeyframePass,
+    SourceMatchPass,
+    SparseCausalPass,
+)
 from ..tokenflow_ops.reference import chunk_neighbours
+from .edit_run import EditRun, Mode, Moment
 from .fatezero import fatezero
-from .joint_edit import carry_denoised, tokenflow
-from .passes import Bank, JointPass, KeyframePass, Pass, PropagationPass, SourceKeyframePass, SourceMatchPass, SparseCausalPass
 from .patching import ModelCall
 from .rerender import rerender, settle_rerender
 from .shards import together
-
-if TYPE_CHECKING:
-    from .editing import EditRun, Moment
 
 
 def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
@@ -82,25 +85,22 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     return run.over_frames(call, make)
 
 
-@dataclass(frozen=True)
-class Mode:
-    """A way to keep frames together.
+def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Keyframes edited jointly, and every frame from their tokens: the method."""
+    return run.edit_jointly(call, now)
 
-    passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C, h, w), guidance included.
-    needs_frames: whether it asks for the source's pictures.
-    """
 
-    passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
-    settle: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: denoised
-    needs_frames: bool = False
+def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
+    """The denoised frames made of the keyframes' in early steps."""
+    return carry_denoised(run.plan(now), denoised)
 
 
 MODES: dict[str, Mode] = {
-    "tokenflow": Mode(tokenflow, settle=carry_denoised),
+    "tokenflow": Mode(tokenflow, settle=settle_tokenflow),
     "joint attention": Mode(joint_attention),
     "first frame": Mode(first_frame),
     "sparse-causal": Mode(sparse_causal),
-    "per frame": Mode(per_frame),
+    "per frame": Mode(per_frame, per_frame=True),
     "tokenflow, public code": Mode(public_code),
     "fatezero": Mode(fatezero),
     "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True),

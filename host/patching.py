@@ -16,13 +16,15 @@ from comfy import model_management
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..tokenflow_ops.passes import FeatureMismatch, Pass
+from ..tokenflow_ops.shards import ALONE, Shards
+from .calls import HANDOVER_KEY, PASS_KEY, Handover, HostAttention, HostDeep
 from .conds import Conds, PassConds
-from .conflicts import check_all_tokens, check_controls, check_every_pass_runs
+from .conflicts import DOWNSCALE, check_all_tokens, check_controls, check_every_pass_runs
 from .controls import shallow_control
+from .errors import NodeError
 from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
 from .memory import frames_per_pass
-from .passes import PASS_KEY, AttentionCall, DeepCall, Pass
-from .shards import ALONE, Shards
 from .wraps import ForwardWraps
 
 KEY = "tokenflow"
@@ -134,14 +136,16 @@ class ModelCall:
         frames, total = frames_pass.frames, len(self.x)
         cut = run.cut(self.conds if conds is None else conds, frames, total, type(frames_pass).__name__, self.passes)
         self.passes += 1
-        frames_pass.place, frames_pass.node = cut.place, run.node
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
         # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
-        handed_over = self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass, "ad_params": window}
-        options = self.options | {"transformer_options": handed_over}
-        denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+        ours = {PASS_KEY: frames_pass, HANDOVER_KEY: Handover(run.node, cut.place), "ad_params": window}
+        options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | ours}
+        try:
+            denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+        except FeatureMismatch as error:
+            raise NodeError(run.node, "model", f"{error}.", DOWNSCALE) from error
         frames_pass.finish()
         return denoised
 
@@ -181,11 +185,12 @@ def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is None:
             return original(x, context=context, value=value, mask=mask, **kwargs)
-        call = AttentionCall(path, module, original, x, context, value, mask, options)
+        handover: Handover = options[HANDOVER_KEY]
+        call = HostAttention(path, module, x, context, value, handover.of_batch(options), original, mask, options)
         if cross:
             return frames_pass.cross_attention(call)
         if not frames_pass.plain:
-            check_all_tokens(frames_pass.node, path, x, options)
+            check_all_tokens(handover.node, path, x, options)
         return frames_pass.attention(call)
 
     return forward
@@ -196,7 +201,7 @@ def _wrap_hidden(path: str, running: list[dict[str, Any]]) -> Callable[..., Tens
         hidden = original(*args, **kwargs)
         options = running[-1] if running else {}
         frames_pass: Pass | None = options.get(PASS_KEY)
-        return hidden if frames_pass is None else frames_pass.hidden(path, hidden, options)
+        return hidden if frames_pass is None else frames_pass.hidden(path, hidden, options[HANDOVER_KEY].of_batch(options))
 
     return forward
 
@@ -207,7 +212,7 @@ def _wrap_deep(path: str, last: bool, running: list[dict[str, Any]]) -> Callable
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is None:
             return original(x, *args, **kwargs)
-        return frames_pass.deep(DeepCall(path, last, original, x, args, kwargs, options))
+        return frames_pass.deep(HostDeep(path, last, options[HANDOVER_KEY].of_batch(options), original, x, args, kwargs))
 
     return forward
 

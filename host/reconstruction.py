@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, spread
 from ..tokenflow_ops.metrics import psnr
+from ..tokenflow_ops.passes import Pass
 from .errors import NodeError
 from .grid import captioned_grid
-from .passes import Pass
 from .patching import ModelCall, patch
 from .progress import counted
 from .source import SourceRun, run_as_sampler

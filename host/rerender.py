@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from ..tokenflow_ops.fusion import fuse_with_first, match_statistics
+from ..tokenflow_ops.passes import Bank, SparseCausalPass
+from .edit_run import EditRun, Moment
 from .layers import decoder_block
-from .passes import Bank, SparseCausalPass
 from .patching import ModelCall
-
-if TYPE_CHECKING:
-    from .editing import EditRun, Moment
 
 # Shares of the steps, as in the authors' code: shapes until, colours from.
 SHAPES_UNTIL = 0.1
@@ -38,6 +34,6 @@ def settle_rerender(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
 
     The paper fuses with the first frame alone, which it finds to guide better than the previous one.
     """
-    if now.done <= SHAPES_UNTIL * now.steps:
+    if now.place <= SHAPES_UNTIL * now.steps:
         denoised = fuse_with_first(denoised, run.motion)
-    return match_statistics(denoised, denoised[0]) if now.done >= COLOURS_FROM * now.steps else denoised
+    return match_statistics(denoised, denoised[0]) if now.place >= COLOURS_FROM * now.steps else denoised

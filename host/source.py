@@ -13,9 +13,9 @@ from comfy import model_management
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
+from ..tokenflow_ops.passes import CapturePass, Pass
 from .conflicts import check_areas, check_captured, check_every_layer_runs
 from .memory import room
-from .passes import CapturePass, Pass
 from .patching import ModelCall, Run, patch
 from .shards import together
 

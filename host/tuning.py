@@ -31,10 +31,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint
 
+from ..tokenflow_ops.passes import SparseCausalPass
 from .errors import NodeError
 from .internals import TRAINING, check_host
 from .layers import cross_attention_layers, self_attention_layers
-from .passes import SparseCausalPass
 from .patching import ModelCall, patch
 from .source import SourceRun
 from .wraps import ForwardWraps

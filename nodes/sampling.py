@@ -11,7 +11,8 @@ import torch
 from comfy_api.latest import io
 
 from ..host.checks import check_frames, check_injection, check_mask, check_model, check_same_model
-from ..host.editing import Edit, apply_edit, sample_edit
+from ..host.edit_run import Edit
+from ..host.editing import apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
 from ..host.prompts import check_prompts
@@ -110,7 +111,7 @@ def _edit(
         layers,
         correspondences,
         injection,
-        consistency,
+        MODES[consistency],
         chosen.attended_keyframes,
         chosen.carry_until,
         chosen.propagation == DEEP_FEATURES,

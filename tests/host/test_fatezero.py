@@ -9,11 +9,11 @@ import pytest
 import torch
 from tokenflow_pack.host import fatezero
 from tokenflow_pack.host.errors import NodeError
-from tokenflow_pack.host.passes import BlendedPass
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops import blending
+from tokenflow_pack.tokenflow_ops.passes import BlendedPass
 
 from .helpers import NEGATIVE, SOURCE, call, edit, invert, relative_error, tiny_model, untouched, watch
 from .oracle_fatezero import FateZero

@@ -9,7 +9,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from tokenflow_pack.host.editing import EditRun
+from tokenflow_pack.host.edit_run import EditRun
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.modes import MODES
 from torch import Tensor

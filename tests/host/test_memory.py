@@ -15,11 +15,11 @@ from comfy_extras.nodes_freelunch import FreeU
 from tokenflow_pack.host import memory
 from tokenflow_pack.host.layers import injected_features
 from tokenflow_pack.host.modes import MODES
-from tokenflow_pack.host.passes import KeyframePass, PropagationPass
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops import ATTENTION
+from tokenflow_pack.tokenflow_ops.passes import KeyframePass, PropagationPass
 
 from .helpers import FRAMES, call, edit, injection, invert, inverted, matched, moving_clip, relative_error, tiny_model, watch, watched
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenflow_pack.host.passes import SourceMatchPass
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops.build import BLENDS
+from tokenflow_pack.tokenflow_ops.passes import SourceMatchPass
 from torch import Tensor
 
 from .helpers import NEGATIVE, POSITIVE, SOURCE, STEPS, call, edit, extracted, injection, inverted, relative_error, tiny_model, watch

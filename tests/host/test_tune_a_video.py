@@ -14,10 +14,10 @@ from comfy import model_management
 from comfy_extras import nodes_train
 from tokenflow_pack.host import tuning
 from tokenflow_pack.host.errors import NodeError
-from tokenflow_pack.host.passes import SparseCausalPass
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.tuning import TuneAVideo
+from tokenflow_pack.tokenflow_ops.passes import SparseCausalPass
 from torch import Tensor
 
 import nodes

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Called with (module, its own forward, *args, **kwargs) in place of the forward.
@@ -75,16 +74,9 @@ def _block(layer: str) -> str:
     return layer.partition(".transformer_blocks.")[0]
 
 
-def no_forward(module: Any, forward: Forward, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Of a deep block that does not run: nothing, in the form that the UNet hands on."""
-    nothing = hidden_states[:, :0, :1, :1]
+def nothing(module: Any, hidden: Tensor) -> Any:
+    """Of a deep block that does not run: no channels, in the form that the UNet hands on. hidden: the block's input."""
+    empty = hidden[:, :0, :1, :1]
     if not hasattr(module, "downsamplers"):
-        return nothing
-    return nothing, (nothing,) * (len(module.resnets) + (module.downsamplers is not None))
-
-
-def attend(module: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """A self-attention module on tokens (R, P, C) and (R, P', C) to project, with its output projection: (R, P, C)."""
-    projected = module.to_q(queries), module.to_k(keys), module.to_v(values)
-    q, k, v = (part.unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in projected)
-    return module.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return empty
+    return empty, (empty,) * (len(module.resnets) + (module.downsamplers is not None))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops.blending import PromptChange, attend, attention_maps
-from ..conds import Place
-from .base import AttentionCall, CapturePass
+from ..blending import PromptChange, attend, attention_maps
+from .base import CapturePass
+from .calls import AttentionCall, Place
 from .cross_frame import SparseCausalPass
 
 
@@ -27,7 +27,7 @@ class SourceMapsPass(CapturePass):
         if call.layer in self.names:
             module = call.module
             maps = attention_maps(module.to_q(call.x), module.to_k(call.key_tokens[:, : self.words]), module.heads)
-            self.keep(call.layer, maps, call.options)
+            self.keep(call.layer, maps, call.places)
         return super().cross_attention(call)
 
 
@@ -49,11 +49,11 @@ class BlendedPass(SparseCausalPass):
         source = self.maps[call.layer].repeat(self.rows(call.x), 1, 1)
         # The source's maps on the edit's values: the very attention of source queries and keys.
         theirs = self.attend(call, source, source, " of the source")
-        grid = tuple(call.options["activations_shape"][2:])
+        grid = call.grid
         everywhere = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device).chunk(self.rows(own))
         regions = [
             self.changes[place].region(grid).to(own.device) if place in self.changes else everywhere[row]
-            for row, place in enumerate(self.places(call.options))
+            for row, place in enumerate(call.places)
         ]
         return torch.where(torch.cat(regions)[..., None], own, theirs)
 
@@ -62,7 +62,7 @@ class BlendedPass(SparseCausalPass):
         if call.layer not in self.maps:
             return tokens
         parts = list(tokens.chunk(self.rows(tokens)))
-        for row, place in enumerate(self.places(call.options)):
+        for row, place in enumerate(call.places):
             if place in self.changes:
                 parts[row] = self._with_source_maps(call, row, self.changes[place])
         return torch.cat(parts)
@@ -71,4 +71,4 @@ class BlendedPass(SparseCausalPass):
         module, words = call.module, change.closest.shape[1]
         x, keys, values = (part.chunk(self.rows(call.x))[row] for part in (call.x, call.key_tokens, call.value_tokens))
         own = attention_maps(module.to_q(x), module.to_k(keys[:, :words]), module.heads)
-        return module.to_out(attend(change.blend(self.maps[call.layer].to(own), own), module.to_v(values[:, :words])))
+        return call.project_out(attend(change.blend(self.maps[call.layer].to(own), own), module.to_v(values[:, :words])))

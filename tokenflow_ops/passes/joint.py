@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops import attended_keyframes, join_frames, split_frames
-from ..conds import Place
-from .base import DEEP, AttentionCall, Bank, DeepCall, Pass
+from ..attention import join_frames, split_frames
+from ..keyframes import attended_keyframes
+from .base import DEEP, Bank, Pass
+from .calls import AttentionCall, DeepCall, Place
 
 
 @dataclass
@@ -47,7 +48,7 @@ class KeyframePass(Pass):
     def deep(self, call: DeepCall) -> Tensor:
         out = call.run()
         if call.last and self.deposits(DEEP):
-            for place, part in zip(self.places(call.options), out.chunk(self.rows(out)), strict=True):
+            for place, part in zip(call.places, out.chunk(self.rows(out)), strict=True):
                 self.bank[DEEP, place] = part
         return out
 
@@ -56,7 +57,7 @@ class KeyframePass(Pass):
         source = self.source_rows(call.layer, call.x) if call.layer in self.source else None
         queries = call.x if source is None else source
         keys = call.key_tokens if source is None else source
-        places = self.places(call.options)
+        places = call.places
         self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
             by_row = [part.unflatten(0, (rows, count)) for part in (queries, keys, call.value_tokens)]
@@ -87,7 +88,7 @@ class JointPass(Pass):
 
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
-        places = self.places(call.options)
+        places = call.places
         keys, values = made_of(self.seen, call.layer, places)
         injected = call.layer in self.source
         queries = self.source_rows(call.layer, call.x) if injected else call.x

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .base import AttentionCall, Bank, Pass
+from .base import Bank, Pass
+from .calls import AttentionCall
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,7 @@ class SparseCausalPass(Pass):
         rows, count = self.rows(call.x), len(self.frames)
         own = torch.stack([keys, call.value_tokens]).unflatten(1, (rows, count))
         layer = call.layer + kind
-        before = torch.stack([self._before(layer, place, own[:, row]) for row, place in enumerate(self.places(call.options))], 1)
+        before = torch.stack([self._before(layer, place, own[:, row]) for row, place in enumerate(call.places)], 1)
         keys, values = torch.cat([before, own], 2)
         # Positions: the first frame, the last one of the pass before, and this pass's frames.
         windows = torch.stack([torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)], 1)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops import Neighbours, propagate
-from ...tokenflow_ops.reference import match_to_keyframes
-from .base import AttentionCall, Bank, CapturePass
+from ..keyframes import Neighbours
+from ..propagation import propagate
+from ..reference import match_to_keyframes
+from .base import Bank, CapturePass
+from .calls import AttentionCall
 
 
 @dataclass(kw_only=True)
@@ -21,7 +23,7 @@ class SourceKeyframePass(CapturePass):
 
     def attention(self, call: AttentionCall) -> Tensor:
         tokens = super().attention(call)
-        for place, part in zip(self.places(call.options), tokens.chunk(self.rows(tokens)), strict=True):
+        for place, part in zip(call.places, tokens.chunk(self.rows(tokens)), strict=True):
             self.bank[call.layer, place] = part
         return tokens
 
@@ -40,7 +42,7 @@ class SourceMatchPass(CapturePass):
     tokens: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attention(self, call: AttentionCall) -> Tensor:
-        places = self.places(call.options)
+        places = call.places
         first = call.x.chunk(len(places))[places.index(min(places))]
         past, future = match_to_keyframes(first, self.keyframe_features[call.layer], self.near.past, self.near.future)
         self.tokens[call.layer] = past, future

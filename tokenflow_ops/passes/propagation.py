@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops import Neighbours, carry, propagate
-from ..conflicts import check_same_tokens
-from .base import DEEP, AttentionCall, Bank, DeepCall, Pass
+from ..correspondence import carry
+from ..keyframes import Neighbours
+from ..propagation import propagate
+from .base import DEEP, Bank, Pass, check_same_shape
+from .calls import AttentionCall, DeepCall
 
 
 @dataclass(kw_only=True)
@@ -40,11 +42,11 @@ class PropagationPass(Pass):
             return call.nothing()
         layer, grid = self.finest
         sides = self.tokens(layer)
-        return torch.cat([carry(self.bank[DEEP, place], self.near, sides, grid) for place in self.places(call.options)])
+        return torch.cat([carry(self.bank[DEEP, place], self.near, sides, grid) for place in call.places])
 
     def attention(self, call: AttentionCall) -> Tensor:
         past, future = (part.to(call.x.device) for part in self.tokens(call.layer))
-        check_same_tokens(self.node, call.layer, call.x.shape[1:], (past.shape[1], call.x.shape[2]))
+        check_same_shape(call.layer, call.x.shape[1:], (past.shape[1], call.x.shape[2]))
         before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
-        bank = (self.bank[call.layer, place] for place in self.places(call.options))
+        bank = (self.bank[call.layer, place] for place in call.places)
         return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])

@@ -1,7 +1,8 @@
-"""What happens in the UNet's self-attention and ResBlocks during one pass over some of the frames."""
+"""What happens in a model's attention and ResBlocks during one pass over some of the frames."""
 
-from .base import DEEP, PASS_KEY, AttentionCall, Bank, CapturePass, DeepCall, Pass
+from .base import DEEP, Bank, CapturePass, Pass
 from .blending import BlendedPass, SourceMapsPass
+from .calls import AttentionCall, DeepCall, FeatureMismatch, Place
 from .cross_frame import SparseCausalPass
 from .joint import JointPass, KeyframePass
 from .propagation import PropagationPass
@@ -9,15 +10,16 @@ from .reference import SourceKeyframePass, SourceMatchPass
 
 __all__ = [
     "DEEP",
-    "PASS_KEY",
     "AttentionCall",
     "Bank",
     "BlendedPass",
     "CapturePass",
     "DeepCall",
+    "FeatureMismatch",
     "JointPass",
     "KeyframePass",
     "Pass",
+    "Place",
     "PropagationPass",
     "SourceKeyframePass",
     "SourceMapsPass",

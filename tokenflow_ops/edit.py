@@ -1,0 +1,267 @@
+"""One step of an edit: keyframes edited jointly, window by window, and every frame from their tokens (paper, section 4.2).
+
+This is the method's one loop. It knows neither ComfyUI nor diffusers: what evaluates the model is behind `Denoiser`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .correspondence import Correspondences, StepMatches, carry
+from .features import SourceFeatures
+from .keyframes import Neighbours, Windows
+from .passes import Bank, KeyframePass, Pass, PropagationPass
+from .shards import ALONE, Shards
+
+T = TypeVar("T")
+CARRIED_AT_ONCE = 64
+NOTHING: frozenset[str] = frozenset()
+
+
+class Denoiser(Protocol):
+    """Evaluates the model on a clip's noisy frames at one noise level: what an adapter offers to the method."""
+
+    @property
+    def x(self) -> Tensor:
+        """The noisy frames (N, C, h, w)."""
+
+    @property
+    def lists(self) -> int:
+        """How many lists of conditionings (prompt, negative prompt) the model is asked for."""
+
+    def run(self, work: Pass) -> list[Tensor]:
+        """Denoises a pass's frames. Returns: (n, C, h, w) for each list."""
+
+    def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Looks up the source's features of some frames (n,) at this noise level: tokens (n, P, C) or hidden features (n, C, h, w)."""
+
+    def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
+        """Does the work for as many of the frames (n,) at once as memory allows, in order."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step of an edit is to do.
+
+    Args:
+        correspondences: The clip's matches.
+        step: Of the inversion.
+        attention: The self-attention layers whose queries and keys are the source's.
+        hidden: The layers whose hidden features are the source's (one or none).
+        hidden_along: The self-attention layer along whose matches those are carried to the frames; None if every frame has its own.
+        shallow: What frames take from keyframes if they take all that lies deeper as a whole (paper: none of it); None for attention's
+            output of every layer.
+        carries: Whether the denoised frames are made of the keyframes' as well (see `carry_denoised`).
+        jointly: How many keyframes are edited together.
+        at_once: Whether every pass must run over all frames, as guidance that reads what attention saw in the last pass asks for.
+    """
+
+    correspondences: Correspondences
+    step: int
+    attention: tuple[str, ...]
+    hidden: tuple[str, ...]
+    hidden_along: str | None
+    shallow: frozenset[str] | None
+    carries: bool
+    jointly: int
+    at_once: bool = False
+
+    @property
+    def matches(self) -> StepMatches:
+        """The step's keyframes and matches."""
+        return self.correspondences.steps[self.step]
+
+    @property
+    def features(self) -> SourceFeatures:
+        """What frames were matched on."""
+        return self.correspondences.features
+
+    @property
+    def injected(self) -> tuple[str, ...]:
+        """All layers that take the source's features."""
+        return *self.attention, *self.hidden
+
+    @property
+    def windows(self) -> Windows:
+        """Which keyframes are edited together."""
+        count = len(self.matches.keyframes)
+        return Windows.of(count, count if self.at_once else self.jointly)
+
+    @property
+    def banked(self) -> frozenset[str] | None:
+        """What keyframes keep for frames: nothing where frames are carried as a whole."""
+        return NOTHING if self.carries and not self.at_once else self.shallow
+
+
+def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> list[Tensor]:
+    """Denoises all frames of a clip consistently.
+
+    Windows of keyframes follow each other, each followed by the frames up to its last keyframe. Of a window's tokens only the last
+    keyframe's stay for the next one, so that device memory does not grow with the clip. Keyframes are not run again among the frames:
+    what they would be given there are the very tokens of their own. And as long as the denoised frames are carried, frames between
+    keyframes are not run at all: nothing of them would be left.
+
+    Args:
+        denoiser: Evaluates the model.
+        plan: What to do.
+        shards: The machines that share the clip.
+
+    Returns:
+        (N, C, h, w) for each list of conditionings.
+    """
+    windows, anchors = plan.windows, _Joint()
+    result = _Result(denoiser, ALONE if plan.at_once else shards)
+    if len(windows.anchors):
+        anchors = _edit_keyframes(result, plan, windows.anchors, {}, NOTHING, len(windows.anchors))
+    last: _Joint | None = None
+    for own in windows.own:
+        context = _joined(_rows(anchors.seen, windows.elsewhere(own)), last.seen if last else {})
+        before, last = last, _edit_keyframes(result, plan, torch.arange(own.start, own.stop), context, plan.banked, windows.tail)
+        if not plan.carries or plan.at_once:
+            _propagate(result, plan, own, before, last)
+    result.exchange()
+    return [carry_denoised(plan, part) for part in result.denoised] if plan.carries else result.denoised
+
+
+def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
+    """Makes the denoised frames of the keyframes' along the finest matches, as their tokens are made.
+
+    Not in the paper, and for early steps only. Convolutions see every frame's own noise and decide on their own what stands where; later
+    steps only draw it out. Late in the schedule copies of whole patches would be seen, so what is left of the frames' own detail stays.
+
+    Args:
+        plan: The step's.
+        denoised: (N, C, h, w).
+
+    Returns:
+        (N, C, h, w); the same where the plan carries nothing.
+    """
+    if not plan.carries:
+        return denoised
+    matches, finest = plan.matches, plan.features.finest
+    keyframes, grid = denoised[matches.keyframes.to(denoised.device)], plan.features.grid(finest)
+    carried = torch.empty_like(denoised)
+    for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):  # its indices are larger than the latents
+        carried[frames.to(carried.device)] = carry(keyframes, matches.near.of(frames), matches.tokens(finest, frames), grid)
+    return carried
+
+
+@dataclass
+class _Joint:
+    """What a joint pass leaves: `bank` and the source's features `hidden` for frames, `seen`, on its machine alone, for keyframes."""
+
+    bank: Bank = field(default_factory=dict)
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+    seen: Bank = field(default_factory=dict)
+
+
+class _Result:
+    """The frames as they are found, on this machine and the others."""
+
+    def __init__(self, denoiser: Denoiser, shards: Shards) -> None:
+        self.denoiser, self.shards = denoiser, shards
+        self.denoised = [torch.zeros_like(denoiser.x) for _ in range(denoiser.lists)]
+        self.run_here: list[Tensor] = []
+
+    def keep(self, frames: Tensor, denoised: list[Tensor]) -> None:
+        for whole, part in zip(self.denoised, denoised, strict=True):
+            whole[frames.to(whole.device)] = part
+
+    def exchange(self) -> None:
+        """Gives the other machines the frames that were run here, and takes theirs."""
+        if self.shards is ALONE:
+            return
+        frames = torch.cat([torch.empty(0, dtype=torch.int64), *self.run_here])
+        own = frames, [whole[frames.to(whole.device)] for whole in self.denoised]
+        for theirs, denoised in self.shards.gather(own):
+            self.keep(theirs, denoised)
+
+
+def _edit_keyframes(
+    result: _Result, plan: StepPlan, positions: Tensor, context: Bank, banked: frozenset[str] | None, remembered: int
+) -> _Joint:
+    """The joint pass of some keyframes, on one machine for all."""
+    frames, denoiser, seen = plan.matches.keyframes[positions], result.denoiser, dict[Any, Any]()
+
+    def edit() -> tuple[Bank, dict[str, Tensor], list[Tensor]]:
+        source = denoiser.source(frames, plan.injected)
+        joint = KeyframePass(frames, source=source, banked=banked, context=context, remembered=remembered)
+        denoised = denoiser.run(joint)
+        seen.update(joint.seen)
+        carried = plan.hidden if plan.shallow is None and plan.hidden_along else ()
+        return joint.bank, {name: source[name] for name in carried}, denoised
+
+    bank, hidden, denoised = result.shards.once(edit)
+    result.keep(frames, denoised)
+    return _Joint(bank, hidden, seen)
+
+
+def _propagate(result: _Result, plan: StepPlan, own: range, before: _Joint | None, joint: _Joint) -> None:
+    """The frames whose future keyframe is one of the window's, from its tokens and those of the last keyframe before."""
+    near, denoiser = plan.matches.near, result.denoiser
+    first = own.start - (before is not None)
+    bank, hidden = joint.bank, joint.hidden
+    if before:
+        bank = _joined(_rows(before.bank, slice(-1, None)), bank)
+        hidden = {name: torch.cat([before.hidden[name][-1:], part]) for name, part in hidden.items()}
+    following = (near.future >= own.start) & (near.future < own.stop)
+    if not plan.at_once:
+        following &= ~_with_own_tokens(plan.matches)
+    finest = None if plan.shallow is None else (plan.features.finest[-1], plan.features.grid(plan.features.finest))
+
+    def work(part: Tensor) -> None:
+        nearby = near.of(part).counted_from(first)
+        tokens = partial(plan.correspondences.tokens, plan.step, frames=part)
+        source = {} if finest else _hidden_of_frames(denoiser, plan, hidden, nearby, part)
+        result.keep(part, denoiser.run(PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest)))
+        result.run_here.append(part)
+
+    denoiser.in_parts(result.shards.own(following.nonzero().flatten()), work)
+
+
+def _hidden_of_frames(denoiser: Denoiser, plan: StepPlan, hidden: dict[str, Tensor], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
+    """The source's hidden features of some frames: the keyframes' along the matches, unless every frame has its own.
+
+    The source carried along its own matches is nearly the source, and the keyframes' features are computed anyway: it takes neither the
+    time nor the memory for all frames at all steps. Edits were the same within a thousandth of their warp error.
+    """
+    if plan.hidden_along is None:
+        return denoiser.source(frames, plan.hidden)
+    tokens = plan.correspondences.tokens(plan.step, plan.hidden_along, frames)
+    return {name: carry(part, near, tokens, (part.shape[2], part.shape[3])) for name, part in hidden.items()}
+
+
+def _with_own_tokens(matches: StepMatches) -> Tensor:
+    """(N,) bool: the keyframes that keep their own tokens and nothing else."""
+    near, own = matches.near, torch.arange(len(matches.keyframes))
+    kept = (near.past[matches.keyframes] == own) & (near.future[matches.keyframes] == own)
+    whole = torch.zeros(len(near.past), dtype=torch.bool)
+    whole[matches.keyframes[kept]] = True
+    return whole
+
+
+def _rows(bank: Bank, rows: Tensor | slice) -> Bank:
+    """The chosen keyframes' tokens, copied so that the others' memory is free."""
+
+    def chosen(tokens: Tensor) -> Tensor:
+        return tokens[rows].clone() if isinstance(rows, slice) else tokens[rows.to(tokens.device)]
+
+    return {key: chosen(held) if isinstance(held, Tensor) else [chosen(part) for part in held] for key, held in bank.items()}
+
+
+def _joined(*banks: Bank) -> Bank:
+    """Keyframes' tokens of several banks, in their order; banks without any are left out."""
+    banks = tuple(bank for bank in banks if bank)
+    if len(banks) < 2:
+        return banks[0] if banks else {}
+
+    def join(parts: tuple[Any, ...]) -> Any:
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else [torch.cat(sides) for sides in zip(*parts, strict=True)]
+
+    return {key: join(tuple(bank[key] for bank in banks)) for key in banks[0]}

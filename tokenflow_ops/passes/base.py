@@ -1,0 +1,113 @@
+"""What happens in a model's attention and ResBlocks during one pass over some of the frames.
+
+The adapters' wrapped layers ask the pass of the running call. Rows of a batch are conditionings times frames, conditionings first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import AttentionCall, DeepCall, FeatureMismatch, Place
+
+# What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each keyframe.
+# DEEP: (k, C, h, w) instead, from the last layer below the model's full resolution.
+DEEP = "deep"
+Bank = dict[tuple[str, Place], Any]
+
+
+@dataclass
+class Pass:
+    """A pass that changes nothing: frames that only have to be processed in smaller batches.
+
+    frames: (n,) frame numbers.
+    source: for injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w); empty without injection.
+    """
+
+    frames: Tensor
+    source: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer runs as the host runs it."""
+        return type(self) is Pass and not self.source
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        """The module's output tokens (rows * n, P, C)."""
+        if call.layer not in self.source:
+            return call.run(call.x, call.context, call.value)
+        source = self.source_rows(call.layer, call.x)
+        return call.run_injected(source, source, call.value_tokens)
+
+    def cross_attention(self, call: AttentionCall) -> Tensor:
+        """A cross-attention module's output tokens (rows * n, P, C); the context is the prompts' (rows * n, T, D)."""
+        return call.run(call.x, call.context, call.value)
+
+    def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:
+        """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""
+        return self.source_rows(path, hidden) if path in self.source else hidden
+
+    @property
+    def skips_deep(self) -> bool:
+        """Whether nothing below the UNet's full resolution runs."""
+        return False
+
+    def deep(self, call: DeepCall) -> Tensor:
+        """The output of a layer below the UNet's full resolution."""
+        return call.run()
+
+    def finish(self) -> None:
+        """Called once the pass is through. One that fails is made again, with fewer frames."""
+
+    def rows(self, tensor: Tensor) -> int:
+        """How many conditionings the batch holds."""
+        return tensor.shape[0] // len(self.frames)
+
+    def source_rows(self, name: str, like: Tensor) -> Tensor:
+        """The source's features, repeated for every conditioning of the batch, on the device and in the dtype of `like`."""
+        source = self.source[name].to(like)
+        check_same_shape(name, like.shape[1:], source.shape[1:])
+        return source.repeat(self.rows(like), *[1] * (source.ndim - 1))
+
+
+@dataclass
+class CapturePass(Pass):
+    """Records self-attention inputs phi_l and ResBlock features of the source on its way.
+
+    Of several source prompts combined, the first one's are recorded.
+    names: layers to record. device: where to keep them, None for where they are.
+    kept: filled with (n, P, C) or (n, C, h, w) tensors.
+    """
+
+    names: frozenset[str] = frozenset()
+    device: torch.device | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    _kept_of: dict[str, Place] = field(default_factory=dict)
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        self.keep(call.layer, call.x, call.places)
+        return super().attention(call)
+
+    def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:
+        self.keep(path, hidden, places)
+        return hidden
+
+    def keep(self, name: str, tensor: Tensor, places: list[Place]) -> None:
+        """Records the first conditioning's rows, which the host may have put into this batch or another."""
+        if name not in self.names:
+            return
+        place, row = min((place, row) for row, place in enumerate(places))
+        if name not in self.kept or place <= self._kept_of[name]:
+            self._kept_of[name] = place
+            # A copy: the host's blocks work in place.
+            self.kept[name] = tensor.chunk(self.rows(tensor))[row].to(self.device or tensor.device, copy=True)
+
+
+def check_same_shape(name: str, here: torch.Size | tuple[int, ...], source: torch.Size | tuple[int, ...]) -> None:
+    """Raises FeatureMismatch if what a layer has here is of another shape, frames left out, than in the source features."""
+    if tuple(here) != tuple(source):
+        raise FeatureMismatch(name, tuple(here), tuple(source))

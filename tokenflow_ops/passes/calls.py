@@ -1,0 +1,123 @@
+"""One call of a layer during a pass, as an adapter (ComfyUI, diffusers) hands it to the pass.
+
+Rows of a batch are conditionings times frames, conditionings first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Which conditioning (prompt, negative prompt, ...) a row of the batch is of; passes only compare and order them.
+Place = Any  # orderable and hashable; typing has no name for that
+
+
+@dataclass
+class AttentionCall(ABC):
+    """One call of an attention module.
+
+    Args:
+        layer: The module's path.
+        module: It, with to_q, to_k, to_v and heads.
+        x: (rows * n, P, C) tokens to project to queries.
+        context: (rows * n, P', C') tokens to project to keys, or None for x.
+        value: The same for values, or None for those of the keys.
+        places: The conditionings of the batch, in its order.
+    """
+
+    layer: str
+    module: Any
+    x: Tensor
+    context: Tensor | None
+    value: Tensor | None
+    places: list[Place]
+
+    @property
+    def key_tokens(self) -> Tensor:
+        """The tokens that keys are projected from."""
+        return self.x if self.context is None else self.context
+
+    @property
+    def value_tokens(self) -> Tensor:
+        """The tokens that values are projected from."""
+        return self.key_tokens if self.value is None else self.value
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens."""
+
+    @abstractmethod
+    def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
+        """Runs the module as it is on other tokens."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attends with projected queries (b, P, C), keys and values (b, P', C), by the adapter's backend; before the output projection."""
+
+    @abstractmethod
+    def project_out(self, tokens: Tensor) -> Tensor:
+        """Applies the module's output projection."""
+
+    def run_injected(self, q_source: Tensor, k_source: Tensor, value: Tensor) -> Tensor:
+        """Runs the module with queries and keys projected from source features."""
+        module = self.module
+        return self.project_out(self.attend(module.to_q(q_source), module.to_k(k_source), module.to_v(value)))
+
+    def run_windows(self, q_from: Tensor, k_from: Tensor, v_from: Tensor, windows: Tensor) -> Tensor:
+        """Runs the module with every frame attending to some of the keyframes only.
+
+        Args:
+            q_from: (rows, n, P, C) tokens to project.
+            k_from: (rows, k, P, C).
+            v_from: (rows, k, P, C).
+            windows: (n, L) positions among the k.
+
+        Returns:
+            (rows * n, P, C).
+        """
+        module = self.module
+        q, k, v = module.to_q(q_from), module.to_k(k_from), module.to_v(v_from)
+        out = [self.attend(q[:, i], k[:, window].flatten(1, 2), v[:, window].flatten(1, 2)) for i, window in enumerate(windows.tolist())]
+        return self.project_out(torch.stack(out, 1).flatten(0, 1))
+
+
+@dataclass
+class DeepCall(ABC):
+    """One call of a layer below the model's full resolution.
+
+    Args:
+        path: The layer's.
+        last: Whether it is the last one, whose output (rows * n, C, h, w) is back at full resolution.
+        places: The conditionings of the batch, in its order.
+    """
+
+    path: str
+    last: bool
+    places: list[Place]
+
+    @abstractmethod
+    def run(self) -> Tensor:
+        """Runs the layer as it is."""
+
+    @abstractmethod
+    def nothing(self) -> Any:
+        """Makes an output that costs nothing, in the form that the model hands on."""
+
+
+class FeatureMismatch(ValueError):
+    """A layer has features of another shape than the source's.
+
+    Args:
+        name: The layer.
+        here: Its shape here, frames left out.
+        source: The source's.
+    """
+
+    def __init__(self, name: str, here: tuple[int, ...], source: tuple[int, ...]) -> None:
+        super().__init__(f"{name} has features of shape {here} here and {source} in the source")
+        self.name, self.here, self.source = name, here, source

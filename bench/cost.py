@@ -19,7 +19,7 @@ import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tokenflow_pack.host.demo_model import load_demo_model
-from tokenflow_pack.host.layers import deep_layers, self_attention_layers
+from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.inversion import FIRST_STEP_CALLS

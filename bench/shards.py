@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenflow_pack.host.layers import deep_layers
+from tokenflow_pack.host.families.unet import deep_layers
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 
 from cluster.jobs import make_jobs

@@ -1,15 +1,17 @@
-"""Calls of the host's UNet layers as passes are asked about them."""
+"""What travels to the model's layers during a pass, and their calls as passes are asked about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..tokenflow_ops.passes import AttentionCall, DeepCall, Place
+from ..tokenflow_ops.passes import AttentionCall, Pass, Place
 
 # What travels in `transformer_options` during a pass: the pass, and what its layers need to know of it.
 PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (bandit takes passes for passwords)
@@ -17,14 +19,49 @@ PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (b
 
 @dataclass(frozen=True)
 class Handover:
-    """node: the node's name for errors. places: where each conditioning of the pass stands, by uuid."""
+    """What a pass hands to the layers.
 
+    work: the pass. node: the node's name for errors. places: where each conditioning of the pass stands, by uuid.
+    """
+
+    work: Pass
     node: str
     places: Mapping[Any, Place]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Handover | None:
+        """What a running call has in its transformer_options; None outside of our passes."""
+        found: Handover | None = options.get(HANDOVER_KEY)
+        return found
+
+    def given(self) -> dict[str, Any]:
+        """As transformer_options."""
+        return {PASS_KEY: self.work, HANDOVER_KEY: self}
 
     def of_batch(self, options: Mapping[str, Any]) -> list[Place]:
         """The conditionings of a batch, which the host puts together by free memory, in its order."""
         return [self.places[uuid] for uuid in options["uuids"]]
+
+
+class Running(threading.local):
+    """The transformer_options of the model's running call, which ResBlocks and the like are not given; each thread has its own."""
+
+    def __init__(self) -> None:
+        self._calls: list[dict[str, Any]] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the innermost call; empty outside of any."""
+        return self._calls[-1] if self._calls else {}
+
+    @contextmanager
+    def call(self, options: dict[str, Any]) -> Iterator[None]:
+        """Within, the model runs with these."""
+        self._calls.append(options)
+        try:
+            yield
+        finally:
+            self._calls.pop()
 
 
 @dataclass
@@ -51,25 +88,3 @@ class HostAttention(AttentionCall):
     def project_out(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.module.to_out(tokens)
         return out
-
-
-@dataclass
-class HostDeep(DeepCall):
-    """original: the layer's forward as it was. x: its input. args, kwargs: the others."""
-
-    original: Callable[..., Tensor]
-    x: Tensor
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def run(self) -> Tensor:
-        return self.original(self.x, *self.args, **self.kwargs)
-
-    def nothing(self) -> Tensor:
-        """An output without channels: the host joins it to others and takes its height and width for the way up, at no cost."""
-        height, width = self.x.shape[2:]
-        if self.kwargs.get("output_shape") is not None:
-            height, width = self.kwargs["output_shape"][2:]
-        elif not self.args:  # a Downsample; ResBlocks and transformers are given an embedding or a context
-            height, width = -(-height // 2), -(-width // 2)
-        return self.x.new_empty(len(self.x), 0, height, width)

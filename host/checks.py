@@ -10,9 +10,10 @@ from comfy.ldm.modules.attention import SpatialVideoTransformer
 from torch import Tensor
 
 from ..tokenflow_ops import Injection, Inversion
+from ..tokenflow_ops.backbone import Backbone
 from .errors import NodeError
+from .families import backbone_of
 from .fingerprint import model_fingerprint
-from .layers import blocks, injected_attention, self_attention_layers
 
 # Rows and columns of the smallest latents: halved twice there is nothing left to match.
 SMALLEST = 3
@@ -20,12 +21,12 @@ SMALLEST = 3
 SAME_FRAME = 0.05
 
 
-def check_model(node: str, model: Any) -> tuple[str, ...]:
-    """The self-attention layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
+def check_model(node: str, model: Any) -> Backbone:
+    """The layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
     unet = getattr(model.model, "diffusion_model", None)  # a VAE's or a text encoder's patcher has none
-    layers = () if unet is None else self_attention_layers(unet)
+    found = None if unet is None else backbone_of(unet)
     kind = type(model.model.model_config).__name__ if hasattr(model.model, "model_config") else type(model.model).__name__
-    if not layers:
+    if found is None:
         raise NodeError(
             node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
         )
@@ -37,7 +38,7 @@ def check_model(node: str, model: Any) -> tuple[str, ...]:
         raise NodeError(
             node, "model", f"{kind} is a flow model, whose start is not noise over signal.", "Connect an SD 1.x, SD 2.x or SDXL model."
         )
-    return layers
+    return found[1]
 
 
 def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = "latents") -> Tensor:
@@ -77,14 +78,14 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
     return samples.float()
 
 
-def check_injection(node: str, layers: tuple[str, ...], injection: Injection | None) -> None:
+def check_injection(node: str, backbone: Backbone, injection: Injection | None) -> None:
     """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
-    if injection is None or not (injection.attention_until or injection.features_until) or injected_attention(layers, injection.layers):
+    if injection is None or not (injection.attention_until or injection.features_until) or backbone.injected_attention(injection.layers):
         return
     raise NodeError(
         node,
         "injection",
-        f"Plug-and-Play injects from the decoder's second block with self-attention on; this model's are {', '.join(blocks(layers))}.",
+        f"Plug-and-Play injects from the decoder's second block with self-attention on; this model's are {', '.join(backbone.blocks)}.",
         "Disconnect it; a start below 1 or a ControlNet keeps the source's structure with any model.",
     )
 

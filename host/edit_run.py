@@ -15,13 +15,13 @@ from comfy.sampler_helpers import convert_cond, prepare_mask
 from torch import Tensor
 
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMatches
+from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.edit import StepPlan, edit_step
 from ..tokenflow_ops.fusion import FirstFrameMotion, motion_from_first
-from ..tokenflow_ops.passes import DEEP, CapturePass, Pass
+from ..tokenflow_ops.passes import CapturePass, Pass
 from .checks import check_same_clip
 from .conflicts import check_areas
 from .errors import NodeError
-from .layers import deep_layers, injected_attention, injected_features
 from .memory import replaces_attention
 from .patching import ModelCall, Run
 from .preview import show_frames
@@ -49,7 +49,7 @@ class Mode:
 class Edit:
     """What an edit is made of.
 
-    node: the node's name for errors. layers: the model's self-attention layers. mode: how frames are kept together.
+    node: the node's name for errors. backbone: the model's layers. mode: how frames are kept together.
     injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to at most; 0 for the mode's own.
     carry_until: share of the schedule, see `tokenflow_ops.edit.carry_denoised`. deep: whether frames take all that comes up from below
     the UNet's full resolution from the keyframes, or self-attention's output alone. frames_per_pass: 0 for the host's estimate.
@@ -58,7 +58,7 @@ class Edit:
     """
 
     node: str
-    layers: tuple[str, ...]
+    backbone: Backbone
     correspondences: Correspondences
     injection: Injection | None
     mode: Mode
@@ -75,7 +75,7 @@ class Moment:
     """Where the sampler stands.
 
     step: of the inversion, the same for all evaluations of one sampling step. matches: its keyframes and matches.
-    attention, hidden: the self-attention layers and the ResBlock part (one or none) that take the source's features now.
+    attention, hidden: the self-attention layers and the layer with hidden features (one or none) that take the source's features now.
     place, steps: of this step in the inversion's whole schedule, counted from 0, and all that it has. Every share counts on these and not
     on the steps of the run: a run that is cut in two is one edit, and fewer steps stay at the same noise levels.
     """
@@ -109,7 +109,6 @@ class EditRun(Run):
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
-        self.deep_layers: tuple[str, ...] = ()
         self.source_conds: list[dict[str, Any]] | None = None
         self.positive: list[dict[str, Any]] | None = None
 
@@ -119,7 +118,6 @@ class EditRun(Run):
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
         self.steps = Steps(sampler, guider, sigmas)
         self.positive = guider.conds.get("positive")
-        self.deep_layers = deep_layers(self.model.model.diffusion_model)
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
@@ -160,8 +158,9 @@ class EditRun(Run):
         place, steps = self.inversion.skipped + step, self.inversion.steps
         if injection is None:
             return Moment(step, matches, (), (), place, steps)
-        attention = injected_attention(self.edit.layers, injection.layers) if injection.attention_at(place, steps) else ()
-        hidden = injected_features(self.edit.layers) if injection.features_at(place, steps) else None
+        backbone = self.edit.backbone
+        attention = backbone.injected_attention(injection.layers) if injection.attention_at(place, steps) else ()
+        hidden = backbone.injected_hidden if injection.features_at(place, steps) else None
         return Moment(step, matches, attention, (hidden,) if hidden else (), place, steps)
 
     @cached_property
@@ -192,13 +191,7 @@ class EditRun(Run):
         """Whether frames need nothing below full resolution. Patches on the UNet's blocks (FreeU, downscaling) want to see it run."""
         patches = call.options["transformer_options"].get("patches", {})
         patched = any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
-        return self.edit.deep and bool(self.deep_layers) and not patched and not replaces_attention(self.model)
-
-    @cached_property
-    def shallow_layers(self) -> frozenset[str]:
-        """What frames take from keyframes if they take what is deeper as a whole: that, and these layers' output."""
-        below = tuple(f"{path}." for path in self.deep_layers)
-        return frozenset((DEEP, *(layer for layer in self.edit.layers if not layer.startswith(below))))
+        return self.edit.deep and bool(self.edit.backbone.deep) and not patched and not replaces_attention(self.model)
 
     def source_prompt(self) -> list[dict[str, Any]]:
         """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""
@@ -225,8 +218,8 @@ class EditRun(Run):
             now.step,
             now.attention,
             now.hidden,
-            None if own else injected_attention(self.edit.layers)[0],
-            self.shallow_layers if deep else None,
+            None if own else self.edit.backbone.injected_attention()[0],
+            self.edit.backbone.shallow if deep else None,
             now.place < round(self.edit.carry_until * now.steps),
             self.jointly,
             # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes it for all frames.

@@ -13,7 +13,6 @@ from ..tokenflow_ops.passes import Bank, BlendedPass, Place, SourceMapsPass, Spa
 from .controls import rows_of
 from .edit_run import EditRun, Moment
 from .errors import NodeError
-from .layers import cross_attention, decoder_block
 from .patching import ModelCall
 
 # Layers with more tokens keep their own maps.
@@ -33,8 +32,8 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     were not tuned to the clip their settings attend to the middle frame alone; ours are those for tuned ones.
     """
     own = [layer for layer, (tokens, _) in run.features.shapes.items() if tokens <= MOST_TOKENS and now.before(SELF_UNTIL)]
-    cross = [cross_attention(layer) for layer, (tokens, _) in run.features.shapes.items() if tokens <= MOST_TOKENS]
-    layers = frozenset(run.edit.layers)
+    cross = [run.edit.backbone.cross[layer] for layer, (tokens, _) in run.features.shapes.items() if tokens <= MOST_TOKENS]
+    layers = frozenset(run.edit.backbone.attention)
     bank: Bank = {}
 
     def make(frames: Tensor) -> SparseCausalPass:
@@ -59,8 +58,9 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 def _coarsest(run: EditRun) -> list[str]:
     """The decoder's cross-attention layers of the fewest tokens, 16 x 16 of SD 1.5 at 512 x 512: where words are told apart best."""
-    decoder = {layer: tokens for layer, (tokens, _) in run.features.shapes.items() if decoder_block(layer) is not None}
-    return [cross_attention(layer) for layer, tokens in decoder.items() if tokens == min(decoder.values())]
+    backbone = run.edit.backbone
+    decoder = {layer: run.features.shapes[layer][0] for layer in backbone.decoder_layers}
+    return [backbone.cross[layer] for layer, tokens in decoder.items() if tokens == min(decoder.values())]
 
 
 def _positive(run: EditRun, call: ModelCall) -> dict[Place, Any]:

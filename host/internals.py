@@ -93,9 +93,13 @@ USES = (
             "attention_pytorch",
             "optimized_attention(q, k, v, heads, attn_precision=, transformer_options=)",
         ),
-        "finding self-attention by structure (host/layers.py), refusing video models, the host's attention backend",
+        "finding self-attention by structure (host/families/unet.py), refusing video models, the host's attention backend",
     ),
-    Use("comfy.ldm.modules.diffusionmodules.openaimodel", ("Downsample", "Upsample", "ResBlock"), "the UNet's levels (host/layers.py)"),
+    Use(
+        "comfy.ldm.modules.diffusionmodules.openaimodel",
+        ("Downsample", "Upsample", "ResBlock"),
+        "a UNet's levels (families/unet.py)",
+    ),
     Use(
         "comfy.model_management",
         (

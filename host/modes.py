@@ -56,7 +56,7 @@ def first_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """Every frame attends to the first and the previous one in all layers (Tune-A-Video, untrained)."""
     bank: Bank = {}
-    layers = frozenset(run.edit.layers)
+    layers = frozenset(run.edit.backbone.attention)
     return run.over_frames(
         call, lambda frames: SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
     )
@@ -68,7 +68,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     It runs the source as a row beside the edit's two and searches in every layer on that row, which is propagated like the others; so do
     we, one pass after the other. Of the stored correspondences only the keyframes are used.
     """
-    keyframes, layers = now.matches.keyframes, run.edit.layers
+    keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
     near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
     source_bank: Bank = {}
     bank: Bank = {}

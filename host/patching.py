@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
-from .calls import HANDOVER_KEY, PASS_KEY, Handover, HostAttention, HostDeep
+from .calls import Handover, Running
 from .conds import Conds, PassConds
-from .conflicts import DOWNSCALE, check_all_tokens, check_controls, check_every_pass_runs
+from .conflicts import DOWNSCALE, check_controls, check_every_pass_runs
 from .controls import shallow_control
 from .errors import NodeError
-from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
+from .families import backbone_of
 from .memory import frames_per_pass
 from .wraps import ForwardWraps
 
@@ -140,7 +141,7 @@ class ModelCall:
         part = self.x[rows] if x is None else x
         # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
-        ours = {PASS_KEY: frames_pass, HANDOVER_KEY: Handover(run.node, cut.place), "ad_params": window}
+        ours = Handover(frames_pass, run.node, cut.place).given() | {"ad_params": window}
         options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | ours}
         try:
             denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
@@ -156,65 +157,19 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
     asked: frames per pass, 0 for the host's estimate. with_deep: whether passes are asked for what lies below the UNet's full resolution.
     """
     clone = model.clone()
-    layers = self_attention_layers(clone.model.diffusion_model)
-    cross_layers = cross_attention_layers(clone.model.diffusion_model)
-    features = injected_features(layers)
-    deep = deep_layers(clone.model.diffusion_model) if with_deep else ()
-    running: list[dict[str, Any]] = []  # transformer_options of the UNet's running call, which ResBlocks and the like are not given
-
-    def make(path: str, module: Any) -> Callable[..., Any]:
-        if path == features:
-            return _wrap_hidden(path, running)
-        if path in deep:
-            return _wrap_deep(path, path == deep[-1], running)
-        return _wrap_attention(path, module, cross=path in cross_layers)
-
-    wraps = ForwardWraps((*layers, *cross_layers, *((features,) if features else ()), *deep), make)
+    found = backbone_of(clone.model.diffusion_model)
+    assert found is not None, "checked by the nodes"
+    family, backbone = found
+    running, deep = Running(), backbone.deep if with_deep else ()
+    hidden = (backbone.injected_hidden,) if backbone.injected_hidden else ()
+    wraps = ForwardWraps(
+        (*backbone.attention, *backbone.cross.values(), *hidden, *deep), partial(family.wrapper, backbone, running=running)
+    )
     clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     _add_wrappers(clone, new_run, asked)
     wraps.during_sampling(clone, KEY)
-    _watch_unet(clone, deep, running)
+    _watch_model(clone, deep, running)
     return clone
-
-
-def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor]:
-    def forward(
-        original: Callable[..., Tensor], x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **kwargs: Any
-    ) -> Tensor:
-        options = kwargs.get("transformer_options") or {}
-        frames_pass: Pass | None = options.get(PASS_KEY)
-        if frames_pass is None:
-            return original(x, context=context, value=value, mask=mask, **kwargs)
-        handover: Handover = options[HANDOVER_KEY]
-        call = HostAttention(path, module, x, context, value, handover.of_batch(options), original, mask, options)
-        if cross:
-            return frames_pass.cross_attention(call)
-        if not frames_pass.plain:
-            check_all_tokens(handover.node, path, x, options)
-        return frames_pass.attention(call)
-
-    return forward
-
-
-def _wrap_hidden(path: str, running: list[dict[str, Any]]) -> Callable[..., Tensor]:
-    def forward(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        hidden = original(*args, **kwargs)
-        options = running[-1] if running else {}
-        frames_pass: Pass | None = options.get(PASS_KEY)
-        return hidden if frames_pass is None else frames_pass.hidden(path, hidden, options[HANDOVER_KEY].of_batch(options))
-
-    return forward
-
-
-def _wrap_deep(path: str, last: bool, running: list[dict[str, Any]]) -> Callable[..., Tensor]:
-    def forward(original: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        options = running[-1] if running else {}
-        frames_pass: Pass | None = options.get(PASS_KEY)
-        if frames_pass is None:
-            return original(x, *args, **kwargs)
-        return frames_pass.deep(HostDeep(path, last, options[HANDOVER_KEY].of_batch(options), original, x, args, kwargs))
-
-    return forward
 
 
 def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
@@ -264,17 +219,14 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         clone.add_wrapper_with_key(kind, KEY, wrapper)
 
 
-def _watch_unet(clone: Any, deep: tuple[str, ...], running: list[dict[str, Any]]) -> None:
+def _watch_model(clone: Any, deep: tuple[str, ...], running: Running) -> None:
     def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
-        frames_pass: Pass | None = options.get(PASS_KEY)
-        if frames_pass is not None and frames_pass.skips_deep:
+        now = Handover.of(options)
+        if now is not None and now.work.skips_deep:
             args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
-        running.append(options)
-        try:
+        with running.call(options):
             return executor(*args, **kwargs)
-        finally:
-            running.pop()
 
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, diffusion_model)

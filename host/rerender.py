@@ -7,7 +7,6 @@ from torch import Tensor
 from ..tokenflow_ops.fusion import fuse_with_first, match_statistics
 from ..tokenflow_ops.passes import Bank, SparseCausalPass
 from .edit_run import EditRun, Moment
-from .layers import decoder_block
 from .patching import ModelCall
 
 # Shares of the steps, as in the authors' code: shapes until, colours from.
@@ -23,7 +22,7 @@ def rerender(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     autoencoder inside the sampler.
     """
     bank: Bank = {}
-    layers = frozenset(layer for layer in run.edit.layers if decoder_block(layer) is not None)
+    layers = frozenset(run.edit.backbone.decoder_layers)
     return run.over_frames(
         call, lambda frames: SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
     )

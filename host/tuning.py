@@ -31,10 +31,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint
 
+from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.passes import SparseCausalPass
 from .errors import NodeError
+from .families.unet import find
 from .internals import TRAINING, check_host
-from .layers import cross_attention_layers, self_attention_layers
 from .patching import ModelCall, patch
 from .source import SourceRun
 from .wraps import ForwardWraps
@@ -97,7 +98,7 @@ def tune_queries(node: str, model: Any, latents: Tensor, positive: Any, tuning: 
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), _told_to_host(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "In .* autocast, but the target dtype is not supported")  # float32 needs none
         torch.default_generator.manual_seed(tuning.seed)
-        run = TuningRun(node, self_attention_layers(model.model.diffusion_model))
+        run = TuningRun(node, _layers(model).attention)
         patched = patch(model, lambda: run, len(latents))
         patched.set_model_compute_dtype(_training_dtype(model))
         patched.model_options["transformer_options"]["optimized_attention_override"] = _attention_with_gradient
@@ -161,6 +162,12 @@ def _train(run: TuningRun, patched: Any, latents: Tensor, positive: Any, adapter
     return losses
 
 
+def _layers(model: Any) -> Backbone:
+    found = find(model.model.diffusion_model)
+    assert found is not None, "checked by the node"
+    return found
+
+
 def _training_dtype(model: Any) -> torch.dtype:
     """float32 for models that compute in it, else bfloat16 where the device has it: its range needs no scaling of the loss."""
     computes_in = model.get_model_object("manual_cast_dtype") or model.model_dtype()
@@ -171,8 +178,8 @@ def _training_dtype(model: Any) -> torch.dtype:
 
 def _adapt(patched: Any, rank: int) -> dict[str, WeightAdapterTrainBase]:
     """Adds what trains to the query weights, by the names of their modules."""
-    unet = patched.model.diffusion_model
-    queries = {f"{PREFIX}{path}.to_q" for path in (*self_attention_layers(unet), *cross_attention_layers(unet))}
+    layers = _layers(patched)
+    queries = {f"{PREFIX}{path}.to_q" for path in (*layers.attention, *layers.cross.values())}
     adapters: dict[str, WeightAdapterTrainBase] = {}
     for name, module in patched.model.named_modules():
         if not hasattr(module, "weight_function"):

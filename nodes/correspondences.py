@@ -15,7 +15,7 @@ from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.search import BACKENDS, load_faiss
 from ..tokenflow_ops.views import principal_colours, rebuild
 from .door import checked
-from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema, shown_frames
+from .schema import CELL, CorrespondencesSocket, FeaturesSocket, as_image, schema, shown_frames
 
 NAME = "Build NN Correspondences"
 RANDOM, FIXED = "random at every step", "fixed"
@@ -135,4 +135,4 @@ def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tenso
     if frames is not None:
         return rebuild(frames.movedim(-1, 1)[:, :3], matches, features.finest, grid, torch.arange(count)).movedim(1, -1)
     colours = principal_colours(lambda i: latents[i].flatten(1).T, count).movedim(-1, 1).unflatten(2, (height, width))
-    return as_image(rebuild(colours, matches, features.finest, grid, shown_frames(count)), height * 8, width * 8)
+    return as_image(rebuild(colours, matches, features.finest, grid, shown_frames(count)), height * CELL, width * CELL)

@@ -15,15 +15,15 @@ from comfy_api.latest import io
 from ..host.checks import check_model, check_same_model
 from ..host.conflicts import check_levels
 from ..host.errors import NodeError
-from ..host.layers import decoder_block, injected_features
 from ..host.memory import fits_in_memory
 from ..host.shards import together
 from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
+from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
 from ..tokenflow_ops.views import feature_colours
 from .door import checked
-from .schema import FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames, step_at
+from .schema import CELL, FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames, step_at
 
 NAME = "Extract SA Features"
 COARSE_TO_FINE, ALL, ONE_PER_RESOLUTION, DECODER = LAYERS = "coarse to fine", "all", "one per resolution", "decoder"
@@ -96,18 +96,18 @@ class ExtractFeatures(io.ComfyNode):
         storage: str = "auto",
         frames_per_pass: int = 0,
     ) -> io.NodeOutput:
-        names = check_model(NAME, model)
+        backbone = check_model(NAME, model)
         check_same_model(NAME, model, inversion)
         capture = partial(capture_features, NAME, model, inversion, frames_per_pass=frames_per_pass)
-        shapes, element, hidden = _probe(capture, names)
+        shapes, element, hidden = _probe(capture, backbone)
         check_levels(NAME, shapes, *inversion.latents.shape[-2:])
         capture = partial(capture, shapes=shapes)
-        matched_by = _matched_by(shapes, layers)
+        matched_by = _matched_by(shapes, backbone.decoder_layers, layers)
         count = len(inversion.sigmas) - 1
         chosen = _steps(count, steps, every, noise_level)
         kept = list(dict.fromkeys(layer for descriptor in matched_by.values() for layer in descriptor))
         # Plug-and-Play's features belong to their own steps: between levels they are carried along the matches.
-        extra = [name] if len(chosen) == count and (name := injected_features(names)) else []
+        extra = [name] if len(chosen) == count and (name := backbone.injected_hidden) else []
         numbers = len(chosen) * (sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0))
         store = _store(storage, inversion.frames * element * numbers)
         features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
@@ -116,17 +116,16 @@ class ExtractFeatures(io.ComfyNode):
         return io.NodeOutput(features, _components(features))
 
 
-def _probe(capture: Any, names: tuple[str, ...]) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """One frame through the model: tokens and width of every layer, bytes of a number, and the size of a frame's ResBlock features."""
-    path = injected_features(names)
+def _probe(capture: Any, backbone: Backbone) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """One frame through the model: tokens and width of every layer, bytes of a number, and the size of a frame's hidden features."""
+    names, path = backbone.attention, backbone.injected_hidden
     found: dict[str, torch.Tensor] = {}
     capture([*names, *([path] if path else [])], [0], lambda step, layers: found.update(layers), frames=torch.tensor([0]))
     shapes = {name: (found[name].shape[1], found[name].shape[2]) for name in names}
     return shapes, found[names[0]].element_size(), found[path].numel() if path else 0
 
 
-def _matched_by(shapes: dict[str, tuple[int, int]], layers: str) -> dict[str, Descriptor]:
-    decoder = [name for name in shapes if decoder_block(name) is not None]
+def _matched_by(shapes: dict[str, tuple[int, int]], decoder: tuple[str, ...], layers: str) -> dict[str, Descriptor]:
     if layers == COARSE_TO_FINE:
         return coarse_to_fine(shapes, decoder)
     shared = share_by_resolution(shapes, preferred=decoder)
@@ -172,4 +171,4 @@ def _components(features: SourceFeatures) -> torch.Tensor:
     step = features.nearest_step(round(0.8 * (len(inversion.sigmas) - 2)))
     colours = feature_colours(features, features.finest, step, shown_frames(inversion.frames))
     height, width = inversion.latents.shape[-2:]
-    return as_image(colours, height * 8, width * 8)
+    return as_image(colours, height * CELL, width * CELL)

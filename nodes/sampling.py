@@ -95,20 +95,20 @@ def _edit(
     frames: torch.Tensor | None,
     chosen: Preset,
 ) -> Edit:
-    layers = check_model(node, model)
-    check_injection(node, layers, injection)
+    backbone = check_model(node, model)
+    check_injection(node, backbone, injection)
     inversion = correspondences.features.inversion
     check_same_model(node, model, inversion)
     check_mask(node, mask, inversion)
     if MODES[consistency].needs_frames:
         check_frames(node, frames, inversion, consistency)
-    if tuple(correspondences.features.shapes) != layers:
+    if tuple(correspondences.features.shapes) != backbone.attention:
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
     return Edit(
         node,
-        layers,
+        backbone,
         correspondences,
         injection,
         MODES[consistency],

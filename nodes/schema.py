@@ -16,6 +16,7 @@ CorrespondencesSocket = io.Custom("TOKENFLOW_CORRESPONDENCES")
 InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
 
 MOST_SHOWN = 64
+CELL = 8  # pixels of a latent pixel's side in pictures of latents and features
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

@@ -17,6 +17,7 @@ from ..tokenflow_ops.views import feature_colours, match_motion, match_similarit
 from .door import checked
 from .presets import MOST_KEYFRAMES
 from .schema import (
+    CELL,
     MOST_SHOWN,
     CorrespondencesSocket,
     FeaturesSocket,
@@ -88,7 +89,7 @@ class PreviewFeatures(io.ComfyNode):
         frames: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         inversion = features.inversion
-        height, width = (side * 8 for side in inversion.latents.shape[-2:]) if frames is None else frames.shape[1:3]
+        height, width = (side * CELL for side in inversion.latents.shape[-2:]) if frames is None else frames.shape[1:3]
         descriptor = _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
         step = step_at(noise_level, len(inversion.sigmas) - 1)
         shown = shown_frames(inversion.frames, most_frames)

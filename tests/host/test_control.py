@@ -16,7 +16,7 @@ from comfy.t2i_adapter.adapter import Adapter
 from comfy_extras.nodes_controlnet import ControlNetInpaintingAliMamaApply
 from tokenflow_pack.host.controls import control_view, shallow_control
 from tokenflow_pack.host.errors import NodeError
-from tokenflow_pack.host.layers import deep_layers
+from tokenflow_pack.host.families.unet import deep_layers
 from torch import Tensor
 
 import nodes

@@ -16,7 +16,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host.errors import NodeError
-from tokenflow_pack.host.layers import blocks, injected_attention, injected_features, self_attention_layers
+from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
@@ -156,11 +156,12 @@ def test_layers_are_found_at_true_widths(name: str) -> None:
     weights = unet.state_dict()
     assert type(comfy.model_detection.model_config_from_unet(weights, "")) is layout.family
     assert sum(weight.numel() for weight in weights.values()) / 1e6 == pytest.approx(millions, rel=5e-3)
-    layers = self_attention_layers(unet)
-    assert list(layers) == layers_of(layout)
-    assert len(layers) == count
-    assert sorted({int(layer.split(".")[1]) for layer in injected_attention(layers)}) == list(injected)
-    assert injected_features(layers) == f"output_blocks.{injected[0]}.0.out_layers"
+    found = find(unet)
+    assert found is not None
+    assert list(found.attention) == layers_of(layout)
+    assert len(found.attention) == count
+    assert sorted({int(layer.split(".")[1]) for layer in found.injected_attention()}) == list(injected)
+    assert found.injected_hidden == f"output_blocks.{injected[0]}.0.out_layers"
 
 
 def test_blocks_without_self_attention_are_left_out() -> None:
@@ -168,14 +169,17 @@ def test_blocks_without_self_attention_are_left_out() -> None:
     layout = Layout(comfy.supported_models.SD_X4Upscaler, (1, 2, 2, 4), (0,) * 2 + (1,) * 6, 1, (1,) * 9 + (0,) * 3, in_channels=7)
     unet = true_unet(layout)
     assert type(comfy.model_detection.model_config_from_unet(unet.state_dict(), "")) is layout.family
-    layers = self_attention_layers(unet)
-    assert blocks(layers) == ("input_blocks.10", "input_blocks.11", "middle_block", "output_blocks.0", "output_blocks.1", "output_blocks.2")
-    assert injected_features(layers) == "output_blocks.1.0.out_layers"
+    found = find(unet)
+    assert found is not None
+    assert found.blocks == ("input_blocks.10", "input_blocks.11", "middle_block", "output_blocks.0", "output_blocks.1", "output_blocks.2")
+    assert found.injected_hidden == "output_blocks.1.0.out_layers"
 
 
 @pytest.mark.parametrize("name", EDITED)
 def test_the_narrow_model_has_the_same_layers(name: str) -> None:
-    assert list(self_attention_layers(model(name).model.diffusion_model)) == layers_of(LAYOUTS[name])
+    found = find(model(name).model.diffusion_model)
+    assert found is not None
+    assert list(found.attention) == layers_of(LAYOUTS[name])
     wanted = "V_PREDICTION" if LAYOUTS[name].v_prediction else "EPS"
     assert model(name).model.model_type.name == wanted
 

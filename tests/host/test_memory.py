@@ -13,7 +13,7 @@ import torch
 from comfy import model_management
 from comfy_extras.nodes_freelunch import FreeU
 from tokenflow_pack.host import memory
-from tokenflow_pack.host.layers import injected_features
+from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.host.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
@@ -102,7 +102,7 @@ def test_source_features_between_levels_are_the_keyframes_carried(monkeypatch: p
     """Plug-and-Play's of the ResBlock, where attention alone is propagated and the source was seen at one level."""
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0])[0]
     found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
-    name = injected_features(tuple(features.shapes))
+    name = find(tiny_model().model.diffusion_model).injected_hidden
     keyframes: dict[str, torch.Tensor] = {}
     frames: list[int] = []
 

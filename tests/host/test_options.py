@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenflow_pack.host.layers import injected_features
+from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
 from tokenflow_pack.nodes.features import ALL, DECODER, LAYERS, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
@@ -70,7 +70,7 @@ def test_one_noise_level_matches_all_steps(storage: str) -> None:
 @pytest.mark.parametrize("steps", ["every", "one noise level"])
 def test_the_resblocks_features_are_kept_if_every_step_has_its_own(steps: str) -> None:
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], steps=steps, storage="memory")[0]
-    hidden = injected_features(tuple(features.shapes))
+    hidden = find(tiny_model().model.diffusion_model).injected_hidden
     assert {step for step in range(STEPS) if features.store.has(step, hidden)} == ({0, 1, 2} if steps == "every" else set())
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..backbone import Backbone
 
 # Called with (module, its own forward, *args, **kwargs) in place of the forward.
 Forward = Callable[..., Any]
@@ -31,6 +34,16 @@ def replaced(unet: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[None]
                 vars(module)["forward"] = before
 
 
+def find(unet: Any) -> Backbone:
+    """The layers of a UNet2DConditionModel."""
+    attention = self_attention_layers(unet)
+    decoder = [layer for layer in attention if layer.startswith("up_blocks.")]
+    blocks = tuple(tuple(layers) for _, layers in groupby(decoder, _block))
+    # The end of the residual branch beside it: SD 1.5's "up_blocks.1.resnets.1.conv2".
+    hidden = {layer: _block(layer).replace("attentions", "resnets") + ".conv2" for layer in decoder}
+    return Backbone(attention, blocks, hidden=hidden, deep=deep_blocks(unet))
+
+
 def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
     """Module paths of the self-attention in the order the UNet runs it, e.g. "up_blocks.1.attentions.1.transformer_blocks.0.attn1"."""
     parts = ("down_blocks", "mid_block", "up_blocks")
@@ -40,27 +53,6 @@ def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
         if path.endswith(".attn1") and ".attentions." in path and not module.is_cross_attention
     ]
     return tuple(sorted(paths, key=lambda path: parts.index(path.partition(".")[0])))
-
-
-def decoder_layers(layers: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the UNet's way up."""
-    return tuple(layer for layer in layers if layer.startswith("up_blocks."))
-
-
-def injected_attention(layers: tuple[str, ...], choice: str = "decoder") -> tuple[str, ...]:
-    """The layers whose queries and keys Plug-and-Play takes from the source: all decoder blocks' but the first's.
-
-    choice: of `Injection.layers`; "late decoder" keeps the second half of those blocks.
-    """
-    blocks = list(dict.fromkeys(_block(layer) for layer in decoder_layers(layers)))[1:]
-    if choice == "late decoder":
-        blocks = blocks[len(blocks) // 2 :]
-    return tuple(layer for layer in layers if _block(layer) in blocks)
-
-
-def injected_features(layers: tuple[str, ...]) -> str:
-    """The end of the residual branch before the first of `injected_attention`: SD 1.5's "up_blocks.1.resnets.1.conv2"."""
-    return _block(injected_attention(layers)[0]).replace("attentions", "resnets") + ".conv2"
 
 
 def deep_blocks(unet: Any) -> tuple[str, ...]:

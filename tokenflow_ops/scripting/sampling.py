@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from ..backbone import Backbone
 from ..correspondence import Correspondences
 from ..edit import StepPlan, edit_step
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
-from ..passes import DEEP, Pass
+from ..passes import Pass
 from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS
 from .calls import forwards
 from .denoiser import Denoiser, embed
-from .layers import deep_blocks, injected_attention, injected_features, replaced
+from .layers import find, replaced
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -52,11 +53,11 @@ def sample_edit(
     prompts = [prompt] if guidance_scale == 1 else [prompt, negative_prompt]
     words = torch.cat([embed(pipe, each) for each in prompts])
     denoise, inversion = Denoiser.of(pipe), correspondences.features.inversion
-    deep = deep_blocks(denoise.unet) if propagation == DEEP_FEATURES else ()
+    backbone, deep = find(denoise.unet), propagation == DEEP_FEATURES
     x, sigmas = inversion.latents[0].to(pipe.device), inversion.sigmas.to(pipe.device)
     for step in pipe.progress_bar(range(len(sigmas) - 1)):
-        plan = step_plan(correspondences, step, injection, deep, carry_until, attended_keyframes)
-        denoised = edit_step(Evaluation(denoise, words, x, sigmas[step], plan, deep, frames_per_pass), plan)
+        plan = step_plan(correspondences, step, backbone, injection, deep, carry_until, attended_keyframes)
+        denoised = edit_step(Evaluation(denoise, words, x, sigmas[step], plan, backbone.deep if deep else (), frames_per_pass), plan)
         prompted, plain = denoised[0], denoised[-1]
         guided = prompted if len(denoised) == 1 else plain + (prompted - plain) * guidance_scale
         x = x + (x - guided) / sigmas[step] * (sigmas[step + 1] - sigmas[step])
@@ -64,22 +65,31 @@ def sample_edit(
 
 
 def step_plan(
-    correspondences: Correspondences, step: int, injection: Injection | None, deep: tuple[str, ...], carry_until: float, jointly: int
+    correspondences: Correspondences,
+    step: int,
+    backbone: Backbone,
+    injection: Injection | None,
+    deep: bool,
+    carry_until: float,
+    jointly: int,
 ) -> StepPlan:
-    """What a step does; arguments as of `sample_edit`. deep: the blocks below full resolution that frames take as a whole, or none."""
-    layers, inversion = tuple(correspondences.features.shapes), correspondences.features.inversion
+    """What a step does; arguments as of `sample_edit`. deep: whether frames take all that lies below full resolution as a whole."""
+    inversion = correspondences.features.inversion
     place, steps = inversion.skipped + step, inversion.steps
-    attention = injected_attention(layers, injection.layers) if injection and injection.attention_at(place, steps) else ()
-    hidden = (injected_features(layers),) if injection and injection.features_at(place, steps) else ()
-    below = tuple(f"{path}." for path in deep)
-    shallow = frozenset((DEEP, *(layer for layer in layers if not layer.startswith(below)))) if deep else None
-    along = injected_attention(layers)[0] if hidden else None
-    return StepPlan(correspondences, step, attention, hidden, along, shallow, place < round(carry_until * steps), jointly)
+    attention = backbone.injected_attention(injection.layers) if injection and injection.attention_at(place, steps) else ()
+    hidden = backbone.injected_hidden if injection and injection.features_at(place, steps) else None
+    along = backbone.injected_attention()[0] if hidden else None
+    shallow = backbone.shallow if deep else None
+    carries = place < round(carry_until * steps)
+    return StepPlan(correspondences, step, attention, (hidden,) if hidden else (), along, shallow, carries, jointly)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One step's evaluation of the UNet, a `tokenflow_ops.edit.Denoiser`. words: (R, T, D). deep: as of `step_plan`."""
+    """One step's evaluation of the UNet, a `tokenflow_ops.edit.Denoiser`.
+
+    words: (R, T, D). deep: the blocks below full resolution that passes are asked about, or none.
+    """
 
     denoise: Denoiser
     words: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..features import Consumer, MemoryStore, SourceFeatures, coarse_to_fine
 from ..inversion import Inversion, invert
 from .denoiser import Denoiser, embed
-from .layers import Forward, decoder_layers, replaced, self_attention_layers
+from .layers import Forward, find, replaced
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -52,14 +52,15 @@ def extract_features(
     noise_level: 0 is the cleanest step, 1 the noisiest. The result holds on to the pipeline: Plug-and-Play looks at the source again.
     """
     denoise = Denoiser.of(pipe)
-    layers = self_attention_layers(denoise.unet)
+    backbone = find(denoise.unet)
+    layers = backbone.attention
     compute = partial(capture, denoise, inversion, frames_per_pass, pipe.device)
     seen: dict[str, Tensor] = {}
     compute(layers, [0], lambda step, found: seen.update(found), frames=torch.tensor([0]))
     shapes = {layer: (seen[layer].shape[1], seen[layer].shape[2]) for layer in layers}
     level = round((1 - noise_level) * (len(inversion.sigmas) - 2))
     store = MemoryStore()
-    features = SourceFeatures(inversion, shapes, coarse_to_fine(shapes, decoder_layers(layers)), (level,), store, compute)
+    features = SourceFeatures(inversion, shapes, coarse_to_fine(shapes, backbone.decoder_layers), (level,), store, compute)
     compute(features.match_layers, features.steps, store.put)
     return features
 

@@ -1,0 +1,74 @@
+"""What the method must know of a model: which layers there are, and what each can do for it. A model family fills it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .passes import DEEP
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model's layers, by the paths of their modules.
+
+    Args:
+        attention: All self-attention, in the order the model runs it.
+        decoder: The same of the part that paints (a UNet's way up), block by block: where tokens are told apart best, and where
+            Plug-and-Play holds on to the source.
+        cross: The cross-attention beside a self-attention layer; layers without one are left out.
+        hidden: By a self-attention layer of `decoder` the layer whose hidden features Plug-and-Play takes from the source beside it.
+        blocks: The blocks with self-attention in words, for errors.
+        deep: All that runs below the model's full resolution, in order; empty for models without such a part.
+
+    Raises:
+        ValueError: If a decoder's layer is none of `attention`.
+    """
+
+    attention: tuple[str, ...]
+    decoder: tuple[tuple[str, ...], ...] = ()
+    cross: Mapping[str, str] = field(default_factory=dict)
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    deep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.decoder_layers) - set(self.attention):
+            raise ValueError(f"{sorted(unknown)} are no self-attention layers of this model")
+
+    @property
+    def decoder_layers(self) -> tuple[str, ...]:
+        """The decoder's self-attention, in order."""
+        return tuple(layer for block in self.decoder for layer in block)
+
+    def injected_attention(self, choice: str = "decoder") -> tuple[str, ...]:
+        """Names the self-attention whose queries and keys Plug-and-Play takes from the source.
+
+        All decoder blocks but the first (SD 1.5's and 2.x's output blocks 4 to 11, SDXL's 1 to 5); "late decoder" keeps the second half of
+        those.
+
+        Args:
+            choice: Of `Injection.layers`.
+
+        Returns:
+            Paths in order; empty if the decoder has fewer than two blocks.
+        """
+        blocks = self.decoder[1:]
+        if choice == "late decoder":
+            blocks = blocks[len(blocks) // 2 :]
+        return tuple(layer for block in blocks for layer in block)
+
+    @property
+    def injected_hidden(self) -> str | None:
+        """The layer whose hidden features Plug-and-Play takes from the source, beside the first of `injected_attention`; None for none.
+
+        SD 1.5's "output_blocks.4.0.out_layers".
+        """
+        injected = self.injected_attention()
+        return self.hidden.get(injected[0]) if injected else None
+
+    @property
+    def shallow(self) -> frozenset[str]:
+        """What frames take from keyframes if they take what is deeper as a whole: that, and the output of the layers at full resolution."""
+        below = tuple(f"{path}." for path in self.deep)
+        return frozenset((DEEP, *(layer for layer in self.attention if not layer.startswith(below))))

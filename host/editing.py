@@ -63,14 +63,15 @@ class Moment:
 
     step: of the inversion, the same for all evaluations of one sampling step. matches: its keyframes and matches.
     attention, hidden: the self-attention layers and the ResBlock part (one or none) that take the source's features now.
-    done, steps: of this run, the steps before this one and all.
+    place, steps: of this step in the inversion's whole schedule, counted from 0, and all that it has. Every share counts on these and not
+    on the steps of the run: a run that is cut in two is one edit, and fewer steps stay at the same noise levels.
     """
 
     step: int
     matches: StepMatches
     attention: tuple[str, ...]
     hidden: tuple[str, ...]
-    done: int
+    place: int
     steps: int
 
     @property
@@ -79,8 +80,8 @@ class Moment:
         return *self.attention, *self.hidden
 
     def before(self, share: float) -> bool:
-        """Whether this step is among the first `share` of the run's."""
-        return self.done < int(share * self.steps)
+        """Whether this step is among the first `share` of the schedule's."""
+        return self.place < int(share * self.steps)
 
 
 class EditRun(Run):
@@ -92,7 +93,6 @@ class EditRun(Run):
         self.features = edit.correspondences.features
         self.jointly = edit.attended_keyframes or JOINT_KEYFRAMES
         self.inversion = self.features.inversion
-        self.sigmas: list[float] = []
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
@@ -104,7 +104,6 @@ class EditRun(Run):
         """Checks the batch, and processes the source prompt as the host does the others: features may have to be computed again."""
         super().begin(guider, sampler, sigmas, noise)
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
-        self.sigmas = sigmas.tolist()
         self.steps = Steps(sampler, guider, sigmas)
         self.positive = guider.conds.get("positive")
         self.deep_layers = deep_layers(self.model.model.diffusion_model)
@@ -145,13 +144,12 @@ class EditRun(Run):
         """Of a sampling step that began at `sigma`."""
         step = self.inversion.closest_step(sigma)
         matches, injection = self.edit.correspondences.steps[step], self.edit.injection
-        steps = len(self.sigmas) - 1
-        done = max(0, sum(level >= sigma * (1 - 1e-4) for level in self.sigmas[:-1]) - 1)
+        place, steps = self.inversion.skipped + step, self.inversion.steps
         if injection is None:
-            return Moment(step, matches, (), (), done, steps)
-        attention = injected_attention(self.edit.layers, injection.layers) if injection.attention_at(done, steps) else ()
-        hidden = injected_features(self.edit.layers) if injection.features_at(done, steps) else None
-        return Moment(step, matches, attention, (hidden,) if hidden else (), done, steps)
+            return Moment(step, matches, (), (), place, steps)
+        attention = injected_attention(self.edit.layers, injection.layers) if injection.attention_at(place, steps) else ()
+        hidden = injected_features(self.edit.layers) if injection.features_at(place, steps) else None
+        return Moment(step, matches, attention, (hidden,) if hidden else (), place, steps)
 
     @cached_property
     def motion(self) -> FirstFrameMotion:

@@ -56,9 +56,7 @@ def carry_denoised(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
 
 
 def _carries(run: EditRun, now: Moment) -> bool:
-    steps = run.inversion.steps
-    skipped = steps - (len(run.inversion.sigmas) - 1)
-    return skipped + now.step < round(run.edit.carry_until * steps)
+    return now.place < round(run.edit.carry_until * now.steps)
 
 
 @dataclass

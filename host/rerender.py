@@ -14,7 +14,7 @@ from .patching import ModelCall
 if TYPE_CHECKING:
     from .editing import EditRun, Moment
 
-# Shares of the steps, as in the authors' code: shapes until, colours from.
+# Shares of the schedule, as in the authors' code: shapes until, colours from.
 SHAPES_UNTIL = 0.1
 COLOURS_FROM = 0.8
 
@@ -38,6 +38,6 @@ def settle_rerender(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
 
     The paper fuses with the first frame alone, which it finds to guide better than the previous one.
     """
-    if now.done <= SHAPES_UNTIL * now.steps:
+    if now.place <= SHAPES_UNTIL * now.steps:
         denoised = fuse_with_first(denoised, run.motion)
-    return match_statistics(denoised, denoised[0]) if now.done >= COLOURS_FROM * now.steps else denoised
+    return match_statistics(denoised, denoised[0]) if now.place >= COLOURS_FROM * now.steps else denoised

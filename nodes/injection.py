@@ -26,7 +26,7 @@ class PlugAndPlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the steps with the source's queries and keys. Lower: freer shapes.",
+                    tooltip="Share of the inverted schedule with the source's queries and keys. Lower: freer shapes.",
                 ),
                 io.Float.Input(
                     "features_until",
@@ -34,7 +34,7 @@ class PlugAndPlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the steps with the source's ResBlock features. Lower: freer layout.",
+                    tooltip="Share of the inverted schedule with the source's ResBlock features. Lower: freer layout.",
                 ),
                 io.Combo.Input(
                     "layers",

@@ -90,6 +90,11 @@ class Inversion:
         """N, the number of source frames."""
         return self.latents.shape[1]
 
+    @property
+    def skipped(self) -> int:
+        """Steps of the whole schedule before the first of the S, none if all were inverted."""
+        return self.steps - (len(self.sigmas) - 1)
+
     def step_of(self, sigma: float) -> int:
         """The step (0 to S-1) whose interval holds `sigma`: the last one that starts at or above it."""
         # A sampler's sigma went through other arithmetic: allow a relative hair.

@@ -181,7 +181,7 @@ class Edit:
     """Stage 2. Attributes as the words of the method.
 
     path: (S+1, N, C, h, w) of `invert`. source, positive, negative: prompts, or their tokens (1, tokens, width).
-    keyframes: for every step the ascending frame numbers. attention_until, features_until: Plug-and-Play's shares of the steps.
+    keyframes: for every step the ascending frame numbers. attention_until, features_until: Plug-and-Play's shares of the schedule.
     proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
     consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
     pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
@@ -189,7 +189,7 @@ class Edit:
     matched on the decoder's first layers of its and all coarser resolutions.
     windows: TokenFlow's in a clip of many keyframes: positions of the anchors, of every window's own keyframes, and of those that a window
     attends to beside its own and the anchors.
-    carry_until: TokenFlow's share of the schedule in which denoised frames are carried as tokens are; the schedule has `skipped` steps
+    carry_until: TokenFlow's share of the schedule in which denoised frames are carried as tokens are. skipped: steps that the schedule has
     before the first of `sigmas`.
     """
 
@@ -222,15 +222,15 @@ class Edit:
 
     def guided(self, x: Tensor, step: int) -> Tensor:
         """The noise that a step removes, with guidance."""
-        sigma, steps = self.sigmas[step], len(self.sigmas) - 1
+        sigma, place, steps = self.sigmas[step], self.skipped + step, self.skipped + len(self.sigmas) - 1
         known = self.known(step)
         frames = self.blends(known, step) if self.consistency == "tokenflow" else {}
-        ask = known.phi if step < int(self.attention_until * steps) else {}
-        hidden = known.hidden if step < int(self.features_until * steps) else None
+        ask = known.phi if place < int(self.attention_until * steps) else {}
+        hidden = known.hidden if place < int(self.features_until * steps) else None
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
         noise = uncond + self.cfg * (cond - uncond)
-        if self.consistency != "tokenflow" or self.skipped + step >= round(self.carry_until * (self.skipped + steps)):
+        if self.consistency != "tokenflow" or place >= round(self.carry_until * steps):
             return noise
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
 

@@ -40,7 +40,7 @@ def sample_edit(
 
     prompt, negative_prompt: words, or their embeddings (1, T, D). injection: Plug-and-Play, None for none.
     propagation: what frames between keyframes take from them, one of PROPAGATIONS.
-    carry_until: share of the steps in which the denoised latents are made of the keyframes' too.
+    carry_until: share of the schedule in which the denoised latents are made of the keyframes' too.
     attended_keyframes: how many are edited together; a clip with more is edited in windows. frames_per_pass: of the others in a UNet call.
     Raises: ValueError for another propagation.
     """
@@ -86,11 +86,12 @@ class _Step:
     def __init__(self, edit: _Edit, step: int, x: Tensor) -> None:
         self.edit, self.step, self.x = edit, step, x
         self.features, self.matches = edit.correspondences.features, edit.correspondences.steps[step]
-        self.steps = len(edit.correspondences.steps)
-        self.sigma = self.features.inversion.sigmas[step].to(x.device)
+        inversion = self.features.inversion
+        self.place, self.steps = inversion.skipped + step, inversion.steps
+        self.sigma = inversion.sigmas[step].to(x.device)
         self.deep = deep_blocks(edit.denoise.unet)
         self.finest = self.features.finest[-1], self.features.grid(self.features.finest)
-        self.carries = step < round(edit.carry_until * self.steps)
+        self.carries = self.place < round(edit.carry_until * self.steps)
         self.denoised = torch.zeros_like(x)
         self._edit_windows()
         if self.carries:
@@ -123,9 +124,9 @@ class _Step:
     def _source(self, frames: Tensor) -> dict[str, Tensor]:
         """What Plug-and-Play takes from the source at this step, by layer."""
         injection, names, found = self.edit.injection, list[str](), dict[str, Tensor]()
-        if injection is not None and injection.attention_at(self.step, self.steps):
+        if injection is not None and injection.attention_at(self.place, self.steps):
             names += injected_attention(self.edit.layers, injection.layers)
-        if injection is not None and injection.features_at(self.step, self.steps):
+        if injection is not None and injection.features_at(self.place, self.steps):
             names.append(injected_features(self.edit.layers))
         if names:
             self.features.compute(names, [self.step], lambda step, layers: found.update(layers), frames=frames)

@@ -17,7 +17,7 @@ from .patching import ModelCall
 
 # Layers with more tokens keep their own maps.
 MOST_TOKENS = 32**2
-# Shares of the steps with the source's maps; the authors' settings differ by clip, 0.5 to 0.9 and 0.5 to 0.8.
+# Shares of the schedule with the source's maps; the authors' settings differ by clip, 0.5 to 0.9 and 0.5 to 0.8.
 SELF_UNTIL = 0.7
 CROSS_UNTIL = 0.8
 

@@ -9,7 +9,7 @@ from ..tokenflow_ops.passes import Bank, SparseCausalPass
 from .edit_run import EditRun, Moment
 from .patching import ModelCall
 
-# Shares of the steps, as in the authors' code: shapes until, colours from.
+# Shares of the schedule, as in the authors' code: shapes until, colours from.
 SHAPES_UNTIL = 0.1
 COLOURS_FROM = 0.8
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 class Injection:
     """How long and where the source's features replace the edit's.
 
-    attention_until: share of the sampling steps with the source's queries and keys in the decoder's self-attention, 0 to 1.
-    features_until: share of the sampling steps with the source's ResBlock features, 0 to 1.
+    attention_until: share of the schedule with the source's queries and keys in the decoder's self-attention, 0 to 1.
+    features_until: share of the schedule with the source's ResBlock features, 0 to 1.
     layers: "decoder" (every decoder self-attention block but the first, the paper's 4 to 11 of SD 1.5) or
         "late decoder" (the later half of those: a looser hold on the layout).
+    The schedule is the whole one that the source was inverted on: an edit that starts further down has its first steps behind it.
     Raises: ValueError for a share outside 0 to 1 or another choice of layers.
     """
 

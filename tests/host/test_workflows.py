@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -107,7 +106,6 @@ class Run:
 @pytest.fixture
 def workflow(server: Any, queue: Callable[..., Any]) -> Callable[..., Run]:
     """`workflow(name, bypassed types)`: a workflow made small."""
-    shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
     return lambda name, *bypassed: Run(server, queue, name, bypassed)
 
 

@@ -83,7 +83,7 @@ class World:
 
 
 class Case:
-    """One source clip. number: 0 is demo/tokenflow_star.mp4, any other one a scene drawn from it, nothing picked, and encoded in the same way.
+    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing picked, and encoded in the same way.
 
     slowed: the scene's whole length in as many frames as the settings ask for.
     """

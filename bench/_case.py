@@ -138,7 +138,7 @@ class Editable:
 
 
 class Case(Editable):
-    """One source clip. number: 0 is demo/clip.mp4, any other one a scene drawn from it, nothing picked, and encoded in the same way.
+    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing picked, and encoded in the same way.
 
     slowed: the scene's whole length in as many frames as the settings ask for.
     """
@@ -146,7 +146,7 @@ class Case(Editable):
     def __init__(self, world: World, settings: Settings, number: int = 0, slowed: bool = False) -> None:
         if number == 0 and not slowed:
             self.scene, times = demo_clip()
-            frames = read_video(ROOT / "demo" / "clip.mp4")
+            frames = read_video(ROOT / "demo" / "tokenflow_star.mp4")
         else:
             self.scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
             count = settings.frames if slowed else CLIP_FRAMES

@@ -268,7 +268,7 @@ def _pick(names: tuple[str, ...], generator: torch.Generator) -> str:
 
 
 def demo_clip() -> tuple[Scene, list[float]]:
-    """The scene of demo/clip.mp4 and its frames' times."""
+    """The scene of demo/tokenflow_star.mp4 and its frames' times."""
     return Scene(torch.Generator().manual_seed(CLIP_SEED), "wood", "star", "grass"), [CLIP_LENGTH * i / 24 for i in range(24)]
 
 

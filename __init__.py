@@ -1,18 +1,10 @@
 """TokenFlow for ComfyUI: consistent video editing with image diffusion models."""
 
-from pathlib import Path
-
 from .host.internals import check_host
 
 check_host()  # before anything that needs it is imported
 
-try:
-    from .nodes import TokenFlowExtension
-except ModuleNotFoundError as missing:
-    requirements = Path(__file__).resolve().parent / "requirements.txt"
-    raise ImportError(
-        f'TokenFlow does not find the module {missing.name}. In ComfyUI\'s environment: pip install -r "{requirements}"'
-    ) from missing
+from .nodes import TokenFlowExtension  # noqa: E402
 
 WEB_DIRECTORY = "./web"  # the help pages; there are no scripts
 

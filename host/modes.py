@@ -87,12 +87,13 @@ class Mode:
     """A way to keep frames together.
 
     passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C, h, w), guidance included.
-    needs_frames: whether it asks for the source's pictures.
+    needs_frames: whether it asks for the source's pictures. needs: the libraries it cannot do without.
     """
 
     passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
     settle: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: denoised
     needs_frames: bool = False
+    needs: tuple[str, ...] = ()
 
 
 MODES: dict[str, Mode] = {
@@ -103,5 +104,5 @@ MODES: dict[str, Mode] = {
     "per frame": Mode(per_frame),
     "tokenflow, public code": Mode(public_code),
     "fatezero": Mode(fatezero),
-    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True),
+    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True, needs=("cv2", "kornia")),
 }

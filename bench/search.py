@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenflow_pack.tokenflow_ops.fastest import machine
-from tokenflow_pack.tokenflow_ops.search import load_faiss, nearest_tokens
+from tokenflow_pack.tokenflow_ops.libraries import LibraryError, library
+from tokenflow_pack.tokenflow_ops.search import nearest_tokens
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -46,8 +47,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     shapes = [(tokens, width) for tokens in options.tokens for width in options.widths]
-    backends = ["torch"] if load_faiss() is None else ["torch", "faiss"]
-    print(f"{machine(torch.device(options.device))}; torch {torch.__version__}, FAISS {getattr(load_faiss(), '__version__', 'missing')}\n")
+    try:
+        backends, said = ["torch", "faiss"], f"FAISS {library('faiss').__version__}"
+    except LibraryError as error:
+        backends, said = ["torch"], str(error)
+    print(f"{machine(torch.device(options.device))}; torch {torch.__version__}, {said}\n")
     with torch.inference_mode():
         memories = [f"{name}'s memory" for name in ("product", *backends)]
         table(["tokens", "width", "queries", "product", *backends, *memories], (searched(*shape, backends, options) for shape in shapes))
@@ -79,7 +83,7 @@ def searched(tokens: int, width: int, backends: list[str], options: argparse.Nam
 
 def inverted_file(tokens: int, width: int, options: argparse.Namespace) -> list[object]:
     """A row of the second table, for the CPU."""
-    faiss: Any = load_faiss()
+    faiss = library("faiss")
     queries, targets = (part.float().cpu() for part in features(tokens, width, options))
     lists = round(tokens**0.5)
 

@@ -37,12 +37,14 @@ class Mode:
 
     passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C, h, w), guidance included.
     needs_frames: whether it asks for the source's pictures. per_frame: whether frames know nothing of each other.
+    needs: the libraries it cannot do without.
     """
 
     passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
     settle: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: denoised
     needs_frames: bool = False
     per_frame: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..tokenflow_ops import spread
+from ..tokenflow_ops.libraries import library
 
 # Pixels; captions of frames as small as the embedded model's shall be legible, those of large ones in proportion.
 SMALLEST_FONT, FRAME_PER_FONT = 12, 20
@@ -44,7 +44,7 @@ def strip(clip: Tensor, moments: int) -> Tensor:
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
     """A name in white on black, (height, width, 3) in [0, 1]. Too long for its place it shrinks, and then ends in an ellipsis."""
     name = "".join(filter(str.isprintable, name))  # at others the layout of text fails
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # it comes with matplotlib
+    font = ImageFont.truetype(library("matplotlib").font_manager.findfont("DejaVu Sans"), size)  # it comes with it
     place = width - size // 2
     if font.getlength(name) > place:
         font = font.font_variant(size=round(SHRUNK * size))

@@ -103,5 +103,5 @@ MODES: dict[str, Mode] = {
     "per frame": Mode(per_frame, per_frame=True),
     "tokenflow, public code": Mode(public_code),
     "fatezero": Mode(fatezero),
-    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True),
+    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True, needs=("cv2", "kornia")),
 }

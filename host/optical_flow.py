@@ -13,9 +13,10 @@ from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..tokenflow_ops.libraries import LibraryError, library
 from ..tokenflow_ops.metrics import Flow, dis_flow
 from ..tokenflow_ops.raft import load_raft, raft_flow, raft_memory
-from .errors import NodeError
+from .errors import NodeError, library_error
 
 FOLDER = "optical_flow"
 DIS = "DIS"
@@ -32,8 +33,12 @@ def flow_choices() -> list[str]:
 def load_flow(node: str, socket: str, choice: str) -> Flow:
     """The optical flow of that name, run where the host wants it, one pair at a time.
 
-    Raises: NodeError if the file is missing or holds anything but torchvision's weights of RAFT.
+    Raises: NodeError if the file is missing or holds anything but torchvision's weights of RAFT, or if what runs them is.
     """
+    try:
+        library("cv2" if choice == DIS else "torchvision")
+    except LibraryError as error:
+        raise library_error(node, error, socket, "RAFT" if choice == DIS else DIS) from error
     if choice == DIS:
         return dis_flow
     _register()

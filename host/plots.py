@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cycler import cycler
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-# Ten colours, then the same dashed.
-STYLES = cycler(linestyle=["-", "--"]) * cycler(color=colormaps["tab10"].colors)
+from ..tokenflow_ops.libraries import library
+
 FEW = 4  # lines that a legend inside the axes does not hide
 # Colours of what is least and most sure, told apart by the colour-blind as well; how much of the frame shows through.
-SURENESS, FRAME_SHARE = colormaps["RdYlBu"], 0.35
+SURENESS, FRAME_SHARE = "RdYlBu", 0.35
 
 
 def plot_lines(
@@ -27,7 +22,8 @@ def plot_lines(
 ) -> Tensor:
     """One line per name over `x` or 0, 1, 2, ..., the axis from zero or around the values. Returns: (1, 480, 800, 3) float32 in [0, 1]."""
     figure, canvas, axes = _figure()
-    axes.set_prop_cycle(STYLES)
+    colours = library("matplotlib").colormaps["tab10"].colors
+    axes.set_prop_cycle(linestyle=["-"] * len(colours) + ["--"] * len(colours), color=colours * 2)  # ten colours, then the same dashed
     for name, values in lines.items():
         axes.plot(range(len(values)) if x is None else x, values, label=name, marker="." if len(values) < 60 else "")
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -59,7 +55,7 @@ def plot_timeline(
             axes.scatter(*zip(*dots, strict=True), s=size, label=name)
     axes.set(xlabel="frame", ylabel="sampling step", xlim=(-0.5, frames - 0.5), ylim=(len(keyframes) - 0.5, -0.5))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(library("matplotlib").ticker.MaxNLocator(integer=True))
     if len(windows) > 1:
         figure.legend(loc="outside upper right", ncols=2)
     return drawn(canvas)
@@ -67,21 +63,22 @@ def plot_timeline(
 
 def heat_map(values: Tensor, frames: Tensor) -> Tensor:
     """Values (n, rows, columns) from 0, red, over yellow to 1, blue, on frames (n, h, w, 3) in grey. Returns: (n, h, w, 3) in [0, 1]."""
-    painted = torch.empty(frames.shape)
+    sureness, painted = library("matplotlib").colormaps[SURENESS], torch.empty(frames.shape)
     for one, value, frame in zip(painted, values, frames, strict=True):  # all at once would be held several times
-        colours = torch.from_numpy(SURENESS(value.numpy())[..., :3]).float().movedim(-1, 0)
+        colours = torch.from_numpy(sureness(value.numpy())[..., :3]).float().movedim(-1, 0)
         enlarged = F.interpolate(colours[None], frame.shape[:2], mode="nearest")[0].movedim(0, -1)
         one.copy_(torch.lerp(enlarged, frame.mean(-1, keepdim=True).expand_as(enlarged), FRAME_SHARE))
     return painted
 
 
-def _figure() -> tuple[Figure, FigureCanvasAgg, Any]:
-    """A figure of 800 x 480 pixels with its axes."""
-    figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
-    return figure, FigureCanvasAgg(figure), figure.add_subplot()  # no global figure: the host is a server
+def _figure() -> tuple[Any, Any, Any]:
+    """A figure of 800 x 480 pixels with its canvas and axes."""
+    matplotlib = library("matplotlib")
+    figure = matplotlib.figure.Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
+    return figure, matplotlib.backends.backend_agg.FigureCanvasAgg(figure), figure.add_subplot()  # no global figure: the host is a server
 
 
-def drawn(canvas: FigureCanvasAgg) -> Tensor:
-    """A figure's pixels, (1, H, W, 3) float32 in [0, 1]."""
+def drawn(canvas: Any) -> Tensor:
+    """The pixels of a figure's canvas, (1, H, W, 3) float32 in [0, 1]."""
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())[None].float() / 255

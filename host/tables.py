@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.transforms import IdentityTransform
 from torch import Tensor
 
+from ..tokenflow_ops.libraries import library
 from .plots import drawn
 
 # A cell's text, and whether it is bold.
@@ -30,8 +27,9 @@ def draw_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[Cell]]]) 
     """
     groups = [group for group in groups if group]
     rows = [[(text, False) for text in head], *(row for group in groups for row in group)]
-    figure = Figure(dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
+    matplotlib = library("matplotlib")
+    figure = matplotlib.figure.Figure(dpi=DPI)
+    canvas = matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     texts = [[_text(figure, cell) for cell in row] for row in rows]
     renderer = canvas.get_renderer()
     widths = [max(text.get_window_extent(renderer).width for text in column) for column in zip(*texts, strict=True)]
@@ -47,7 +45,7 @@ def draw_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[Cell]]]) 
     return drawn(canvas)
 
 
-def _text(figure: Figure, cell: Cell) -> Any:
+def _text(figure: Any, cell: Cell) -> Any:
     """A cell that has no place yet; places are in pixels from the lower left."""
     content, bold = cell
     return figure.text(
@@ -58,10 +56,11 @@ def _text(figure: Figure, cell: Cell) -> Any:
         weight="bold" if bold else "normal",
         verticalalignment="center",
         parse_math=False,
-        transform=IdentityTransform(),
+        transform=library("matplotlib").transforms.IdentityTransform(),
     )
 
 
-def _rule(figure: Figure, width: int, y: float, thickness: float) -> None:
-    ends = [MARGIN / 2, width - MARGIN / 2]
-    figure.add_artist(Line2D(ends, [y, y], transform=IdentityTransform(), color="black", linewidth=thickness))
+def _rule(figure: Any, width: int, y: float, thickness: float) -> None:
+    matplotlib, ends = library("matplotlib"), [MARGIN / 2, width - MARGIN / 2]
+    pixels = matplotlib.transforms.IdentityTransform()
+    figure.add_artist(matplotlib.lines.Line2D(ends, [y, y], transform=pixels, color="black", linewidth=thickness))

@@ -58,10 +58,9 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _is_timing(found: object) -> bool:
-    """Seconds of torch and perhaps of other backends."""
+    """Seconds of every backend."""
     return (
         isinstance(found, dict)
-        and "torch" in found
-        and found.keys() <= NAMES.keys()
+        and found.keys() == NAMES.keys()
         and all(isinstance(seconds, float) and 0 < seconds < LONGEST for seconds in found.values())
     )

@@ -47,7 +47,7 @@ class CompareClips(io.ComfyNode):
         )
 
     @classmethod
-    @checked()
+    @checked(needs=("matplotlib",))
     def execute(
         cls,
         source: Tensor,

@@ -9,11 +9,12 @@ from comfy_api.latest import io
 
 from ..host.checks import check_frame_count
 from ..host.cropping import as_encoded
-from ..host.errors import NodeError
+from ..host.errors import NodeError, library_error
 from ..host.timings import search_timings
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
 from ..tokenflow_ops.build import BLENDS
-from ..tokenflow_ops.search import BACKENDS, load_faiss
+from ..tokenflow_ops.libraries import LibraryError, library
+from ..tokenflow_ops.search import BACKENDS
 from ..tokenflow_ops.views import principal_colours, rebuild
 from .door import checked
 from .schema import CELL, CorrespondencesSocket, FeaturesSocket, as_image, said, schema, shown_frames
@@ -99,8 +100,6 @@ class BuildCorrespondences(io.ComfyNode):
         frames: torch.Tensor | None = None,
         blend: str = BLENDS[0],
     ) -> io.NodeOutput:
-        if backend == "faiss" and load_faiss() is None:
-            raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
         cut = ""
         if frames is not None:
             check_frame_count(NAME, frames, features.inversion)
@@ -108,6 +107,8 @@ class BuildCorrespondences(io.ComfyNode):
         progress = ProgressBar(1)
 
         try:
+            if backend == "faiss":
+                library("faiss")
             found = build_correspondences(
                 features,
                 keyframe_interval,
@@ -121,6 +122,8 @@ class BuildCorrespondences(io.ComfyNode):
                 blend=blend,
                 timings=search_timings(),
             )
+        except LibraryError as error:
+            raise library_error(NAME, error, "backend", "auto or torch") from error
         except ValueError as error:
             socket = "search_window" if search_window else "features"
             raise NodeError(NAME, socket, f"{error}.", "Change it, or check what was extracted.") from error

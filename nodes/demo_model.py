@@ -40,4 +40,4 @@ class LoadDemoModel(io.ComfyNode):
             return io.NodeOutput(*load_demo_model())
         except (FileNotFoundError, ValueError, SafetensorError) as error:
             remedy = "Install the pack again with its weights: `git lfs pull`, or a release archive."
-            raise NodeError(NAME, "none", f"{error}.", remedy) from error
+            raise NodeError(NAME, None, f"{error}.", remedy) from error

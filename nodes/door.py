@@ -16,8 +16,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..host.errors import NodeError
+from ..host.errors import NodeError, library_error
 from ..tokenflow_ops import Correspondences, Injection, Inversion, SourceFeatures
+from ..tokenflow_ops.libraries import LibraryError, library
 from .schema import CorrespondencesSocket, FeaturesSocket, InjectionSocket, InversionSocket
 
 # Pictures and masks have values from 0 to 1; bicubic interpolation overshoots by less than this.
@@ -25,10 +26,11 @@ OVERSHOOT = 0.5
 LONGEST_SHOWN = 60
 
 
-def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a node's `execute`: compares its inputs with its schema first. Raises: NodeError for the first one that does not fit.
+def checked(*own: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a node's `execute`: compares its inputs with its schema first, and looks for its libraries.
 
-    own: combos of files, which come and go while the host runs: the node looks for them itself.
+    own: combos of files, which come and go while the host runs: the node looks for them itself. needs: of `libraries.LIBRARIES`, those that
+    the node cannot do without. Raises: NodeError for the first input that does not fit, for a library that is missing or fails.
     """
 
     def wrap(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +49,12 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     found = _mistake(kind, wanted, given[wanted.id])
                     if found is not None:
                         raise NodeError(schema.display_name, wanted.id, *found)
-            return execute(cls, *args, **inputs)
+            try:
+                for module in needs:
+                    library(module)
+                return execute(cls, *args, **inputs)
+            except LibraryError as error:
+                raise library_error(schema.display_name, error) from error
 
         return checking
 

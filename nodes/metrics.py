@@ -84,7 +84,7 @@ class Metrics(io.ComfyNode):
         ]
 
     @classmethod
-    @checked("flow")
+    @checked("flow", needs=("kornia", "matplotlib"))
     def execute(
         cls,
         source: Tensor,

@@ -63,7 +63,7 @@ class CheckReconstruction(io.ComfyNode):
         )
 
     @classmethod
-    @checked()
+    @checked(needs=("matplotlib",))
     def execute(
         cls,
         model: Any,

@@ -13,11 +13,12 @@ from comfy_api.latest import io
 from ..host.checks import check_frames, check_injection, check_mask, check_model, check_same_model
 from ..host.cropping import as_encoded, mask_as_encoded
 from ..host.edit_run import Edit
-from ..host.editing import Edit, apply_edit, sample_edit
-from ..host.errors import NodeError
+from ..host.editing import apply_edit, sample_edit
+from ..host.errors import NodeError, library_error
 from ..host.modes import MODES
 from ..host.prompts import check_prompts
 from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
+from ..tokenflow_ops.libraries import LibraryError, library
 from .door import checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, PRESETS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, lines, said, schema
@@ -103,6 +104,7 @@ def _edit(
     check_same_model(node, model, inversion)
     check_mask(node, mask, inversion)
     frames_cut = mask_cut = ""
+    _check_libraries(node, consistency)
     if MODES[consistency].needs_frames:
         frames, frames_cut = as_encoded(node, check_frames(node, frames, inversion, consistency), inversion)
     if mask is not None:
@@ -125,6 +127,15 @@ def _edit(
         frames,
     )
     return edit, lines(frames_cut, mask_cut)
+
+
+def _check_libraries(node: str, consistency: str) -> None:
+    """Raises: NodeError if the mode's are not there: the model may be sampled by a node that is not ours."""
+    try:
+        for module in MODES[consistency].needs:
+            library(module)
+    except LibraryError as error:
+        raise library_error(node, error, "consistency", "another mode") from error
 
 
 class Sampler(io.ComfyNode):

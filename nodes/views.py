@@ -175,7 +175,7 @@ class PreviewCorrespondences(io.ComfyNode):
         )
 
     @classmethod
-    @checked()
+    @checked(needs=("kornia", "matplotlib"))
     def execute(
         cls,
         correspondences: Correspondences,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,3 +55,30 @@ def queue(server: Any) -> Callable[..., Any]:
     from launch.client import run_prompt
 
     return lambda prompt, *rest: run_prompt(server.address, prompt, *rest)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str | None], None]]:
+    """`stand_in(module, code)`: what is imported as a library from now on, for this test. None: it is not installed."""
+    folder = tmp_path / "libraries"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    kept: dict[str, Any] = {}
+
+    def forget(module: str) -> dict[str, Any]:
+        for known in [name for name in sys.modules if name.endswith("tokenflow_ops.libraries")]:
+            sys.modules[known]._found.cache_clear()
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == module}
+
+    def put(module: str, code: str | None) -> None:
+        kept[module] = forget(module)
+        if code is None:
+            monkeypatch.setitem(sys.modules, module, None)
+        else:
+            (folder / f"{module}.py").write_text(code)
+
+    yield put
+    monkeypatch.undo()
+    for module, before in kept.items():
+        forget(module)
+        sys.modules.update(before)

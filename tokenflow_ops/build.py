@@ -13,7 +13,7 @@ from .fastest import Backends, Timings
 from .features import Descriptor, SourceFeatures
 from .keyframes import Neighbours, choose_keyframes, neighbours
 from .reference import chunk_neighbours
-from .search import nearest_tokens, release_scratch, search_window
+from .search import release_scratch, search_window
 
 # Frames whose features are held at once, and bytes of descriptors that are searched at once.
 BLOCK_FRAMES, QUERY_BYTES = 64, 64 << 20
@@ -52,7 +52,8 @@ def build_correspondences(
     window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
     blend: one of BLENDS, see `blend_of`. device: where the search runs.
     on_pairs: called with the pairs of frame and keyframe that are searched, and all. check: called before every search; may raise to stop.
-    Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window.
+    Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window; LibraryError if it is
+    asked for and missing or broken.
     """
     if window > 0 and backend == "faiss":
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
@@ -140,11 +141,11 @@ class _Search:
         """(n, P) the tokens of one keyframe that those of some frames match, all counted among the features' rows."""
         described = self._describe(descriptor, torch.tensor([keyframe]), layers)
         most = max(1, QUERY_BYTES // (described.numel() * 4))
-        backend, window = self.backends.choose(described), self.allowed(self.features.grid(descriptor))
+        window = self.allowed(self.features.grid(descriptor))
         found = []
         for part in frames.split(most):
             self.check()
-            found.append(nearest_tokens(self._describe(descriptor, part, layers), described[0], backend, window).cpu())
+            found.append(self.backends.nearest(self._describe(descriptor, part, layers), described[0], window).cpu())
         return torch.cat(found).to(index_type(described.shape[1]))
 
     def _describe(self, descriptor: Descriptor, frames: Tensor, layers: dict[str, Tensor]) -> Tensor:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .search import load_faiss, nearest_tokens
+from .libraries import LibraryError, library
+from .search import nearest_tokens
 
 NAMES = {"torch": "torch", "faiss": "FAISS"}
 # What was measured: seconds a frame by backend, of a kind of machine, versions and a shape of work.
@@ -22,6 +23,8 @@ FRAMES, OPERATIONS, ROUNDS, SECONDS = 16, 2e9, 5, 0.05
 class Backends:
     """The backend of a build: the one that is asked for or, for "auto", the faster one for every shape of work that comes up.
 
+    A FAISS that is missing, broken or fails leaves "auto" with torch.
+
     asked: one of `search.BACKENDS`. device: where the search runs. timings: what is known; what is measured is added to it.
     As text: what was chosen and why.
     """
@@ -31,6 +34,7 @@ class Backends:
         self._timings: Timings = {} if timings is None else timings
         self._chosen: dict[tuple[int, int], str] = {}
         self._seconds: dict[tuple[int, int], dict[str, float]] = {}
+        self._without = ""  # why FAISS is out
 
     def choose(self, features: Tensor) -> str:
         """The backend to match the features (N, P, C) of a layer with."""
@@ -40,22 +44,35 @@ class Backends:
         return self._chosen[shape]
 
     def _faster(self, features: Tensor, shape: tuple[int, int]) -> str:
-        faiss = load_faiss()
-        if faiss is None:
+        if self._without:
             return "torch"
-        versions = f"torch {torch.__version__}, FAISS {faiss.__version__}"
-        key = f"{machine(self._device)}; {versions}; {shape[0]} x {shape[1]} {features.dtype}"
-        if key not in self._timings:
-            self._timings[key] = seconds_a_frame(features, self._device)
+        try:
+            versions = f"torch {torch.__version__}, FAISS {library('faiss').__version__}"
+            key = f"{machine(self._device)}; {versions}; {shape[0]} x {shape[1]} {features.dtype}"
+            if key not in self._timings:
+                self._timings[key] = seconds_a_frame(features, self._device)
+        except LibraryError as error:
+            self._without = str(error)
+            return "torch"
         seconds = self._seconds[shape] = self._timings[key]
         return min(seconds, key=lambda backend: seconds[backend])
+
+    def nearest(self, queries: Tensor, targets: Tensor, window: Tensor | None = None) -> Tensor:
+        """`search.nearest_tokens` by the backend of the targets' shape. Raises: LibraryError for a FAISS that is asked for and fails."""
+        try:
+            return nearest_tokens(queries, targets, self.choose(targets[None]), window)
+        except LibraryError as error:
+            if self._asked != "auto":
+                raise
+            self._without, self._chosen = str(error), dict.fromkeys(self._chosen, "torch")
+            return nearest_tokens(queries, targets, "torch", window)
 
     def __str__(self) -> str:
         names = " and ".join(NAMES[backend] for backend in NAMES if backend in self._chosen.values())
         if self._asked != "auto":
             return names
-        if not self._seconds:
-            return f"{names}, FAISS is not installed"
+        if self._without:
+            return f"torch, {self._without}"
         figures = []
         for (tokens, width), seconds in self._seconds.items():
             each = ", ".join(f"{NAMES[backend]} {_milliseconds(seconds[backend])}" for backend in NAMES if backend in seconds)
@@ -64,23 +81,17 @@ class Backends:
 
 
 def seconds_a_frame(features: Tensor, device: torch.device) -> dict[str, float]:
-    """How long each backend matches a frame's tokens to another's: the best of interleaved rounds. FAISS is left out where it fails.
+    """How long each backend matches a frame's tokens to another's: the best of interleaved rounds.
 
-    features: (N, P, C); the frames repeat where there are too few. device: where to search.
+    features: (N, P, C); the frames repeat where there are too few. device: where to search. Raises: LibraryError if FAISS fails.
     """
     _, tokens, width = features.shape
     count = min(FRAMES * tokens, max(tokens // 32, int(OPERATIONS / (2 * tokens * width))))
     flat = features.flatten(0, 1)
     queries, targets = flat[torch.arange(count) % len(flat)].to(device)[None], features[0].to(device)
-    seconds: dict[str, float] = {}
     for backend in NAMES:
-        try:
-            nearest_tokens(queries[:, :64], targets[:64], backend)  # imports, threads and workspaces are not part of it
-        except RuntimeError:
-            if backend == "torch":
-                raise
-            continue
-        seconds[backend] = float("inf")
+        nearest_tokens(queries[:, :64], targets[:64], backend)  # imports, threads and workspaces are not part of it
+    seconds = dict.fromkeys(NAMES, float("inf"))
     begin = time.perf_counter()
     for _ in range(ROUNDS):
         for backend in seconds:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
-import kornia
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .libraries import library
 
 # Optical flow from one (3, h, w) image in [0, 1] to another: (2, h, w) x and y in pixels.
 Flow = Callable[[Tensor, Tensor], Tensor]
@@ -24,6 +24,7 @@ def dis_flow(first: Tensor, second: Tensor) -> Tensor:
 
     Borders of smaller ones are repeated up to a size that DIS takes. Returns: (2, h, w) x and y in pixels.
     """
+    cv2 = library("cv2")
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     height, width = first.shape[1:]
     margin = (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height))
@@ -37,7 +38,7 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     """image(p + flow(p)): (C, h, w) and (2, h, w) in pixels -> (C, h, w), bilinear, the border repeated."""
     height, width = image.shape[1:]
     y, x = torch.meshgrid(torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32), indexing="ij")
-    warped: Tensor = kornia.geometry.transform.remap(
+    warped: Tensor = library("kornia").geometry.transform.remap(
         image[None].float(), (x + flow[0])[None], (y + flow[1])[None], padding_mode="border", align_corners=True
     )
     return warped[0]
@@ -53,7 +54,7 @@ def visible(forward: Tensor, backward: Tensor) -> Tensor:
     returned = warp(backward, forward)
     length = forward.square().sum(0)
     occluded = (forward + returned).square().sum(0) > 0.01 * (length + returned.square().sum(0)) + 0.5
-    gradient = kornia.filters.spatial_gradient(forward[None], mode="diff")[0]  # (2, 2, h, w)
+    gradient = library("kornia").filters.spatial_gradient(forward[None], mode="diff")[0]  # (2, 2, h, w)
     boundary = gradient.square().sum((0, 1)) > 0.01 * length + 0.002
     return ~(occluded | boundary)
 
@@ -82,8 +83,10 @@ def warp_errors(frames: Tensor, motion: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def sharpness(frames: Tensor) -> Tensor:
     """Mean squared Laplacian of the luminance, (N, 3, h, w) in [0, 1] -> (N,); compare only clips of the same content and size."""
+    kornia = library("kornia")
     grey = kornia.color.rgb_to_grayscale(frames)
-    return kornia.filters.laplacian(grey, 3, normalized=False).square().mean((1, 2, 3))
+    squared: Tensor = kornia.filters.laplacian(grey, 3, normalized=False).square()
+    return squared.mean((1, 2, 3))
 
 
 def frame_similarities(embeddings: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.optical_flow import raft_large, raft_small
+
+from .libraries import library
 
 # The network works on an eighth of the resolution and halves that three times, down to 2 x 2.
 STRIDE = 8
@@ -15,9 +16,10 @@ SMALLEST = 128
 
 
 def load_raft(weights: Mapping[str, Tensor]) -> torch.nn.Module:
-    """torchvision's large or small RAFT with its weights, float32, on the CPU. Raises: ValueError if they are those of neither."""
+    """torchvision's large or small RAFT with its weights, float32, on the CPU. Raises: ValueError for those of neither, LibraryError."""
+    known = library("torchvision").models.optical_flow
     large = "mask_predictor.conv.weight" in weights
-    model: torch.nn.Module = (raft_large if large else raft_small)(weights=None)
+    model: torch.nn.Module = (known.raft_large if large else known.raft_small)(weights=None)
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .libraries import library, working
 
 BACKENDS = ("auto", "faiss", "torch")
 # Products held at once. On a CPU few enough to be searched in cache, and many enough that laying out the targets for a product pays.
@@ -20,22 +21,13 @@ CPU_BYTES, DEVICE_BYTES = 16 << 20, 256 << 20
 BLOCK = 64
 
 
-def load_faiss() -> ModuleType | None:
-    """The faiss module, or None. Imported late: two OpenMP runtimes in one process upset some systems, so only users of FAISS pay."""
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
-
-
 def nearest_tokens(queries: Tensor, targets: Tensor, backend: str = "torch", window: Tensor | None = None) -> Tensor:
     """gamma[p] = argmin_q D(queries[p], targets[q]) with D the cosine distance (paper, equation 3).
 
     queries: (m, P, C), targets: (P', C), finite, of any float dtype on any one device. Zero vectors match the first token.
     window: (P, P') bool, True where a match is allowed, or None for the whole frame. Torch only.
     Returns: (m, P) int64 on the device of `queries`. Of equal tokens the lowest index wins.
-    Raises: ValueError for an unknown backend or FAISS with a window; ImportError if FAISS is asked for and missing.
+    Raises: ValueError for an unknown backend or FAISS with a window; LibraryError if FAISS is asked for and missing, or fails.
     """
     if backend not in ("faiss", "torch"):
         raise ValueError(f"backend must be 'faiss' or 'torch', got {backend!r}")
@@ -108,32 +100,34 @@ def _first_of_equals(tokens: Tensor, lengths: Tensor) -> Tensor | None:
 
 
 def _search_faiss(queries: Tensor, targets: Tensor) -> Tensor:
-    faiss = load_faiss()
-    if faiss is None:
-        raise ImportError("FAISS is not installed: pip install faiss-cpu, or choose the torch backend")
-    if queries.is_cuda and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+    """FAISS comes late, as all libraries do: two OpenMP runtimes in one process upset some systems, so only its users pay."""
+    with working("faiss") as faiss:
+        on_gpu = queries.is_cuda and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
+    if on_gpu:
         return _search_faiss_gpu(faiss, queries, targets)
-    index = faiss.IndexFlatIP(targets.shape[1])
-    index.add(targets.cpu().numpy())
-    _, found = index.search(queries.float().cpu().contiguous().numpy(), 1)
-    return torch.from_numpy(found).flatten().to(queries.device)
+    rows, wanted = targets.cpu().numpy(), queries.float().cpu().contiguous().numpy()
+    with working("faiss"):
+        index = faiss.IndexFlatIP(rows.shape[1])
+        index.add(rows)
+        _, found = index.search(wanted, 1)
+        return torch.from_numpy(found).flatten().to(queries.device)
 
 
 def _search_faiss_gpu(faiss: Any, queries: Tensor, targets: Tensor) -> Tensor:
     """Brute force on the tensors where they are, in half precision if the queries are. Of equal scores FAISS takes any one."""
-    import_module("faiss.contrib.torch_utils")  # from here on knn_gpu takes tensors
     dtype = queries.dtype if queries.dtype == torch.float16 else torch.float32
     queries, targets = queries.to(dtype).contiguous(), targets.to(dtype)
     device = queries.device.index or 0
-    _, found = faiss.knn_gpu(_gpu_resources(device), queries, targets, 1, metric=faiss.METRIC_INNER_PRODUCT, device=device)
+    with working("faiss"):
+        import_module("faiss.contrib.torch_utils")  # from here on knn_gpu takes tensors
+        _, found = faiss.knn_gpu(_gpu_resources(device), queries, targets, 1, metric=faiss.METRIC_INNER_PRODUCT, device=device)
     return found.flatten().masked_fill_(~queries.any(-1), 0)
 
 
 @cache
 def _gpu_resources(device: int) -> Any:
     """FAISS's handles and scratch memory on a GPU, kept between searches: making them takes longer than a search. See `release_scratch`."""
-    faiss: Any = load_faiss()
-    resources = faiss.StandardGpuResources()
+    resources = library("faiss").StandardGpuResources()
     resources.setTempMemory(DEVICE_BYTES)  # the default takes 1.5 GiB behind the host's back,
     resources.setPinnedMemory(0)  # and 256 MiB for copies that we do not make
     return resources

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-import kornia
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from .correspondence import StepMatches, carry
 from .features import Descriptor, SourceFeatures
 from .keyframes import spread
+from .libraries import library
 
 # Principal components are found on about so many tokens, of at most so many frames; the features of as many are held at once.
 SAMPLED_TOKENS, BLOCK_FRAMES = 4096, 64
@@ -183,5 +183,5 @@ def motion_colours(motion: Tensor) -> Tensor:
     moving = moving[:: max(1, len(moving) // SAMPLED_MOVES)]
     farthest = float(moving.quantile(FARTHEST)) if len(moving) else 1.0
     hue = torch.atan2(motion[:, 1], motion[:, 0]) % (2 * torch.pi)
-    colours: Tensor = kornia.color.hsv_to_rgb(torch.stack([hue, (length / farthest).clamp(max=1), torch.ones_like(length)], 1))
+    colours: Tensor = library("kornia").color.hsv_to_rgb(torch.stack([hue, (length / farthest).clamp(max=1), torch.ones_like(length)], 1))
     return colours

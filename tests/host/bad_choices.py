@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tokenflow_pack.nodes import correspondences
-
 from .bad_input import (
     APPLY,
     BUILD,
@@ -60,16 +58,6 @@ def repeats() -> Any:
     return run(INVERT, model=distilled(), steps=100, scheduler="simple")
 
 
-def without_faiss() -> Any:
-    """As where it is not installed."""
-    kept = correspondences.load_faiss
-    correspondences.load_faiss = lambda: None
-    try:
-        return run(BUILD, backend="faiss")
-    finally:
-        correspondences.load_faiss = kept
-
-
 CHOICES = [
     wrong("an unknown mode", SAMPLER, "consistency", "tokenflow 2", "'tokenflow 2', which is none of its 8", "Choose tokenflow, joint"),
     wrong("an unknown preset", APPLY, "preset", "best", "'best'", "Choose balanced"),
@@ -84,7 +72,6 @@ CHOICES = [
     wrong("a layer that is none", FEATURES, "layer", "attn1", "no self-attention layer is called 'attn1'", "Leave it empty"),
     wrong("weights of optical flow that are not there", METRICS, "flow", "raft.pth", "no file raft.pth", "choose DIS"),
     wrong("weights outside of the folder", METRICS, "flow", "../../x.pth", "no file", "choose DIS"),
-    Row("a search that is not installed", BUILD, "backend", without_faiss, "not installed", "faiss-cpu"),
     wrong("names too many", COMPARE, "names", "a, b", "2 names for 1 edits", "as many names"),
     wrong("an edit called as another input", METRICS, "names", "source", "a name twice", "a name of its own"),
     wrong("a name of a million signs", COMPARE, "names", "x" * 10**6, "more than 200", "shorter"),

@@ -120,7 +120,7 @@ ROWS = [
     wrong("a very long prefix", SAVE, "filename_prefix", "x" * 10**6, "a name of 1000000 signs", "shorter"),
     wrong("a list as a prefix", SAVE, "filename_prefix", ["a"], "type list, which is no STRING", "STRING"),
     Row("a full disk", SAVE, "filename_prefix", full_disk, "No space left", "Make room"),
-    Row("no weights of the embedded model", DEMO, "none", demo(None), "model.safetensors", "git lfs pull"),
-    Row("a pointer in place of weights", DEMO, "none", demo(b"version https://git-lfs.github.com/spec/v1\n"), "pointer", "git lfs pull"),
-    Row("weights that were cut off", DEMO, "none", demo(b"\xff" * 100), ".", "git lfs pull"),
+    Row("no weights of the embedded model", DEMO, None, demo(None), "model.safetensors", "git lfs pull"),
+    Row("a pointer in place of weights", DEMO, None, demo(b"version https://git-lfs.github.com/spec/v1\n"), "pointer", "git lfs pull"),
+    Row("weights that were cut off", DEMO, None, demo(b"\xff" * 100), ".", "git lfs pull"),
 ]

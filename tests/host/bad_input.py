@@ -65,7 +65,7 @@ class Row:
 
     name: str
     node: str
-    socket: str
+    socket: str | None
     run: Callable[[], Any]
     found: str
     remedy: str
@@ -89,7 +89,8 @@ def refused(row: Row) -> None:
 
 def told(error: NodeError) -> None:
     """Fails unless an error is fit to be shown: two sentences at least, printable, not long."""
-    assert str(error) == f"{error.node}, input '{error.socket}': {error.found} {error.remedy}"
+    place = f"{error.node}, input '{error.socket}'" if error.socket else error.node
+    assert str(error) == f"{place}: {error.found} {error.remedy}"
     assert error.found.endswith(".")
     assert error.remedy.endswith((".", ")"))
     assert str(error).replace("\n", " ").isprintable()

@@ -265,13 +265,6 @@ def test_the_pack_loads_under_any_name(tmp_path: Path) -> None:
     assert Path(nodes.__file__).parent != ROOT / "nodes"  # the name is the host's
 
 
-@pytest.mark.parametrize("module", ["cv2", "kornia", "matplotlib"])
-def test_a_missing_package_is_named_with_the_way_to_install_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf'the module {module}\. .* pip install -r ".*requirements\.txt"'), loaded(ROOT):
-        pass
-
-
 def test_an_older_host_is_refused_when_the_pack_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(comfy.samplers, "process_conds")
     monkeypatch.setattr(comfyui_version, "__version__", "0.3.10")
@@ -279,14 +272,6 @@ def test_an_older_host_is_refused_when_the_pack_is_loaded(monkeypatch: pytest.Mo
         pass
 
 
-def test_the_pack_loads_without_what_it_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("faiss", "diffusers"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with loaded(ROOT) as pack:
-        assert pack.comfy_entrypoint
-
-
-@pytest.mark.parametrize("module", ["faiss", "cv2"])
-def test_what_only_some_use_is_not_imported_with_the_method(module: str) -> None:
-    code = f"import sys, tokenflow_ops; sys.exit({module!r} in sys.modules)"
+def test_what_only_some_use_is_not_imported_with_the_method() -> None:
+    code = "import sys, tokenflow_ops; assert not {'cv2', 'diffusers', 'faiss', 'kornia', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -20,10 +20,22 @@ FORBIDDEN = {
 }
 
 
-def imports(path: Path) -> set[str]:
+# What no ComfyUI starts without. All else comes by `tokenflow_ops.libraries`, which says what is missing where it is needed.
+HOSTS = {"PIL", "numpy", "safetensors", "torch"}
+MODULES = {"comfy", "comfy_api", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes"}
+
+
+class WithoutTypes(ast.NodeTransformer):
+    """Leaves out what is imported for type checkers alone."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
+def imports(path: Path, tree: ast.AST | None = None) -> set[str]:
     """First names of the modules a file imports, `..name` for the neighbours of its package."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree or ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -40,6 +52,14 @@ def test_no_floor_imports_what_is_above_it(floor: str) -> None:
     assert files
     for path in files:
         assert not imports(path) & FORBIDDEN[floor], path
+
+
+@pytest.mark.parametrize("floor", ["tokenflow_ops", "host", "nodes"])
+def test_libraries_that_a_host_may_lack_are_imported_in_one_place(floor: str) -> None:
+    for path in (ROOT / floor).rglob("*.py"):
+        found = imports(path, WithoutTypes().visit(ast.parse(path.read_text())))
+        neighbours = {file.stem for file in path.parent.iterdir()}
+        assert {name for name in found if name.isidentifier()} <= sys.stdlib_module_names | HOSTS | MODULES | neighbours, path
 
 
 def test_the_method_imports_without_comfyui() -> None:

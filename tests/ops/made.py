@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tokenflow_ops import Inversion, MemoryStore, SourceFeatures, StepMatches, build_correspondences
 
+FAISS = pytest.mark.skipif(find_spec("faiss") is None, reason="FAISS is not installed")
 LAYER = "layer"
 ONLY = (LAYER,)
 

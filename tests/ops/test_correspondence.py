@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenflow_ops import SourceFeatures, nearest_tokens, neighbours
-from tokenflow_ops.search import load_faiss
 
-from .made import ONLY, step_matches
+from .made import FAISS, ONLY, step_matches
 
-BACKENDS = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(load_faiss() is None, reason="FAISS is not installed"))]
+BACKENDS = ["torch", pytest.param("faiss", marks=FAISS)]
 sizes = st.integers(1, 13)
 seeds = st.integers(0, 2**16)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from tokenflow_ops import fastest
 from tokenflow_ops.fastest import FRAMES, OPERATIONS, Backends, Timings, seconds_a_frame
-from tokenflow_ops.search import load_faiss, nearest_tokens
+from tokenflow_ops.libraries import LibraryError, library
+from tokenflow_ops.search import nearest_tokens
 
-FAISS = pytest.mark.skipif(load_faiss() is None, reason="FAISS is not installed")
+from .made import FAISS
+
+StandIn = Callable[[str, str | None], None]
 COARSE, FINE = torch.zeros(2, 16, 6), torch.zeros(2, 64, 4)
 
 
@@ -47,7 +50,7 @@ def test_every_shape_has_its_faster_backend_and_is_measured_once(monkeypatch: py
 @FAISS
 @pytest.mark.parametrize("change", ["threads", "torch", "faiss", "dtype", "tokens", "width", "CPU"])
 def test_what_a_timing_depends_on_is_measured_anew(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    faiss: Any = load_faiss()
+    faiss: Any = library("faiss")
     asked = measured_as(monkeypatch, {size: {"torch": 1.0, "faiss": 2.0} for size in (16, 17)})
     timings: Timings = {}
     Backends("auto", "cpu", timings).choose(COARSE)
@@ -71,8 +74,8 @@ def test_a_backend_that_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyP
     assert not measured
 
 
-def test_without_faiss_it_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
+def test_without_faiss_it_is_torch(stand_in: StandIn) -> None:
+    stand_in("faiss", None)
     backends = Backends("auto")
     assert backends.choose(COARSE) == "torch"
     assert str(backends) == "torch, FAISS is not installed"
@@ -85,7 +88,6 @@ def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(monkeypatch:
         searches.append((backend, queries.shape[1] * targets.numel() * 2))
         return nearest_tokens(queries, targets, "torch")
 
-    monkeypatch.setattr(fastest, "load_faiss", lambda: True)
     monkeypatch.setattr(fastest, "nearest_tokens", watched)
     monkeypatch.setattr(fastest, "OPERATIONS", OPERATIONS / 100)
     monkeypatch.setattr(fastest, "time", SimpleNamespace(perf_counter=partial(next, count())))  # every search takes a second
@@ -103,11 +105,39 @@ def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(monkeypatch:
     assert max(work for _, work in searches) <= OPERATIONS / 100
 
 
-def test_a_faiss_that_fails_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def search(queries: Tensor, targets: Tensor, backend: str) -> Tensor:
-        if backend == "faiss":
-            raise RuntimeError("no kernel for this device")
-        return nearest_tokens(queries, targets, backend)
+FAILING = """
+import torch
+__version__, left = "1.0", {good}
+class IndexFlatIP:
+    def __init__(self, width): pass
+    def add(self, rows): self.rows = torch.from_numpy(rows)
+    def search(self, queries, count):
+        global left
+        left -= 1
+        if left < 0:
+            raise OSError("no kernel for this device")
+        products = torch.from_numpy(queries) @ self.rows.T
+        return products.max(1, keepdim=True).values.numpy(), products.argmax(1, keepdim=True).numpy()
+"""
+WITHOUT = "torch, FAISS is installed and does not work (OSError: no kernel for this device)"
 
-    monkeypatch.setattr(fastest, "nearest_tokens", search)
-    assert set(seconds_a_frame(COARSE, torch.device("cpu"))) == {"torch"}
+
+def test_a_faiss_that_fails_when_it_is_measured_is_not_chosen_and_nothing_is_noted(stand_in: StandIn) -> None:
+    stand_in("faiss", FAILING.format(good=0))
+    timings: Timings = {}
+    backends = Backends("auto", timings=timings)
+    assert backends.choose(torch.randn(2, 16, 6)) == "torch"
+    assert str(backends) == WITHOUT
+    assert not timings
+
+
+def test_a_faiss_that_fails_later_leaves_the_rest_to_torch(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
+    measured_as(monkeypatch, {16: {"torch": 0.2, "faiss": 0.1}, 64: {"torch": 0.1, "faiss": 0.2}})
+    stand_in("faiss", FAILING.format(good=1))
+    backends, features = Backends("auto"), torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        assert torch.equal(backends.nearest(features, features[0]), nearest_tokens(features, features[0]))
+    assert backends.choose(COARSE) == backends.choose(FINE) == "torch"
+    assert str(backends) == WITHOUT
+    with pytest.raises(LibraryError, match="no kernel"):
+        Backends("faiss").nearest(features, features[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenflow_ops import nearest_tokens, search
-from tokenflow_ops.search import BLOCK, load_faiss, search_window
+from tokenflow_ops.libraries import LibraryError
+from tokenflow_ops.search import BLOCK, search_window
 
-FAISS = pytest.mark.skipif(load_faiss() is None, reason="FAISS is not installed")
+from .made import FAISS
+
 BACKENDS = ["torch", pytest.param("faiss", marks=FAISS), "device"]
 # Token counts around a block of the search, primes among them.
 sizes = st.one_of(st.integers(1, 13), st.sampled_from([31, BLOCK - 1, BLOCK, BLOCK + 1, 127, 2 * BLOCK, 257, 3 * BLOCK + 1]))
@@ -130,14 +132,14 @@ def test_only_a_tile_of_products_is_held(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(held) == 4 * 9 * 1000 * 1000
 
 
-def test_unusable_searches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_searches_are_refused(stand_in: Callable[[str, str | None], None]) -> None:
     tokens = random(0, 1, 4, 3)
     with pytest.raises(ValueError, match="'annoy'"):
         nearest_tokens(tokens, tokens[0], "annoy")
     with pytest.raises(ValueError, match="window"):
         nearest_tokens(tokens, tokens[0], "faiss", search_window(2, 2, 1))
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match="faiss-cpu"):
+    stand_in("faiss", None)
+    with pytest.raises(LibraryError, match="FAISS is not installed"):
         nearest_tokens(tokens, tokens[0], "faiss")
 
 
@@ -163,7 +165,7 @@ def test_faiss_on_a_gpu_gets_the_tensors_as_they_are_and_gives_its_memory_back(m
 
     faiss: Any = ModuleType("faiss")
     faiss.StandardGpuResources, faiss.knn_gpu, faiss.METRIC_INNER_PRODUCT = Resources, knn_gpu, 0
-    monkeypatch.setattr(search, "load_faiss", lambda: faiss)
+    monkeypatch.setattr(search, "library", lambda module: faiss)
     queries, targets = random(0, 90, 8).to(dtype), F.normalize(random(1, 40, 8), dim=-1)
     queries[7] = 0
     for _ in range(2):

@@ -9,7 +9,7 @@ from ..host.checks import check_frame_count
 from ..host.errors import NodeError
 from ..host.grid import captioned_grid
 from ..host.plots import heat_map, plot_timeline
-from ..host.progress import counted
+from ..host.progress import Progress
 from ..host.reconstruction import spread_frames
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures, Windows
 from ..tokenflow_ops.features import token_grid
@@ -92,7 +92,7 @@ class PreviewFeatures(io.ComfyNode):
         descriptor = _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
         step = step_at(noise_level, len(inversion.sigmas) - 1)
         shown = shown_frames(inversion.frames, most_frames)
-        colours = feature_colours(features, descriptor, step, shown, counted(len(shown)))
+        colours = feature_colours(features, descriptor, step, shown, Progress(len(shown)))
         components = as_image(colours, height, width)
         rows, columns = features.grid(descriptor)
         text = f"{columns} x {rows} tokens at sigma {float(inversion.sigmas[step]):.2f}\n" + "\n".join(descriptor)
@@ -182,7 +182,7 @@ class PreviewCorrespondences(io.ComfyNode):
         check_frame_count(CORRESPONDENCES, frames, features.inversion)
         frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
         step, descriptor, grid = step_at(noise_level, len(correspondences.steps)), features.finest, features.grid(features.finest)
-        matches, done = correspondences.steps[step], counted(2 * len(shown))
+        matches, done = correspondences.steps[step], Progress(2 * len(shown))
         pictures = rebuild(frames.movedim(-1, 1), matches, descriptor, grid, shown, done)
         similarity = match_similarity(features, matches, descriptor, step, shown, done)
         views = {

@@ -14,7 +14,7 @@ except ModuleNotFoundError as missing:
         f'TokenFlow does not find the module {missing.name}. In ComfyUI\'s environment: pip install -r "{requirements}"'
     ) from missing
 
-WEB_DIRECTORY = "./web"  # the help pages; there are no scripts
+WEB_DIRECTORY = "./web"  # the help pages, and a script that shows on nodes what they say
 
 
 async def comfy_entrypoint() -> TokenFlowExtension:

@@ -28,6 +28,8 @@ LONGEST_SHOWN = 60
 def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """For a node's `execute`: compares its inputs with its schema first. Raises: NodeError for the first one that does not fit.
 
+    The error calls it as the node does.
+
     own: combos of files, which come and go while the host runs: the node looks for them itself.
     """
 
@@ -46,7 +48,7 @@ def checked(*own: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     kind = "STRING" if wanted.id in own else str(wanted.get_io_type())
                     found = _mistake(kind, wanted, given[wanted.id])
                     if found is not None:
-                        raise NodeError(schema.display_name, wanted.id, *found)
+                        raise NodeError(schema.display_name, wanted.display_name or wanted.id, *found)
             return execute(cls, *args, **inputs)
 
         return checking

@@ -15,7 +15,7 @@ from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, Source
 from ..tokenflow_ops.features import token_grid
 from ..tokenflow_ops.views import feature_colours, match_motion, match_similarity, motion_colours, rebuild
 from .door import checked
-from .presets import MOST_KEYFRAMES
+from .presets import MOST_KEYFRAMES, NUMBER_BY_PRESET
 from .schema import (
     MOST_SHOWN,
     CorrespondencesSocket,
@@ -139,10 +139,10 @@ class PreviewCorrespondences(io.ComfyNode):
                 noise_level_input(NOISE_LEVEL),
                 io.Int.Input(
                     "attended_keyframes",
-                    default=0,
-                    min=0,
+                    default=NUMBER_BY_PRESET,
+                    min=NUMBER_BY_PRESET,
                     max=MOST_KEYFRAMES,
-                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. 0: 8.",
+                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. -1: as preset, 8 unless faithful.",
                 ),
                 most_frames_input(MOST_SHOWN),
             ],
@@ -174,7 +174,7 @@ class PreviewCorrespondences(io.ComfyNode):
         correspondences: Correspondences,
         frames: torch.Tensor,
         noise_level: float = NOISE_LEVEL,
-        attended_keyframes: int = 0,
+        attended_keyframes: int = NUMBER_BY_PRESET,
         most_frames: int = MOST_SHOWN,
     ) -> io.NodeOutput:
         features = correspondences.features
@@ -217,6 +217,6 @@ def _sureness(similarity: torch.Tensor) -> torch.Tensor:
 
 def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torch.Tensor:
     keyframes, interval = [step.keyframes.tolist() for step in correspondences.steps], correspondences.interval
-    windows = Windows.of(len(keyframes[0]), attended_keyframes or JOINT_KEYFRAMES)
+    windows = Windows.of(len(keyframes[0]), attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES)
     spans = [(own.start * interval, own.stop * interval) for own in windows.own]  # an interval has one keyframe
     return plot_timeline(keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist())

@@ -7,7 +7,7 @@ check_host()  # before anything that needs it is imported
 from .host.demo_clip import offer_clip  # noqa: E402
 from .nodes import TokenFlowExtension  # noqa: E402
 
-WEB_DIRECTORY = "./web"  # the help pages; there are no scripts
+WEB_DIRECTORY = "./web"  # the help pages, and a script that shows on nodes what they say
 
 
 async def comfy_entrypoint() -> TokenFlowExtension:

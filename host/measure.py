@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..tokenflow_ops.metrics import Flow, frame_similarities, prompt_scores, sharpness, source_motion, warp_errors
-from .progress import counted
+from .progress import Progress
 from .report import Report
 
 # CLIP's embedding (1, C) of a (3, h, w) image in [0, 1].
@@ -21,7 +21,7 @@ def measure(clips: Mapping[str, Tensor], flow: Flow, flow_name: str, embed: Embe
     With `embed` also how alike neighbouring frames are, with an embedded `prompt`, (1, C), how well they show it.
     """
     source = clips["source"]
-    done = counted(len(source) - 1 + (len(clips) * len(source) if embed else 0))
+    done = Progress(len(source) - 1 + (len(clips) * len(source) if embed else 0))
     errors: dict[str, list[Tensor]] = {name: [] for name in clips}
     visible = []
     for i in range(len(source) - 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import latent_preview
@@ -10,11 +9,10 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
+from .progress import Callback
 from .reconstruction import spread_frames
 
 COLUMNS = 2
-# As the host calls it: step, clean latents (N, C, h, w) as foreseen, noisy latents, all steps.
-Callback = Callable[[int, Tensor, Tensor, int], None]
 
 
 def show_frames(model: Any, callback: Callback | None) -> Callback | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .cropping import in_words, size_of
 from .errors import NodeError
 from .grid import captioned_grid
 from .patching import ModelCall, patch
-from .progress import counted
+from .progress import Progress
 from .source import SourceRun, run_as_sampler
 
 MOST_FRAMES = 4
@@ -31,13 +32,22 @@ def spread_frames(total: int) -> Tensor:
 
 
 def reconstruct_frames(
-    node: str, model: Any, inversion: Inversion, negative: Any, cfg: float, latents: Tensor, frames: Tensor, asked: int = 0
+    node: str,
+    model: Any,
+    inversion: Inversion,
+    negative: Any,
+    cfg: float,
+    latents: Tensor,
+    frames: Tensor,
+    asked: int = 0,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Some frames sampled from the noisy end by the host's euler, with the source prompt.
 
     Frames are independent of each other here, so the rest need not be sampled.
 
     node: the node's name for errors. latents: (N, C, h, w) the source, as on a LATENT socket. frames: (n,). asked: frames per pass, or 0.
+    progress: counts the steps.
     Returns: (n, C, h, w) in the model's latent space.
     """
     reached = inversion.latents[0]
@@ -48,7 +58,7 @@ def reconstruct_frames(
         return x
 
     patched = patch(model, lambda: SomeFramesRun(node, asked, frames), asked)
-    run_as_sampler(descend, patched, inversion.conditioning, negative, cfg, inversion.sigmas, latents)
+    run_as_sampler(descend, patched, inversion.conditioning, negative, cfg, inversion.sigmas, latents, progress)
     return reached[frames.to(reached.device)].to(inversion.latents)
 
 
@@ -71,18 +81,17 @@ class SomeFramesRun(SourceRun):
 
 
 def compare_pictures(
-    node: str, model: Any, vae: Any, found: Tensor, wanted: Tensor, frames: Tensor | None = None
+    node: str, model: Any, vae: Any, found: Tensor, wanted: Tensor, frames: Tensor | None, done: Callable[[], None]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Reconstructed latents `found` decoded and compared with the source.
 
     node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space. frames: (n, H, W, 3) the source in [0, 1],
-    as large as what is decoded; without them the decoded `wanted` take their place.
+    as large as what is decoded; without them the decoded `wanted` take their place. done: called once a frame.
     Returns: the reconstruction (n, H, W, 3); source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
     source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted` (ALONE).
     Raises: NodeError if the VAE cannot decode the latents.
     """
     back, beside, figures = torch.empty(0), torch.empty(0), {}
-    done = counted(len(found))
     for first in range(0, len(found), BLOCK_FRAMES):
         part = slice(first, first + BLOCK_FRAMES)
         decoded, pure = (_decode(node, model, vae, latents[part]) for latents in (found, wanted))

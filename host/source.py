@@ -7,7 +7,6 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
-import latent_preview
 import torch
 from comfy import model_management
 from torch import Tensor
@@ -17,6 +16,7 @@ from ..tokenflow_ops.passes import CapturePass, Pass
 from .conflicts import check_areas, check_captured, check_every_layer_runs
 from .memory import room
 from .patching import ModelCall, Run, patch
+from .progress import Progress
 from .shards import together
 
 
@@ -31,10 +31,12 @@ def invert_frames(
     iterations: int,
     extrapolate: int = 0,
     frames_per_pass: int = 0,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
 
     node: the node's name for errors. sigmas: (S+1,) downwards. iterations, extrapolate: as of `invert`.
+    progress: counts the steps.
     Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
     """
     path: Tensor | None = None  # for all steps at once: a list would have to be joined, and held twice
@@ -56,7 +58,7 @@ def invert_frames(
         return x
 
     patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
-    run_as_sampler(climb, patched, positive, negative, cfg, sigmas.flip(0), latents)
+    run_as_sampler(climb, patched, positive, negative, cfg, sigmas.flip(0), latents, progress)
     assert path is not None, "the host has called the sampler"
     return path
 
@@ -71,12 +73,14 @@ def capture_features(
     frames: Tensor | None = None,
     frames_per_pass: int = 0,
     shapes: Mapping[str, tuple[int, int]] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Runs the source latents of every step through the model and hands over what the layers saw.
 
     node: the node's name for errors. names: self-attention layers (their normed input) and ResBlock parts. frames: (n,), all if None.
     consume: called once a step with (n, P, C) or (n, C, h, w) tensors on the host's intermediate device, in the model's type.
-    shapes: tokens and width (P, C) that layers are known to have. Raises: NodeError if they have others, did not run or are not finite.
+    shapes: tokens and width (P, C) that layers are known to have. progress: counts the steps; None where this is part of other work.
+    Raises: NodeError if the layers have other shapes, did not run or are not finite.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     steps = list(steps)
@@ -95,8 +99,8 @@ def capture_features(
         return x
 
     blank = torch.zeros_like(inversion.latents[0][chosen])
-    sigmas = inversion.sigmas[: len(steps) + 1]  # only their number counts: the progress bar's length
-    run_as_sampler(visit, patch(model, lambda: run, frames_per_pass), inversion.conditioning, [], 1.0, sigmas, blank)
+    sigmas = inversion.sigmas[: len(steps) + 1]  # only their number counts
+    run_as_sampler(visit, patch(model, lambda: run, frames_per_pass), inversion.conditioning, [], 1.0, sigmas, blank, progress)
 
 
 class SourceRun(Run):
@@ -138,14 +142,22 @@ class CaptureRun(SourceRun):
 
 
 def run_as_sampler(
-    function: Callable[..., Tensor], model: Any, positive: Any, negative: Any, cfg: float, sigmas: Tensor, latents: Tensor
+    function: Callable[..., Tensor],
+    model: Any,
+    positive: Any,
+    negative: Any,
+    cfg: float,
+    sigmas: Tensor,
+    latents: Tensor,
+    progress: Progress | None,
 ) -> None:
-    """Runs `function` as a sampler: the host loads the model, processes the conditionings, shows progress and cleans up.
+    """Runs `function` as a sampler: the host loads the model, processes the conditionings and cleans up.
 
     latents: (N, C, h, w) as on a LATENT socket, what `function` and the conditionings are given as the clip.
+    progress: counts the steps and shows previews of them; None for work that is part of other work.
     """
     sampler = comfy.samplers.KSAMPLER(function)
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    callback = None if progress is None else progress.sampling(model, len(sigmas) - 1)
     comfy.sample.sample_custom(
         model, torch.zeros_like(latents), cfg, sampler, sigmas, positive, negative, latents, callback=callback, seed=0
     )

@@ -12,17 +12,18 @@ from ..host.errors import NodeError
 from .schema import lines
 
 # Inputs that grow as they are connected are half made on the oldest host, so there are enough for all modes and some more.
-EDITS = ("edited", "reference", *(f"edit_{i}" for i in range(3, 13)))
+# By their ids, the first two of which are older than their names, what they are called on the node and where the user gives no names.
+EDITS = {"edited": "edit_1", "reference": "edit_2"} | {f"edit_{i}": f"edit_{i}" for i in range(3, 13)}
 
 LONGEST_NAME = 200  # plots and captions are slow to find out that it has no place
 
 
 def edit_inputs() -> list[Any]:
     """A socket for each of `EDITS`, of which only the first must be connected."""
+    (first, name), *more = EDITS.items()
     return [
-        io.Image.Input(EDITS[0], tooltip="The edited frames, as many and as large as the source's."),
-        io.Image.Input(EDITS[1], optional=True, tooltip="Another edit to compare with, such as the per-frame one."),
-        *(io.Image.Input(socket, optional=True, tooltip="One more edit to compare with.") for socket in EDITS[2:]),
+        io.Image.Input(first, name, tooltip="The edited frames, as many and as large as the source's."),
+        *(io.Image.Input(socket, name, optional=True, tooltip="One more edit to compare with.") for socket, name in more),
     ]
 
 
@@ -33,7 +34,7 @@ def names_input() -> Any:
         default="",
         multiline=True,
         optional=True,
-        tooltip="What to call the edits, one per line, or in one line with commas between, in the order edited, reference, edit_3 and so on. Empty: as the inputs.",
+        tooltip="What to call the edits, in their order, one per line or in one line with commas between. Empty: edit_1, edit_2 and so on.",
     )
 
 
@@ -47,17 +48,18 @@ def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, T
     source = connected["source"]
     for socket, clip in connected.items():
         if len(clip) != len(source):
-            raise NodeError(node, socket, f"{len(clip)} frames, the source has {len(source)}.", "Connect clips of equal length.")
+            found = f"{len(clip)} frames, the source has {len(source)}."
+            raise NodeError(node, EDITS.get(socket, socket), found, "Connect clips of equal length.")
     size = common_size({socket: size_of(clip) for socket, clip in connected.items()})
     if isinstance(size, str):
         found = f"frames of {in_words(size_of(connected[size]))} pixels, the source's are {in_words(size_of(source))}."
-        raise NodeError(node, size, found, "Connect clips of equal size; as the source the frames that were encoded.")
-    words = lines(*(describe_crop(socket, size_of(clip), size) for socket, clip in connected.items()))
+        raise NodeError(node, EDITS.get(size, size), found, "Connect clips of equal size; as the source the frames that were encoded.")
+    words = lines(*(describe_crop(EDITS.get(socket, socket), size_of(clip), size) for socket, clip in connected.items()))
     return {socket: crop(clip, size) for socket, clip in connected.items()}, words
 
 
 def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:
-    """The clips under the names that the user gave the edits. Raises: NodeError for names too many, or twice the same."""
+    """The clips under the names that the user gave the edits, or their inputs'. Raises: NodeError for names too many, or twice the same."""
     edits = [socket for socket in EDITS if socket in clips]
     names = names.strip()
     given = [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
@@ -66,7 +68,7 @@ def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]
     if any(len(name) > LONGEST_NAME for name in given):
         raise NodeError(node, "names", f"a name of more than {LONGEST_NAME} signs.", "Use shorter names.")
     chosen = dict(zip(edits, given, strict=False))
-    renamed = {chosen.get(socket) or socket: clip for socket, clip in clips.items()}
+    renamed = {chosen.get(socket) or EDITS.get(socket, socket): clip for socket, clip in clips.items()}
     if len(renamed) < len(clips):
         raise NodeError(
             node, "names", f"a name twice among {', '.join(given)}.", "Give every edit a name of its own, none of another input."

@@ -29,6 +29,8 @@ LONGEST_SHOWN = 60
 def checked(*own: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """For a node's `execute`: compares its inputs with its schema first, and looks for its libraries.
 
+    The error calls it as the node does.
+
     own: combos of files, which come and go while the host runs: the node looks for them itself. needs: of `libraries.LIBRARIES`, those that
     the node cannot do without. Raises: NodeError for the first input that does not fit, for a library that is missing or fails.
     """
@@ -48,7 +50,7 @@ def checked(*own: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., A
                     kind = "STRING" if wanted.id in own else str(wanted.get_io_type())
                     found = _mistake(kind, wanted, given[wanted.id])
                     if found is not None:
-                        raise NodeError(schema.display_name, wanted.id, *found)
+                        raise NodeError(schema.display_name, wanted.display_name or wanted.id, *found)
             try:
                 for module in needs:
                     library(module)

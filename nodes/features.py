@@ -16,6 +16,7 @@ from ..host.checks import check_model, check_same_model
 from ..host.conflicts import check_levels
 from ..host.errors import NodeError
 from ..host.memory import fits_in_memory
+from ..host.progress import Progress
 from ..host.shards import together
 from ..host.source import capture_features
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
@@ -111,9 +112,12 @@ class ExtractFeatures(io.ComfyNode):
         numbers = len(chosen) * (sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0))
         store = _store(storage, inversion.frames * element * numbers)
         features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
+        progress = Progress((0 if store is None else len(chosen)) + 1)
         if store is not None:
-            capture([*kept, *extra], chosen, _told_if_full()(store.put))
-        return io.NodeOutput(features, _components(features))
+            capture([*kept, *extra], chosen, _told_if_full()(store.put), progress=progress)
+        components = _components(features)
+        progress()
+        return io.NodeOutput(features, components)
 
 
 def _probe(capture: Any, backbone: Backbone) -> tuple[dict[str, tuple[int, int]], int, int]:

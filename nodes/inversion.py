@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..host.checks import check_latents, check_model
 from ..host.errors import NodeError
 from ..host.fingerprint import model_fingerprint
+from ..host.progress import Progress
 from ..host.prompts import check_prompts
 from ..host.reconstruction import describe_loss, reconstruct_frames, spread_frames
 from ..host.source import invert_frames
@@ -126,7 +127,8 @@ class InvertVideo(io.ComfyNode):
         sigmas = _sigmas(model, scheduler, steps)[-(max(1, round(steps * depth)) + 1) :]
         again, extrapolate = 0 if refinement == PLAIN else iterations, REFINEMENTS[refinement]
         negative = negative or []
-        path = invert_frames(NAME, model, positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass)
+        progress = Progress((len(sigmas) - 1) * (2 if check_reconstruction else 1))
+        path = invert_frames(NAME, model, positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass, progress)
         if not torch.isfinite(path[0]).all():
             raise NodeError(
                 NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet)."
@@ -136,7 +138,7 @@ class InvertVideo(io.ComfyNode):
         text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
         if check_reconstruction:
             frames = spread_frames(inversion.frames)
-            found = reconstruct_frames(NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass)
+            found = reconstruct_frames(NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass, progress)
             text += f"\nreconstruction: {describe_loss(model, vae, found, path[-1][frames])}"
         return io.NodeOutput(inversion, {"samples": noisy}, sigmas, ui=ui.PreviewText(text))
 

@@ -23,7 +23,7 @@ class Metrics(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        edited, reference, *more = edit_inputs()
+        first, second, *more = edit_inputs()
         return schema(
             "Metrics",
             NAME,
@@ -32,8 +32,8 @@ class Metrics(io.ComfyNode):
             ["warp error", "temporal consistency", "flicker", "metrics", "optical flow", "RAFT", "CLIP score"],
             inputs=[
                 io.Image.Input("source", tooltip="The source frames: they give the motion."),
-                edited,
-                reference,
+                first,
+                second,
                 io.Image.Input(
                     "reconstruction",
                     optional=True,

@@ -8,7 +8,7 @@ import torch
 
 from ..tokenflow_ops import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, spread
 
-BY_PRESET = "as preset"
+BY_PRESET, NUMBER_BY_PRESET = "as preset", -1  # for a choice, and for numbers
 MOST_KEYFRAMES = 4096
 
 
@@ -27,12 +27,12 @@ class Preset:
     attended_keyframes: int = 0
 
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
-        """With what the user chose instead: BY_PRESET, a negative share and no keyframes leave it to the preset."""
+        """With what the user chose instead of BY_PRESET or NUMBER_BY_PRESET. No keyframes mean that too, as in older workflows."""
         return Preset(
             self.propagation if propagation == BY_PRESET else propagation,
             self.carry_until if carry_until < 0 else carry_until,
             self.steps,
-            attended_keyframes or self.attended_keyframes,
+            attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
         )
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:

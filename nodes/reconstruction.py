@@ -11,6 +11,7 @@ from ..host.checks import check_frame_count, check_model, check_same_model
 from ..host.cropping import as_encoded
 from ..host.errors import NodeError
 from ..host.plots import plot_lines
+from ..host.progress import Progress
 from ..host.prompts import check_prompts
 from ..host.reconstruction import ALONE, BACK, check_vae, compare_pictures, reconstruct_frames, spread_frames
 from ..tokenflow_ops import Inversion
@@ -88,9 +89,10 @@ class CheckReconstruction(io.ComfyNode):
         check_vae(NAME, model, vae, inversion, frames)
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]
         latents = model.get_model_object("latent_format").process_out(clean)
-        found = reconstruct_frames(NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass)
+        progress = Progress(len(inversion.sigmas) - 1 + len(shown))
+        found = reconstruct_frames(NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass, progress)
         chosen = None if frames is None else frames[shown]
-        pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen)
+        pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen, progress)
         plot = plot_lines({name: values.tolist() for name, values in figures.items()}, "frame", "PSNR, dB", x=shown.tolist())
         text = lines(_text(figures, shown, inversion.frames), cut)
         return io.NodeOutput(pictures, comparison, plot, text, ui=preview(comparison[spread_frames(len(shown))], text))

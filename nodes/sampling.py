@@ -20,7 +20,7 @@ from ..host.prompts import check_prompts
 from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
 from ..tokenflow_ops.libraries import LibraryError, library
 from .door import checked
-from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, PRESETS, Preset
+from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, lines, said, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
@@ -40,15 +40,15 @@ def _edit_inputs() -> list[Any]:
             options=list(PRESETS),
             default=BALANCED,
             optional=True,
-            tooltip="Sets attended_keyframes, carry_until and propagation where these leave it to the preset, and in TokenFlow Sampler the share of the inverted steps that is sampled. balanced: the steadiest. faithful: what is propagated is as in the paper, slower. fast: half of the steps. draft: a quarter of them, to try a prompt; soft.",
+            tooltip="Sets attended_keyframes (-1), carry_until (-1) and propagation where these are as preset, and in TokenFlow Sampler the share of the inverted steps that is sampled. balanced: the steadiest. faithful: what is propagated is as in the paper, slower. fast: half of the steps. draft: a quarter of them, to try a prompt; soft.",
         ),
         io.Int.Input(
             "attended_keyframes",
-            default=0,
-            min=0,
+            default=NUMBER_BY_PRESET,
+            min=NUMBER_BY_PRESET,
             max=MOST_KEYFRAMES,
             optional=True,
-            tooltip="How many keyframes attend to each other at most. 0: as the preset says, 8 or with faithful all; in other modes all. A clip with more is edited in windows: half of them at once, a quarter from the window before, a quarter spread over the clip.",
+            tooltip="How many keyframes attend to each other at most. -1: as preset, 8 or with faithful all; in other modes all. A clip with more is edited in windows: half of them at once, a quarter from the window before, a quarter spread over the clip.",
         ),
         frames_per_pass_input(),
         io.Mask.Input(
@@ -69,19 +69,19 @@ def _late_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "carry_until",
-            default=-1.0,
-            min=-1.0,
+            default=float(NUMBER_BY_PRESET),
+            min=float(NUMBER_BY_PRESET),
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. -1: as the preset says, 0.2 if balanced. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
+            tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. -1: as preset, 0.2 or with faithful 0. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
         ),
         io.Combo.Input(
             "propagation",
             options=[BY_PRESET, *PROPAGATIONS],
             default=BY_PRESET,
             optional=True,
-            tooltip="For tokenflow: what frames between keyframes take from them. as preset: deep features unless faithful. deep features: all that the UNet makes below full resolution, steadier and faster. attention: the output of self-attention alone, as in the paper.",
+            tooltip="For tokenflow: what frames between keyframes take from them. as preset: deep features, or with faithful attention. deep features: all that the UNet makes below full resolution, steadier and faster. attention: the output of self-attention alone, as in the paper.",
         ),
     ]
 
@@ -169,7 +169,7 @@ class Sampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="For fresh noise, and for samplers that add noise of their own.",
+                    tooltip="Only for fresh noise, and for samplers that add noise of their own: with inverted noise and euler it changes nothing.",
                 ),
                 io.Float.Input(
                     "start",
@@ -205,13 +205,13 @@ class Sampler(io.ComfyNode):
         seed: int = 0,
         start: float = 1.0,
         consistency: str = "tokenflow",
-        attended_keyframes: int = 0,
+        attended_keyframes: int = NUMBER_BY_PRESET,
         frames_per_pass: int = 0,
         injection: Injection | None = None,
         mask: torch.Tensor | None = None,
         noise: str = INVERTED,
         frames: torch.Tensor | None = None,
-        carry_until: float = -1.0,
+        carry_until: float = NUMBER_BY_PRESET,
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
     ) -> io.NodeOutput:
@@ -284,12 +284,12 @@ class Apply(io.ComfyNode):
         model: Any,
         correspondences: Correspondences,
         consistency: str = "tokenflow",
-        attended_keyframes: int = 0,
+        attended_keyframes: int = NUMBER_BY_PRESET,
         frames_per_pass: int = 0,
         injection: Injection | None = None,
         mask: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
-        carry_until: float = -1.0,
+        carry_until: float = NUMBER_BY_PRESET,
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
     ) -> io.NodeOutput:

@@ -22,9 +22,13 @@ _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
 def schema(name: str, display_name: str, description: str, aliases: list[str], **fields: Any) -> io.Schema:
-    """A node's schema with our prefix and category. Search aliases are passed on where the host knows them (since 0.10)."""
-    if "search_aliases" in _SCHEMA_FIELDS:
-        fields["search_aliases"] = aliases
+    """A node's schema with our prefix and category.
+
+    What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node says is sent again when its result
+    comes from the cache (since 0.19; before, only output nodes' words are).
+    """
+    newer = {"search_aliases": aliases, "has_intermediate_output": True}
+    fields |= {name: value for name, value in newer.items() if name in _SCHEMA_FIELDS}
     return io.Schema(node_id=f"TokenFlow{name}", display_name=display_name, category="TokenFlow", description=description, **fields)
 
 

@@ -10,13 +10,13 @@ from ..host.cropping import as_encoded, size_of
 from ..host.errors import NodeError
 from ..host.grid import captioned_grid
 from ..host.plots import heat_map, plot_timeline
-from ..host.progress import counted
+from ..host.progress import Progress
 from ..host.reconstruction import spread_frames
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures, Windows
 from ..tokenflow_ops.features import token_grid
 from ..tokenflow_ops.views import feature_colours, match_motion, match_similarity, motion_colours, rebuild
 from .door import checked
-from .presets import MOST_KEYFRAMES
+from .presets import MOST_KEYFRAMES, NUMBER_BY_PRESET
 from .schema import (
     CELL,
     MOST_SHOWN,
@@ -99,7 +99,7 @@ class PreviewFeatures(io.ComfyNode):
         descriptor = _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
         step = step_at(noise_level, len(inversion.sigmas) - 1)
         shown = shown_frames(inversion.frames, most_frames)
-        colours = feature_colours(features, descriptor, step, shown, counted(len(shown)))
+        colours = feature_colours(features, descriptor, step, shown, Progress(len(shown)))
         components = as_image(colours, height, width)
         rows, columns = features.grid(descriptor)
         text = f"{columns} x {rows} tokens at sigma {float(inversion.sigmas[step]):.2f}\n" + "\n".join(descriptor)
@@ -146,10 +146,10 @@ class PreviewCorrespondences(io.ComfyNode):
                 noise_level_input(NOISE_LEVEL),
                 io.Int.Input(
                     "attended_keyframes",
-                    default=0,
-                    min=0,
+                    default=NUMBER_BY_PRESET,
+                    min=NUMBER_BY_PRESET,
                     max=MOST_KEYFRAMES,
-                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. 0: 8.",
+                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. -1: as preset, 8 unless faithful.",
                 ),
                 most_frames_input(MOST_SHOWN),
             ],
@@ -181,7 +181,7 @@ class PreviewCorrespondences(io.ComfyNode):
         correspondences: Correspondences,
         frames: torch.Tensor,
         noise_level: float = NOISE_LEVEL,
-        attended_keyframes: int = 0,
+        attended_keyframes: int = NUMBER_BY_PRESET,
         most_frames: int = MOST_SHOWN,
     ) -> io.NodeOutput:
         features = correspondences.features
@@ -190,7 +190,7 @@ class PreviewCorrespondences(io.ComfyNode):
         frames, cut = as_encoded(CORRESPONDENCES, frames, features.inversion)
         frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
         step, descriptor, grid = step_at(noise_level, len(correspondences.steps)), features.finest, features.grid(features.finest)
-        matches, done = correspondences.steps[step], counted(2 * len(shown))
+        matches, done = correspondences.steps[step], Progress(2 * len(shown))
         pictures = rebuild(frames.movedim(-1, 1), matches, descriptor, grid, shown, done)
         similarity = match_similarity(features, matches, descriptor, step, shown, done)
         views = {
@@ -225,6 +225,6 @@ def _sureness(similarity: torch.Tensor) -> torch.Tensor:
 
 def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torch.Tensor:
     keyframes, interval = [step.keyframes.tolist() for step in correspondences.steps], correspondences.interval
-    windows = Windows.of(len(keyframes[0]), attended_keyframes or JOINT_KEYFRAMES)
+    windows = Windows.of(len(keyframes[0]), attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES)
     spans = [(own.start * interval, own.stop * interval) for own in windows.own]  # an interval has one keyframe
     return plot_timeline(keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist())

@@ -71,6 +71,30 @@ def test_nodes_are_dragged_in_connected_and_set(empty: Editor, picture: Callable
     assert (given["steps"], given["refinement"], given["check_reconstruction"]) == (12, "fixed point", False)
 
 
+def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(empty: Editor, known: dict[str, Any]) -> None:
+    page = empty.page
+    controls = """() => app.graph.nodes.filter((node) => node.type.startsWith('TokenFlow'))
+        .flatMap((node) => node.widgets ?? []).filter((widget) => widget.name === 'control_after_generate').map((widget) => widget.value)"""
+    page.evaluate("(names) => names.forEach((name) => app.graph.add(LiteGraph.createNode(name)))", list(known))
+    assert page.evaluate(controls) == ["fixed", "fixed"]
+    saved = json.loads((ROOT / "workflows" / "sdedit.json").read_text())
+    (sampler,) = (node for node in saved["nodes"] if node["type"] == "TokenFlowSampler")
+    sampler["widgets_values"] = ["randomize" if value == "fixed" else value for value in sampler["widgets_values"]]
+    empty.load(saved)
+    assert page.evaluate(controls) == ["randomize"]
+
+
+def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> None:
+    labels = """() => app.graph.nodes.filter((node) => /Metrics|CompareClips/.test(node.type))
+        .map((node) => node.inputs.slice(0, 3).map((input) => input.label ?? input.localized_name ?? input.name))"""
+    editor.load(json.loads((ROOT / "workflows" / "quickstart.json").read_text()))
+    saved = editor.page.evaluate(labels)
+    editor.clear()
+    for name in ("TokenFlowMetrics", "TokenFlowCompareClips"):
+        editor.page.evaluate("(name) => { app.graph.add(LiteGraph.createNode(name)) }", name)
+    assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 5
+
+
 def test_wires_go_only_where_they_fit(empty: Editor) -> None:
     features = empty.add("Extract SA Features", 200, 250)
     matches = empty.add("Build NN Correspondences", 600, 250)

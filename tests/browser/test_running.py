@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
+
+from launch.workflow import to_prompt
 
 from .conftest import ROOT
 from .editor import Editor
@@ -25,6 +29,14 @@ WATCH = """(id) => {
     }
     look()
 }"""
+# The text that a node's widget shows, whether it is in the window and whether it can be typed into.
+REPORT = """(id) => {
+    const { element } = app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'report')
+    const { left, top, right, bottom } = element.getBoundingClientRect()
+    const seen = element.checkVisibility() && left > 0 && top > 0 && right < innerWidth && bottom < innerHeight && bottom > top + 20
+    return { text: element.value, seen, readOnly: element.readOnly }
+}"""
+UNDONE = "([id, cfg]) => app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'cfg').value === cfg"
 PLAYER = "(id) => app.graph.getNodeById(id).videoContainer?.querySelector('video')"
 
 
@@ -64,6 +76,39 @@ def test_progress_and_previews_while_it_runs_then_the_result_plays(
     assert player.evaluate("(player) => player.videoWidth") > 0
     opened.show(sampler, result)  # and the player not selected
     picture("result")
+
+
+def test_what_a_node_says_is_read_on_it_and_kept_out_of_workflow_and_prompt(opened: Editor, server: Any) -> None:
+    """After a run, and after Undo, which makes all nodes anew."""
+    inversion, matches, sampler = (opened.node(f"TokenFlow{kind}") for kind in ("InvertVideo", "BuildCorrespondences", "Sampler"))
+    said = {inversion: r"^\d+ frames inverted .*\n.* dB .*PSNR", matches: r"^\d+ frames, .* matched by "}
+
+    def check() -> None:
+        for node, text in said.items():
+            opened.show(node)
+            found = opened.page.evaluate(REPORT, node)
+            assert re.search(text, found["text"])
+            assert found["seen"]
+            assert found["readOnly"]
+
+    check()
+    kept = json.loads((ROOT / "workflows" / "sdedit.json").read_text())
+    assert places(opened.serialized()) == places(kept)
+    sent, wanted = opened.prompt(), to_prompt(kept, server.get("/object_info"))
+    assert {node: set(entry["inputs"]) for node, entry in sent.items()} == {node: set(entry["inputs"]) for node, entry in wanted.items()}
+    opened.show(sampler)
+    cfg = sent[str(sampler)]["inputs"]["cfg"]
+    opened.type(sampler, "cfg", "2")
+    opened.select(sampler)
+    opened.page.keyboard.press("Control+z")
+    opened.page.wait_for_function(UNDONE, arg=[sampler, cfg])
+    opened.settle()
+    check()
+
+
+def places(saved: dict[str, Any]) -> dict[int, int]:
+    """How many values of widgets a workflow has of each node."""
+    return {node["id"]: len(node.get("widgets_values") or []) for node in saved["nodes"]}
 
 
 def test_an_interrupted_run_makes_way_for_the_next(opened: Editor, server: Any) -> None:

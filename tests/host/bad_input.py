@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.folders import SUFFIX
+from tokenflow_pack.nodes.clips import EDITS
 from tokenflow_pack.nodes.comparison import CompareClips
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.demo_model import LoadDemoModel
@@ -72,8 +73,9 @@ class Row:
 
 
 def wrong(name: str, node: str, socket: str, value: Any, found: str, remedy: str, **others: Any) -> Row:
-    """The node's good call with another value of one input. value: what makes it, if it is no plain one."""
-    return Row(name, node, socket, lambda: run(node, **{socket: value() if callable(value) else value, **others}), found, remedy)
+    """The node's good call with another value of one input, by its id. value: what makes it, if it is no plain one."""
+    called = EDITS.get(socket, socket)
+    return Row(name, node, called, lambda: run(node, **{socket: value() if callable(value) else value, **others}), found, remedy)
 
 
 def refused(row: Row) -> None:

@@ -179,15 +179,15 @@ def interrupted() -> Iterator[None]:
 
 
 def interrupt_after(updates: int, total: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The user's interrupt comes when the progress bar, which has to be of `total`, was updated so often. Returns: the updates."""
+    """The user's interrupt comes when the progress bar, which has to be of `total`, was updated so often. Returns: where it stood."""
     counted: list[int] = []
 
     class Bar:
         def __init__(self, length: int) -> None:
             assert length == total
 
-        def update(self, by: int) -> None:
-            counted.append(by)
+        def update_absolute(self, value: int) -> None:
+            counted.append(value)
             if len(counted) == updates:
                 model_management.interrupt_current_processing()
 

@@ -57,18 +57,20 @@ def outputs(known: Any) -> Iterator[tuple[str, int, str]]:
         yield output.display_name or output.io_type, number, output.tooltip
 
 
-def test_nodes_are_found_by_other_words_where_the_host_looks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts before 0.10 know no search aliases."""
+def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts before 0.10 know no search aliases, those before 0.19 send no cached words but of output nodes."""
 
     @dataclass
     class LaterSchema(io.Schema):
         search_aliases: list[str] = field(default_factory=list)
+        has_intermediate_output: bool = False
 
     monkeypatch.setattr(schema.io, "Schema", LaterSchema)
-    monkeypatch.setattr(schema, "_SCHEMA_FIELDS", {*schema._SCHEMA_FIELDS, "search_aliases"})
+    monkeypatch.setattr(schema, "_SCHEMA_FIELDS", {*schema._SCHEMA_FIELDS, "search_aliases", "has_intermediate_output"})
     for node in asyncio.run(TokenFlowExtension().get_node_list()):
         known = node.define_schema()
         assert len(known.search_aliases) >= 3, known.node_id
+        assert known.has_intermediate_output, known.node_id
         assert all(alias.strip() and alias != known.display_name for alias in known.search_aliases), known.node_id
 
 
@@ -93,7 +95,7 @@ HEADINGS = "When to use it", "Inputs", "Outputs", "Common mistakes"
 @pytest.mark.parametrize("node", NODES)
 def test_a_page_names_every_input_and_output_and_no_others(node: str) -> None:
     known = nodes()[node]
-    assert listed(node, "Inputs") == [socket.id for socket in known.inputs]
+    assert listed(node, "Inputs") == [socket.display_name or socket.id for socket in known.inputs]
     assert listed(node, "Outputs") == output_names(node)
 
 
@@ -155,7 +157,7 @@ def schema_texts() -> dict[str, Any]:
         node: {
             "display_name": known.display_name,
             "description": known.description,
-            "inputs": {socket.id: {"name": socket.id, "tooltip": socket.tooltip} for socket in known.inputs},
+            "inputs": {socket.id: {"name": socket.display_name or socket.id, "tooltip": socket.tooltip} for socket in known.inputs},
             "outputs": {str(number): {"name": name, "tooltip": tooltip} for name, number, tooltip in outputs(known)},
         }
         for node, known in nodes().items()

@@ -10,7 +10,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenflow_pack.nodes.presets import BY_PRESET, PRESETS, Preset
+from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, PRESETS, Preset
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
@@ -60,5 +60,6 @@ def test_a_share_of_the_steps_begins_and_ends_with_the_schedule(steps: int, shar
 
 def test_what_the_user_chooses_is_stronger() -> None:
     found = Preset(DEEP_FEATURES, 0.2, 0.5)
-    assert found.but(BY_PRESET, -1.0, 0) == found
+    assert found.but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET) == found
+    assert found.but(BY_PRESET, NUMBER_BY_PRESET, 0) == found  # as older workflows have it
     assert found.but(ATTENTION, 0.0, 3) == Preset(ATTENTION, 0.0, 0.5, 3)

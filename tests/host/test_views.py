@@ -120,7 +120,7 @@ def test_looking_at_matches_counts_frames_and_can_be_stopped(last: int, monkeypa
     counted = interrupt_after(last, 2 * FRAMES, monkeypatch)
     with interrupted():
         call(PreviewCorrespondences.execute, matched(), PICTURES)
-    assert counted == [1] * last
+    assert counted == [*range(1, last + 1)]
 
 
 class Decoder:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from launch.workflow import Json, Prompt, WorkflowError
 
 from .graph import INVERSIONS, inputs_of, is_link, is_upload, label, links, of_types, samplers, texts_behind, title, upstream
+from .table import HEADS
 
 SEEDS = ("seed", "noise_seed")
 BY_NAME = "Name the column as the node's title, type or id, a dot and the input, e.g. 'Load Video.file'"
@@ -83,7 +84,7 @@ class Columns:
         """The place that a column names by a node's id, title or type."""
         name, dot, input = column.rpartition(".")
         if not dot:
-            raise ColumnError("no such column", f"Known are name, clip, source, prompt, seed. {BY_NAME}")
+            raise ColumnError("no such column", f"Known are {', '.join(HEADS)}. {BY_NAME}")
         kinds = [node for node, entry in self.prompt.items() if entry["class_type"] == name]
         titles = [node for node in self.prompt if title(self.prompt, node) == name]
         nodes = [name] if name in self.prompt else titles or kinds

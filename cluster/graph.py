@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from launch.workflow import Json, Prompt, WorkflowError, widgets
+from launch.workflow import UNKNOWN, Json, Prompt, WorkflowError, widgets
 
 INVERSIONS = ("TokenFlowInvertVideo", "TokenFlowLoadInversion")
 # What is computed once per clip, whatever the edit.
@@ -81,7 +81,7 @@ def inputs_of(prompt: Prompt, info: Json, node: str) -> dict[str, tuple[str, Jso
     """{input: (type, options)} of what a node has besides links. Raises WorkflowError for a node that the server does not know."""
     kind = prompt[node]["class_type"]
     if kind not in info:
-        raise WorkflowError(f"{label(prompt, node)} is unknown to the server. Is the pack that brings it installed, and did it load?")
+        raise WorkflowError(f"{label(prompt, node)} {UNKNOWN}")
     found = widgets(info[kind]["input"], info[kind].get("input_order", {}))
     return {name: (type, options) for name, type, options in found}
 

@@ -21,6 +21,9 @@ from .table import Row, TableError, problem
 from .values import converted
 
 PREFIX = "filename_prefix"
+LISTED = 8  # rows that one problem names
+# The column if it is one's, what was found, what to do.
+Problem = tuple[str | None, str, str]
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,37 @@ class Job:
 
 
 def make_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path) -> list[Job]:
-    """Jobs of all rows, for a server with these node definitions.
-
-    Files that the table names are relative to it; those of the workflow are looked for in the folder `inputs`, or are the embedded clip.
-    Raises TableError with every problem of every row.
-    """
-    columns = Columns({node: {**entry, "inputs": entry.get("inputs", {})} for node, entry in prompt.items()}, info)
-    jobs: list[Job] = []
-    problems: list[str] = []
-    for row in rows:
-        draft = Draft(table, row, columns, inputs)
-        draft.fill()
-        problems += draft.problems
-        if not draft.problems:
-            jobs.append(draft.job())
+    """Jobs of all rows, see `draft_jobs`. Raises TableError with every problem of every row."""
+    jobs, problems = draft_jobs(table, rows, prompt, info, inputs)
     if problems:
         raise TableError(problems)
     return jobs
+
+
+def draft_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path) -> tuple[list[Job], list[str]]:
+    """Jobs of the rows that fit a workflow, for a server with these node definitions, and what is wrong with the others.
+
+    Files that the table names are relative to it; those of the workflow are looked for in the folder `inputs`, or are the embedded clip.
+    What is wrong in several rows alike is told once.
+    """
+    columns = Columns({node: {**entry, "inputs": entry.get("inputs", {})} for node, entry in prompt.items()}, info)
+    jobs: list[Job] = []
+    wrong: dict[Problem, list[int]] = {}
+    for row in rows:
+        draft = Draft(table, row, columns, inputs)
+        draft.fill()
+        for found in draft.problems:
+            wrong.setdefault(found, []).append(row.number)
+        if not draft.problems:
+            jobs.append(draft.job())
+    return jobs, [problem(table, place(numbers, column), found, remedy) for (column, found, remedy), numbers in wrong.items()]
+
+
+def place(numbers: list[int], column: str | None) -> str:
+    """Where the same is wrong: rows, and the column if it is one's."""
+    few = [str(number) for number in numbers[:LISTED]]
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(few)}{more}" + ("" if column is None else f", column {column!r}")
 
 
 class Draft:
@@ -68,7 +85,7 @@ class Draft:
         self.prompt = copy.deepcopy(columns.prompt)
         self.files: dict[str, Path] = {}
         self.set_by: dict[tuple[str, str], str] = {}
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
 
     def fill(self) -> None:
         """Sets what the row sets, and finds the files."""
@@ -119,9 +136,7 @@ class Draft:
                 self.prompt[place.node]["inputs"][place.input] = self._file(path)
                 return
         where = f"{label(self.prompt, place.node)}, input {place.input}"
-        self.problems.append(
-            problem(self.table, f"row {self.row.number}", f"no file for {where}: {name!r} is not in {self.inputs}", "Give it a column")
-        )
+        self._wrong(None, f"no file for {where}: {name!r} is not in {self.inputs}", "Give it a column")
 
     def _file(self, path: Path) -> str:
         """The name that a file gets in the input folder. It is made of its content: two clips called alike are two. Raises ValueError."""
@@ -132,8 +147,8 @@ class Draft:
         self.files[name] = path
         return name
 
-    def _wrong(self, column: str, found: str, remedy: str) -> None:
-        self.problems.append(problem(self.table, f"row {self.row.number}, column {column!r}", found, remedy))
+    def _wrong(self, column: str | None, found: str, remedy: str) -> None:
+        self.problems.append((column, found, remedy))
 
 
 def digest(prompt: Prompt, nodes: Iterable[str]) -> str:

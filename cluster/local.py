@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ SHIPPED = {"py_modules": [str(ROOT / "cluster"), str(ROOT / "launch")], "exclude
 # Ray takes this machine's outer address unless clusters are off, and gives its workers a low priority. Its dashboard asks the metadata
 # services of clouds which of them this is, with usage statistics or without: through a proxy that is not there it asks nobody.
 ALONE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+LONGEST = 500  # letters of what Ray says
+PATIENCE = 10.0  # seconds
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 NOWHERE = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
 
@@ -31,22 +34,33 @@ def connected(address: str | None, **options: Any) -> Iterator[str]:
     Yields the address of its dashboard. Raises ClusterError.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"} if address else ALONE
-    import ray
-
+    try:
+        import ray
+    except Exception as error:  # whatever a broken one raises
+        found = f"Ray cannot be imported ({_in_a_line(error)})"
+        raise ClusterError(f"{found}. In ComfyUI's environment: pip install 'ray[default]'.") from error
     try:
         context = _join(address) if address else _start(options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # it has many, and some are of no class of their own
+        ray.shutdown()
         where = f"at {address}" if address else "on this machine"
-        raise ClusterError(f"no Ray {where}: {error}. See docs/cluster.md.") from error
+        raise ClusterError(f"no Ray {where}: {_in_a_line(error)}. See docs/cluster.md.") from error
     try:
         yield str(context.dashboard_url)
     finally:
         ray.shutdown()
 
 
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST].rstrip(". ")
+
+
 def _join(address: str) -> Any:
     import ray
 
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # Ray itself would knock for minutes where nobody is
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
     return ray.init(address=address, runtime_env=SHIPPED, **QUIET)
 
 

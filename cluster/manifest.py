@@ -100,11 +100,21 @@ def read_records(manifest: Path) -> dict[str, Record]:
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)
-            records[record["job"]] = record
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError:
+            record = None
+        if not _is_record(record):
             found = f"{manifest}, line {number}, is no record of a job"
-            raise OutputError(f"{found}. Remove that line, or give another folder by --output.") from error
+            raise OutputError(f"{found}. Remove that line, or give another folder by --output.")
+        records[record["job"]] = record
     return records
+
+
+def _is_record(found: Any) -> bool:
+    """Whether it has what a run asks of a record."""
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, list) or not isinstance(found.get("job"), str):
+        return False
+    return all(isinstance(file, dict) and isinstance(file.get("name"), str) and "bytes" in file for file in files)
 
 
 def confined(folder: Path, name: str) -> Path:

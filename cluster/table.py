@@ -1,4 +1,4 @@
-"""The table of jobs: a CSV or JSONL file with one job a row."""
+"""The table of jobs: a CSV or JSONL file with one job a row, as people and spreadsheets write it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 NAME = re.compile(r"\w[\w .+=,@-]{0,99}(?<![ .])")
 MANIFEST = "manifest.jsonl"  # lies beside the jobs' folders
+HEADS = ("name", "clip", "source", "prompt", "seed")  # columns that are known by themselves
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 class TableError(ValueError):
@@ -37,62 +40,122 @@ def problem(table: Path, place: str, found: str, remedy: str) -> str:
 
 
 def read_table(table: Path) -> list[Row]:
-    """Reads a .csv (UTF-8, with a header) or .jsonl file. Raises TableError, or OSError if there is no such file."""
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableError([problem(table, f"byte {error.start}", "this is no UTF-8", "Save the table as UTF-8")]) from error
-    if table.suffix.lower() not in (".csv", ".jsonl"):
-        raise TableError([problem(table, "its name", f"it ends in {table.suffix!r}", "Give a .csv or .jsonl file")])
-    problems: list[str] = []
-    read = _csv if table.suffix.lower() == ".csv" else _jsonl
-    rows = [
-        Row(number, str(cells.pop("name", f"{number:03}")).strip(), cells)
-        for number, found in enumerate(read(table, text, problems), 1)
-        for cells in [{column: value for column, value in found.items() if value not in ("", None)}]
-    ]
-    if not rows and not problems:
-        problems.append(problem(table, "its end", "no job in it", "Write one job a row"))
-    problems += _wrong_names(table, rows)
+    """The rows of a table. Raises TableError for what is wrong with it, or OSError if there is no such file."""
+    rows, problems = look_over(table)
     if problems:
         raise TableError(problems)
     return rows
 
 
-def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+def look_over(table: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a .csv, .tsv (UTF-8, with a header) or .jsonl file, and what is wrong with them. Raises OSError if there is no such file.
+
+    Rows that say nothing are left out, and not counted.
+    """
+    content = table.read_bytes()
+    read = READERS.get(table.suffix.lower())
+    if read is None:
+        return [], [problem(table, "its name", f"it ends in {table.suffix!r}", f"Give a {', '.join(READERS)} file")]
     try:
-        header, *rows = [[cell.strip() for cell in line] for line in lines if line] or [[]]
+        text = content.decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 without a mark
+            raise UnicodeDecodeError("utf-8", content, content.index(0), content.index(0) + 1, "NUL")
+    except UnicodeDecodeError as error:
+        return [], [problem(table, f"byte {error.start}", "this is no UTF-8", "Save the table as UTF-8")]
+    problems: list[str] = []
+    rows = []
+    for number, found in enumerate(read(table, text, problems), 1):
+        cells = {column: value for column, value in found.items() if not _is_empty(value)}
+        rows.append(Row(number, str(cells.pop("name", f"{number:03}")).strip(), cells))
+    if not rows and not problems:
+        problems.append(problem(table, "its end", "no job in it", "Write one job a row"))
+    return rows, problems + _wrong_names(table, rows)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _head(text: str) -> str:
+    """A column's name: those that are known in any letters, as spreadsheets begin them with capitals."""
+    name = text.strip()
+    return name.lower() if name.lower() in HEADS else name
+
+
+def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
+    text = text.lstrip("\r\n")
+    delimiter, text = _delimiter(text)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        written = [_without_end([cell.strip() for cell in line]) for line in lines]
     except csv.Error as error:
         problems.append(problem(table, f"line {lines.line_num}", f"this is no CSV ({error})", "Close its quotes"))
         return []
-    for column in sorted({column for column in header if not column or header.count(column) > 1}):
+    header, *rows = [row for row in written if row] or [[]]
+    columns = [_head(cell) for cell in header]
+    for column in sorted({column for column in columns if column and columns.count(column) > 1}):
         problems.append(
-            problem(table, "its header", f"{column!r} in {header.count(column)} columns", "Give every column a name of its own")
+            problem(table, "its header", f"{column!r} in {columns.count(column)} columns", "Give every column a name of its own")
         )
     for number, row in enumerate(rows, 1):
-        if len(row) > len(header):
-            found = f"{len(row)} cells below {len(header)} columns"
-            problems.append(problem(table, f"row {number}", found, "Put cells with commas in quotes"))
-    return [dict(zip(header, row, strict=False)) for row in rows]
+        nameless = [cell for column, cell in zip(columns, row, strict=False) if cell and not column]
+        if len(row) > len(columns):
+            found, remedy = f"{len(row)} cells below {len(columns)} columns", f"Put cells with {SEPARATORS[delimiter]} in quotes"
+            problems.append(problem(table, f"row {number}", found, remedy))
+        elif nameless:
+            problems.append(problem(table, f"row {number}", f"{nameless[0]!r} in a column without a name", "Give the column a name"))
+    return [{column: cell for column, cell in zip(columns, row, strict=False) if column} for row in rows]
+
+
+def _delimiter(text: str) -> tuple[str, str]:
+    """What stands between a CSV's cells, and its text without the line by which Excel says so: what parts its header most."""
+    first, _, rest = text.partition("\n")
+    told = re.fullmatch(r"sep=([,;\t])\s*", first)
+    if told:
+        return told[1], rest
+    return max(SEPARATORS, key=lambda delimiter: len(next(csv.reader([first], delimiter=delimiter), []))), text
+
+
+def _without_end(cells: list[str]) -> list[str]:
+    """Cells without the empty ones at the end, which spreadsheets write."""
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands, names that come twice too."""
 
 
 def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate((line for line in text.splitlines() if line.strip()), 1):
+    rows: list[dict[str, Any]] = []
+    for line in (line for line in text.splitlines() if line.strip()):
+        number = len(rows) + 1
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            row, said = None, f"this is no JSON ({error})"
+            found = json.loads(line, object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError) as error:
+            found, said = None, f"this is no JSON ({error})"
         else:
             said = "this is no object"
-        if not isinstance(row, dict):
+        if not isinstance(found, _Pairs):
             problems.append(problem(table, f"row {number}", said, 'Write {"column": value, ...}'))
-        elif nested := [column for column, value in row.items() if isinstance(value, (list, dict))]:
-            found = f"{row[nested[0]]!r} is no single value"
-            problems.append(problem(table, f"row {number}, column {nested[0]!r}", found, "Give text, a number, true or false"))
-        rows.append(row if isinstance(row, dict) else {})
+            rows.append({})
+            continue
+        row = {_head(column): value for column, value in found}
+        if all(_is_empty(value) for value in row.values()):
+            continue
+        columns = [_head(column) for column, _ in found]
+        for column in sorted({column for column in columns if columns.count(column) > 1}):
+            problems.append(problem(table, f"row {number}, column {column!r}", "it comes more than once", "Give every column once"))
+        for column, value in row.items():
+            if isinstance(value, list):
+                place, shown = f"row {number}, column {column!r}", json.dumps(value)[:60]
+                problems.append(problem(table, place, f"{shown} is no single value", "Give text, a number, true or false"))
+        rows.append(row)
     return rows
+
+
+READERS: dict[str, Callable[[Path, str, list[str]], list[dict[str, Any]]]] = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl}
 
 
 def _wrong_names(table: Path, rows: list[Row]) -> list[str]:

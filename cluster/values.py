@@ -30,14 +30,16 @@ def _number(place: Place, value: Any) -> int | float:
     low, high = place.options.get("min", -math.inf), place.options.get("max", math.inf)
     kind: type[int] | type[float] = int if place.kind == "INT" else float
     wanted = f"takes a {'whole ' if kind is int else ''}number from {low} to {high}"
+    if kind is float and isinstance(value, str) and "," in value:
+        wanted += ", written with a point"
     try:
         number = kind(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError(wanted) from error
-    known = isinstance(number, (int, float)) and not isinstance(number, bool) and number == number
-    if not known or kind(number) != number or not low <= number <= high:
-        raise ValueError(wanted)
-    return kind(number)
+        known = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        if known and kind(number) == number and low <= number <= high:
+            return kind(number)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(wanted)
 
 
 def _choice(place: Place, value: Any) -> Any:

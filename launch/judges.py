@@ -20,8 +20,9 @@ from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .environment import HOST, ROOT, SetupError, Stage, make_venv, pip, requirement_names
-from .environment import REQUIREMENTS as INSTALLED
+from .environment import HOST, ROOT, SetupError, Stage, make_venv, pip
+from .needs import PACK, requirements
+from .needs import REQUIREMENTS as INSTALLED
 from .release import checkout_files, copy_files, released_files
 
 REQUIREMENTS = ROOT / "launch" / "judges.txt"
@@ -113,7 +114,7 @@ def weaknesses(folder: Path, but: str = "") -> Iterator[str]:
 
 def pinned_requirements() -> Iterator[str]:
     """What requirements.txt asks for, in the versions that are here; of FAISS's two builds one is."""
-    for name in requirement_names(INSTALLED["the pack's packages"].read_text()):
+    for name, _ in requirements(INSTALLED[PACK].read_text()):
         with suppress(PackageNotFoundError):
             yield f"{name}=={version(name)}"
 

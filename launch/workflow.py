@@ -17,6 +17,7 @@ UNSUPPORTED = {
     "Reroute": "connect the two ends directly",
     "PrimitiveNode": "write its value into the widget it feeds",
 }
+UNKNOWN = "is unknown to the server. Is the pack that brings it installed, and did it load?"
 MUTED, BYPASSED = 2, 4
 
 Json = dict[str, Any]
@@ -34,7 +35,7 @@ Prompt = dict[str, PromptNode]
 
 
 class WorkflowError(ValueError):
-    """The workflow cannot be turned into a prompt; the message names the node."""
+    """The workflow cannot be turned into a prompt; the message has a line for each node that is wrong."""
 
 
 def to_prompt(workflow: Json, object_info: Json) -> Prompt:
@@ -46,8 +47,14 @@ def to_prompt(workflow: Json, object_info: Json) -> Prompt:
     if "nodes" not in workflow:
         if not workflow or not all(isinstance(node, dict) and "class_type" in node for node in workflow.values()):
             raise WorkflowError("the file is neither a workflow saved by the editor nor an API prompt")
+        unknown = [f"node {node} ({entry['class_type']})" for node, entry in workflow.items() if entry["class_type"] not in object_info]
+        if unknown:
+            raise WorkflowError("\n".join(f"{name} {UNKNOWN}" for name in unknown))
         return workflow
-    return Graph(workflow, object_info).prompt()
+    try:
+        return Graph(workflow, object_info).prompt()
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise WorkflowError(f"the file is no workflow as the editor saves it ({type(error).__name__}: {error})") from error
 
 
 class Graph:
@@ -60,9 +67,17 @@ class Graph:
         self.object_info = object_info
 
     def prompt(self) -> Prompt:
-        """The API prompt of all nodes that run."""
+        """The API prompt of all nodes that run. Raises WorkflowError for all that cannot."""
         running = [n for n in self.nodes.values() if n.get("mode", 0) not in (MUTED, BYPASSED) and n["type"] not in NOTES]
-        return {str(node["id"]): self.prompt_node(node) for node in running}
+        found, wrong = {}, []
+        for node in running:
+            try:
+                found[str(node["id"])] = self.prompt_node(node)
+            except WorkflowError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise WorkflowError("\n".join(dict.fromkeys(wrong)))
+        return found
 
     def prompt_node(self, node: Json) -> PromptNode:
         """One node with its widgets' values and, stronger than these, its links."""
@@ -83,7 +98,7 @@ class Graph:
         if kind in UNSUPPORTED:
             raise WorkflowError(f"{label(node)} exists in the editor only: {UNSUPPORTED[kind]}.")
         if kind not in self.object_info:
-            raise WorkflowError(f"{label(node)} is unknown to the server. Is the pack that brings it installed, and did it load?")
+            raise WorkflowError(f"{label(node)} {UNKNOWN}")
         found: Json = self.object_info[kind]
         return found
 

@@ -11,15 +11,20 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from cluster import command
+from cluster.local import ClusterError, connected
+from cluster.table import TableError
 from launch.commands import parser
 from launch.environment import ROOT, link_pack
+from launch.server import free_port
 
 from ..conftest import COMFYUI
 from . import made
@@ -36,15 +41,74 @@ def files(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "edit.json"), str(tmp_path / "jobs.csv"), "--output", str(tmp_path / "out")]
 
 
-def test_what_is_wrong_is_told_before_ray_starts(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "jobs.csv").write_text("name,seed\n../up,1\nwolf,1,2\n")
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails where a run asks for it."""
+    monkeypatch.setattr(command, "connected", None)
+    kept = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, kept)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_all_that_is_wrong_is_told_in_one_list_before_ray_starts(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link_pack(COMFYUI)
+    (tmp_path / "jobs.csv").write_text("Name;Clip;Seed;edit.cfg;promt\n../up;one.mp4;1\nwolf;none.mp4;x;7,5\n;;;;\nfox;one.mp4;1;2;a;b\n")
     options = parser().parse_args(["batch", *files])
     assert command.run(options, COMFYUI) == 1
-    said = capsys.readouterr()
-    assert "row 1, column 'name'" in said.err
-    assert "row 2: 3 cells" in said.err
-    assert not said.out
+    said = capsys.readouterr().err.removeprefix("error: ").splitlines()
+    places = ["row 3: 6 cells", "row 1, column 'name'", "row 2, column 'clip'", "row 2, column 'seed'", "row 2, column 'edit.cfg'"]
+    assert [any(line.startswith(f"jobs.csv, {place}") for line in said) for place in places] == [True] * 5
+    assert any("column 'promt': no such column" in line for line in said)
+    assert len(said) == 6
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("content", ["{half", "[1]", "\xff", "[" * 100_000], ids=["cut", "list", "no text", "deep"])
+def test_a_file_that_is_no_workflow_is_named(files: list[str], tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "edit.json").write_text(content, encoding="latin-1")
+    assert command.run(parser().parse_args(["batch", *files]), COMFYUI) == 1
+    assert re.fullmatch(r"error: edit\.json is no .*\. Save the workflow again\.\n", capsys.readouterr().err)
+
+
+def test_what_a_workflow_lacks_is_told_with_what_is_wrong_in_the_table(server: Any, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text("name,seed\n../up,1\n")
+    prompt = made.prompt() | {"more": made.node("NoSuchNode"), "even more": made.node("NorThis")}
+    (tmp_path / "edit.json").write_text(json.dumps(prompt))
+    wanted = command.Wanted.read(Path(files[0]), Path(files[1]), tmp_path)
+    with pytest.raises(TableError) as raised:
+        wanted.jobs(server.get("/object_info"))
+    name, more, even = raised.value.problems
+    assert "'../up' cannot name a folder" in name
+    assert (more.split(" is ")[0], even.split(" is ")[0]) == ("node more (NoSuchNode)", "node even more (NorThis)")
+
+
+BREAKS = {"not installed": None, "broken": "raise OSError('libz.so.1: cannot open')", "empty": ""}
+
+
+@pytest.mark.parametrize("code", BREAKS.values(), ids=BREAKS)
+def test_without_ray_there_is_one_plain_error(code: str | None, stand_in: Callable[[str, str | None], None]) -> None:
+    stand_in("ray", code)
+    said = r"^(Ray cannot be imported|no Ray on this machine).*[^.]\. (In ComfyUI's|See docs).*$"
+    with pytest.raises(ClusterError, match=said), connected(None):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["", "ray://"])
+def test_an_address_where_nobody_is_is_told_at_once(kind: str) -> None:
+    address = f"{kind}127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterError, match=f"^no Ray at {address}: ConnectionRefusedError.*$"), connected(address):
+        pass
+
+
+def test_a_ray_that_does_not_start_is_told_in_a_line(tmp_path: Path) -> None:
+    folder = str(tmp_path / ("x" * 120))
+    said = r"^no Ray on this machine: OSError: .* cannot exceed 107 bytes.*$"
+    with pytest.raises(ClusterError, match=said), connected(None, _temp_dir=folder):
+        pass
 
 
 @pytest.mark.parametrize("words", [["--workers", "0"], ["--cores", "-1"], ["--cores", "many"], ["--retries", "-1"]])

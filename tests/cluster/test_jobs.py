@@ -106,6 +106,11 @@ def test_any_input_is_set_by_id_title_or_type_in_its_own_type(make: Make) -> Non
         ({"edit.model": "x"}, r"gets model from node demo .*\. Set that node's input"),
         ({"edit.cfg": "four"}, "'four'. node edit .*, input cfg, takes a number from 0.0 to 100.0"),
         ({"edit.cfg": "nan"}, "takes a number from"),
+        ({"edit.cfg": "7,5"}, "takes a number from 0.0 to 100.0, written with a point"),
+        ({"edit.cfg": 10**400}, "takes a number from"),
+        ({"invert.steps": float("inf")}, "takes a whole number"),
+        ({"invert.steps": "1e400"}, "takes a whole number"),
+        ({"edit.cfg": "1e400"}, "takes a number from"),
         ({"invert.steps": "2.5"}, "takes a whole number from 1 to 1000"),
         ({"invert.steps": 0}, "takes a whole number"),
         ({"invert.steps": True}, "takes a whole number"),
@@ -125,6 +130,15 @@ def test_a_wrong_cell_is_told_with_its_place_and_what_to_do(make: Make, cells: d
 
 def test_everything_wrong_is_told_at_once(make: Make) -> None:
     assert len(wrong(make, {"seed": "x", "prmpt": "y", "invert.steps": "z"})) == 3
+
+
+def test_what_is_wrong_in_many_rows_is_told_once(make: Make, info: Any, tmp_path: Path) -> None:
+    rows = [Row(number, str(number), {"clip": "a.mp4", "promt": "x", "seed": number if number % 2 else "x"}) for number in range(1, 12)]
+    with pytest.raises(TableError) as raised:
+        make_jobs(tmp_path / "jobs.csv", rows, made.prompt(), info, tmp_path)
+    column, seed = raised.value.problems
+    assert column.startswith("jobs.csv, rows 1, 2, 3, 4, 5, 6, 7, 8 and 3 more, column 'promt': no such column")
+    assert seed.startswith("jobs.csv, rows 2, 4, 6, 8, 10, column 'seed': 'x'")
 
 
 def test_what_is_missing_or_not_clear_is_told(make: Make) -> None:

@@ -71,7 +71,10 @@ def test_what_was_killed_before_its_record_leaves_nothing_in_the_jobs_folder(tmp
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_line_that_was_torn_anywhere_costs_its_own_job_only(tmp_path: Path, kept: int) -> None:
     manifest = tmp_path / "manifest.jsonl"
-    lines = [json.dumps({"job": name, "state": "done", "prompt": "ein Bär"}, ensure_ascii=False).encode() + b"\n" for name in ("a", "b")]
+    lines = [
+        json.dumps({"job": name, "state": "done", "files": [], "prompt": "ein Bär"}, ensure_ascii=False).encode() + b"\n"
+        for name in ("a", "b")
+    ]
     cut = len(lines[0]) + min(kept, len(lines[1]))
     manifest.write_bytes(b"".join(lines)[:cut])
     whole = ["a", "b"] if cut == len(b"".join(lines)) else ["a"]
@@ -81,7 +84,9 @@ def test_a_line_that_was_torn_anywhere_costs_its_own_job_only(tmp_path: Path, ke
     assert list(read_records(manifest)) == ["a", "b"]
 
 
-@pytest.mark.parametrize("line", ["half", "[1]", '{"name": "wolf"}', "\u00e4"])
+@pytest.mark.parametrize(
+    "line", ["half", "[1]", '{"name": "wolf"}', '{"job": "wolf"}', '{"job": "wolf", "files": [{"name": "a"}]}', "\u00e4"]
+)
 def test_a_file_that_is_no_manifest_is_left_alone(tmp_path: Path, line: str) -> None:
     (tmp_path / "manifest.jsonl").write_text(f"{line}\n", encoding="utf-8")
     with pytest.raises(OutputError, match=r"manifest\.jsonl, line 1, is no record"), opened(tmp_path):

@@ -40,6 +40,40 @@ def test_json_lines_keep_their_types(tmp_path: Path) -> None:
     ]
 
 
+TABLES = {
+    "commas": "name,clip,Load Video.file\nwolf,a.mp4,b.mp4\n",
+    "semicolons": "name;clip;Load Video.file\nwolf;a.mp4;b.mp4\n",
+    "tabs": "name\tclip\tLoad Video.file\nwolf\ta.mp4\tb.mp4\n",
+    "told by Excel": "sep=;\nname;clip;Load Video.file\nwolf;a.mp4;b.mp4\n",
+    "lines of Windows": "name;clip;Load Video.file\r\nwolf;a.mp4;b.mp4\r\n",
+    "a mark and lines before": "\ufeff\n\nname,clip,Load Video.file\nwolf,a.mp4,b.mp4\n",
+    "capitals": "Name,CLIP,Load Video.file\nwolf,a.mp4,b.mp4\n",
+    "spaces": ' name , clip, "Load Video.file"\n wolf , a.mp4 , "b.mp4"\n',
+    "quotes": '"name";"clip";"Load Video.file"\n"wolf";"a.mp4";"b.mp4"\n',
+    "empty rows": ",,\nname,clip,Load Video.file\n,,\n\n  ,,  \nwolf,a.mp4,b.mp4\n,,\n",
+    "empty columns": "name,,clip,Load Video.file,,\nwolf,,a.mp4,b.mp4,,\n,,,,,\n",
+    "cells beyond the header": "name,clip,Load Video.file\nwolf,a.mp4,b.mp4,,,\n",
+}
+
+
+@pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("name", ["jobs.csv", "jobs.TSV"])
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, text: str, name: str) -> None:
+    assert read_table(table(tmp_path, text, name)) == [Row(1, "wolf", {"clip": "a.mp4", "Load Video.file": "b.mp4"})]
+
+
+def test_rows_that_say_nothing_are_not_counted(tmp_path: Path) -> None:
+    csv = read_table(table(tmp_path, "clip,seed\n,\na.mp4,1\n,,\nb.mp4,\n"))
+    jsonl = read_table(table(tmp_path, '{"clip": "a.mp4", "seed": "1"}\n{}\n{"clip": null, "seed": " "}\n{" Clip ": "b.mp4"}\n', "a.jsonl"))
+    assert csv == jsonl == [Row(1, "001", {"clip": "a.mp4", "seed": "1"}), Row(2, "002", {"clip": "b.mp4"})]
+
+
+def test_what_stands_in_a_cell_does_not_part_it(tmp_path: Path) -> None:
+    (row,) = read_table(table(tmp_path, "name;prompt;source\nwolf;a wolf, a fox, a bear;a\tb\n"))
+    assert row.cells == {"prompt": "a wolf, a fox, a bear", "source": "a\tb"}
+    assert "Put cells with semicolons in quotes" in problems(table(tmp_path, "name;prompt\nwolf;one; two\n"))[0]
+
+
 def test_all_wrong_rows_are_told_at_once_by_table_row_and_column(tmp_path: Path) -> None:
     found = problems(table(tmp_path, "name,seed\n../up,1\nwolf,2\nWOLF,3\nmore,4,5\n"))
     assert len(found) == 3
@@ -54,6 +88,12 @@ def test_all_wrong_rows_are_told_at_once_by_table_row_and_column(tmp_path: Path)
         ("jobs.csv", "", "no job in it"),
         ("jobs.csv", "name,seed\n", "no job in it"),
         ("jobs.csv", "seed,seed\n1,2\n", "'seed' in 2 columns"),
+        ("jobs.csv", "seed;Seed ; SEED\n1;2;3\n", "'seed' in 3 columns"),
+        ("jobs.csv", "name,,seed\nwolf,7,1\n", "row 1: '7' in a column without a name"),
+        ("jobs.jsonl", '{"seed": 1, "Seed": 2}\n', "row 1, column 'seed': it comes more than once"),
+        ("jobs.jsonl", "[" * 100_000, "row 1: this is no JSON"),
+        ("jobs.csv", ";;\n;;\n", "no job in it"),
+        ("jobs.jsonl", "{}\n", "no job in it"),
         ("jobs.csv", 'name\n"open\n', "this is no CSV"),
         ("jobs.txt", "name\na\n", "it ends in '.txt'"),
         ("jobs.jsonl", "{half\n", "row 1: this is no JSON"),
@@ -70,6 +110,9 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
     path = tmp_path / "jobs.csv"
     path.write_bytes("prompt\nein Bär\n".encode("latin-1"))
     assert problems(path)[0].startswith("jobs.csv, byte 12: this is no UTF-8")
+    for encoding in ("utf-16", "utf-16-le"):
+        path.write_bytes("prompt\nein Bär\n".encode(encoding))
+        assert "this is no UTF-8. Save the table as UTF-8" in problems(path)[0]
 
 
 @pytest.mark.parametrize(

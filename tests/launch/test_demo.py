@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +17,8 @@ import pytest
 
 from launch import demo
 from launch.server import Server
+
+from ..conftest import COMFYUI, ROOT
 
 
 @pytest.fixture
@@ -52,3 +59,23 @@ def test_it_shows_texts_files_and_the_address_it_keeps(
 def test_a_workflow_that_cannot_be_read_is_an_error_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.run(folder, folder / "none.json") == 1
     assert "none.json" in capsys.readouterr().err
+
+
+# Runs commands up to an option that none of them knows, and says what each does not know.
+UNTIL = """
+import contextlib, io, json, runpy, sys
+for words in json.loads(sys.argv.pop()):
+    sys.argv, sys.path[0] = [*words, "--no-such"], "demo"
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        runpy.run_path(words[0], run_name="__main__")
+    print(said.getvalue().splitlines()[-1])
+"""
+
+
+def test_the_commands_of_the_demos_manual_are_known_to_its_programs() -> None:
+    commands = re.findall(r"`?\.host/venv/bin/python (demo/[^`\n]+)", (ROOT / "demo" / "README.md").read_text())
+    told = [shlex.split(command) for command in commands if "make_clip" not in command]  # it has no options
+    assert len(told) == len(commands) - 1 == 7
+    variables = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
+    said = subprocess.run([sys.executable, "-c", UNTIL, json.dumps(told)], cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+    assert [line.partition(": error: ")[2] for line in said.stdout.splitlines()] == ["unrecognized arguments: --no-such"] * 7

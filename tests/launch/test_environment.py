@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import environment
-from launch.environment import ROOT, Host, SetupError, Stamps, link_pack, own_comfyui, require, requirement_names
+from launch.environment import ROOT, SetupError, Stamps, link_pack, own_comfyui
 
 
 @pytest.fixture
@@ -52,45 +51,22 @@ def test_the_link_inside_the_checkout_is_relative() -> None:
 
 
 def test_the_users_comfyui_and_its_python_are_used_as_named(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_comfyui() == Host(comfyui, Path(sys.executable))
+    host = own_comfyui()
+    assert (host.comfyui, host.python) == (comfyui, Path(sys.executable))
+    assert "runs this command" in host.origin
     inside = comfyui / ".venv" / "bin" / "python"
     inside.parent.mkdir(parents=True)
     inside.touch()
     assert own_comfyui().python == inside
     monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
     assert own_comfyui().python == Path(sys.executable)
+    assert own_comfyui().origin == "COMFYUI_PYTHON"
     monkeypatch.setenv("COMFYUI_PYTHON", "/no/such/python")
     with pytest.raises(SetupError, match="COMFYUI_PYTHON"):
         own_comfyui()
     monkeypatch.setenv("COMFYUI_PATH", "/no/such/folder")
     with pytest.raises(SetupError, match=r"no main\.py"):
         own_comfyui()
-
-
-def test_missing_packages_are_named_with_the_command_and_not_installed(
-    comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lacking = tmp_path / "requirements.txt"
-    lacking.write_text("pytest\nno-such-package>=3  # why\nno_such_package\nopencv-python-headless; python_version > '3'\n")
-    monkeypatch.setitem(environment.REQUIREMENTS, "the pack's packages", lacking)
-    host, said = Host(comfyui, Path(sys.executable)), rf"lacks no-such-package or no_such_package\. .*\n.*-m pip install -r {lacking}"
-    with pytest.raises(SetupError, match=said):
-        require(host)
-    lacking.write_text("pytest\n")
-    require(host)
-    monkeypatch.setitem(environment.REQUIREMENTS, "the cluster's packages", tmp_path / "cluster.txt")
-    (tmp_path / "cluster.txt").write_text("no-such-package[default]\n")
-    require(host)
-    with pytest.raises(SetupError, match=r"lacks no-such-package\. .*\n.*-m pip install -r .*cluster\.txt"):
-        require(host, ("the cluster's packages",))
-
-
-def test_requirement_names() -> None:
-    assert requirement_names("# why\ntorch\n\nfaiss-gpu>=1; sys_platform == 'linux'\nuvicorn[x]~=2 # y\n") == [
-        "torch",
-        "faiss-gpu",
-        "uvicorn",
-    ]
 
 
 def test_stamps_survive_and_a_damaged_file_counts_as_none(tmp_path: Path) -> None:

@@ -132,3 +132,18 @@ def test_an_api_prompt_is_returned_as_it_is_and_other_files_are_refused() -> Non
     for other in ({}, {"version": 1}):
         with pytest.raises(WorkflowError, match="neither"):
             to_prompt(other, INFO)
+    unknown = {"1": {"class_type": "Sample"}, "2": {"class_type": "Gone"}, "3": {"class_type": "Lost"}}
+    with pytest.raises(WorkflowError, match=r"^node 2 \(Gone\) is unknown .*\nnode 3 \(Lost\) is unknown "):
+        to_prompt(unknown, INFO)
+
+
+@pytest.mark.parametrize("nodes", [3, [3], [{}], [{"id": 1}], [node(1, "Source", [4]) | {"inputs": [{"link": 1}, 5]}]])
+def test_what_no_editor_saves_is_told_as_such(nodes: Any) -> None:
+    with pytest.raises(WorkflowError, match="no workflow as the editor saves it"):
+        to_prompt({"nodes": nodes, "links": []}, INFO)
+
+
+def test_all_nodes_that_cannot_run_are_told_at_once() -> None:
+    with pytest.raises(WorkflowError) as raised:
+        to_prompt(graph(node(1, "Gone", []), node(2, "Sample", []), node(3, "Lost", []), node(4, "Reroute", [])), INFO)
+    assert [line.split(" ")[1] for line in str(raised.value).splitlines()] == ["1", "3", "4"]

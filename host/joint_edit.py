@@ -137,7 +137,7 @@ class JointEdit:
         bank, hidden = joint.bank, joint.hidden
         if before:
             bank = _joined(_rows(before.bank, slice(-1, None)), bank)
-            hidden = {name: torch.cat([before.hidden[name][-1:], part]) for name, part in hidden.items()}
+            hidden = {name: torch.cat([before.hidden[name][-1:].to(part.device), part]) for name, part in hidden.items()}
         frames = ((near.future >= own.start) & (near.future < own.stop)).nonzero().flatten()
         if not self.at_once:
             frames = frames[~self.whole[frames]]
@@ -198,6 +198,8 @@ def _joined(*banks: Bank) -> Bank:
         return banks[0] if banks else {}
 
     def join(parts: tuple) -> object:
-        return torch.cat(parts) if isinstance(parts[0], Tensor) else [torch.cat(sides) for sides in zip(*parts, strict=True)]
+        if isinstance(parts[0], Tensor):
+            return torch.cat([part.to(parts[0].device) for part in parts])
+        return [join(sides) for sides in zip(*parts, strict=True)]
 
     return {key: join(tuple(bank[key] for bank in banks)) for key in banks[0]}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +29,10 @@ from .wraps import ForwardWraps
 
 KEY = "tokenflow"
 T = TypeVar("T")
+
+# transformer_options of the UNet call that runs in this thread, which ResBlocks and the like are not given. The host may run two at once:
+# MultiGPU CFG Split has a copy of the model and a thread for each device.
+_running: ContextVar[Mapping[str, Any]] = ContextVar("running", default=MappingProxyType({}))
 
 
 class Run:
@@ -141,9 +147,28 @@ class ModelCall:
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
         handed_over = self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass, "ad_params": window}
         options = self.options | {"transformer_options": handed_over}
-        denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+        try:
+            denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
+        except Exception:
+            _wait_for_threads(options)
+            raise
         frames_pass.finish()
         return denoised
+
+
+def _wait_for_threads(options: Mapping[str, Any]) -> None:
+    """Takes what the host's threads still answer after one of them failed: it would be taken for the next call's answer.
+
+    options: the host's model_options.
+    """
+    pool: Any = options.get("multigpu_thread_pool")
+    if pool is None:
+        return
+    for device in pool.devices:
+        last = object()
+        pool.submit(device, lambda answer: answer, last)
+        while pool.get_result(device)[0] is not last:
+            pass
 
 
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
@@ -156,20 +181,19 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
     cross_layers = cross_attention_layers(clone.model.diffusion_model)
     features = injected_features(layers)
     deep = deep_layers(clone.model.diffusion_model) if with_deep else ()
-    running: list[dict[str, Any]] = []  # transformer_options of the UNet's running call, which ResBlocks and the like are not given
 
     def make(path: str, module: Any) -> Callable[..., Any]:
         if path == features:
-            return _wrap_hidden(path, running)
+            return _wrap_hidden(path)
         if path in deep:
-            return _wrap_deep(path, path == deep[-1], running)
+            return _wrap_deep(path, path == deep[-1])
         return _wrap_attention(path, module, cross=path in cross_layers)
 
     wraps = ForwardWraps((*layers, *cross_layers, *((features,) if features else ()), *deep), make)
     clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     _add_wrappers(clone, new_run, asked)
     wraps.during_sampling(clone, KEY)
-    _watch_unet(clone, deep, running)
+    _watch_unet(clone, deep)
     return clone
 
 
@@ -191,19 +215,19 @@ def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor
     return forward
 
 
-def _wrap_hidden(path: str, running: list[dict[str, Any]]) -> Callable[..., Tensor]:
+def _wrap_hidden(path: str) -> Callable[..., Tensor]:
     def forward(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         hidden = original(*args, **kwargs)
-        options = running[-1] if running else {}
+        options = _running.get()
         frames_pass: Pass | None = options.get(PASS_KEY)
         return hidden if frames_pass is None else frames_pass.hidden(path, hidden, options)
 
     return forward
 
 
-def _wrap_deep(path: str, last: bool, running: list[dict[str, Any]]) -> Callable[..., Tensor]:
+def _wrap_deep(path: str, last: bool) -> Callable[..., Tensor]:
     def forward(original: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        options = running[-1] if running else {}
+        options = _running.get()
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is None:
             return original(x, *args, **kwargs)
@@ -259,17 +283,17 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         clone.add_wrapper_with_key(kind, KEY, wrapper)
 
 
-def _watch_unet(clone: Any, deep: tuple[str, ...], running: list[dict[str, Any]]) -> None:
+def _watch_unet(clone: Any, deep: tuple[str, ...]) -> None:
     def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
         frames_pass: Pass | None = options.get(PASS_KEY)
         if frames_pass is not None and frames_pass.skips_deep:
             args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
-        running.append(options)
+        before = _running.set(options)
         try:
             return executor(*args, **kwargs)
         finally:
-            running.pop()
+            _running.reset(before)
 
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, diffusion_model)

@@ -128,7 +128,7 @@ class EndPointErrors:
             out = attention(frames_pass, call)
             number = self.inversion.closest_step(float(call.options["sigmas"][0]))
             keyframes = self.found.steps[number].keyframes
-            for side, tokens in zip((frames_pass.near.past, frames_pass.near.future), frames_pass.tokens[call.layer], strict=True):
+            for side, tokens in zip((frames_pass.near.past, frames_pass.near.future), frames_pass.tokens(call.layer), strict=True):
                 self.add(number, call.layer, frames_pass.frames, keyframes[side], tokens)
             return out
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from comfy.ldm.modules.attention import optimized_attention
@@ -43,25 +44,24 @@ class Handover:
         return [self.places[uuid] for uuid in options["uuids"]]
 
 
-class Running(threading.local):
-    """The transformer_options of the model's running call, which ResBlocks and the like are not given; each thread has its own."""
+# The transformer_options of the model's running call, which ResBlocks and the like are not given. The host may run several at once, each
+# in a thread of its own.
+_running: ContextVar[Mapping[str, Any]] = ContextVar("running", default=MappingProxyType({}))
 
-    def __init__(self) -> None:
-        self._calls: list[dict[str, Any]] = []
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of the innermost call; empty outside of any."""
-        return self._calls[-1] if self._calls else {}
+def running_options() -> Mapping[str, Any]:
+    """The transformer_options of the call that runs here; empty outside of any."""
+    return _running.get()
 
-    @contextmanager
-    def call(self, options: dict[str, Any]) -> Iterator[None]:
-        """Within, the model runs with these."""
-        self._calls.append(options)
-        try:
-            yield
-        finally:
-            self._calls.pop()
+
+@contextmanager
+def running(options: Mapping[str, Any]) -> Iterator[None]:
+    """Within, the model's call runs with these."""
+    before = _running.set(options)
+    try:
+        yield
+    finally:
+        _running.reset(before)
 
 
 @dataclass

@@ -35,6 +35,8 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
         view.extra_concat_orig = [rows_of(extra, frames) for extra in view.extra_concat_orig]
     if hasattr(view, "control_input"):
         view.get_control = partial(_adapter_control, view, view.get_control)
+    if clones := getattr(view, "multigpu_clones", None):  # newer hosts': the same control on other devices
+        view.multigpu_clones = {device: control_view(clone, frames, total) for device, clone in clones.items()}
     if view.previous_controlnet is not None:
         view.previous_controlnet = control_view(view.previous_controlnet, frames, total)
     return view

@@ -44,13 +44,14 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         seen = SourceMapsPass(frames, names=frozenset((*own, *cross, *looked_at, *now.injected)), words=source.shape[1])
         run.look_at_source(call, seen)
         _check_seen(run.node, seen)
-        attention = torch.stack([seen.kept[layer].mean(1) for layer in looked_at]).mean(0)
+        kept = seen.kept
+        attention = torch.stack([kept[layer].mean(1) for layer in looked_at]).mean(0).to(source.device)
         grid = token_grid(attention.shape[1], *call.x.shape[2:])
         changes = {
             place: PromptChange.between(source, _words(entry, frames), attention, grid) for place, entry in _positive(run, call).items()
         }
-        maps = {name: seen.kept[name] for name in (*own, *cross)}
-        injected = {name: seen.kept[name] for name in now.injected}
+        maps = {name: kept[name] for name in (*own, *cross)}
+        injected = {name: kept[name] for name in now.injected}
         return BlendedPass(frames, source=injected, layers=layers, bank=bank, maps=maps, changes=changes)
 
     return run.over_frames(call, make)

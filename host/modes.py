@@ -80,7 +80,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     def make(frames: Tensor) -> PropagationPass:
         seen = SourceMatchPass(frames, names=frozenset(now.hidden), bank=source_bank, near=near.of(frames), keyframe_features=known.kept)
         run.look_at_source(call, seen)
-        return PropagationPass(frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=lambda layer: seen.tokens[layer])
+        return PropagationPass(frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=seen.tokens)
 
     return run.over_frames(call, make)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
-from .calls import Handover, Running
+from .calls import Handover, running
 from .conds import Conds, PassConds
 from .conflicts import DOWNSCALE, check_controls, check_every_pass_runs
 from .controls import shallow_control
@@ -145,10 +145,28 @@ class ModelCall:
         options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | ours}
         try:
             denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
-        except FeatureMismatch as error:
-            raise NodeError(run.node, "model", f"{error}.", DOWNSCALE) from error
+        except Exception as error:
+            _wait_for_threads(options)
+            if isinstance(error, FeatureMismatch):
+                raise NodeError(run.node, "model", f"{error}.", DOWNSCALE) from error
+            raise
         frames_pass.finish()
         return denoised
+
+
+def _wait_for_threads(options: Mapping[str, Any]) -> None:
+    """Takes what the host's threads still answer after one of them failed: it would be taken for the next call's answer.
+
+    options: the host's model_options.
+    """
+    pool: Any = options.get("multigpu_thread_pool")
+    if pool is None:
+        return
+    for device in pool.devices:
+        last = object()
+        pool.submit(device, lambda answer: answer, last)
+        while pool.get_result(device)[0] is not last:
+            pass
 
 
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
@@ -160,15 +178,13 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
     found = backbone_of(clone.model.diffusion_model)
     assert found is not None, "checked by the nodes"
     family, backbone = found
-    running, deep = Running(), backbone.deep if with_deep else ()
+    deep = backbone.deep if with_deep else ()
     hidden = (backbone.injected_hidden,) if backbone.injected_hidden else ()
-    wraps = ForwardWraps(
-        (*backbone.attention, *backbone.cross.values(), *hidden, *deep), partial(family.wrapper, backbone, running=running)
-    )
+    wraps = ForwardWraps((*backbone.attention, *backbone.cross.values(), *hidden, *deep), partial(family.wrapper, backbone))
     clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     _add_wrappers(clone, new_run, asked)
     wraps.during_sampling(clone, KEY)
-    _watch_model(clone, deep, running)
+    _watch_model(clone, deep)
     return clone
 
 
@@ -219,13 +235,13 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         clone.add_wrapper_with_key(kind, KEY, wrapper)
 
 
-def _watch_model(clone: Any, deep: tuple[str, ...], running: Running) -> None:
+def _watch_model(clone: Any, deep: tuple[str, ...]) -> None:
     def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
         now = Handover.of(options)
         if now is not None and now.work.skips_deep:
             args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
-        with running.call(options):
+        with running(options):
             return executor(*args, **kwargs)
 
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)

@@ -209,7 +209,7 @@ def _propagate(result: _Result, plan: StepPlan, own: range, before: _Joint | Non
     bank, hidden = joint.bank, joint.hidden
     if before:
         bank = _joined(_rows(before.bank, slice(-1, None)), bank)
-        hidden = {name: torch.cat([before.hidden[name][-1:], part]) for name, part in hidden.items()}
+        hidden = {name: torch.cat([before.hidden[name][-1:].to(part.device), part]) for name, part in hidden.items()}
     following = (near.future >= own.start) & (near.future < own.stop)
     if not plan.at_once:
         following &= ~_with_own_tokens(plan.matches)
@@ -262,6 +262,8 @@ def _joined(*banks: Bank) -> Bank:
         return banks[0] if banks else {}
 
     def join(parts: tuple[Any, ...]) -> Any:
-        return torch.cat(parts) if isinstance(parts[0], Tensor) else [torch.cat(sides) for sides in zip(*parts, strict=True)]
+        if isinstance(parts[0], Tensor):
+            return torch.cat([part.to(parts[0].device) for part in parts])
+        return [join(sides) for sides in zip(*parts, strict=True)]
 
     return {key: join(tuple(bank[key] for bank in banks)) for key in banks[0]}

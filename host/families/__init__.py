@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ...tokenflow_ops.backbone import Backbone
-from ..calls import Running
 from . import unet
 
 
@@ -16,7 +15,7 @@ class Family(Protocol):
     def find(self, diffusion_model: Any) -> Backbone | None:
         """Finds a model's layers; None for a model of another family."""
 
-    def wrapper(self, backbone: Backbone, path: str, module: Any, running: Running) -> Callable[..., Any]:
+    def wrapper(self, backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
         """Makes what takes the place of a layer's forward during a run: called with (original forward, *args, **kwargs)."""
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 from torch import Tensor
 
 from ...tokenflow_ops.backbone import Backbone
 from ...tokenflow_ops.passes import DeepCall
-from ..calls import Handover, HostAttention, Running
+from ..calls import Handover, HostAttention, running_options
 from ..conflicts import check_all_tokens
 
 SELF_ATTENTION, CROSS_ATTENTION = "attn1", "attn2"
@@ -32,12 +33,12 @@ def find(diffusion_model: Any) -> Backbone | None:
     return Backbone(attention, blocks, cross, hidden, _blocks(attention), deep_layers(diffusion_model))
 
 
-def wrapper(backbone: Backbone, path: str, module: Any, running: Running) -> Callable[..., Any]:
+def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
     """What takes the place of a layer's forward during a run: called with (original forward, *args, **kwargs)."""
     if path == backbone.injected_hidden:
-        return _wrap_hidden(path, running)
+        return _wrap_hidden(path)
     if path in backbone.deep:
-        return _wrap_deep(path, path == backbone.deep[-1], running)
+        return _wrap_deep(path, path == backbone.deep[-1])
     return _wrap_attention(path, module, cross=path in backbone.cross.values())
 
 
@@ -91,19 +92,19 @@ def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor
     return forward
 
 
-def _wrap_hidden(path: str, running: Running) -> Callable[..., Tensor]:
+def _wrap_hidden(path: str) -> Callable[..., Tensor]:
     def forward(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         hidden = original(*args, **kwargs)
-        options = running.options
+        options = running_options()
         now = Handover.of(options)
         return hidden if now is None else now.work.hidden(path, hidden, now.of_batch(options))
 
     return forward
 
 
-def _wrap_deep(path: str, last: bool, running: Running) -> Callable[..., Tensor]:
+def _wrap_deep(path: str, last: bool) -> Callable[..., Tensor]:
     def forward(original: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        options = running.options
+        options = running_options()
         now = Handover.of(options)
         if now is None:
             return original(x, *args, **kwargs)
@@ -120,6 +121,10 @@ class UNetDeep(DeepCall):
     x: Tensor
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
 
     def run(self) -> Tensor:
         return self.original(self.x, *self.args, **self.kwargs)

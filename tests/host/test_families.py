@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host import families
-from tokenflow_pack.host.calls import Handover, Running
+from tokenflow_pack.host.calls import Handover
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
@@ -101,7 +101,7 @@ class MadeUpFamily:
         return Backbone(layers, decoder=tuple((layer,) for layer in layers[1:]), blocks=layers)
 
     @staticmethod
-    def wrapper(backbone: Backbone, path: str, module: Any, running: Running) -> Callable[..., Any]:
+    def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
         def forward(original: Callable[..., Tensor], tokens: Tensor, options: dict[str, Any]) -> Tensor:
             now = Handover.of(options)
             if now is None:

@@ -38,7 +38,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, frames: int) -> list[Mapping[str, 
         step = inverted(frames, SIZE)[0].step_of(float(asked.options["sigmas"][0]))
         empty = torch.zeros(frames, asked.x.shape[1], dtype=torch.int64)
         sides = found[step].setdefault(asked.layer, (empty, empty.clone()))
-        for side, part in zip(sides, self.tokens[asked.layer], strict=True):
+        for side, part in zip(sides, self.tokens(asked.layer), strict=True):
             side[self.frames] = part
         return tokens
 

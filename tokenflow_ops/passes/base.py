@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .calls import AttentionCall, DeepCall, FeatureMismatch, Place
 
-# What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each keyframe.
+# What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each keyframe, on the device where they were
+# made. The next pass may run a conditioning on another one (MultiGPU CFG Split), so whoever reads a bank moves what it takes.
 # DEEP: (k, C, h, w) instead, from the last layer below the model's full resolution.
 DEEP = "deep"
 Bank = dict[tuple[str, Place], Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -80,13 +82,16 @@ class CapturePass(Pass):
 
     Of several source prompts combined, the first one's are recorded.
     names: layers to record. device: where to keep them, None for where they are.
-    kept: filled with (n, P, C) or (n, C, h, w) tensors.
     """
 
     names: frozenset[str] = frozenset()
     device: torch.device | None = None
-    kept: dict[str, Tensor] = field(default_factory=dict)
-    _kept_of: dict[str, Place] = field(default_factory=dict)
+    _kept: dict[str, dict[Place, Tensor]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What was recorded: (n, P, C) or (n, C, h, w) by name."""
+        return {name: first_of(found) for name, found in self._kept.items()}
 
     def attention(self, call: AttentionCall) -> Tensor:
         self.keep(call.layer, call.x, call.places)
@@ -97,14 +102,18 @@ class CapturePass(Pass):
         return hidden
 
     def keep(self, name: str, tensor: Tensor, places: list[Place]) -> None:
-        """Records the first conditioning's rows, which the host may have put into this batch or another."""
+        """Records the batch's first conditioning's rows. The first of all may be in another one, which may run at the same time."""
         if name not in self.names:
             return
         place, row = min((place, row) for row, place in enumerate(places))
-        if name not in self.kept or place <= self._kept_of[name]:
-            self._kept_of[name] = place
-            # A copy: the host's blocks work in place.
-            self.kept[name] = tensor.chunk(self.rows(tensor))[row].to(self.device or tensor.device, copy=True)
+        # A copy: the host's blocks work in place.
+        own = tensor.chunk(self.rows(tensor))[row].to(self.device or tensor.device, copy=True)
+        self._kept.setdefault(name, {})[place] = own
+
+
+def first_of(found: Mapping[Place, T]) -> T:
+    """What belongs to the first of several conditionings."""
+    return found[min(found)]
 
 
 def check_same_shape(name: str, here: torch.Size | tuple[int, ...], source: torch.Size | tuple[int, ...]) -> None:

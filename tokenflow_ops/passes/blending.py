@@ -46,7 +46,7 @@ class BlendedPass(SparseCausalPass):
         own = super().attention(call)
         if call.layer not in self.maps:
             return own
-        source = self.maps[call.layer].repeat(self.rows(call.x), 1, 1)
+        source = self.maps[call.layer].to(call.x.device).repeat(self.rows(call.x), 1, 1)
         # The source's maps on the edit's values: the very attention of source queries and keys.
         theirs = self.attend(call, source, source, " of the source")
         grid = call.grid

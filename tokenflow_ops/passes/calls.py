@@ -100,6 +100,11 @@ class DeepCall(ABC):
     last: bool
     places: list[Place]
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the layer runs."""
+
     @abstractmethod
     def run(self) -> Tensor:
         """Runs the layer as it is."""

@@ -48,6 +48,6 @@ class SparseCausalPass(Pass):
 
     def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
         """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to the next pass: (2, 2, P, C)."""
-        before = self.bank[layer, place] if int(self.frames[0]) else own[:, :1].expand(-1, 2, -1, -1)
+        before = self.bank[layer, place].to(own.device) if int(self.frames[0]) else own[:, :1].expand(-1, 2, -1, -1)
         self._left[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
         return before

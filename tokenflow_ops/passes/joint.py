@@ -65,7 +65,7 @@ class KeyframePass(Pass):
         else:
             sides = [join_frames(part, rows) for part in (keys, call.value_tokens)]
             if self.context:
-                others = made_of(self.context, call.layer, places)
+                others = made_of(self.context, call.layer, places, call.x.device)
                 sides = [torch.cat([own, more.flatten(1, 2)], 1) for own, more in zip(sides, others, strict=True)]
             joined = join_frames(queries, rows)
             tokens = split_frames((call.run if source is None else call.run_injected)(joined, *sides), count)
@@ -89,7 +89,7 @@ class JointPass(Pass):
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
         places = call.places
-        keys, values = made_of(self.seen, call.layer, places)
+        keys, values = made_of(self.seen, call.layer, places, call.x.device)
         injected = call.layer in self.source
         queries = self.source_rows(call.layer, call.x) if injected else call.x
         if 0 < self.limit < len(self.keyframes):
@@ -99,8 +99,8 @@ class JointPass(Pass):
         return split_frames((call.run_injected if injected else call.run)(queries, keys, values), count)
 
 
-def made_of(seen: Bank, layer: str, places: list[Place]) -> tuple[Tensor, Tensor]:
-    """What a layer's keys and values of some keyframes are made of, each (rows, m, P, C)."""
-    kept = [seen[layer, place] for place in places]
+def made_of(seen: Bank, layer: str, places: list[Place], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a layer's keys and values of some keyframes are made of, each (rows, m, P, C), on a device."""
+    kept = [[side.to(device) for side in seen[layer, place]] for place in places]
     keys = torch.stack([parts[0] for parts in kept])
     return keys, keys if len(kept[0]) == 1 else torch.stack([parts[1] for parts in kept])

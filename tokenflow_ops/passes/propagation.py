@@ -42,11 +42,11 @@ class PropagationPass(Pass):
             return call.nothing()
         layer, grid = self.finest
         sides = self.tokens(layer)
-        return torch.cat([carry(self.bank[DEEP, place], self.near, sides, grid) for place in call.places])
+        return torch.cat([carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid) for place in call.places])
 
     def attention(self, call: AttentionCall) -> Tensor:
         past, future = (part.to(call.x.device) for part in self.tokens(call.layer))
         check_same_shape(call.layer, call.x.shape[1:], (past.shape[1], call.x.shape[2]))
         before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
-        bank = (self.bank[call.layer, place] for place in call.places)
+        bank = (self.bank[call.layer, place].to(call.x.device) for place in call.places)
         return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..keyframes import Neighbours
 from ..propagation import propagate
 from ..reference import match_to_keyframes
-from .base import Bank, CapturePass
-from .calls import AttentionCall
+from .base import Bank, CapturePass, first_of
+from .calls import AttentionCall, Place
 
 
 @dataclass(kw_only=True)
@@ -33,18 +33,23 @@ class SourceMatchPass(CapturePass):
     """The source's frames as the public code sees them: matched in every layer on features that were themselves propagated.
 
     bank: the source keyframes' output tokens. near: the frames' positions and weights in it. keyframe_features: by layer (k, P, C).
-    tokens: filled with past and future token indices (n, P) by layer.
     """
 
     bank: Bank
     near: Neighbours
     keyframe_features: Mapping[str, Tensor]
-    tokens: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _found: dict[str, dict[Place, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def tokens(self, layer: str) -> tuple[Tensor, Tensor]:
+        """Past and future token indices (n, P) of a layer that has run."""
+        return first_of(self._found[layer])
 
     def attention(self, call: AttentionCall) -> Tensor:
         places = call.places
         first = call.x.chunk(len(places))[places.index(min(places))]
-        past, future = match_to_keyframes(first, self.keyframe_features[call.layer], self.near.past, self.near.future)
-        self.tokens[call.layer] = past, future
+        keyframes = self.keyframe_features[call.layer].to(call.x.device)
+        past, future = match_to_keyframes(first, keyframes, self.near.past, self.near.future)
+        self._found.setdefault(call.layer, {})[min(places)] = past, future
         before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
-        return torch.cat([propagate(self.bank[call.layer, place], before, after, weight, past, future) for place in places])
+        bank = (self.bank[call.layer, place].to(call.x.device) for place in places)
+        return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])

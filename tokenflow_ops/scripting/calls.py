@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,12 +51,21 @@ class PipelineDeep(DeepCall):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def hidden_states(self) -> Tensor:
+        """The block's input."""
+        found: Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden_states.device
+
     def run(self) -> Any:
         return self.original(*self.args, **self.kwargs)
 
     def nothing(self) -> Any:
-        hidden = self.args[0] if self.args else self.kwargs["hidden_states"]
-        return nothing(self.module, hidden)
+        return nothing(self.module, self.hidden_states)
 
 
 def forwards(work: Pass, places: list[Place], layers: tuple[str, ...], deep: tuple[str, ...]) -> dict[str, Forward]:

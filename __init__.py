@@ -7,6 +7,7 @@ from .host.internals import check_host
 check_host()  # before anything that needs it is imported
 
 try:
+    from .host.demo_clip import offer_clip
     from .nodes import TokenFlowExtension
 except ModuleNotFoundError as missing:
     requirements = Path(__file__).resolve().parent / "requirements.txt"
@@ -19,4 +20,5 @@ WEB_DIRECTORY = "./web"  # the help pages, and a script that shows on nodes what
 
 async def comfy_entrypoint() -> TokenFlowExtension:
     """The door ComfyUI knocks on."""
+    offer_clip()  # not in the extension's on_load: ComfyUI does not call it
     return TokenFlowExtension()

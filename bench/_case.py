@@ -59,15 +59,14 @@ class Figures:
 
 
 class World:
-    """The embedded model, and a classifier of its world's surfaces, trained here on renders."""
+    """The embedded model, and the judge of its world."""
 
     def __init__(self) -> None:
         self.model, self.clip, self.vae = load_demo_model()
 
     @cached_property
     def critic(self) -> judge.Judge:
-        with torch.inference_mode(False), torch.enable_grad():
-            return judge.train(torch.Generator().manual_seed(0), 1200).eval()
+        return judge.load()
 
     def encode(self, text: str) -> Any:
         return nodes.CLIPTextEncode().encode(self.clip, text)[0]
@@ -76,49 +75,39 @@ class World:
         """(N, h, w, 3) in [0, 1]."""
         return nodes.VAEDecode().decode(self.vae, latents)[0]
 
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, h, w, 3) through the autoencoder."""
+        return self.decode(nodes.VAEEncode().encode(self.vae, pictures)[0])
+
+    def rates(self, count: int) -> dict[str, float]:
+        """Shares of the model's own samples that show the surface, shape and ground of their prompts."""
+        found, wanted = judge.samples(count)
+        shares = (self.critic.verdict(found) == wanted).float().mean(0).tolist()
+        return dict(zip(judge.NAMES, shares, strict=True))
+
     def sureness(self, pictures: Tensor, surface: str) -> float:
-        """The classifier's odds for a surface, mean over (N, 3, h, w) pictures."""
-        _, (odds, _, _) = self.critic(torch.nn.functional.avg_pool2d(pictures, 2))
+        """The judge's odds for a surface, mean over (N, 3, h, w) pictures."""
+        _, (odds, _, _) = self.critic(pictures)
         return float(odds.softmax(1)[:, SURFACES.index(surface)].mean())
 
 
-class Case:
-    """One source clip. number: 0 is demo/clip.mp4, any other one a scene drawn from it, nothing picked, and encoded in the same way.
+class Editable:
+    """A source clip to be edited through the pack's nodes. source: (N, h, w, 3). caption: what it shows."""
 
-    slowed: the scene's whole length in as many frames as the settings ask for.
-    """
+    def __init__(self, world: World, settings: Settings, source: Tensor, caption: str) -> None:
+        self.world, self.settings, self.source, self.caption = world, settings, source, caption
+        self.latents = nodes.VAEEncode().encode(world.vae, source)[0]
 
-    def __init__(self, world: World, settings: Settings, number: int = 0, slowed: bool = False) -> None:
-        self.world, self.settings = world, settings
-        if number == 0 and not slowed:
-            self.scene, times = demo_clip()
-            frames = read_video(ROOT / "demo" / "clip.mp4")
-        else:
-            self.scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
-            count = settings.frames if slowed else CLIP_FRAMES
-            times = [CLIP_LENGTH * i / count for i in range(count)]
-            with tempfile.TemporaryDirectory() as folder:
-                make_clip.write(Path(folder, "clip.mp4"), self.scene, times)
-                frames = read_video(Path(folder, "clip.mp4"))
-        self.times = times[: settings.frames]
-        self.source = frames[: settings.frames]
-        self.latents = nodes.VAEEncode().encode(world.vae, self.source)[0]
-        self.motion = source_motion(channels_first(self.source))
-        pairs = zip(self.times, self.times[1:], strict=False)
-        self.truth = [(flow, ~occluded) for flow, occluded in (true_flow(self.scene, a, b) for a, b in pairs)]
-
-    def other_surfaces(self, count: int, seed: int) -> list[str]:
-        """Surfaces to edit to, drawn from all but the clip's own."""
-        others = [name for name in SURFACES if name != self.scene.surface]
-        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-        return [others[i] for i in order[:count]]
+    def asked(self, surface: str) -> str:
+        """The edit prompt's words."""
+        return self.caption
 
     @property
     def source_prompt(self) -> Any:
-        return self.world.encode(self.scene.caption())
+        return self.world.encode(self.caption)
 
     def edit_prompt(self, surface: str) -> Any:
-        return self.world.encode(self.scene.caption().replace(self.scene.surface, surface))
+        return self.world.encode(self.asked(surface))
 
     def invert(self, model: Any = None, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
@@ -146,6 +135,39 @@ class Case:
             "negative": self.world.encode(""),
         } | choices
         return self.world.decode(Sampler.execute(model=model or self.world.model, correspondences=found, **choices).args[0])
+
+
+class Case(Editable):
+    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing picked, and encoded in the same way.
+
+    slowed: the scene's whole length in as many frames as the settings ask for.
+    """
+
+    def __init__(self, world: World, settings: Settings, number: int = 0, slowed: bool = False) -> None:
+        if number == 0 and not slowed:
+            self.scene, times = demo_clip()
+            frames = read_video(ROOT / "demo" / "tokenflow_star.mp4")
+        else:
+            self.scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
+            count = settings.frames if slowed else CLIP_FRAMES
+            times = [CLIP_LENGTH * i / count for i in range(count)]
+            with tempfile.TemporaryDirectory() as folder:
+                make_clip.write(Path(folder, "clip.mp4"), self.scene, times)
+                frames = read_video(Path(folder, "clip.mp4"))
+        self.times = times[: settings.frames]
+        super().__init__(world, settings, frames[: settings.frames], self.scene.caption())
+        self.motion = source_motion(channels_first(self.source))
+        pairs = zip(self.times, self.times[1:], strict=False)
+        self.truth = [(flow, ~occluded) for flow, occluded in (true_flow(self.scene, a, b) for a, b in pairs)]
+
+    def other_surfaces(self, count: int, seed: int) -> list[str]:
+        """Surfaces to edit to, drawn from all but the clip's own."""
+        others = [name for name in SURFACES if name != self.scene.surface]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+        return [others[i] for i in order[:count]]
+
+    def asked(self, surface: str) -> str:
+        return self.caption.replace(self.scene.surface, surface)
 
     def figures(self, clip: Tensor, surface: str | None = None) -> Figures:
         """clip: (N, h, w, 3). surface: what was asked for."""

@@ -1,12 +1,22 @@
-"""How the method's public code (omerbt/TokenFlow, commit 5dd6a69) attends."""
+"""What the method's public code (omerbt/TokenFlow, commit 5dd6a69) does otherwise: how it attends, and how it inverts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import comfy.samplers
 import torch
+from tokenflow_pack.host.fingerprint import model_fingerprint
+from tokenflow_pack.host.patching import patch
+from tokenflow_pack.host.source import SourceRun, run_as_sampler
+from tokenflow_pack.tokenflow_ops import Inversion
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _case import Editable
+
+SCHEDULER = "ddim_uniform"  # diffusers' DDIM levels, as its pipeline sets them
 
 
 def loop_over_heads(model: Any) -> Any:
@@ -26,3 +36,27 @@ def loop_over_heads(model: Any) -> Any:
     clone = model.clone()
     clone.model_options["transformer_options"]["optimized_attention_override"] = attention
     return clone
+
+
+def public_inversion(case: Editable) -> Inversion:
+    """A clip's path to noise as preprocess.py's `ddim_inversion` takes it, at its noise levels.
+
+    It asks the UNet for the noise at the next level and shows it the latents of the level before, in that level's scale.
+    """
+    model, steps, source = case.world.model, case.settings.steps, case.source_prompt
+    sigmas = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler=SCHEDULER).sigmas
+    cleanest = float(model.get_model_object("model_sampling").sigmas[0])
+    path: list[Tensor] = []
+
+    def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+        path.append(x.clone())
+        before = torch.tensor(cleanest).to(x)
+        for sigma in upwards[1:]:
+            shown = x * ((1 + sigma**2) / (1 + before**2)).sqrt()
+            noise = (shown - model_k(shown, sigma.expand(len(x)), **extra_args)) / sigma
+            x, before = x + (sigma - before) * noise, sigma
+            path.append(x.clone())
+        return x
+
+    run_as_sampler(climb, patch(model, lambda: SourceRun("public code")), source, [], 1.0, sigmas.flip(0), case.latents["samples"])
+    return Inversion(sigmas.clone(), torch.stack(path[::-1]), source, model_fingerprint(model), len(sigmas) - 1, SCHEDULER)

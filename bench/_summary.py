@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from _case import Figures
+from _intervals import resampled
 from matplotlib.figure import Figure
 from tokenflow_pack.host.tables import DPI, MARGIN, ROW, draw_table
 
 FLOOR = "autoencoder"
 BASE = "per frame (PnP-Diffusion)"
 OURS = "TokenFlow"
-RESAMPLINGS = 2000
 NONE = "–"
 INTERVALS, LETTERS = 420, 15  # pixels of the figure's right side, points of what is written beside the table
 FLOOR_OF_PAPER, BASE_OF_PAPER = 2.0, 11.3
@@ -131,7 +131,7 @@ def summarize(lines: Sequence[Line]) -> Table:
     edits = sorted(set.intersection(*(set(found) for found in rows.values()))) if rows else []
     if BASE not in rows or not edits:
         raise ValueError("no edit that all rows have; per frame must be one of them")
-    drawn = resampled(edits)
+    drawn = resampled([clip for clip, _ in edits])
 
     def excess(name: str) -> Callable[[Line], float]:
         return lambda line: getattr(line, name) - getattr(floors[line.clip], name)
@@ -161,18 +161,6 @@ def summarize(lines: Sequence[Line]) -> Table:
     return Table(
         [summary(row) for row in ORDER if row in rows], len(edits), len(clips), float(np.mean([floors[clip].warp for clip in clips]))
     )
-
-
-def resampled(edits: Sequence[Edit]) -> np.ndarray:
-    """Positions of edits, (RESAMPLINGS, n): clips drawn with replacement, then as many of each clip's edits: edits of a clip are alike."""
-    draw = np.random.default_rng(0)
-    of_clip = [[i for i, edit in enumerate(edits) if edit[0] == clip] for clip in sorted({clip for clip, _ in edits})]
-    each = len(edits) // len(of_clip)
-
-    def resample() -> list[int]:
-        return [draw.choice(of_clip[clip]) for clip in draw.integers(len(of_clip), size=len(of_clip)) for _ in range(each)]
-
-    return np.array([resample() for _ in range(RESAMPLINGS)])
 
 
 HEADINGS = ("", "warp error", "excess", "excess, true flow", "fidelity", "sharpness", "seconds", "memory")

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--clip", type=Path, default=ROOT / "demo" / "clip.mp4")
+    parser.add_argument("--clip", type=Path, default=ROOT / "demo" / "tokenflow_star.mp4")
     parser.add_argument("--prompt", default=demo_clip()[0].caption())
     parser.add_argument("--scheduler", default="normal")
     parser.add_argument("--edited", type=int, default=3, help="clips of the second table")

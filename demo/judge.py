@@ -1,6 +1,7 @@
 """Measures how often the demo model paints what the prompt says: python demo/judge.py [--samples 64] [--cfg 4] [--sheet PICTURE.png]
 
-The judge is a small network trained here on rendered scenes; its own accuracy on scenes it has not seen is shown too.
+The judge is a small network trained on rendered scenes (judge.safetensors, made by `python demo/judge.py --train`). It names surface, shape
+and ground of a picture, and what every pixel is made of. Its own accuracy on scenes it has not seen is shown first.
 """
 
 from __future__ import annotations
@@ -9,21 +10,37 @@ import argparse
 from pathlib import Path
 
 import torch
-from model import WEIGHTS, Tensor, load, sample
-from sample import save_sheet
-from scenes import GROUNDS, SHAPES, SURFACES, Scene, distance, grid, uniform
-from torch import nn
+from safetensors.torch import load_file, save_file
+from scenes import GROUNDS, SHAPES, SURFACES, Scene, uniform
+from torch import Tensor, nn
 from torch.nn import functional as F
+from wide import wide_scene
 
 NAMES = {"surface": SURFACES, "shape": SHAPES, "ground": GROUNDS}
+MATERIALS = (*SURFACES, *GROUNDS)
+WEIGHTS = Path(__file__).resolve().parent / "judge.safetensors"
+SIZE = 128
+UNKNOWN = -100  # as of `cross_entropy`: nothing is learnt from it
 
 
-def render(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures (count, 3, 64, 64), their sprites' masks (count, 1, 32, 32) and labels (count, 3), the index of each name."""
-    scenes = [(Scene(generator), uniform(generator, 0, 2)) for _ in range(count)]
-    labels = torch.tensor([[names.index(getattr(scene, kind)) for kind, names in NAMES.items()] for scene, _ in scenes])
-    inside = torch.stack([distance(scene.shape, *scene.sprite_coordinates(t, *grid(64))) < 0 for scene, t in scenes])
-    return torch.stack([scene.render(t, 64) for scene, t in scenes]), F.avg_pool2d(inside[:, None].float(), 2), labels
+def render(count: int, generator: torch.Generator, wide: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures (count, 3, SIZE, SIZE), their pixels' materials (count, SIZE, SIZE) and labels (count, 3), the index of each name.
+
+    wide: share of scenes from the wide world, whose shapes are UNKNOWN: they may be cut off or hidden.
+    """
+    pictures, materials, labels = [], [], []
+    for _ in range(count):
+        drawn_wide = uniform(generator) < wide
+        scene = wide_scene(generator) if drawn_wide else Scene(generator)
+        t = uniform(generator, 0, 2)
+        label = [names.index(getattr(scene, kind)) for kind, names in NAMES.items()]
+        pixels = torch.full((SIZE, SIZE), len(SURFACES) + label[2])
+        for sprite in scene.sprites():
+            pixels[sprite.mask(t, SIZE)] = SURFACES.index(sprite.surface)
+        pictures.append(scene.render(t, SIZE))
+        materials.append(pixels)
+        labels.append([UNKNOWN, UNKNOWN, label[2]] if drawn_wide else label)
+    return torch.stack(pictures), torch.stack(materials), torch.tensor(labels)
 
 
 def convolution(before: int, after: int, stride: int = 1) -> nn.Sequential:
@@ -35,56 +52,80 @@ def pooled(features: Tensor) -> Tensor:
 
 
 class Judge(nn.Module):
-    """Cuts the sprite out of pictures (B, 3, 64, 64), and names the shape from its mask alone."""
+    """Says of pictures (B, 3, H, W), sides multiples of 16, what every pixel is made of, and names them; the shape from the mask alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fine, self.middle = convolution(3, 32, 2), convolution(32, 64, 2)
-        self.coarse = nn.Sequential(convolution(64, 96, 2), convolution(96, 96))
-        self.refine = nn.ModuleList([convolution(96 + 64, 48), convolution(48 + 32, 24)])
-        self.mask = nn.Conv2d(24, 1, 1)
-        self.outline = nn.Sequential(convolution(1, 32, 2), convolution(32, 64, 2), convolution(64, 128, 2))
+        widths = (8, 16, 32, 64, 96)
+        self.first = convolution(3, widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(convolution(before, after, 2), convolution(after, after))
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.up = nn.ModuleList(convolution(before + after, after) for after, before in zip(widths[-2::-1], widths[:0:-1], strict=True))
+        self.material = nn.Conv2d(widths[0], len(MATERIALS), 1)
+        self.outline = nn.Sequential(convolution(1, 24, 2), convolution(24, 48, 2), convolution(48, 96, 2), convolution(96, 128, 2))
         self.surface, self.shape, self.ground = (
             nn.Linear(width, len(names)) for width, names in zip((192, 256, 192), NAMES.values(), strict=True)
         )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits of the mask, (B, 1, 32, 32), and of each kind's names."""
-        fine = self.fine(pictures)
-        middle = self.middle(fine)
-        features = coarse = self.coarse(middle)
-        for refine, skip in zip(self.refine, (middle, fine), strict=True):
-            features = refine(torch.cat([F.interpolate(features, scale_factor=2.0), skip], 1))
-        mask = self.mask(features)
-        outline = self.outline(mask.detach().sigmoid())
-        return mask, [self.surface(pooled(coarse)), self.shape(pooled(outline)), self.ground(pooled(coarse))]
+        """Logits of every pixel's material, (B, len(MATERIALS), H, W), and of each kind's names."""
+        skips = [self.first(pictures - 0.5)]
+        for down in self.down:
+            skips.append(down(skips[-1]))
+        features = deepest = skips.pop()
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            features = up(torch.cat([F.interpolate(features, scale_factor=2.0), skip], 1))
+        material = self.material(features)
+        sprite = material.detach().softmax(1)[:, : len(SURFACES)].sum(1, keepdim=True)
+        return material, [self.surface(pooled(deepest)), self.shape(pooled(self.outline(sprite))), self.ground(pooled(deepest))]
 
     @torch.no_grad()
     def verdict(self, pictures: Tensor) -> Tensor:
         """The index of each name, (B, 3)."""
-        self.eval()
-        return torch.stack([logits.argmax(1) for logits in self(pictures)[1]], 1)
+        return torch.cat([torch.stack([logits.argmax(1) for logits in self(part)[1]], 1) for part in pictures.split(32)])
+
+    @torch.no_grad()
+    def materials(self, pictures: Tensor) -> Tensor:
+        """Every pixel's index in MATERIALS, (B, H, W)."""
+        return torch.cat([self(part)[0].argmax(1) for part in pictures.split(32)])
 
 
-def train(generator: torch.Generator, scenes: int, epochs: int = 8, batch: int = 64) -> Judge:
-    """A judge of renders that are mirrored, blurred, miscoloured and noisy, as samples of a model are."""
-    (pictures, masks, labels), judge = render(scenes, generator), Judge()
+def load(path: Path = WEIGHTS) -> Judge:
+    """The trained judge."""
+    judge = Judge()
+    judge.load_state_dict({name: weight.float() if weight.dtype == torch.half else weight for name, weight in load_file(path).items()})
+    return judge.eval().requires_grad_(False)
+
+
+def save(judge: Judge, path: Path = WEIGHTS) -> None:
+    """In half precision."""
+    save_file({name: w.half().contiguous() if w.is_floating_point() else w for name, w in judge.state_dict().items()}, path)
+
+
+def train(generator: torch.Generator, steps: int, batch: int = 32) -> Judge:
+    """A judge of renders that are mirrored, blurred, miscoloured and noisy, as samples of a model are; all of them new."""
+    judge = Judge().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, epochs * (scenes // batch))
-    for _ in range(epochs):
-        for rows in torch.randperm(scenes, generator=generator)[: scenes // batch * batch].view(-1, batch):
-            shown, mask = (x[rows].flip(3) if int(rows[0]) % 2 else x[rows] for x in (pictures, masks))
-            if uniform(generator) < 0.3:
-                shown = F.avg_pool2d(shown, 3, 1, 1, count_include_pad=False)
-            shown = shown * (0.85 + 0.3 * torch.rand(batch, 3, 1, 1)) + 0.05 * torch.randn_like(shown)
-            cut, names = judge(shown)
-            loss = 3 * F.binary_cross_entropy_with_logits(cut, mask)
-            loss = loss + sum(F.cross_entropy(logits, label) for logits, label in zip(names, labels[rows].T, strict=True))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return judge
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    for step in range(steps):
+        shown, pixels, labels = render(batch, generator)
+        if step % 2:
+            shown, pixels = shown.flip(3), pixels.flip(2)
+        if uniform(generator) < 0.3:
+            shown = F.avg_pool2d(shown, 3, 1, 1, count_include_pad=False)
+        shown = shown * (0.85 + 0.3 * torch.rand(batch, 3, 1, 1)) + 0.05 * torch.rand(batch, 1, 1, 1) * torch.randn_like(shown)
+        material, names = judge(shown.to(memory_format=torch.channels_last))
+        loss = F.cross_entropy(material, pixels)
+        loss = loss + sum(F.cross_entropy(logits, label) for logits, label in zip(names, labels.T, strict=True)) / 3
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            print(f"step {step + 1} of {steps}: loss {float(loss.detach()):.3f}", flush=True)
+    return judge.eval().requires_grad_(False)
 
 
 def report(title: str, found: Tensor, wanted: Tensor) -> None:
@@ -92,38 +133,71 @@ def report(title: str, found: Tensor, wanted: Tensor) -> None:
     print(f"{title:28}" + "  ".join(f"{kind} {rate:.3f}" for kind, rate in zip(NAMES, rates, strict=True)), flush=True)
 
 
+def report_judge(judge: Judge, generator: torch.Generator, count: int = 500) -> None:
+    """What it is worth itself: on unseen plain scenes the names, on unseen wide ones the mask."""
+    pictures, _, labels = render(count, generator, wide=0)
+    report("judge on unseen renders", judge.verdict(pictures), labels)
+    pictures, materials, _ = render(count, generator, wide=1)
+    found, wanted = (pixels < len(SURFACES) for pixels in (judge.materials(pictures), materials))
+    overlap = float((found & wanted).sum() / (found | wanted).sum())
+    print(f"{'on unseen wide scenes':28}overlap of masks {overlap:.3f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--weights", type=Path, help="the demo model's, if not the shipped ones")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scenes", type=int, default=6000, help="renders to train the judge on")
+    parser.add_argument("--train", action="store_true", help="make judge.safetensors anew, and judge no samples")
+    parser.add_argument("--batches", type=int, default=1500, help="of 32 renders, to train the judge on")
     parser.add_argument("--sheet", type=Path, help="the samples as a picture")
     options = parser.parse_args()
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(options.seed)
-    judge = train(generator, options.scenes)
-    pictures, _, labels = render(500, generator)
-    report("judge on unseen renders", judge.verdict(pictures), labels)
-    # Every prompt of the world in a shuffled order, as often as needed.
+    if options.train:
+        save(train(generator, options.batches))
+    judge = load()
+    report_judge(judge, generator)
+    if not options.train:
+        judge_samples(judge, options)
+
+
+def samples(count: int, weights: Path | None = None, steps: int = 25, cfg: float = 4.0, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, 128, 128) by the demo model, and what they shall show, (count, 3), the index of each name.
+
+    Every prompt of the world in a shuffled order, as often as needed.
+    """
+    from model import WEIGHTS as SHIPPED
+    from model import load as load_model
+    from model import sample
+
+    generator = torch.Generator().manual_seed(seed)
     prompts = torch.cartesian_prod(*(torch.arange(len(names)) for names in NAMES.values()))
-    wanted = torch.cat([prompts[torch.randperm(len(prompts), generator=generator)] for _ in range(-(-options.samples // len(prompts)))])[
-        : options.samples
-    ]
-    texts = [f"a {SURFACES[a]} {SHAPES[b]} on {GROUNDS[c]}" for a, b, c in wanted.tolist()]
-    model, samples = load(options.weights), []
-    for at in range(0, len(texts), 8):
-        samples.append(sample(model, texts[at : at + 8], options.steps, options.cfg, seed=at))
-        report(f"{min(at + 8, len(texts))} samples", judge.verdict(F.avg_pool2d(torch.cat(samples), 2)), wanted[: at + 8])
-    found = judge.verdict(F.avg_pool2d(torch.cat(samples), 2))
-    for text, names in zip(texts, found.tolist(), strict=True):
-        seen = "a {} {} on {}".format(*(options[i] for options, i in zip(NAMES.values(), names, strict=True)))
-        if seen != text:
-            print(f"  {text}: looks like {seen}")
+    rounds = -(-count // len(prompts))
+    wanted = torch.cat([prompts[torch.randperm(len(prompts), generator=generator)] for _ in range(rounds)])[:count]
+    model, texts = load_model(weights or SHIPPED), [caption(names) for names in wanted.tolist()]
+    return torch.cat([sample(model, texts[at : at + 8], steps, cfg, seed=at) for at in range(0, count, 8)]), wanted
+
+
+def caption(names: list[int]) -> str:
+    """A prompt in the world's words."""
+    return "a {} {} on {}".format(*(options[i] for options, i in zip(NAMES.values(), names, strict=True)))
+
+
+def judge_samples(judge: Judge, options: argparse.Namespace) -> None:
+    """Prints how often samples show what was asked for, and those that do not."""
+    from sample import save_sheet
+
+    pictures, wanted = samples(options.samples, options.weights, options.steps, options.cfg, options.seed)
+    found = judge.verdict(pictures)
+    report(f"{options.samples} samples", found, wanted)
+    for asked, seen in zip(wanted.tolist(), found.tolist(), strict=True):
+        if seen != asked:
+            print(f"  {caption(asked)}: looks like {caption(seen)}")
     if options.sheet:
-        save_sheet(torch.cat(samples), options.sheet)
+        save_sheet(pictures, options.sheet)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 from scenes import Scene, demo_clip
 
-PATH = Path(__file__).resolve().parent / "clip.mp4"
+PATH = Path(__file__).resolve().parent / "tokenflow_star.mp4"
 FRAMES_PER_SECOND = 12
 
 

@@ -4,8 +4,11 @@ Every scene draws its textures' phases, scales, tints and its light anew, so tha
 Textures are coarser than two latent tokens (8 pixels of 128): copies of tokens are copies of patches, anything finer would not be kept.
 The pose at any time is known, and with it the true flow.
 
-Pictures are (3, size, size) floats in [0, 1]; coordinates run from -1 to 1 over the picture; times are in any unit, a clip spans about 1.5.
+Pictures are (3, height, width) floats in [0, 1]; coordinates run from -1 to 1 over the shorter side; times are in any unit, a clip spans
+about 1.5. Sizes are one number for square pictures, or (height, width).
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -20,6 +23,7 @@ GROUNDS = ("grass", "sand", "water", "brick")
 SHAPES = ("ball", "box", "star", "heart")
 CLIP_SEED = 77
 CLIP_LENGTH = 1.5
+Size = int | tuple[int, int]
 TEXTURE_PER_RADIUS = 0.62  # texture units over one unit of the sprite's own coordinates
 
 
@@ -27,10 +31,16 @@ def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> 
     return low + (high - low) * torch.rand(1, generator=generator).item()
 
 
-def grid(size: int) -> tuple[Tensor, Tensor]:
-    """x and y of every pixel, (size, size) each."""
-    line = torch.linspace(-1, 1, size)
-    y, x = torch.meshgrid(line, line, indexing="ij")
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def grid(size: Size) -> tuple[Tensor, Tensor]:
+    """x and y of every pixel, (height, width) each."""
+    short = min(sides(size))
+    lines = (torch.linspace(-1, 1, side) * ((side - 1) / (short - 1)) for side in sides(size))
+    y, x = torch.meshgrid(*lines, indexing="ij")
     return x, y
 
 
@@ -153,23 +163,28 @@ def distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where everything is at one time: the sprite's centre and angle (radians), the ground's shift in texture units."""
+    """Where everything is at one time: the sprite's centre, angle (radians) and size, the ground's shift in texture units."""
 
     x: float
     y: float
     angle: float
     ground_x: float
     ground_y: float
+    size: float
 
 
 @dataclass
 class Scene:
-    """One scene; what is not given is drawn from `generator`."""
+    """One scene; what is not given is drawn from `generator`.
+
+    front: a scene whose sprite passes before this one's; its ground is not seen.
+    """
 
     generator: torch.Generator
     surface: str = ""
     shape: str = ""
     ground: str = ""
+    front: Scene | None = None
     size: float = field(init=False)
     ground_scale: float = field(init=False)
 
@@ -185,30 +200,67 @@ class Scene:
         self.pan = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3)
 
     def caption(self) -> str:
-        return f"a {self.surface} {self.shape} on {self.ground}"
+        """What the scene shows, whether or not all of it is in the picture."""
+        return f"{self.named()} on {self.ground}"
+
+    def named(self) -> str:
+        """The sprites in words, the front one first."""
+        own = f"a {self.surface} {self.shape}"
+        return own if self.front is None else f"{self.front.named()} and {own}"
 
     def pose(self, t: float) -> Pose:
+        """Where everything is at time t."""
         (x, y, angle), (vx, vy, spin) = self.start, self.velocity
-        return Pose(x + vx * math.sin(1.6 * t), y + vy * math.sin(1.3 * t + 0.4), angle + spin * t, self.pan[0] * t, self.pan[1] * t)
+        shift = self.pan[0] * t, self.pan[1] * t
+        return Pose(x + vx * math.sin(1.6 * t), y + vy * math.sin(1.3 * t + 0.4), angle + spin * t, *shift, self.size)
+
+    def brightness(self, t: float) -> float:
+        """What the whole picture is multiplied by at time t."""
+        return 1.0
 
     def sprite_coordinates(self, t: float, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Picture coordinates to the sprite's own, in which it has unit size and stands still."""
         p = self.pose(t)
         c, s = math.cos(p.angle), math.sin(p.angle)
-        x, y = (x - p.x) / self.size, (y - p.y) / self.size
+        x, y = (x - p.x) / p.size, (y - p.y) / p.size
         return x * c + y * s, y * c - x * s
 
-    def render(self, t: float = 0.0, size: int = 128) -> Tensor:
-        """The picture at time t, (3, size, size)."""
+    def outline(self, t: float, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of points from the sprite's outline, negative inside, as of `distance` but in picture coordinates."""
+        return distance(self.shape, *self.sprite_coordinates(t, x, y)) * self.pose(t).size
+
+    def render(self, t: float = 0.0, size: Size = 128) -> Tensor:
+        """The picture at time t, (3, height, width)."""
         x, y = grid(size)
         p = self.pose(t)
-        ground = self.ground_texture(x * self.ground_scale + p.ground_x, y * self.ground_scale + p.ground_y)
-        x, y = self.sprite_coordinates(t, x, y)
-        cover = (0.5 - distance(self.shape, x, y) * self.size * size / 4).clamp(0, 1)
-        shadow = 0.45 * (0.5 - distance(self.shape, x - 0.12, y - 0.16) * self.size * size / 14).clamp(0, 1)
+        picture = self.ground_texture(x * self.ground_scale + p.ground_x, y * self.ground_scale + p.ground_y)
+        for scene in self.sprites():
+            picture = scene.paint(picture, t)
+        light = self.brightness(t)
+        return picture if light == 1 else (picture * light).clamp(0, 1)
+
+    def sprites(self) -> tuple[Scene, ...]:
+        """This scene's sprite and those before it, the front one last."""
+        return (self,) if self.front is None else (self, *self.front.sprites())
+
+    def paint(self, picture: Tensor, t: float) -> Tensor:
+        """The sprite and its shadow over a picture (3, height, width)."""
+        short = min(picture.shape[1:])
+        p = self.pose(t)
+        x, y = self.sprite_coordinates(t, *grid((picture.shape[1], picture.shape[2])))
+        cover = (0.5 - distance(self.shape, x, y) * p.size * short / 4).clamp(0, 1)
+        shadow = 0.45 * (0.5 - distance(self.shape, x - 0.12, y - 0.16) * p.size * short / 14).clamp(0, 1)
         light = 0.84 - 0.38 * (0.7 * (x * math.cos(self.light) + y * math.sin(self.light))).clamp(-1, 1)
         sprite = (self.surface_texture(x * TEXTURE_PER_RADIUS, y * TEXTURE_PER_RADIUS) * light).clamp(0, 1)
-        return ground * (1 - shadow * (1 - cover)) * (1 - cover) + sprite * cover
+        return picture * (1 - shadow * (1 - cover)) * (1 - cover) + sprite * cover
+
+    def mask(self, t: float, size: Size = 128) -> Tensor:
+        """(height, width) bool: where the sprite is seen, which those before it may hide."""
+        x, y = grid(size)
+        inside = self.outline(t, x, y) < 0
+        for scene in self.sprites()[1:]:
+            inside &= scene.outline(t, x, y) >= 0
+        return inside
 
 
 def _pick(names: tuple[str, ...], generator: torch.Generator) -> str:
@@ -216,27 +268,38 @@ def _pick(names: tuple[str, ...], generator: torch.Generator) -> str:
 
 
 def demo_clip() -> tuple[Scene, list[float]]:
-    """The scene of demo/clip.mp4 and its frames' times."""
+    """The scene of demo/tokenflow_star.mp4 and its frames' times."""
     return Scene(torch.Generator().manual_seed(CLIP_SEED), "wood", "star", "grass"), [CLIP_LENGTH * i / 24 for i in range(24)]
 
 
-def true_flow(scene: Scene, t0: float, t1: float, size: int = 128) -> tuple[Tensor, Tensor]:
-    """Forward flow of the picture at t0 towards the one at t1, (2, size, size) in pixels (x, y), and its occlusion mask, (size, size) bool.
+def true_flow(scene: Scene, t0: float, t1: float, size: Size = 128) -> tuple[Tensor, Tensor]:
+    """Forward flow of the picture at t0 towards the one at t1, (2, height, width) in pixels (x, y), and its occlusion mask, bool.
 
-    Occluded: what leaves the picture, ground that the sprite covers at t1, and the sprite's rim, where one pixel shows two motions.
-    The sprite's shadow moves with the sprite over ground that does not: there brightness changes although the flow is right.
+    Occluded: what leaves the picture, what a sprite covers at t1, and sprites' rims, where one pixel shows two motions.
+    A sprite's shadow moves with the sprite over ground that does not: there brightness changes although the flow is right.
     """
     x, y = grid(size)
-    pixel = 2 / (size - 1)
+    pixel = 2 / (min(sides(size)) - 1)
+    rim = 1.5 * pixel  # a sprite's edge is two pixels soft
     before, after = scene.pose(t0), scene.pose(t1)
-    ox, oy = scene.sprite_coordinates(t0, x, y)
-    d0 = distance(scene.shape, ox, oy) * scene.size
-    c, s = math.cos(after.angle) * scene.size, math.sin(after.angle) * scene.size
-    sprite = torch.stack([after.x + ox * c - oy * s, after.y + ox * s + oy * c])
     pan = (before.ground_x - after.ground_x) / scene.ground_scale, (before.ground_y - after.ground_y) / scene.ground_scale
-    ground = torch.stack([x + pan[0], y + pan[1]])
-    there = torch.where(d0 < 0, sprite, ground)
-    d1 = distance(scene.shape, *scene.sprite_coordinates(t1, *there)) * scene.size
-    rim = 1.5 * pixel  # the sprite's edge is two pixels soft
-    occluded = (d0.abs() < rim) | ((d0 >= 0) & (d1 < rim)) | (there.abs() > 1).any(0)
+    there = torch.stack([x + pan[0], y + pan[1]])
+    layer = torch.zeros_like(x)  # 0 for the ground, then the sprites from back to front
+    for number, sprite in enumerate(scene.sprites(), 1):
+        inside = sprite.outline(t0, x, y) < 0
+        there = torch.where(inside, _moved(sprite, t0, t1, x, y), there)
+        layer = torch.where(inside, number, layer)
+    right, bottom = float(x.max()), float(y.max())
+    occluded = (there[0].abs() > right) | (there[1].abs() > bottom)
+    for number, sprite in enumerate(scene.sprites(), 1):
+        occluded |= sprite.outline(t0, x, y).abs() < rim
+        occluded |= (layer < number) & (sprite.outline(t1, *there) < rim)
     return (there - torch.stack([x, y])) / pixel, occluded
+
+
+def _moved(sprite: Scene, t0: float, t1: float, x: Tensor, y: Tensor) -> Tensor:
+    """Where points (x, y) of a sprite at t0 are at t1, (2, height, width)."""
+    after = sprite.pose(t1)
+    own_x, own_y = sprite.sprite_coordinates(t0, x, y)
+    c, s = math.cos(after.angle) * after.size, math.sin(after.angle) * after.size
+    return torch.stack([after.x + own_x * c - own_y * s, after.y + own_x * s + own_y * c])

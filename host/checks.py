@@ -119,11 +119,12 @@ def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
         )
 
 
-def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> None:
-    """Raises: NodeError if the source's pictures (N, H, W, 3), which a mode needs, are missing or not one for each inverted frame."""
+def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> Tensor:
+    """The source's pictures (N, H, W, 3), which a mode needs. Raises: NodeError if they are missing or not one for each inverted frame."""
     if frames is None:
         raise NodeError(node, "frames", f"nothing, and the mode {mode} follows the source's motion.", "Connect the source frames.")
     check_frame_count(node, frames, inversion)
+    return frames
 
 
 def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:

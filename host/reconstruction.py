@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, spread
 from ..tokenflow_ops.metrics import psnr
+from .cropping import in_words, size_of
 from .errors import NodeError
 from .grid import captioned_grid
 from .passes import Pass
@@ -84,17 +85,17 @@ def compare_pictures(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Reconstructed latents `found` decoded and compared with the source.
 
-    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space. frames: (n, H, W, 3) the source in [0, 1];
-    without them the decoded `wanted` take their place. done: called once a frame.
+    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space. frames: (n, H, W, 3) the source in [0, 1],
+    as large as what is decoded; without them the decoded `wanted` take their place. done: called once a frame.
     Returns: the reconstruction (n, H, W, 3); source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
     source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted` (ALONE).
-    Raises: NodeError if the VAE cannot decode the latents, or frames are not those that were encoded.
+    Raises: NodeError if the VAE cannot decode the latents.
     """
     back, beside, figures = torch.empty(0), torch.empty(0), {}
     for first in range(0, len(found), BLOCK_FRAMES):
         part = slice(first, first + BLOCK_FRAMES)
         decoded, pure = (_decode(node, model, vae, latents[part]) for latents in (found, wanted))
-        source = pure if frames is None else _cropped(node, frames[part, ..., :3].float().cpu(), pure, wanted.shape[-2])
+        source = pure if frames is None else frames[part, ..., :3].float().cpu()
         difference = (BRIGHTER * (source - decoded).abs()).clamp(max=1)
         grid = captioned_grid({"source": source, BACK: decoded, f"difference x{BRIGHTER}": difference}, columns=3)
         measured = {BACK: decoded} if frames is None else {BACK: decoded, ALONE: pure}
@@ -125,17 +126,15 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
     return pictures.clamp(0, 1)
 
 
-def _cropped(node: str, frames: Tensor, decoded: Tensor, rows: int) -> Tensor:
-    """Frames (n, H, W, 3) without the margin that VAE Encode cuts off: less than one of the latents' `rows` on both sides together.
+def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Tensor | None) -> None:
+    """Decodes one frame of the inverted clip, before much is sampled to be decoded.
 
-    Raises: NodeError if they are not of the size that was encoded.
+    Raises: NodeError if the VAE cannot decode it, or not to the size of the source's frames (N, H, W, 3).
     """
-    (height, width), (wanted_height, wanted_width) = frames.shape[1:3], decoded.shape[1:3]
-    top, left = height - wanted_height, width - wanted_width
-    if not (0 <= top < wanted_height // rows and 0 <= left < wanted_height // rows):
-        found = f"frames of {width} x {height} pixels, the inverted ones decode to {wanted_width} x {wanted_height}."
+    decoded = size_of(_decode(node, model, vae, inversion.latents[-1][:1]))
+    if frames is not None and size_of(frames) != decoded:
+        found = f"frames of {in_words(size_of(frames))} pixels, the inverted ones decode to {in_words(decoded)}."
         raise NodeError(node, "frames", found, "Connect the frames that were encoded.")
-    return frames[:, top // 2 : top // 2 + wanted_height, left // 2 : left // 2 + wanted_width]
 
 
 def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) -> str:

@@ -15,6 +15,7 @@ from .server import Server, ServerError
 from .workflow import Prompt, WorkflowError, to_prompt
 
 OUTPUT = ROOT / "output"
+CLIP = ROOT / "demo" / "tokenflow_star.mp4"  # the pack itself puts it into the input folder
 
 
 def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
@@ -27,8 +28,7 @@ def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
         saved = json.loads(workflow.read_text())
         print("starting ComfyUI ...", flush=True)
         with Server(comfyui, HOST / "run", OUTPUT, OUTPUT / "server.log") as server:
-            for clip in (ROOT / "demo").glob("*.mp4"):
-                shutil.copy(clip, server.input)
+            shutil.copy(CLIP, server.input / "clip.mp4")  # its name in workflows that were saved before 0.2
             device = server.get("/system_stats")["devices"][0]["name"]
             print(f"ready on {device} after {time.monotonic() - start:.0f} s; running {workflow.name}", flush=True)
             prompt = to_prompt(saved, server.get("/object_info"))

@@ -7,7 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.cropping import common_size, crop, describe_crop, in_words, size_of
 from ..host.errors import NodeError
+from .schema import lines
 
 # Inputs that grow as they are connected are half made on the oldest host, so there are enough for all modes and some more.
 # By their ids, the first two of which are older than their names, what they are called on the node and where the user gives no names.
@@ -36,18 +38,25 @@ def names_input() -> Any:
     )
 
 
-def check_like_source(node: str, clips: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """The connected ones of clips (N, h, w, C) by socket: source, reconstruction, edits in order, whatever the order they come in.
+def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], str]:
+    """The connected ones of clips (N, H, W, C) by socket: source, reconstruction, edits in order, whatever the order they come in.
 
-    Raises: NodeError for another length or size than the source's.
+    Returns: the clips, all of one size, without the margin that VAE Encode has cut off of some; and what was cut, in words.
+    Raises: NodeError for another length than the source's, or a size that differs by more.
     """
     connected = {socket: clip for socket in ("source", "reconstruction", *EDITS) if (clip := clips.get(socket)) is not None}
-    wanted = connected["source"].shape[:3]
+    source = connected["source"]
     for socket, clip in connected.items():
-        if clip.shape[:3] != wanted:
-            found = f"frames of shape {tuple(clip.shape[:3])}, the source's are {tuple(wanted)}."
-            raise NodeError(node, EDITS.get(socket, socket), found, "Connect clips of equal length and size.")
-    return connected
+        if len(clip) != len(source):
+            raise NodeError(
+                node, EDITS.get(socket, socket), f"{len(clip)} frames, the source has {len(source)}.", "Connect clips of equal length."
+            )
+    size = common_size({socket: size_of(clip) for socket, clip in connected.items()})
+    if isinstance(size, str):
+        found = f"frames of {in_words(size_of(connected[size]))} pixels, the source's are {in_words(size_of(source))}."
+        raise NodeError(node, EDITS.get(size, size), found, "Connect clips of equal size; as the source the frames that were encoded.")
+    words = lines(*(describe_crop(EDITS.get(socket, socket), size_of(clip), size) for socket, clip in connected.items()))
+    return {socket: crop(clip, size) for socket, clip in connected.items()}, words
 
 
 def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..host.grid import captioned_grid, strip
-from .clips import called, check_like_source, edit_inputs, names_input
+from .clips import called, edit_inputs, like_source, names_input
 from .door import checked
-from .schema import schema
+from .schema import said, schema
 
 NAME = "Compare Clips"
 
@@ -58,8 +58,8 @@ class CompareClips(io.ComfyNode):
         moments: int = 0,
         **more_edits: Tensor | None,
     ) -> io.NodeOutput:
-        clips = check_like_source(NAME, {"source": source, "edited": edited, "reference": reference, **more_edits})
+        clips, words = like_source(NAME, {"source": source, "edited": edited, "reference": reference, **more_edits})
         named = called(NAME, clips, names)
         if moments:
             named, columns = {name: strip(clip, moments) for name, clip in named.items()}, 1
-        return io.NodeOutput(captioned_grid(named, columns))
+        return io.NodeOutput(captioned_grid(named, columns), ui=said(words))

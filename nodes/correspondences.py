@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from comfy import model_management
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..host.checks import check_frame_count
+from ..host.cropping import as_encoded
 from ..host.errors import NodeError
 from ..host.timings import search_timings
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
@@ -15,7 +16,7 @@ from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.search import BACKENDS, load_faiss
 from ..tokenflow_ops.views import principal_colours, rebuild
 from .door import checked
-from .schema import CorrespondencesSocket, FeaturesSocket, as_image, schema, shown_frames
+from .schema import CorrespondencesSocket, FeaturesSocket, as_image, said, schema, shown_frames
 
 NAME = "Build NN Correspondences"
 RANDOM, FIXED = "random at every step", "fixed"
@@ -100,8 +101,10 @@ class BuildCorrespondences(io.ComfyNode):
     ) -> io.NodeOutput:
         if backend == "faiss" and load_faiss() is None:
             raise NodeError(NAME, "backend", "FAISS is not installed.", "Install it (pip install faiss-cpu), or choose auto or torch.")
+        cut = ""
         if frames is not None:
             check_frame_count(NAME, frames, features.inversion)
+            frames, cut = as_encoded(NAME, frames, features.inversion)
         progress = ProgressBar(1)
 
         try:
@@ -123,7 +126,7 @@ class BuildCorrespondences(io.ComfyNode):
             raise NodeError(NAME, socket, f"{error}.", "Change it, or check what was extracted.") from error
         count = len(found.steps[0].keyframes)
         text = f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.descriptors)} sizes matched by {found.backend}"
-        return io.NodeOutput(found, _rebuilt(found, frames), ui=ui.PreviewText(text))
+        return io.NodeOutput(found, _rebuilt(found, frames), ui=said(text, cut))
 
 
 def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:

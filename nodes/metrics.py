@@ -11,9 +11,9 @@ from ..host.clip_scores import frame_embedding, prompt_embedding
 from ..host.errors import NodeError
 from ..host.measure import measure
 from ..host.optical_flow import DIS, flow_choices, load_flow
-from .clips import called, check_like_source, edit_inputs, names_input
+from .clips import called, edit_inputs, like_source, names_input
 from .door import checked
-from .schema import schema
+from .schema import lines, schema
 
 NAME = "Video Consistency Metrics"
 
@@ -98,7 +98,7 @@ class Metrics(io.ComfyNode):
         prompt: str = "",
         **more_edits: Tensor | None,
     ) -> io.NodeOutput:
-        clips = check_like_source(
+        clips, words = like_source(
             NAME, {"source": source, "reconstruction": reconstruction, "edited": edited, "reference": reference, **more_edits}
         )
         if len(source) < 2:
@@ -114,7 +114,8 @@ class Metrics(io.ComfyNode):
             None if clip_vision is None else frame_embedding(NAME, "clip_vision", clip_vision),
             _prompt(clip_vision, clip, prompt),
         )
-        return io.NodeOutput(report.text(), report.plots(), report.json(), report.table(), ui=ui.PreviewText(report.text()))
+        text = lines(report.text(), words)
+        return io.NodeOutput(text, report.plots(), report.json(), report.table(), ui=ui.PreviewText(text))
 
 
 def _prompt(clip_vision: Any, clip: Any, prompt: str) -> Tensor | None:

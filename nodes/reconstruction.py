@@ -8,14 +8,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..host.checks import check_frame_count, check_model, check_same_model
+from ..host.cropping import as_encoded
 from ..host.errors import NodeError
 from ..host.plots import plot_lines
 from ..host.progress import Progress
 from ..host.prompts import check_prompts
-from ..host.reconstruction import ALONE, BACK, compare_pictures, reconstruct_frames, spread_frames
+from ..host.reconstruction import ALONE, BACK, check_vae, compare_pictures, reconstruct_frames, spread_frames
 from ..tokenflow_ops import Inversion
 from .door import checked
-from .schema import InversionSocket, frames_per_pass_input, most_frames_input, preview, schema, shown_frames
+from .schema import InversionSocket, frames_per_pass_input, lines, most_frames_input, preview, schema, shown_frames
 
 NAME = "Check Reconstruction"
 MOST_CHECKED = 16
@@ -81,8 +82,11 @@ class CheckReconstruction(io.ComfyNode):
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
         if negative:
             check_prompts(NAME, model, negative, "negative")
+        cut = ""
         if frames is not None:
             check_frame_count(NAME, frames, inversion)
+            frames, cut = as_encoded(NAME, frames, inversion)
+        check_vae(NAME, model, vae, inversion, frames)
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]
         latents = model.get_model_object("latent_format").process_out(clean)
         progress = Progress(len(inversion.sigmas) - 1 + len(shown))
@@ -90,7 +94,7 @@ class CheckReconstruction(io.ComfyNode):
         chosen = None if frames is None else frames[shown]
         pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen, progress)
         plot = plot_lines({name: values.tolist() for name, values in figures.items()}, "frame", "PSNR, dB", x=shown.tolist())
-        text = _text(figures, shown, inversion.frames)
+        text = lines(_text(figures, shown, inversion.frames), cut)
         return io.NodeOutput(pictures, comparison, plot, text, ui=preview(comparison[spread_frames(len(shown))], text))
 
 

@@ -11,6 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.checks import check_frames, check_injection, check_mask, check_model, check_same_model
+from ..host.cropping import as_encoded, mask_as_encoded
 from ..host.editing import Edit, apply_edit, sample_edit
 from ..host.errors import NodeError
 from ..host.modes import MODES
@@ -18,7 +19,7 @@ from ..host.prompts import check_prompts
 from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
 from .door import checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
-from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, schema
+from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, lines, said, schema
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
@@ -93,19 +94,23 @@ def _edit(
     mask: torch.Tensor | None,
     frames: torch.Tensor | None,
     chosen: Preset,
-) -> Edit:
+) -> tuple[Edit, str]:
+    """The edit, and what of its pictures is left out, in words."""
     layers = check_model(node, model)
     check_injection(node, layers, injection)
     inversion = correspondences.features.inversion
     check_same_model(node, model, inversion)
     check_mask(node, mask, inversion)
+    frames_cut = mask_cut = ""
     if MODES[consistency].needs_frames:
-        check_frames(node, frames, inversion, consistency)
+        frames, frames_cut = as_encoded(node, check_frames(node, frames, inversion, consistency), inversion)
+    if mask is not None:
+        mask, mask_cut = mask_as_encoded(mask, inversion)
     if tuple(correspondences.features.shapes) != layers:
         raise NodeError(
             node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
         )
-    return Edit(
+    edit = Edit(
         node,
         layers,
         correspondences,
@@ -118,6 +123,7 @@ def _edit(
         mask,
         frames,
     )
+    return edit, lines(frames_cut, mask_cut)
 
 
 class Sampler(io.ComfyNode):
@@ -199,7 +205,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, frames, chosen)
-        edit = _edit(SAMPLER, model, correspondences, injection, *asked)
+        edit, cut = _edit(SAMPLER, model, correspondences, injection, *asked)
         check_prompts(SAMPLER, model, positive)
         if negative or cfg != 1:  # with 1 it is not looked at
             check_prompts(SAMPLER, model, negative, "negative")
@@ -214,7 +220,7 @@ class Sampler(io.ComfyNode):
         if not torch.isfinite(samples).all():
             remedy = "Run it in a higher precision (--force-fp32 or --bf16-unet); look for NaN in what masks, hints and LoRA hold."
             raise NodeError(SAMPLER, "model", "the edit has NaN or infinite values.", remedy)
-        return io.NodeOutput({"samples": samples})
+        return io.NodeOutput({"samples": samples}, ui=said(cut))
 
 
 def _noise(kind: str, latents: torch.Tensor, seed: int) -> torch.Tensor:
@@ -277,5 +283,5 @@ class Apply(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, frames, chosen)
-        edit = _edit(APPLY, model, correspondences, injection, *asked)
-        return io.NodeOutput(apply_edit(model, edit))
+        edit, cut = _edit(APPLY, model, correspondences, injection, *asked)
+        return io.NodeOutput(apply_edit(model, edit), ui=said(cut))

@@ -46,6 +46,16 @@ def preview(pictures: torch.Tensor, text: str) -> dict[str, Any]:
     return {**ui.PreviewImage(pictures).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
+def lines(*texts: str) -> str:
+    """What a node has to say, one thing below the other; empty ones are left out."""
+    return "\n".join(filter(None, texts))
+
+
+def said(*texts: str) -> ui.PreviewText:
+    """The same as the node's text. Where there is nothing to say it is empty, so that nothing is left of an earlier run's."""
+    return ui.PreviewText(lines(*texts))
+
+
 def most_frames_input(default: int) -> Any:
     """How many frames a node for looking shows."""
     return io.Int.Input(

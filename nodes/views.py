@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.checks import check_frame_count
+from ..host.cropping import as_encoded, size_of
 from ..host.errors import NodeError
 from ..host.grid import captioned_grid
 from ..host.plots import heat_map, plot_timeline
@@ -21,6 +22,7 @@ from .schema import (
     CorrespondencesSocket,
     FeaturesSocket,
     as_image,
+    lines,
     most_frames_input,
     noise_level_input,
     preview,
@@ -88,7 +90,11 @@ class PreviewFeatures(io.ComfyNode):
         frames: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         inversion = features.inversion
-        height, width = (side * 8 for side in inversion.latents.shape[-2:]) if frames is None else frames.shape[1:3]
+        height, width = (side * 8 for side in inversion.latents.shape[-2:])
+        cut = ""
+        if frames is not None:
+            frames, cut = as_encoded(FEATURES, frames, inversion)
+            height, width = size_of(frames)
         descriptor = _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
         step = step_at(noise_level, len(inversion.sigmas) - 1)
         shown = shown_frames(inversion.frames, most_frames)
@@ -96,7 +102,7 @@ class PreviewFeatures(io.ComfyNode):
         components = as_image(colours, height, width)
         rows, columns = features.grid(descriptor)
         text = f"{columns} x {rows} tokens at sigma {float(inversion.sigmas[step]):.2f}\n" + "\n".join(descriptor)
-        return io.NodeOutput(components, ui=preview(components[spread_frames(len(shown))], text))
+        return io.NodeOutput(components, ui=preview(components[spread_frames(len(shown))], lines(text, cut)))
 
 
 def _descriptor(features: SourceFeatures, resolution: str) -> Descriptor:
@@ -180,6 +186,7 @@ class PreviewCorrespondences(io.ComfyNode):
         features = correspondences.features
         total = features.inversion.frames
         check_frame_count(CORRESPONDENCES, frames, features.inversion)
+        frames, cut = as_encoded(CORRESPONDENCES, frames, features.inversion)
         frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
         step, descriptor, grid = step_at(noise_level, len(correspondences.steps)), features.finest, features.grid(features.finest)
         matches, done = correspondences.steps[step], Progress(2 * len(shown))
@@ -193,7 +200,7 @@ class PreviewCorrespondences(io.ComfyNode):
         few = spread_frames(len(shown))
         overview = captioned_grid({"source": frames[shown[few]], **{name: view[few] for name, view in views.items()}}, columns=4)
         text = f"keyframes {', '.join(map(str, matches.keyframes.tolist()))}\nsimilarity of matches {similarity.mean():.3f} in the mean, {_least(similarity):.3f} where least sure"
-        return io.NodeOutput(*views.values(), _timeline(correspondences, attended_keyframes), ui=preview(overview, text))
+        return io.NodeOutput(*views.values(), _timeline(correspondences, attended_keyframes), ui=preview(overview, lines(text, cut)))
 
 
 def _sized(pictures: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,6 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE)
-    shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
     change_settings(server, SETTINGS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))

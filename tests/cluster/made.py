@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-CLIP = "clip.mp4"
+CLIP = "tokenflow_star.mp4"
 FRAMES, SIDE = 3, 32
 
 

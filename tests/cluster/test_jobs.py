@@ -143,7 +143,7 @@ def test_a_workflows_own_file_is_looked_for_in_the_input_folder_alone(make: Make
     prompt = made.prompt()
     prompt["video"]["inputs"]["file"] = "own.mp4 [input]"
     assert list(make({}, prompt).files.values()) == [(tmp_path / "inputs" / "own.mp4").resolve()]
-    assert list(make({}).files.values()) == [ROOT / "demo" / "clip.mp4"]
+    assert list(make({}).files.values()) == [ROOT / "demo" / "tokenflow_star.mp4"]
     for name in ("../a.mp4", str(tmp_path / "a.mp4"), "none.mp4"):
         prompt["video"]["inputs"]["file"] = name
         assert wrong(make, {}, prompt)[0].startswith("jobs.csv, row 3: no file for node video")

@@ -93,7 +93,24 @@ PICTURES = [
     wrong("pictures too few", CORRESPONDENCES, "frames", frames(1), "1 images for 2", "that were encoded"),
     wrong("no picture", CHECK, "frames", frames(0), r"nothing in it, shape \(0, 64, 64, 3\)", "at least one frame"),
     wrong("pictures of no width", FEATURES, "frames", frames(2, 64, 0), "nothing in it", "at least one pixel"),
-    wrong("pictures of another size than encoded", CHECK, "frames", frames(2, 64, 80), "80 x 64 pixels, the inverted", "that were encoded"),
+    wrong(
+        "pictures of another size than encoded",
+        CHECK,
+        "frames",
+        frames(2, 64, 80),
+        "80 x 64 pixels, which .* of 8 x 8",
+        "that were encoded",
+    ),
+    wrong(
+        "pictures to rebuild of another size", BUILD, "frames", frames(2, 72, 64), "64 x 72 pixels, which .* of 8 x 8", "that were encoded"
+    ),
+    wrong(
+        "pictures to look at of another size", CORRESPONDENCES, "frames", frames(2, 56, 64), "64 x 56 pixels, which", "that were encoded"
+    ),
+    wrong(
+        "features to look at of another size", FEATURES, "frames", frames(2, 4, 4), "4 x 4 pixels, which .* of 8 x 8", "that were encoded"
+    ),
+    wrong("motion of another size", SAMPLER, "frames", frames(2, 64, 128), "128 x 64 pixels, which", "encoded", consistency="rerender"),
     wrong("grey pictures", BUILD, "frames", frames(2, 64, 64, 1), r"\(2, 64, 64, 1\)", r"\(N, height, width, 3\)"),
     wrong("pictures of two channels", COMPARE, "edited", frames(2, 64, 64, 2), r"\(2, 64, 64, 2\)", r"\(N, height, width, 3\)"),
     wrong("one picture without a batch", CORRESPONDENCES, "frames", frames()[0], r"\(64, 64, 3\)", r"\(N, height, width, 3\)"),
@@ -106,8 +123,10 @@ PICTURES = [
     wrong("latents in place of pictures", METRICS, "source", latents, "type dict, which is no IMAGE", "IMAGE"),
     wrong("one frame to measure", METRICS, "source", frames(1), "1 frame", "at least two frames", edited=frames(1)),
     wrong("pictures too low to measure", METRICS, "source", frames(2, 1, 9), "9 x 1", "2 x 2", edited=frames(2, 1, 9)),
-    wrong("an edit shorter than its source", METRICS, "edited", frames(1), r"\(1, 64, 64\)", "equal length and size"),
-    wrong("an edit larger than its source", COMPARE, "edit_12", frames(2, 64, 72), r"\(2, 64, 72\)", "equal length and size"),
+    wrong("an edit shorter than its source", METRICS, "edited", frames(1), "1 frames, the source has 2", "equal length"),
+    wrong(
+        "an edit larger than its source", COMPARE, "edit_12", frames(2, 64, 72), "72 x 64 pixels, the source's are 64 x 64", "equal size"
+    ),
     wrong("a mode that follows motion without pictures", SAMPLER, "frames", None, "nothing, and", "source frames", consistency="rerender"),
     wrong("a mode that follows motion of others", APPLY, "frames", frames(3), "3 images for 2", "encoded", consistency="rerender"),
 ]

@@ -18,8 +18,9 @@ import_pack()
 
 @pytest.fixture(scope="session", autouse=True)
 def _folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Sends what nodes write in this process to folders of their own."""
+    """Sends what the pack writes in this process to folders of their own."""
     import folder_paths
 
+    folder_paths.set_input_directory(str(tmp_path_factory.mktemp("input")))
     folder_paths.set_output_directory(str(tmp_path_factory.mktemp("output")))
     folder_paths.set_temp_directory(str(tmp_path_factory.mktemp("temp")))

@@ -71,11 +71,12 @@ def injection() -> Any:
 
 
 @cache
-def pictures(frames: int = FRAMES) -> Tensor:
-    """An IMAGE (frames, 96, 96, 3) of a smooth random plane that moves left by 12 pixels a frame, for optical flow."""
-    noise = torch.rand(1, 3, 7, 7 + frames, generator=torch.Generator().manual_seed(0))
-    plane = torch.nn.functional.interpolate(noise, (96, 96 + 12 * frames), mode="bicubic", align_corners=True)[0].clamp(0, 1)
-    return torch.stack([plane[:, :, 12 * i : 12 * i + 96] for i in range(frames)]).movedim(1, -1)
+def pictures(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> Tensor:
+    """An IMAGE (frames, 8 h, 8 w, 3) of a smooth random plane that moves left by a latent pixel a frame, for optical flow."""
+    height, width = (8 * side for side in size)
+    noise = torch.rand(1, 3, size[0], size[1] + frames, generator=torch.Generator().manual_seed(0))
+    plane = torch.nn.functional.interpolate(noise, (height, width + 8 * frames), mode="bicubic", align_corners=True)[0].clamp(0, 1)
+    return torch.stack([plane[:, :, 8 * i : 8 * i + width] for i in range(frames)]).movedim(1, -1)
 
 
 def edit(model: Any = None, positive: Any = POSITIVE, negative: Any = NEGATIVE, correspondences: Any = None, **inputs: Any) -> Tensor:
@@ -94,7 +95,8 @@ def _source_frames(correspondences: Any, inputs: dict[str, Any]) -> dict[str, An
     """What the modes that follow optical flow ask for beside the rest."""
     if inputs.get("consistency") != "rerender":
         return {}
-    return {"frames": pictures((correspondences or matched()).features.inversion.frames)}
+    inversion = (correspondences or matched()).features.inversion
+    return {"frames": pictures(inversion.frames, tuple(inversion.latents.shape[-2:]))}
 
 
 def stock(

@@ -6,7 +6,6 @@ Ties: tests/ops/test_search.py.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from launch.client import run_prompt
 from launch.server import Server
-from tests.conftest import COMFYUI, ROOT
+from tests.conftest import COMFYUI
 
 from .helpers import relative_error
 
@@ -35,7 +34,7 @@ def prompt(frames_per_pass: int = 0, backend: str = "auto") -> dict[str, dict[st
         "source": node("CLIPTextEncode", clip=["demo", 1], text="a red star moving right on sand"),
         "target": node("CLIPTextEncode", clip=["demo", 1], text="a gold star moving right on sand"),
         "negative": node("CLIPTextEncode", clip=["demo", 1], text=""),
-        "video": node("LoadVideo", file="clip.mp4"),
+        "video": node("LoadVideo", file="tokenflow_star.mp4"),
         "clip": node("GetVideoComponents", video=["video", 0]),
         "frames": node("ImageFromBatch", image=["clip", 0], batch_index=0, length=3),
         "encoded": node("VAEEncode", pixels=["frames", 0], vae=["demo", 2]),
@@ -49,7 +48,6 @@ def prompt(frames_per_pass: int = 0, backend: str = "auto") -> dict[str, dict[st
 
 
 def latents(server: Server, **choices: Any) -> Tensor:
-    shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
     known, graph = server.get("/object_info"), prompt(**choices)
     for entry in graph.values():  # the page sends every input, with its default
         required = known[entry["class_type"]]["input"]["required"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ ONCE_PER_CLIP = {"TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowB
 
 @pytest.fixture(scope="module")
 def prompt(server: Any) -> dict[str, Any]:
-    shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
     return to_prompt(json.loads((ROOT / "workflows" / "quickstart.json").read_text()), server.get("/object_info"))
 
 

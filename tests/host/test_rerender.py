@@ -54,7 +54,7 @@ def test_the_mode_is_its_formula() -> None:
     inversion = matched().features.inversion
     prompts = SOURCE[0][0], POSITIVE[0][0], NEGATIVE[0][0]
     formula = Rerender(tiny_model(), inversion.latents, inversion.sigmas, *prompts, [[]] * STEPS, 4.0, *SHARES, consistency=MODE)
-    motion = motion_from_first(pictures(FRAMES).movedim(-1, 1), SIZE)
+    motion = motion_from_first(pictures(FRAMES, SIZE).movedim(-1, 1), SIZE)
     formula.positions, formula.visible = motion.positions, motion.visible
     assert 0.2 < float(motion.visible.float().mean()) < 0.9
     assert relative_error(found(), tiny_model().model.process_latent_out(formula.run())) < 1e-4

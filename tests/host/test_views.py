@@ -15,7 +15,7 @@ from tokenflow_pack.nodes.reconstruction import CheckReconstruction
 from tokenflow_pack.nodes.views import PreviewCorrespondences, PreviewFeatures
 from torch import Tensor
 
-from .helpers import FRAMES, SIZE, STEPS, call, extracted, interrupt_after, interrupted, inverted, matched, tiny_model
+from .helpers import FRAMES, SIZE, STEPS, call, extracted, interrupt_after, interrupted, inverted, matched, tiny_model, watched
 
 HEIGHT, WIDTH = (side * 8 for side in SIZE)
 PICTURES = torch.rand(FRAMES, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
@@ -66,12 +66,12 @@ def test_some_frames_of_a_long_clip_are_spread_over_it() -> None:
     assert len(call(PreviewCorrespondences.execute, every, PICTURES, most_frames=0)[0]) == FRAMES
 
 
-@pytest.mark.parametrize(("height", "width"), [(HEIGHT, WIDTH), (67, 131), (7, 5)])
-def test_pictures_of_matches_have_the_size_of_the_frames(height: int, width: int) -> None:
+@pytest.mark.parametrize(("height", "width"), [(HEIGHT, WIDTH), (67, 135)])
+def test_pictures_of_matches_have_the_size_of_what_was_encoded(height: int, width: int) -> None:
     frames = torch.rand(FRAMES, height, width, 4, generator=torch.Generator().manual_seed(1))
     *pictures, timeline = call(PreviewCorrespondences.execute, matched(), frames)
     for picture in pictures:
-        assert picture.shape == (FRAMES, height, width, 3)
+        assert picture.shape == (FRAMES, HEIGHT, WIDTH, 3)
         assert 0 <= picture.min() <= picture.max() <= 1
     assert timeline.shape == (1, 480, 800, 3)
 
@@ -177,9 +177,17 @@ def test_the_margin_that_encoding_cuts_off_is_cut_off() -> None:
     frames = torch.nn.functional.pad(PICTURES, (0, 0, 3, 4, 1, 1))
     _, comparison, _, _ = check(frames=frames, most_frames=2)
     assert torch.equal(comparison[:, :HEIGHT, :WIDTH], PICTURES[[0, 4]])
-    for wrong in (torch.zeros(FRAMES, HEIGHT, WIDTH + 8, 3), PICTURES[:, 1:]):
-        with pytest.raises(NodeError, match=r"input 'frames': frames of .* the inverted ones decode to 128 x 64. Connect the frames"):
-            check(frames=wrong, most_frames=1)
+
+
+@pytest.mark.parametrize("scale", [1.25, 2], ids=["another shape", "the same, larger"])
+def test_pictures_that_were_not_encoded_are_refused_before_anything_is_sampled(scale: float) -> None:
+    def sampled(*_: Any) -> None:
+        raise AssertionError
+
+    larger = torch.zeros(FRAMES, int(HEIGHT * scale), int(WIDTH * scale), 3)
+    for wrong in (larger, PICTURES[:, 1:]):
+        with pytest.raises(NodeError, match=r"input 'frames': frames of .* Connect the frames that were encoded"):
+            call(CheckReconstruction.execute, watched(tiny_model(), sampled), inverted(FRAMES, SIZE)[0], Decoder(), frames=wrong)
 
 
 class Broken:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
 from comfy.cldm.cldm import ControlNet
@@ -33,7 +33,6 @@ FILES = sorted((ROOT / "workflows").glob("*.json"))
 FRAMES = 3
 SMALL: dict[str, dict[str, Any]] = {
     "ImageFromBatch": {"length": FRAMES},
-    "ImageScale": {"width": 64, "height": 64},
     "TokenFlowInvertVideo": {"steps": 3},
     "TokenFlowBuildCorrespondences": {"keyframe_interval": 2, "backend": "torch"},
 }
@@ -58,7 +57,9 @@ class Run:
             self.prompt[f"latents of {node}"] = {"class_type": "SaveLatent", "inputs": inputs, "_meta": {"title": "Save Latent"}}
 
     def replace_checkpoint(self, loader: Any) -> None:
-        """By a model that can be had, of the same layout."""
+        """By a model that can be had, of the same layout, on smaller pictures."""
+        for node in self.nodes("ImageScale"):
+            self.prompt[node]["inputs"].update({"width": 64, "height": 64})
         if "xl" not in loader["inputs"]["ckpt_name"]:
             loader.update({"class_type": "TokenFlowLoadDemoModel", "inputs": {}})
             return
@@ -107,8 +108,77 @@ class Run:
 @pytest.fixture
 def workflow(server: Any, queue: Callable[..., Any]) -> Callable[..., Run]:
     """`workflow(name, bypassed types)`: a workflow made small."""
-    shutil.copy(ROOT / "demo" / "clip.mp4", server.input)
     return lambda name, *bypassed: Run(server, queue, name, bypassed)
+
+
+@pytest.fixture
+def own_clip(server: Any) -> str:
+    """The name of a clip of five frames of 134 x 70 pixels, 12 a second, with sound."""
+    file = server.input / "own.mp4"
+    noise = np.random.default_rng(0)
+    with av.open(str(file), "w") as container:
+        video, sound = container.add_stream("libx264", 12), container.add_stream("aac", 44100, layout="mono")
+        video.width, video.height, video.pix_fmt = 134, 70, "yuv420p"
+        for _ in range(5):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise.integers(0, 256, (70, 134, 3), np.uint8), format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(noise.normal(0, 0.1, (1, 44100 * 5 // 12)).astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        for stream in (video, sound):
+            container.mux(stream.encode(None))
+    return file.name
+
+
+@pytest.mark.parametrize(
+    ("bypassed", "size", "told"), [((), (128, 128), 0), (("ImageScale",), (132, 68), 1)], ids=["scaled", "as large as it is"]
+)
+def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
+    server: Any, workflow: Callable[..., Run], own_clip: str, bypassed: tuple[str, ...], size: tuple[int, int], told: int
+) -> None:
+    run = workflow("quickstart", *bypassed)(LoadVideo={"file": own_clip})
+    run.check_videos()
+    edits = set()
+    for name in run.result.files():
+        if name.endswith(".mp4"):
+            with av.open(str(server.output / name)) as written:
+                (video,), (sound,) = written.streams.video, written.streams.audio
+                assert video.average_rate == 12
+                assert float(sound.duration * sound.time_base) == pytest.approx(FRAMES / 12, abs=0.05)
+                edits.add((video.width, video.height))
+    assert size in edits
+    words = "\n".join(text for texts in run.result.texts().values() for text in texts)
+    assert words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops") == 3 * told  # two comparisons, the figures
+
+
+def opened(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """A saved workflow, and its nodes by number."""
+    saved: dict[str, Any] = json.loads(file.read_text())
+    return saved, {node["id"]: node for node in saved["nodes"]}
+
+
+def test_every_video_that_has_all_frames_has_the_clips_speed_and_sound() -> None:
+    for file in FILES:
+        saved, nodes = opened(file)
+        links = {link: (nodes[origin]["type"], slot) for link, origin, slot, *_ in saved["links"]}
+        (components,) = (node for node in nodes.values() if node["type"] == "GetVideoComponents")
+        audio, fps = (next(i for i, out in enumerate(components["outputs"]) if out["name"] == name) for name in ("audio", "fps"))
+        for node in nodes.values():
+            if node["type"] == "CreateVideo":
+                given = {slot["name"]: links.get(slot["link"]) for slot in node["inputs"]}
+                assert given["fps"] == ("GetVideoComponents", fps)
+                shows_some = file.stem == "reconstruction_check"  # spread over the clip
+                assert given["audio"] == (None if shows_some else ("GetVideoComponents", audio))
+
+
+def test_every_clip_is_cut_to_its_first_frames_and_scaled() -> None:
+    for file in FILES:
+        saved, nodes = opened(file)
+        fed = {(nodes[origin]["type"], nodes[target]["type"]) for _, origin, _, target, _, kind in saved["links"] if kind == "IMAGE"}
+        assert {target for origin, target in fed if origin == "GetVideoComponents"} == {"ImageFromBatch"}
+        assert {target for origin, target in fed if origin == "ImageFromBatch"} == {"ImageScale"}
+        ours = any(node["type"] == "TokenFlowLoadDemoModel" for node in nodes.values())
+        (scale,) = (node["widgets_values"] for node in nodes.values() if node["type"] == "ImageScale")
+        assert scale == ["lanczos", *([128] * 2 if ours else [1024 if file.stem == "sdxl" else 512] * 2), "center"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

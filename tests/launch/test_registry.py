@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import tomllib
 from PIL import Image
@@ -35,7 +36,7 @@ MODELS = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_na
 def test_a_release_holds_what_users_need_and_nothing_else() -> None:
     files = released_files()
     assert {file.parts[0] for file in files} == TOP
-    assert {file.name for file in files if file.parts[0] == "demo"} == {"README.md", "clip.mp4", "model.safetensors"}
+    assert {file.name for file in files if file.parts[0] == "demo"} == {"README.md", "tokenflow_star.mp4", "model.safetensors"}
     for folder in ("web", "locales", "workflows", "host", "nodes", "tokenflow_ops"):
         here = {file.relative_to(ROOT) for file in (ROOT / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts}
         assert here == {file for file in files if file.parts[0] == folder}
@@ -81,17 +82,11 @@ def test_no_literal_hides_a_payload() -> None:
                 assert max(map(len, node.value.split()), default=0) < 60, f"{file}:{node.lineno}"
 
 
-class Installed(Server):
-    """A server whose only pack is a release."""
-
-    def command(self) -> list[str]:
-        """With a folder of models and packs of its own."""
-        return [*super().command(), "--base-directory", str(self.work)]
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("installed")
+    """A ComfyUI as it comes, with a release as its only pack and models in name alone."""
+    folder = tmp_path_factory.mktemp("installed") / "ComfyUI"
+    shutil.copytree(COMFYUI, folder, ignore=leave_out)
     copy_files(released_files(), folder / "custom_nodes" / "tokenflow")
     for workflow in (ROOT / "workflows").glob("*.json"):
         for name in re.findall(r'"([^"\\]+\.(?:safetensors|pth))"', workflow.read_text()):
@@ -99,10 +94,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 file = folder / "models" / models / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
-    (folder / "input").mkdir()
-    shutil.copy(ROOT / "demo" / "clip.mp4", folder / "input")
-    with Installed(COMFYUI, folder, folder / "output", folder / "server.log") as running:
+    with Server(folder, folder, folder / "output", folder / "server.log") as running:
         yield running
+
+
+def leave_out(folder: str, names: list[str]) -> list[str]:
+    """What users put into a ComfyUI, and what it need not have to run."""
+    theirs = {"custom_nodes", "input", "models", "output", "temp", "user", "venv", "tests", "tests-unit"}
+    return [name for name in names if name == "__pycache__" or (Path(folder) == COMFYUI and (name in theirs or name.startswith(".")))]
 
 
 def test_a_release_loads_with_all_that_belongs_to_it(installed: Server) -> None:
@@ -116,6 +115,18 @@ def test_a_release_loads_with_all_that_belongs_to_it(installed: Server) -> None:
     for name in ours:
         with urllib.request.urlopen(f"{installed.address}/extensions/tokenflow/docs/{name}.md") as page:
             assert page.read() == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
+
+
+def test_the_quickstart_runs_as_it_is_offered(installed: Server) -> None:
+    """The template on its clip, in a ComfyUI that has nothing but the pack."""
+    offered = to_prompt(installed.get("/api/workflow_templates/tokenflow/quickstart.json"), installed.get("/object_info"))
+    for entry in offered.values():
+        entry["inputs"].update({"ImageFromBatch": {"length": 3}, "TokenFlowInvertVideo": {"steps": 2}}.get(entry["class_type"], {}))
+    videos = [name for name in run_prompt(installed.address, offered).files() if name.endswith(".mp4")]
+    assert len(videos) == 3
+    for video in videos:
+        with av.open(str(installed.output / video)) as opened:
+            assert sum(1 for _ in opened.decode(video=0)) == 3
 
 
 def test_the_embedded_model_of_a_release_draws(installed: Server) -> None:

@@ -52,9 +52,9 @@ def lines(*texts: str) -> str:
     return "\n".join(filter(None, texts))
 
 
-def said(*texts: str) -> ui.PreviewText | None:
-    """The same as the node's text, if there is anything to say."""
-    return ui.PreviewText(text) if (text := lines(*texts)) else None
+def said(*texts: str) -> ui.PreviewText:
+    """The same as the node's text. Where there is nothing to say it is empty, so that nothing is left of an earlier run's."""
+    return ui.PreviewText(lines(*texts))
 
 
 def most_frames_input(default: int) -> Any:

@@ -6,9 +6,10 @@ const LINE = 13, LETTER = 6, MARGIN = 14, MOST_LINES = 7 // in pixels, of the pa
 
 /** Writes what a node said into a text below its other widgets, which is neither saved nor sent to the server. */
 function show(node, output) {
-  const text = [output?.text ?? []].flat().join("\n")
-  if (!text) return
+  if (!output?.text) return
+  const text = [output.text].flat().join("\n")
   let widget = node.widgets?.find((widget) => widget.name === REPORT)
+  if (!widget && !text) return
   if (!widget) {
     widget = app.widgets.STRING(node, REPORT, ["STRING", { multiline: true }], app).widget
     widget.serialize = false // not among the workflow's values, which are told by their places

@@ -20,11 +20,18 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"
 WEIGHTS = ".ckpt", ".pt", ".pth", ".safetensors"
 # Nodes on which pictures appear, and how high these make them at least beyond their widgets.
 PICTURED = ["TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowSampler", "PreviewImage", "SaveImage", "MaskPreview"]
+PICTURED += ["TokenFlowCheckReconstruction", "TokenFlowPreviewFeatures", "TokenFlowPreviewCorrespondences"]
 PICTURE = 212
-AREAS = """([pictured, height]) => app.graph.nodes.map((node) => {
+# Nodes that say something, and how high a text of most lines is.
+SAYING = ["TokenFlowInvertVideo", "TokenFlowBuildCorrespondences", "TokenFlowSaveInversion", "TokenFlowLoadInversion"]
+SAYING += ["TokenFlowCheckReconstruction", "TokenFlowPreviewFeatures", "TokenFlowPreviewCorrespondences"]
+SAYING += ["TokenFlowMetrics", "TokenFlowTuneAVideo"]
+TEXT = 105
+AREAS = """([pictured, picture, saying, text]) => app.graph.nodes.map((node) => {
     node.updateArea()
     const [x, y, width, most] = node.boundingRect
-    const needed = pictured.includes(node.type) ? LiteGraph.NODE_TITLE_HEIGHT + node.computeSize()[1] + height : 0
+    const more = (pictured.includes(node.type) ? picture : 0) + (saying.includes(node.type) ? text : 0)
+    const needed = more ? LiteGraph.NODE_TITLE_HEIGHT + node.computeSize()[1] + more : 0
     return [`${node.title} (${node.id})`, x, y, width, Math.max(most, needed)]
 })"""
 SHOWS_CLIPS = "() => app.graph.nodes.every((node) => node.type !== 'LoadVideo' || node.videoContainer)"
@@ -81,10 +88,10 @@ def names_missing_weights(error: dict[str, Any]) -> bool:
 
 
 def test_nothing_covers_anything(editor: Editor, workflow: dict[str, Any]) -> None:
-    """A node takes at least the room that its widgets need, whatever the file says, and grows when it shows pictures."""
+    """A node takes at least the room that its widgets need, whatever the file says, and grows when it shows pictures or says something."""
     editor.page.wait_for_function(SHOWS_CLIPS)
     editor.settle()
-    nodes = editor.page.evaluate(AREAS, [PICTURED, PICTURE])
+    nodes = editor.page.evaluate(AREAS, [PICTURED, PICTURE, SAYING, TEXT])
     assert [(a[0], b[0]) for a, b in combinations(nodes, 2) if overlap(a, b)] == []
     groups = editor.page.evaluate(GROUPS)
     assert [(a[0], b[0]) for a, b in combinations(groups, 2) if overlap(a, b)] == []

@@ -162,5 +162,5 @@ def test_clips_are_compared_where_they_overlap(size: tuple[int, int]) -> None:
         wanted = call(node.execute, cropped, edited, reference=cropped)
         assert torch.equal(found[0], wanted[0]) if node is CompareClips else found[2] == wanted[2]
         told = f"the middle 848 x 480 of {size[1]} x {size[0]} pixels, as VAE Encode crops"
-        assert said[-2:] == [f"source: {told}", f"reference: {told}"]
+        assert said[-2:] == [f"source: {told}", f"edit_2: {told}"]
     assert run(CompareClips, edited, edited)[1] == []

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenflow_pack.host.demo_model import load_demo_model
 from tokenflow_pack.host.modes import MODES
-from tokenflow_pack.nodes.clips import EDITS
+from tokenflow_pack.nodes.clips import EDITS, called
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -194,6 +194,31 @@ def test_it_is_offered_with_its_picture_and_fits_the_nodes(server: Any, file: Pa
         given = {slot["name"] for slot in node["inputs"]}
         groups = known[node["type"]]["input"].values() if node["type"] in known else [{}]
         assert given <= {name for group in groups if isinstance(group, dict) for name in group}, node["type"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_prompts_and_names_are_those_of_the_clips(server: Any, file: Path) -> None:
+    """Prompts say what the embedded clip shows; a clip has one name, on whatever node; decibels are told in pictures."""
+    prompt = to_prompt(json.loads(file.read_text()), server.get("/object_info"))
+    names: dict[Any, str] = {}
+    for entry in prompt.values():
+        inputs = entry["inputs"]
+        if entry["class_type"] == "TokenFlowInvertVideo":
+            assert text_of(prompt, inputs["positive"]) == "a wood star on grass"
+            assert inputs["vae"] == prompt[inputs["latents"][0]]["inputs"]["vae"]
+        if entry["class_type"] in ("TokenFlowMetrics", "TokenFlowCompareClips"):
+            given = inputs["names"] if isinstance(inputs["names"], str) else prompt[inputs["names"][0]]["inputs"]["value"]
+            for name, clip in called("", {socket: inputs[socket] for socket in EDITS if socket in inputs}, given).items():
+                assert name not in EDITS.values()
+                assert names.setdefault(tuple(clip), name) == name
+        if entry["class_type"] == "TokenFlowSampler":
+            assert re.fullmatch("an? [a-z]+ star on [a-z]+", text_of(prompt, inputs["positive"]))
+
+
+def text_of(prompt: Prompt, link: Any) -> str:
+    """What a link to a prompt says, through ControlNets."""
+    inputs = prompt[link[0]]["inputs"]
+    return inputs["text"] if "text" in inputs else text_of(prompt, inputs["positive"])
 
 
 def test_sdedit_comes_closer_to_the_source_with_a_lower_start(workflow: Callable[..., Run]) -> None:

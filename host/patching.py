@@ -21,6 +21,7 @@ from torch import Tensor
 from .conds import Conds, PassConds
 from .conflicts import check_all_tokens, check_controls, check_every_pass_runs
 from .controls import shallow_control
+from .entrance import Entrance
 from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
 from .memory import frames_per_pass
 from .passes import PASS_KEY, AttentionCall, DeepCall, Pass
@@ -143,6 +144,8 @@ class ModelCall:
         frames_pass.place, frames_pass.node = cut.place, run.node
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
+        patched = "model_function_wrapper" in self.options
+        frames_pass.entrance = entrance = Entrance(run.node, part, cut.lists, cut.place, patched)
         # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
         handed_over = self.options.get("transformer_options", {}) | {PASS_KEY: frames_pass, "ad_params": window}
@@ -152,6 +155,7 @@ class ModelCall:
         except Exception:
             _wait_for_threads(options)
             raise
+        entrance.check_reached(denoised)
         frames_pass.finish()
         return denoised
 
@@ -287,6 +291,8 @@ def _watch_unet(clone: Any, deep: tuple[str, ...]) -> None:
     def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
         frames_pass: Pass | None = options.get(PASS_KEY)
+        if frames_pass is not None and frames_pass.entrance is not None:
+            frames_pass.entrance.check(args[0], options)
         if frames_pass is not None and frames_pass.skips_deep:
             args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
         before = _running.set(options)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..conds import Place
 from ..conflicts import check_same_tokens
+from ..entrance import Entrance
 
 PASS_KEY = "tokenflow_pass"  # nosec B105 (bandit takes passes for passwords)
 
@@ -120,13 +121,14 @@ class Pass:
 
     frames: (n,) frame numbers. place: where each conditioning of the batch stands, by uuid.
     source: for injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w); empty without injection.
-    node: the node's name for errors, known when the pass runs.
+    node: the node's name for errors, known when the pass runs, as is what it hands to the UNet, `entrance`.
     """
 
     frames: Tensor
     place: Mapping[Any, Place] = field(default_factory=dict)
     source: Mapping[str, Tensor] = field(default_factory=dict)
     node: str = ""
+    entrance: Entrance | None = None
 
     @property
     def plain(self) -> bool:

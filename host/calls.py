@@ -13,6 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..tokenflow_ops.passes import AttentionCall, Pass, Place
+from .entrance import Entrance
 
 # What travels in `transformer_options` during a pass: the pass, and what its layers need to know of it.
 PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (bandit takes passes for passwords)
@@ -22,12 +23,14 @@ PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (b
 class Handover:
     """What a pass hands to the layers.
 
-    work: the pass. node: the node's name for errors. places: where each conditioning of the pass stands, by uuid.
+    work: the pass. node: the node's name for errors. places: where each conditioning of the pass stands, by uuid. entrance: looks over what
+    comes to the model.
     """
 
     work: Pass
     node: str
     places: Mapping[Any, Place]
+    entrance: Entrance
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Handover | None:

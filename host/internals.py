@@ -188,8 +188,8 @@ LIVE = {
     "its model": "diffusion_model, model_config, latent_format, manual_cast_dtype, model_sampling, memory_required()",
     "model_sampling": "sigmas, percent_to_sigma() and what the host's samplers call",
     "guider": "conds, inner_model, model_options, model_patcher",
-    "model_options": "transformer_options, context_handler, sampler_post_cfg_function; on newer hosts multigpu_thread_pool with devices, "
-    "submit() and get_result()",
+    "model_options": "transformer_options, model_function_wrapper, context_handler, sampler_post_cfg_function; "
+    "multigpu_thread_pool with devices, submit() and get_result() on newer hosts",
     "transformer_options": "uuids, activations_shape, patches_replace, easycache; what we hand over travels in it",
     "processed conditionings": "model_conds with cond and _copy_with(), mask, area, control, hooks, uuid",
     "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, extra_concat_orig, control_input, get_control(); on "

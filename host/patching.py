@@ -23,6 +23,7 @@ from .calls import Handover, running
 from .conds import Conds, PassConds
 from .conflicts import DOWNSCALE, check_controls, check_every_pass_runs
 from .controls import shallow_control
+from .entrance import Entrance
 from .errors import NodeError
 from .families import backbone_of
 from .memory import frames_per_pass
@@ -139,9 +140,11 @@ class ModelCall:
         self.passes += 1
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
+        patched = "model_function_wrapper" in self.options
+        entrance = Entrance(run.node, part, cut.lists, cut.place, patched)
         # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
-        ours = Handover(frames_pass, run.node, cut.place).given() | {"ad_params": window}
+        ours = Handover(frames_pass, run.node, cut.place, entrance).given() | {"ad_params": window}
         options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | ours}
         try:
             denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
@@ -150,6 +153,7 @@ class ModelCall:
             if isinstance(error, FeatureMismatch):
                 raise NodeError(run.node, "model", f"{error}.", DOWNSCALE) from error
             raise
+        entrance.check_reached(denoised)
         frames_pass.finish()
         return denoised
 
@@ -239,6 +243,8 @@ def _watch_model(clone: Any, deep: tuple[str, ...]) -> None:
     def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
         now = Handover.of(options)
+        if now is not None:
+            now.entrance.check(args[0], options)
         if now is not None and now.work.skips_deep:
             args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
         with running(options):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host import families
@@ -59,6 +60,13 @@ class MadeUp(nn.Module):
         self.stages = nn.ModuleList(Attention() for _ in range(BLOCKS))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: dict[str, Any], **_: Any) -> Tensor:
+        """Through the host's wrappers, as all of its models run."""
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        run = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        out: Tensor = run.execute(x, timesteps, context, transformer_options)
+        return out
+
+    def _forward(self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: dict[str, Any]) -> Tensor:
         tokens = self.inward(x.flatten(2).transpose(1, 2))
         tokens = tokens + self.words(context.mean(1, keepdim=True)) + self.level(timesteps[:, None, None] / 1000)
         for norm, stage in zip(self.norms, self.stages, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Injection, Inversion
 from .errors import NodeError
-from .fingerprint import model_fingerprint
+from .fingerprint import is_same_model
 from .layers import blocks, injected_attention, self_attention_layers
 
 # Rows and columns of the smallest latents: halved twice there is nothing left to match.
@@ -90,13 +90,13 @@ def check_injection(node: str, layers: tuple[str, ...], injection: Injection | N
 
 
 def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:
-    """Raises: NodeError if the inversion was made by another model or noise schedule."""
-    if model_fingerprint(model) != inversion.fingerprint:
+    """Raises: NodeError if the inversion was made by another model or noise schedule. The model's precision does not matter."""
+    if not is_same_model(model, inversion.fingerprint):
         raise NodeError(
             node,
             socket,
             "this model is not the one the source was inverted with.",
-            "Connect the same checkpoint (a LoRA on top is fine) as in DDIM Invert Video, or invert again.",
+            "Connect the same checkpoint as in DDIM Invert Video (in any precision, a LoRA on top is fine), or invert again.",
         )
 
 

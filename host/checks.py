@@ -13,7 +13,7 @@ from ..tokenflow_ops import Injection, Inversion
 from ..tokenflow_ops.backbone import Backbone
 from .errors import NodeError
 from .families import backbone_of
-from .fingerprint import model_fingerprint
+from .fingerprint import is_same_model
 
 # Rows and columns of the smallest latents: halved twice there is nothing left to match.
 SMALLEST = 3
@@ -91,13 +91,13 @@ def check_injection(node: str, backbone: Backbone, injection: Injection | None) 
 
 
 def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:
-    """Raises: NodeError if the inversion was made by another model or noise schedule."""
-    if model_fingerprint(model) != inversion.fingerprint:
+    """Raises: NodeError if the inversion was made by another model or noise schedule. The model's precision does not matter."""
+    if not is_same_model(model, inversion.fingerprint):
         raise NodeError(
             node,
             socket,
             "this model is not the one the source was inverted with.",
-            "Connect the same checkpoint (a LoRA on top is fine) as in DDIM Invert Video, or invert again.",
+            "Connect the same checkpoint as in DDIM Invert Video (in any precision, a LoRA on top is fine), or invert again.",
         )
 
 

@@ -184,7 +184,9 @@ TRAINING = (
 
 # Attributes and keys of what the host hands over.
 LIVE = {
-    "ModelPatcher": "model, model_options, load_device",
+    "ModelPatcher": "model, model_options, load_device; patches, backup and hook_backup, by names of weights: what was put on them and "
+    "what they were before (host/fingerprint.py)",
+    "a quantised layer": "convert_weight(), bound to it also in what ModelPatcher.get_key_patches() gives",
     "its model": "diffusion_model, model_config, latent_format, manual_cast_dtype, model_sampling, memory_required()",
     "model_sampling": "sigmas, percent_to_sigma() and what the host's samplers call",
     "guider": "conds, inner_model, model_options, model_patcher",

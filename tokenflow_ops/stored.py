@@ -29,13 +29,15 @@ from torch import Tensor
 from .inversion import Inversion
 from .prompt import Prompt
 
-VERSION = 1
+# Before format 2 a fingerprint was a digest alone.
+VERSION, READ = 2, (1, 2)
 RECORD, CHECKSUM = "tokenflow_inversion", "tokenflow_inversion_sha256"
 FIELDS = {"version": int, "fingerprint": str, "steps": int, "scheduler": str, "prompt": list, "tensors": dict}
 # Folders of what is being written; after so many seconds without a change nobody writes there any more.
 PART, LEFT_AFTER = ".tokenflow-part-", 3600.0
 LONGEST_RECORD = 2**20
 LONGEST_NAME = 100
+LONGEST_FINGERPRINT = 2**16
 MOST_STEPS = 10_000
 # Of sigmas and latents. The noisiest schedules of image models (zero terminal SNR) end at 4,500.
 LARGEST = 1e6
@@ -147,9 +149,9 @@ def _read_record(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise StoredInversionError(
             f"an inversion of format {version}, this pack reads up to {VERSION}.", "Install a newer version of the pack."
         )
-    if version != VERSION or set(record) != set(FIELDS) or any(type(record[name]) is not kind for name, kind in FIELDS.items()):
+    if version not in READ or set(record) != set(FIELDS) or any(type(record[name]) is not kind for name, kind in FIELDS.items()):
         raise StoredInversionError("a record with missing, unknown or wrong entries.")
-    if len(record["fingerprint"]) > LONGEST_NAME or len(record["scheduler"]) > LONGEST_NAME:
+    if len(record["fingerprint"]) > LONGEST_FINGERPRINT or len(record["scheduler"]) > LONGEST_NAME:
         raise StoredInversionError("a record with names of absurd length.")
     return dict(record)
 

@@ -138,11 +138,17 @@ def random_weights(layout: Layout, seed: int) -> dict[str, Tensor]:
     return weights
 
 
+def narrow_family(layout: Layout) -> type:
+    """The host's class of the layout, for the narrow widths. Put first among the host's, its loaders know files of `random_weights`."""
+    widths = {name: value for name, value in layout.unet().items() if name in layout.family.unet_config}
+    configs = {"unet_extra_config": layout.heads(), "unet_config": layout.family.unet_config | widths}
+    return type(layout.family.__name__, (layout.family,), configs)
+
+
 def tiny_unet(layout: Layout, seed: int = 0) -> ModelPatcher:
     """The narrow model of a layout: float32, on the CPU, 4 latent channels."""
     weights = random_weights(layout, seed)
-    family = type(layout.family.__name__, (layout.family,), {"unet_extra_config": layout.heads()})
-    config = family(comfy.model_detection.detect_unet_config(weights, ""))
+    config = narrow_family(layout)(comfy.model_detection.detect_unet_config(weights, ""))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(weights, "")
     model.load_model_weights(weights, "")

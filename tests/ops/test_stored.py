@@ -253,7 +253,7 @@ def changed(**entries: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (changed(version=2), "format 2"),
+        (changed(version=3), "format 3"),
         (changed(version=10**30), "format 1000"),
         (changed(version=0), "wrong entries"),
         (changed(version=True), "wrong entries"),
@@ -266,7 +266,7 @@ def changed(**entries: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (lambda record: "9" * 100_000, "no JSON"),
         (lambda record: " " * (stored.LONGEST_RECORD + 1), "damaged record"),
         (changed(fingerprint=5), "wrong entries"),
-        (changed(fingerprint="f" * 1000), "absurd length"),
+        (changed(fingerprint="f" * 2**17), "absurd length"),
         (changed(scheduler="x" * 1000), "absurd length"),
         (changed(scheduler=["normal"]), "wrong entries"),
         (changed(steps=10**9), "schedule of 1000000000"),

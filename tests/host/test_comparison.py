@@ -94,8 +94,8 @@ def test_letters_grow_with_the_frames() -> None:
 @pytest.mark.parametrize(
     ("inputs", "socket", "words"),
     [
-        ({"reference": CLIPS[2, :1]}, "reference", ("(1, 24, 64)", "(2, 24, 64)", "equal length and size")),
-        ({"edit_12": CLIPS[2, :, :8]}, "edit_12", ("(2, 8, 64)", "equal length and size")),
+        ({"reference": CLIPS[2, :1]}, "reference", ("1 frames, the source has 2", "equal length")),
+        ({"edit_12": CLIPS[2, :, :8]}, "edit_12", ("64 x 8 pixels, the source's are 64 x 24", "equal size")),
         ({"names": "a\nb"}, "names", ("2 names for 1 edits",)),
         ({"names": "source"}, "names", ("a name twice",)),
     ],

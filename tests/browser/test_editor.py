@@ -95,6 +95,19 @@ def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> No
     assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 5
 
 
+def test_a_node_that_has_nothing_more_to_say_shows_nothing_of_before(empty: Editor, known: dict[str, Any]) -> None:
+    shown = """([name, texts]) => {
+        const node = LiteGraph.createNode(name)
+        app.graph.add(node)
+        return texts.map((text) => {
+            node.onExecuted({ text })
+            return node.widgets?.find((widget) => widget.name === 'report')?.value ?? null
+        })
+    }"""
+    for name in known:
+        assert empty.page.evaluate(shown, [name, [[""], ["a", "b"], [""]]]) == [None, "a\nb", ""]
+
+
 def test_wires_go_only_where_they_fit(empty: Editor) -> None:
     features = empty.add("Extract SA Features", 200, 250)
     matches = empty.add("Build NN Correspondences", 600, 250)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from launch.environment import ROOT
@@ -42,7 +42,8 @@ def connected(address: str | None, **options: Any) -> Iterator[str]:
     try:
         context = _join(address) if address else _start(options)
     except Exception as error:  # it has many, and some are of no class of their own
-        ray.shutdown()
+        with suppress(Exception):  # a broken one cannot even do this
+            ray.shutdown()
         where = f"at {address}" if address else "on this machine"
         raise ClusterError(f"no Ray {where}: {_in_a_line(error)}. See docs/cluster.md.") from error
     try:

@@ -16,7 +16,7 @@ from tokenflow_pack.tokenflow_ops import fastest
 from .helpers import call, extracted
 
 SMALL = 2, (8, 8)
-TIMING = {"torch": 0.5, "faiss": 0.25}
+TIMING, SLOWER = {"torch": 0.5, "faiss": 0.25}, {"torch": 1.0, "faiss": 2.0}
 
 
 def build(window: int = 0) -> str:
@@ -28,11 +28,12 @@ def build(window: int = 0) -> str:
 def test_timings_are_read_again_and_those_of_other_processes_kept(tmp_path: Path) -> None:
     mine, other = StoredTimings(tmp_path / FILE), StoredTimings(tmp_path / FILE)
     assert not mine
-    mine["a"], other["b"] = TIMING, {"torch": 1.0}
-    assert StoredTimings(tmp_path / FILE) == {"a": TIMING, "b": {"torch": 1.0}}
+    mine["a"], other["b"] = TIMING, SLOWER
+    assert StoredTimings(tmp_path / FILE) == {"a": TIMING, "b": SLOWER}
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
+NO_SECONDS = ('"0.5"', "true", "NaN", "Infinity", "-1.0", "0.0", "1e9", '{"torch": 0.5}')
 HOSTILE = {
     "empty": b"",
     "cut": b'{"a": {"torch": 0.5',
@@ -46,16 +47,13 @@ HOSTILE = {
         for value in (
             "1",
             "{}",
+            '{"torch": 0.5}',
             '{"faiss": 0.5}',
-            '{"torch": "0.5"}',
-            '{"torch": true}',
-            '{"torch": NaN}',
-            '{"torch": Infinity}',
-            '{"torch": -1.0}',
-            '{"torch": 0.0}',
-            '{"torch": 1e9}',
-            '{"torch": 0.5, "os.system": 0.1}',
-            '{"torch": {"torch": 0.5}}',
+            *(
+                f'{{"faiss": 0.5, "torch": {value}}}'
+                for value in ('"0.5"', "true", "NaN", "Infinity", "-1.0", "0.0", "1e9", '{"torch": 0.5}')
+            ),
+            '{"torch": 0.5, "faiss": 0.5, "os.system": 0.1}',
         )
     },
 }

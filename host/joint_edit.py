@@ -8,12 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from comfy import model_management
 from torch import Tensor
 
 from ..tokenflow_ops import Neighbours, Windows, carry
 from .layers import injected_attention
-from .memory import replaces_attention
+from .memory import is_oom, replaces_attention
 from .passes import Bank, KeyframePass, PropagationPass
 from .patching import ModelCall
 from .shards import ALONE, together
@@ -29,9 +28,9 @@ def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     while True:
         try:
             return JointEdit(run, call, now).denoised
-        except model_management.OOM_EXCEPTION:
+        except Exception as error:
             together = min(run.jointly, len(now.matches.keyframes))
-            if together == 1:
+            if together == 1 or not is_oom(error):
                 raise
             run.jointly = together // 2
             logging.warning("%s: out of memory, on with %d keyframes that attend to each other.", run.node, run.jointly)

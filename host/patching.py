@@ -23,7 +23,7 @@ from .conflicts import check_all_tokens, check_controls, check_every_pass_runs
 from .controls import shallow_control
 from .entrance import Entrance
 from .layers import cross_attention_layers, deep_layers, injected_features, self_attention_layers
-from .memory import frames_per_pass
+from .memory import frames_per_pass, is_oom
 from .passes import PASS_KEY, AttentionCall, DeepCall, Pass
 from .shards import ALONE, Shards
 from .wraps import ForwardWraps
@@ -91,8 +91,8 @@ class Run:
             part = frames[: min(frames_per_pass(self.model, call.x.shape, self.asked), self.most)]
             try:
                 done.append(work(part))
-            except model_management.OOM_EXCEPTION:
-                if len(part) == 1:
+            except Exception as error:
+                if len(part) == 1 or not is_oom(error):
                     raise
                 self.most = len(part) // 2
                 logging.warning("%s: out of memory, on with %d frames in one pass.", self.node, self.most)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -24,12 +24,19 @@ class OutOfStep(RuntimeError):
     """The hosts run different graphs, or one of them has failed in a way that the others cannot follow."""
 
 
+class Failure(NamedTuple):
+    """An error that all hosts answer alike. is_it: whether one of the first host's is such. raised: what the others raise then."""
+
+    is_it: Callable[[BaseException], bool]
+    raised: type[BaseException]
+
+
 @dataclass
 class RayShards:
     """This host's place among `count` that share a clip: `Shards` of the pack.
 
-    device: where tensors go that come from others. check: called while waiting; may raise. errors: what to raise for OUT_OF_MEMORY and
-    INTERRUPTED of the first host.
+    device: where tensors go that come from others. check: called while waiting; may raise. errors: what OUT_OF_MEMORY and INTERRUPTED
+    are.
     """
 
     rank: int
@@ -37,7 +44,7 @@ class RayShards:
     board: Any
     device: torch.device
     check: Callable[[], None]
-    errors: Mapping[str, type[BaseException]]
+    errors: Mapping[str, Failure]
     figures: Figures = field(default_factory=Figures)
 
     def own(self, frames: Tensor) -> Tensor:
@@ -50,7 +57,7 @@ class RayShards:
         try:
             made = make()
         except BaseException as error:
-            known = [name for name, kind in self.errors.items() if isinstance(error, kind)]
+            known = [name for name, failure in self.errors.items() if failure.is_it(error)]
             self._leave("once", None, known[0] if known else f"{type(error).__name__}: {error}")
             raise
         self._leave("once", made)
@@ -74,7 +81,7 @@ class RayShards:
         their_kind, failure, packed = ray.get(references[0])
         self.figures.waited += time.monotonic() - began
         if failure in self.errors:
-            raise self.errors[failure](f"{failure} on host {host}")
+            raise self.errors[failure].raised(f"{failure} on host {host}")
         if failure or their_kind != kind:
             raise OutOfStep(f"host {host} of {self.count}: {failure or f'{their_kind} where this host has {kind}'}")
         return _unpacked(packed, self.device)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import comfy.samplers
 import torch
-from comfy import model_management
 from comfy.sampler_helpers import convert_cond, prepare_mask
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from ..tokenflow_ops.passes import CapturePass, Pass
 from .checks import check_same_clip
 from .conflicts import check_areas
 from .errors import NodeError
-from .memory import replaces_attention
+from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
 from .preview import show_frames
 from .shards import together
@@ -234,9 +233,9 @@ class EditRun(Run):
             plan = self.plan(now, self.carries_deep(call))
             try:
                 return edit_step(Evaluation(self, call), plan, together())
-            except model_management.OOM_EXCEPTION:
+            except Exception as error:
                 keyframes = min(self.jointly, len(now.matches.keyframes))
-                if keyframes == 1:
+                if keyframes == 1 or not is_oom(error):
                     raise
                 self.jointly = keyframes // 2
                 logging.warning("%s: out of memory, on with %d keyframes that attend to each other.", self.node, self.jointly)

@@ -172,6 +172,7 @@ USES = (
 
 # What newer hosts have, and is told or asked where it is there.
 NEWER = {
+    "comfy.model_management.is_oom": "memory that runs out in other forms than OOM_EXCEPTION",
     "comfy.model_management.in_training": "weights and activations stay for gradients",
     "comfy_extras.nodes_train.TrainGuider": "training",
 }

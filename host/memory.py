@@ -21,6 +21,7 @@ from .errors import NodeError
 
 # A pass is also the unit of interrupts: beyond this many frames it only gets longer, not faster.
 MOST_FRAMES = 16
+CUDA_OUT_OF_MEMORY = 2
 # Written at once where a file's blocks cannot be reserved.
 BLOCK_BYTES = 16 << 20
 
@@ -42,6 +43,20 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
         free = model_management.get_total_memory(device) - model.model_size() - model_management.extra_reserved_memory()
     one = model.model.memory_required([2, *shape[1:]]) * 1.5
     return max(1, min(int(free / one), MOST_FRAMES, shape[0]))
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether memory ran out, in any form that newer hosts count; older ones know the first alone.
+
+    A GPU that finds out after the call returned tells of it by an error of its own kind, `torch.AcceleratorError`.
+    """
+    newer = getattr(model_management, "is_oom", None)
+    if newer is not None:
+        return bool(newer(error))
+    if isinstance(error, model_management.OOM_EXCEPTION):
+        return True
+    told_late = isinstance(error, getattr(torch, "AcceleratorError", RuntimeError))
+    return told_late and (getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY or "out of memory" in str(error).lower())
 
 
 def replaces_attention(model: Any) -> bool:

@@ -26,7 +26,7 @@ from .controls import shallow_control
 from .entrance import Entrance
 from .errors import NodeError
 from .families import backbone_of
-from .memory import frames_per_pass
+from .memory import frames_per_pass, is_oom
 from .wraps import ForwardWraps
 
 KEY = "tokenflow"
@@ -88,8 +88,8 @@ class Run:
             part = frames[: min(frames_per_pass(self.model, call.x.shape, self.asked), self.most)]
             try:
                 done.append(work(part))
-            except model_management.OOM_EXCEPTION:
-                if len(part) == 1:
+            except Exception as error:
+                if len(part) == 1 or not is_oom(error):
                     raise
                 self.most = len(part) // 2
                 logging.warning("%s: out of memory, on with %d frames in one pass.", self.node, self.most)

@@ -16,6 +16,7 @@ from ..tokenflow_ops.passes import Pass
 from .cropping import in_words, size_of
 from .errors import NodeError
 from .grid import captioned_grid
+from .memory import is_oom
 from .patching import ModelCall, patch
 from .progress import Progress
 from .source import SourceRun, run_as_sampler
@@ -118,9 +119,11 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
         if not torch.isfinite(pictures).all():
             raise ValueError("NaN or infinite values")
-    except (model_management.InterruptProcessingException, model_management.OOM_EXCEPTION):
+    except model_management.InterruptProcessingException:
         raise
     except Exception as error:  # whatever a VAE of another kind does
+        if is_oom(error):
+            raise
         found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."
         raise NodeError(node, "vae", found, "Connect the VAE that the frames were encoded with.") from error
     return pictures.clamp(0, 1)
@@ -153,6 +156,8 @@ def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) ->
     except model_management.InterruptProcessingException:
         raise
     except Exception as error:  # whatever a VAE of another kind does, the inversion is good
+        if is_oom(error):
+            return f"{ratio}; there is no memory to decode them"
         return f"{ratio}; the VAE cannot decode them ({type(error).__name__}: {error})"
 
 

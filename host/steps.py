@@ -12,6 +12,8 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
+from .memory import is_oom
+
 
 class Steps:
     """The evaluations of one sampling run, counted as they come.
@@ -83,7 +85,9 @@ def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, fl
             )
     except model_management.InterruptProcessingException:
         raise
-    except Exception:  # samplers of other packs may ask for anything: the levels will do
+    except Exception as error:  # samplers of other packs may ask for anything: the levels will do
+        if is_oom(error):  # told late, of something that ran before
+            raise
         return []
     if not firsts or firsts[0] != 0:
         return []

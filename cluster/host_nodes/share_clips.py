@@ -6,6 +6,7 @@ That is JSON: Ray's address and namespace, the name of the board, this host's ra
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,13 +28,19 @@ def pack(module: str) -> ModuleType:
 
 def connect(place: dict[str, Any]) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from cluster.shards import INTERRUPTED, OUT_OF_MEMORY, RayShards
+    from cluster.shards import INTERRUPTED, OUT_OF_MEMORY, Failure, RayShards
 
     ray.init(address=place["address"], namespace=place["namespace"], configure_logging=False, log_to_driver=False)
-    errors = {OUT_OF_MEMORY: model_management.OOM_EXCEPTION, INTERRUPTED: model_management.InterruptProcessingException}
+    shards = pack(".host.shards")
+    is_oom = import_module(".memory", shards.__package__).is_oom
+    interrupt = model_management.InterruptProcessingException
+    errors = {
+        OUT_OF_MEMORY: Failure(is_oom, model_management.OOM_EXCEPTION),
+        INTERRUPTED: Failure(lambda error: isinstance(error, interrupt), interrupt),
+    }
     check = model_management.throw_exception_if_processing_interrupted
     device = torch.device(model_management.get_torch_device())
-    pack(".host.shards").connect(RayShards(place["rank"], place["count"], ray.get_actor(place["board"]), device, check, errors))
+    shards.connect(RayShards(place["rank"], place["count"], ray.get_actor(place["board"]), device, check, errors))
 
 
 if os.environ.get("TOKENFLOW_SHARD"):

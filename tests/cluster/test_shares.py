@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.shards import RayShards, _packed, _size, _unpacked
+from cluster.shards import OUT_OF_MEMORY, Failure, RayShards, _packed, _size, _unpacked
 
 CPU = torch.device("cpu")
 
@@ -35,3 +35,19 @@ def test_tensors_travel_to_the_bit(dtype: torch.dtype) -> None:
     for one, other in zip([*found["layer", (0, 1)], found["more"][0]], [tensor, tensor.T, tensor[:0]], strict=True):
         assert one.dtype == dtype
         assert one.equal(other)
+
+
+def test_an_error_is_known_to_the_others_by_what_it_is_not_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out has several classes; the first host goes on with less, and so must the others."""
+    left: list[str] = []
+    monkeypatch.setattr(RayShards, "_leave", lambda self, kind, value, failure="": left.append(failure))
+    errors = {OUT_OF_MEMORY: Failure(lambda error: "no room" in str(error), MemoryError)}
+    first = RayShards(0, 2, None, CPU, lambda: None, errors)
+
+    def fail(said: str) -> None:
+        raise RuntimeError(said)
+
+    for said in ("no room", "another"):
+        with pytest.raises(RuntimeError, match=said):
+            first.once(lambda said=said: fail(said))
+    assert left == [OUT_OF_MEMORY, "RuntimeError: another"]

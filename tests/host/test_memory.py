@@ -15,23 +15,41 @@ from comfy_extras.nodes_freelunch import FreeU
 from tokenflow_pack.host import memory
 from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.host.modes import MODES
+from tokenflow_pack.host.reconstruction import compare_pictures, describe_loss
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops import ATTENTION
 from tokenflow_pack.tokenflow_ops.passes import KeyframePass, PropagationPass
+from torch import Tensor
 
 from .helpers import FRAMES, call, edit, injection, invert, inverted, matched, moving_clip, relative_error, tiny_model, watch, watched
 
 SIZE = 8, 16
 
 
-def short_of_memory(most: int) -> Any:
-    """A model whose UNet takes no more than so many rows, as a GPU would say it."""
+def numbered(error: Exception, code: int) -> Exception:
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+# As a GPU says it: at once, and where it is found out after the call has returned.
+NO_ROOM = model_management.OOM_EXCEPTION("no room")
+TOLD_LATE = torch.AcceleratorError("CUDA error: out of memory")
+FORMS = {"at once": NO_ROOM, "late": TOLD_LATE, "by number": numbered(torch.AcceleratorError("CUDA error"), 2)}
+OTHERS = {
+    "another of the GPU's": numbered(torch.AcceleratorError("CUDA error: device-side assert triggered"), 710),
+    "torch's": RuntimeError("out of memory, says somebody else"),
+    "somebody's": ValueError("no room"),
+}
+
+
+def short_of_memory(most: int, error: Exception = NO_ROOM) -> Any:
+    """A model whose UNet takes no more than so many rows."""
 
     def see(args: dict[str, Any]) -> None:
         if len(args["input"]) > most:
-            raise model_management.OOM_EXCEPTION("no room")
+            raise error
 
     return watched(tiny_model(), see)
 
@@ -64,6 +82,38 @@ def test_fewer_keyframes_are_edited_together_where_they_do_not_fit(caplog: pytes
 def test_not_even_a_frame_fits() -> None:
     with pytest.raises(model_management.OOM_EXCEPTION):
         edit(short_of_memory(0))
+
+
+@pytest.mark.parametrize("error", FORMS.values(), ids=FORMS)
+def test_memory_may_run_out_in_every_form_that_the_host_counts(error: Exception) -> None:
+    every = matched(interval=1)
+    inputs = {"correspondences": every, "injection": injection(), "attended_keyframes": 2, "frames_per_pass": 2}
+    assert relative_error(edit(short_of_memory(2, error), **inputs), edit(**inputs | {"attended_keyframes": 1})) < 1e-5
+    with pytest.raises(type(error)) as raised:
+        edit(short_of_memory(0, error), **inputs)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("error", OTHERS.values(), ids=OTHERS)
+def test_other_errors_are_raised_as_they_are(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(type(error)) as raised:
+        edit(short_of_memory(2, error), injection=injection())
+    assert raised.value is error
+    assert "out of memory" not in caplog.text
+
+
+@pytest.mark.parametrize("error", FORMS.values(), ids=FORMS)
+def test_an_inversion_is_kept_where_its_check_has_no_memory_to_decode(error: Exception) -> None:
+    class Vae:
+        def decode(self, samples: Tensor) -> Tensor:
+            raise error
+
+    found = invert(tiny_model(), moving_clip(2, *SIZE), vae=Vae())
+    assert relative_error(found[0].latents, invert(tiny_model(), moving_clip(2, *SIZE))[0].latents) == 0
+    clean = found[0].latents[-1]
+    assert "signal to error; there is no memory to decode them" in describe_loss(tiny_model(), Vae(), found[0].latents[0], clean)
+    with pytest.raises(type(error)):
+        compare_pictures("Check Reconstruction", tiny_model(), Vae(), clean, clean)
 
 
 @pytest.mark.parametrize(("until", "rest"), [(0.0, FRAMES - 3), (1.0, 0)])

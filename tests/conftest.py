@@ -18,12 +18,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
 LOOPBACK = ROOT / "tests" / "loopback"
+# What takes two minutes and finds most mistakes; all else is marked slow.
+QUICK = ("tests/ops", "tests/host/golden", "tests/host/test_families.py", "tests/host/test_internals.py", "tests/host/test_help.py")
 
 # Nothing that the tests run may use the network, this process, its workers and all servers alike.
 if "NETWORK_LOG" not in os.environ:
     os.environ["NETWORK_LOG"] = os.path.join(tempfile.mkdtemp(), "network.log")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(LOOPBACK), *filter(None, [os.environ.get("PYTHONPATH")])])
 runpy.run_path(str(LOOPBACK / "sitecustomize.py"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is not quick."""
+    for item in items:
+        if not item.path.relative_to(ROOT).as_posix().startswith(QUICK):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,6 +36,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench soak": (*FIGURES, "matplotlib"),
     "bench speed": (),
     "bench table": (*FIGURES, "matplotlib"),
+    "bench truth": (*FIGURES, "matplotlib"),
     "bench windows": FIGURES,
 }
 # Of these a Python that runs ComfyUI lacks none; the last one reads requirements.

@@ -18,7 +18,8 @@ import tomllib
 from PIL import Image
 
 from launch.client import run_prompt
-from launch.environment import ROOT, requirement_names
+from launch.environment import ROOT
+from launch.needs import requirements
 from launch.release import copy_files, released_files
 from launch.server import Server
 from launch.workflow import to_prompt
@@ -70,7 +71,7 @@ def test_requirements_are_the_projects_and_loose() -> None:
     extra = [line for line in (ROOT / "requirements-cluster.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert extra == PROJECT["project"]["optional-dependencies"]["cluster"]
     assert not [line for line in lines if re.search("[<>=~!]", line.split(";")[0])]
-    assert not {"torch", "torchvision", "torchaudio", "numpy"} & set(requirement_names("\n".join(lines)))
+    assert not {"torch", "torchvision", "torchaudio", "numpy"} & set(dict(requirements("\n".join(lines))))
 
 
 def test_no_literal_hides_a_payload() -> None:

@@ -129,7 +129,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for line in (line for line in text.splitlines() if line.strip()):
+    for line in (line for line in text.split("\n") if line.strip()):  # JSON has other line ends in its texts
         number = len(rows) + 1
         try:
             found = json.loads(line, object_pairs_hook=_Pairs)

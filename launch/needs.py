@@ -25,7 +25,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "test": (ALL,),
     "batch": ("ray",),
     "bench choices": FIGURES,
-    "bench confidence": (),
+    "bench confidence": FIGURES,
     "bench cost": (),
     "bench graph": (*FIGURES, "matplotlib"),
     "bench inversion": FIGURES,

@@ -74,6 +74,11 @@ def test_what_stands_in_a_cell_does_not_part_it(tmp_path: Path) -> None:
     assert "Put cells with semicolons in quotes" in problems(table(tmp_path, "name;prompt\nwolf;one; two\n"))[0]
 
 
+def test_a_text_with_other_ends_of_lines_is_one_row(tmp_path: Path) -> None:
+    (row,) = read_table(table(tmp_path, '{"prompt": "a wolf\u2028a fox"}\r\n', "jobs.jsonl"))
+    assert row.cells == {"prompt": "a wolf\u2028a fox"}
+
+
 def test_all_wrong_rows_are_told_at_once_by_table_row_and_column(tmp_path: Path) -> None:
     found = problems(table(tmp_path, "name,seed\n../up,1\nwolf,2\nWOLF,3\nmore,4,5\n"))
     assert len(found) == 3

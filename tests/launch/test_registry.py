@@ -72,11 +72,7 @@ def test_requirements_are_the_projects_and_loose() -> None:
     extra = [line for line in (ROOT / "requirements-cluster.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert extra == PROJECT["project"]["optional-dependencies"]["cluster"]
     assert not [line for line in lines if re.search("[<>=~!]", line.split(";")[0])]
-<<<<<<< HEAD
-    assert not {"torch", "torchvision", "torchaudio", "numpy"} & {name for name, _ in requirements("\n".join(lines))}
-=======
     assert not {"torch", "torchvision", "torchaudio", "numpy"} & set(dict(requirements("\n".join(lines))))
->>>>>>> launch
 
 
 def test_no_literal_hides_a_payload() -> None:

@@ -59,12 +59,15 @@ class Entrance:
         """Raises: NodeError if a list of conditionings has an answer (n, C, h, w) that did not come through `check`; idle ones are zero."""
         reached = {listed for listed, _ in self._reached}
         if any(i not in reached and bool(part.any()) for i, part in enumerate(denoised)):
-            self._refuse("no batch with what TokenFlow hands over", "skips calls or drops transformer_options (caches such as TeaCache)")
+            self._refuse(
+                "no batch with what TokenFlow hands over", "leaves calls out or drops transformer_options (caches such as TeaCache)"
+            )
 
     def _sizes(self) -> set[tuple[int, ...]]:
-        """Of whole frames, and of the areas that conditionings are limited to."""
-        areas = {tuple(entry["area"][:2]) for entries in self.conds for entry in entries or () if "area" in entry}
-        return {tuple(self.latents.shape[2:]), *areas}
+        """Of whole frames, and of the areas that conditionings are limited to, which end where the frame does."""
+        height, width = self.latents.shape[2:]
+        areas = [entry["area"] for entries in self.conds for entry in entries or () if "area" in entry]
+        return {(height, width), *((min(h, height - y), min(w, width - x)) for h, w, y, x in areas)}
 
     def _check_order(self, rows: Tensor) -> None:
         """rows: (conditionings, n, C, h, w), the latents scaled."""

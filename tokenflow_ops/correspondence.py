@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .counted import Counted
 from .features import Descriptor, SourceFeatures
 from .keyframes import Neighbours
 from .propagation import propagate
@@ -29,6 +30,10 @@ class PairMatches:
     frames: int
     pairs: Tensor
     tokens: Mapping[Descriptor, Tensor]
+
+    def held(self) -> Iterable[Tensor]:
+        """Its tensors."""
+        return self.pairs, *self.tokens.values()
 
     def between(self, descriptor: Descriptor, frames: Tensor, keyframes: Tensor) -> Tensor:
         """(n, P) token indices of frames (n,) in keyframes (n,). Raises: KeyError for a pair that was not asked for."""
@@ -61,7 +66,7 @@ class StepMatches:
 
 
 @dataclass(frozen=True)
-class Correspondences:
+class Correspondences(Counted):
     """The matches of a clip for every sampling step, with the keyframe schedule they belong to.
 
     features: the source features they were searched on. steps: one `StepMatches` for each of the S steps of the inversion.
@@ -78,6 +83,10 @@ class Correspondences:
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.features.inversion.sigmas) - 1:
             raise ValueError(f"{len(self.steps)} steps of matches for {len(self.features.inversion.sigmas) - 1} steps of inversion")
+
+    def held(self) -> Iterable[Tensor]:
+        matches = (tensor for step in self.steps for tensor in (step.keyframes, *step.near.held(), *step.pairs.held()))
+        return *self.features.held(), *matches
 
     def tokens(self, step: int, layer: str, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Past and future token indices (n, P) of frames (n,), all if None, for a self-attention layer of the model at a step."""

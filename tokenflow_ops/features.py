@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .counted import Counted
 from .inversion import Inversion
 
 Consumer = Callable[[int, dict[str, Tensor]], None]
@@ -33,6 +34,9 @@ class FeatureStore(Protocol):
     def has(self, step: int, layer: str) -> bool:
         """Whether `get` would find it."""
 
+    def held(self) -> Iterable[Tensor]:
+        """What it keeps in memory."""
+
 
 class MemoryStore:
     """A `FeatureStore` in host memory."""
@@ -50,6 +54,9 @@ class MemoryStore:
 
     def has(self, step: int, layer: str) -> bool:
         return (step, layer) in self._kept
+
+    def held(self) -> Iterable[Tensor]:
+        return self._kept.values()
 
 
 class DiskStore:
@@ -84,6 +91,9 @@ class DiskStore:
     def has(self, step: int, layer: str) -> bool:
         return layer in self._layers.get(step, ())
 
+    def held(self) -> Iterable[Tensor]:
+        return ()
+
 
 class Compute(Protocol):
     """Runs the model on the source."""
@@ -93,7 +103,7 @@ class Compute(Protocol):
 
 
 @dataclass(frozen=True)
-class SourceFeatures:
+class SourceFeatures(Counted):
     """What is known of a source clip's self-attention features, and the stored part of them.
 
     inversion: the clip's path to noise; features of step j are those of inversion.latents[j] at inversion.sigmas[j].
@@ -118,6 +128,9 @@ class SourceFeatures:
             raise ValueError("the last layer that another one's matches are taken from must have as many tokens")
         if not self.steps or list(self.steps) != sorted(set(self.steps)):
             raise ValueError("steps must ascend and hold at least one step")
+
+    def held(self) -> Iterable[Tensor]:
+        return *self.inversion.held(), *(self.store.held() if self.store else ())
 
     @property
     def descriptors(self) -> tuple[Descriptor, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .counted import Counted
 
 # More evaluations at the first step of an extrapolated inversion, which has nothing to start from and multiplies the noise level the most.
 FIRST_STEP_CALLS = 3
@@ -58,7 +60,7 @@ def _continued(pictures: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Inversion:
+class Inversion(Counted):
     """A source clip's path from its latents to noise.
 
     sigmas: (S+1,) float32, descending, the last one 0; noise over signal, as ComfyUI's samplers count.
@@ -84,6 +86,9 @@ class Inversion:
             )
         if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()) or self.sigmas[-1] != 0:
             raise ValueError("sigmas must fall strictly and end at 0")
+
+    def held(self) -> Iterable[Tensor]:
+        return self.sigmas, self.latents
 
     @property
     def frames(self) -> int:

@@ -96,6 +96,10 @@ class Neighbours:
         """Those of some frames."""
         return Neighbours(self.past[frames], self.future[frames], self.weight[frames])
 
+    def held(self) -> tuple[Tensor, ...]:
+        """Its tensors."""
+        return self.past, self.future, self.weight
+
     def counted_from(self, first: int) -> Neighbours:
         """The same, with positions counted from keyframe `first` on."""
         return Neighbours(self.past - first, self.future - first, self.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -87,8 +88,17 @@ def merged() -> Any:
 
 def broken() -> Any:
     """A model whose noise is NaN."""
+    return _answering(lambda found: found * torch.nan)
+
+
+def apart() -> Any:
+    """A model whose answer does not depend on its weights, as far as torch sees."""
+    return _answering(Tensor.detach)
+
+
+def _answering(change: Callable[[Tensor], Tensor]) -> Any:
     model = tiny_model().clone()
-    model.set_model_unet_function_wrapper(lambda apply_model, args: torch.full_like(args["input"], torch.nan))
+    model.set_model_unet_function_wrapper(lambda apply_model, args: change(apply_model(args["input"], args["timestep"], **args["c"])))
     return model
 
 
@@ -122,7 +132,7 @@ MODELS = [
     wrong("a model that returns NaN", INVERT, "model", broken, "NaN", "precision"),
     wrong("a model whose features are NaN", EXTRACT, "model", lambda: nan_inside(), "NaN or infinite features", "precision"),
     wrong("an edit that becomes NaN", SAMPLER, "model", broken, "the edit has NaN", "precision"),
-    wrong("a model that computes apart from its weights", TUNE, "model", broken, "no gradient", "TensorRT"),
+    wrong("a model that computes apart from its weights", TUNE, "model", apart, "no gradient", "TensorRT"),
     wrong("merged tokens", SAMPLER, "model", merged, "tokens here and", "ToMe"),
     wrong("attention that guidance replaces", INVERT, "model", guided, "Self-Attention Guidance", "to the sampler alone"),
     wrong("a cache that skips passes", SAMPLER, "model", caching, "EasyCache", "LazyCache"),

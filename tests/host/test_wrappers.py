@@ -16,7 +16,9 @@ from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .helpers import applied, call, edit, injection, invert, inverted, matched, relative_error, stock, tiny_model
+import nodes
+
+from .helpers import SOURCE, applied, call, edit, injection, invert, inverted, matched, relative_error, stock, tiny_model
 from .tiny_models import moving_clip
 
 CLIP = 3, (8, 16)
@@ -76,7 +78,7 @@ def remembered(apply_model: Apply, args: dict[str, Any]) -> Tensor:
 
 
 TILES, REBUILT = r"cuts frames into tiles \(Tiled Diffusion", "rebuilds the batch"
-UNSEEN = r"no batch with what TokenFlow hands over: a patch on the model skips calls or drops .* \(caches such as TeaCache\)"
+UNSEEN = r"no batch with what TokenFlow hands over: a patch on the model leaves calls out or drops .* \(caches such as TeaCache\)"
 REFUSED: dict[str, tuple[Wrapper, str]] = {
     "tiles": (tiled, f"pictures of 8 x 8 latent pixels instead of 16 x 8: a patch on the model {TILES}"),
     "another size": (enlarged, "pictures of 32 x 16 latent pixels instead of 16 x 8: a patch on the model enlarges frames"),
@@ -142,6 +144,13 @@ def test_where_nothing_of_ours_is_done_such_patches_are_the_plain_hosts() -> Non
     model = wrapped(tiny_model(), tiled)
     found = edit(model, correspondences=matched(*CLIP), consistency="per frame")
     assert torch.equal(found, stock(model, clip=CLIP))
+
+
+@pytest.mark.parametrize("side", [32, 512])
+def test_a_prompt_for_an_area_is_no_tile(side: int) -> None:
+    """The host itself cuts the frame for it, at the frame's border at last."""
+    area = nodes.ConditioningSetArea().append(SOURCE, side, side, 32, 32, 1.0)[0]
+    assert invert(tiny_model(), moving_clip(2, 8, 16), positive=[*SOURCE, *area])[0].frames == 2
 
 
 def test_frames_that_are_the_same_have_no_order() -> None:

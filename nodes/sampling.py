@@ -51,7 +51,7 @@ def _edit_inputs() -> list[Any]:
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the frames stay as they are. Soft edges blend.",
+            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the frames stay as they are. Soft edges blend. Nothing connected: the noise mask that the inverted latents had, if any.",
         ),
     ]
 
@@ -99,6 +99,7 @@ def _edit(
     inversion = correspondences.features.inversion
     check_same_model(node, model, inversion)
     check_mask(node, mask, inversion)
+    mask = inversion.mask if mask is None else mask
     if MODES[consistency].needs_frames:
         check_frames(node, frames, inversion, consistency)
     if tuple(correspondences.features.shapes) != layers:

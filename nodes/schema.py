@@ -16,6 +16,7 @@ CorrespondencesSocket = io.Custom("TOKENFLOW_CORRESPONDENCES")
 InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
 
 MOST_SHOWN = 64
+MASKED = "the latents' noise mask is where the edit will be, unless the sampling node has a mask of its own"
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

@@ -78,6 +78,28 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
     return samples.float()
 
 
+def noise_mask(node: str, latents: dict[str, Any], frames: int, socket: str = "latents") -> Tensor | None:
+    """The mask (1 or N, H, W) in [0, 1] that a LATENT of so many frames says to sample inside of. Raises: NodeError for another number."""
+    mask = latents.get("noise_mask")
+    if mask is None:
+        return None
+    masks: Tensor = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    if len(masks) not in (1, frames):
+        found = f"a noise mask of {len(masks)} for {frames} frames."
+        raise NodeError(node, socket, found, "Set one noise mask for all frames, or one for each.")
+    return masks
+
+
+def others_kept(latents: dict[str, Any]) -> dict[str, Any]:
+    """What a LATENT holds beside its samples and belongs to what became of them too, as the host's samplers pass it on.
+
+    Not the noise mask: under the host's samplers it would keep the inverted noise outside of itself. The inversion has it.
+    """
+    return {
+        name: value for name, value in latents.items() if name not in ("samples", "noise_mask") and not name.startswith("downscale_ratio")
+    }
+
+
 def check_injection(node: str, backbone: Backbone, injection: Injection | None) -> None:
     """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
     if injection is None or not (injection.attention_until or injection.features_until) or backbone.injected_attention(injection.layers):

@@ -1,4 +1,4 @@
-"""The nodes' door: what comes in is what the schema says, or the user is told what came instead.
+"""The nodes' door: what comes in is what the schema says, or the user is told what came instead. What is not used of it is told too.
 
 The host compares linked sockets by the names of their types, and values with their ranges as they stand in a prompt. Anything may come in all
 the same: a linked number is in no range, NaN passes every comparison, a prompt of the API may hold a text in place of a link, and nodes
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..host.errors import NodeError, library_error
@@ -29,7 +30,7 @@ LONGEST_SHOWN = 60
 def checked(*own: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """For a node's `execute`: compares its inputs with its schema first, and looks for its libraries.
 
-    The error calls it as the node does.
+    The error calls it as the node does. What falls off an input is said on the node and in the log.
 
     own: combos of files, which come and go while the host runs: the node looks for them itself. needs: of `libraries.LIBRARIES`, those that
     the node cannot do without. Raises: NodeError for the first input that does not fit, for a library that is missing or fails.
@@ -45,18 +46,22 @@ def checked(*own: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., A
                 schemas.append(cls.define_schema())
             (schema,) = schemas
             given = signature.bind(cls, *args, **inputs).arguments | inputs  # some inputs have no name in the signature
+            notes = []
             for wanted in schema.inputs:
                 if wanted.id in given:
                     kind = "STRING" if wanted.id in own else str(wanted.get_io_type())
                     found = _mistake(kind, wanted, given[wanted.id])
                     if found is not None:
                         raise NodeError(schema.display_name, wanted.display_name or wanted.id, *found)
+                    if (note := _note(kind, given[wanted.id])) is not None:
+                        notes.append(f"{wanted.display_name or wanted.id}: {note}")
             try:
                 for module in needs:
                     library(module)
-                return execute(cls, *args, **inputs)
+                output = execute(cls, *args, **inputs)
             except LibraryError as error:
                 raise library_error(schema.display_name, error) from error
+            return _with_notes(output, schema.display_name, notes) if notes else output
 
         return checking
 
@@ -81,7 +86,31 @@ def _mistake(kind: str, wanted: Any, value: Any) -> Mistake | None:
         return f"{_shown(value)}.", f"Give a number from {wanted.min} to {wanted.max}."
     if kind in ("IMAGE", "MASK"):
         return _mistake_in_pictures(kind, value)
+    if kind == "LATENT" and (mask := value.get("noise_mask")) is not None:
+        if not isinstance(mask, Tensor):
+            return f"{_shown(mask)} as the noise mask.", "Set it with Set Latent Noise Mask."
+        if (mistake := _mistake_in_pictures("MASK", mask)) is not None:
+            return f"a noise mask: {mistake[0]}", mistake[1]
     return None
+
+
+def _note(kind: str, value: Any) -> str | None:
+    """What of a good value is not used, or may be there by mistake, if anything."""
+    if kind == "IMAGE" and value is not None and value.shape[-1] > 3:
+        return f"of {value.shape[-1]} channels red, green and blue are used, transparency is not"
+    if kind == "LATENT" and value is not None and isinstance(value["samples"], Tensor) and value["samples"].shape[:1] == (1,):
+        return "one frame. All frames of a clip belong into one batch; of a list each is run alone (Rebatch Latents makes a batch of it)"
+    return None
+
+
+def _with_notes(output: Any, node: str, notes: list[str]) -> Any:
+    """A node's output, with notes below what the node itself says."""
+    for note in notes:
+        logging.warning("%s, %s.", node, note)
+    shown = {} if output.ui is None else output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+    text = ui.PreviewText("\n".join([*shown.get("text", ()), *notes]))
+    output.ui = {**shown, **text.as_dict()} if shown.keys() - {"text"} else text
+    return output
 
 
 def _mistake_in_pictures(kind: str, value: Tensor) -> Mistake | None:

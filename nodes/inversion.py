@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.checks import check_latents, check_model
+from ..host.checks import check_latents, check_model, noise_mask, others_kept
 from ..host.errors import NodeError
 from ..host.fingerprint import model_fingerprint
 from ..host.progress import Progress
@@ -17,7 +17,7 @@ from ..host.reconstruction import describe_loss, reconstruct_frames, spread_fram
 from ..host.source import invert_frames
 from ..tokenflow_ops import Inversion
 from .door import checked
-from .schema import InversionSocket, frames_per_pass_input, schema
+from .schema import MASKED, InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
 PLAIN, FIXED_POINT, EXTRAPOLATED, EVERY_OTHER = "none", "fixed point", "extrapolated", "extrapolated, every other step"
@@ -36,7 +36,10 @@ class InvertVideo(io.ComfyNode):
             ["ddim inversion", "unsample", "invert", "noise", "video edit", "tokenflow"],
             inputs=[
                 io.Model.Input("model", tooltip="The image model the edit will be made with (SD 1.x, SD 2.x, SDXL)."),
-                io.Latent.Input("latents", tooltip="The source frames, encoded with VAE Encode: one batch, any number of frames."),
+                io.Latent.Input(
+                    "latents",
+                    tooltip="The source frames, encoded with VAE Encode: one batch, any number of frames. A noise mask on them is where the edit will be.",
+                ),
                 io.Conditioning.Input("positive", tooltip="The source prompt: what the source clip shows, in plain words."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Only used with cfg above 1. Leave it empty for inversion."),
                 io.Float.Input(
@@ -119,6 +122,7 @@ class InvertVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         check_model(NAME, model)
         samples = check_latents(NAME, model, latents)
+        mask = noise_mask(NAME, latents, len(samples))
         if cfg > 1 and not negative:
             raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
         check_prompts(NAME, model, positive)
@@ -133,14 +137,16 @@ class InvertVideo(io.ComfyNode):
             raise NodeError(
                 NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet)."
             )
-        inversion = Inversion(sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler)
+        inversion = Inversion(sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask)
         noisy = model.get_model_object("latent_format").process_out(path[0])
         text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
+        if mask is not None:
+            text += f"\n{MASKED}"
         if check_reconstruction:
             frames = spread_frames(inversion.frames)
             found = reconstruct_frames(NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass, progress)
             text += f"\nreconstruction: {describe_loss(model, vae, found, path[-1][frames])}"
-        return io.NodeOutput(inversion, {"samples": noisy}, sigmas, ui=ui.PreviewText(text))
+        return io.NodeOutput(inversion, {**others_kept(latents), "samples": noisy}, sigmas, ui=ui.PreviewText(text))
 
 
 def _sigmas(model: Any, scheduler: str, steps: int) -> torch.Tensor:

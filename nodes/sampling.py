@@ -54,7 +54,7 @@ def _edit_inputs() -> list[Any]:
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the frames stay as they are. Soft edges blend.",
+            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the frames stay as they are. Soft edges blend. Nothing connected: the noise mask that the inverted latents had, if any.",
         ),
     ]
 
@@ -104,6 +104,7 @@ def _edit(
     check_same_model(node, model, inversion)
     check_mask(node, mask, inversion)
     frames_cut = mask_cut = ""
+    mask = inversion.mask if mask is None else mask
     _check_libraries(node, consistency)
     if MODES[consistency].needs_frames:
         frames, frames_cut = as_encoded(node, check_frames(node, frames, inversion, consistency), inversion)

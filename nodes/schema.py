@@ -17,6 +17,7 @@ InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
 
 MOST_SHOWN = 64
 CELL = 8  # pixels of a latent pixel's side in pictures of latents and features
+MASKED = "the latents' noise mask is where the edit will be, unless the sampling node has a mask of its own"
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

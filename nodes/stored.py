@@ -15,7 +15,7 @@ from comfy import model_management
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host.checks import check_inverted_clip, check_latents, check_model, check_same_model
+from ..host.checks import check_inverted_clip, check_latents, check_model, check_same_model, noise_mask, others_kept
 from ..host.errors import NodeError
 from ..host.folders import new_path, stored_names, stored_path
 from ..host.prompts import check_prompts
@@ -23,7 +23,7 @@ from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.prompt import Prompt
 from ..tokenflow_ops.stored import StoredInversionError, read_inversion, write_inversion
 from .door import checked
-from .schema import InversionSocket, schema
+from .schema import MASKED, InversionSocket, schema
 
 SAVE, LOAD = "Save Inversion", "Load Inversion"
 
@@ -105,7 +105,9 @@ class LoadInversion(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model it was made with. A LoRA on top is fine."),
                 io.Conditioning.Input("positive", tooltip="The source prompt it was made with."),
                 io.Latent.Input(
-                    "latents", optional=True, tooltip="The source frames, encoded: the file is refused if it was made from other frames."
+                    "latents",
+                    optional=True,
+                    tooltip="The source frames, encoded: the file is refused if it was made from other frames. A noise mask on them takes the place of the file's.",
                 ),
             ],
             outputs=[
@@ -146,13 +148,18 @@ class LoadInversion(io.ComfyNode):
                 f"latents with {channels} channels, the model takes {latent_format.latent_channels}.",
                 "Invert the clip again.",
             )
+        mask, others = inversion.mask, others_kept(latents or {})
         if latents is not None:
             check_inverted_clip(LOAD, latent_format.process_in(check_latents(LOAD, model, latents)), inversion)
+            set_now = noise_mask(LOAD, latents, inversion.frames)
+            mask = mask if set_now is None else set_now
         path = inversion.latents.to(model_management.intermediate_device())
-        inversion = dataclasses.replace(inversion, latents=path, conditioning=positive)
+        inversion = dataclasses.replace(inversion, latents=path, conditioning=positive, mask=mask)
         sigmas = inversion.sigmas
         text = f"{inversion.frames} frames, inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
-        return io.NodeOutput(inversion, {"samples": latent_format.process_out(path[0])}, sigmas.clone(), ui=ui.PreviewText(text))
+        if mask is not None:
+            text += f"\n{MASKED}"
+        return io.NodeOutput(inversion, {**others, "samples": latent_format.process_out(path[0])}, sigmas.clone(), ui=ui.PreviewText(text))
 
 
 def _read(path: Path) -> tuple[Inversion, Prompt]:

@@ -92,4 +92,6 @@ class TuneAVideo(io.ComfyNode):
         tenth = max(1, steps // 10)
         first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
         text = f"{len(samples)} frames, {steps} steps: loss {first:.4f} in the first {tenth}, {last:.4f} in the last"
+        if "noise_mask" in latents:
+            text += "\nthe latents' noise mask is not used: whole frames are learned"
         return io.NodeOutput(tuned, lora, {"loss": losses}, ui=ui.PreviewText(text))

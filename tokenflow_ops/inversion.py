@@ -69,6 +69,7 @@ class Inversion(Counted):
     fingerprint: what it was made with, see the host's `fingerprint`.
     steps: steps of the whole schedule, of which the last S were inverted.
     scheduler: the schedule's name.
+    mask: (1 or N, H, W) in [0, 1] at any size, 1 where the clip is to be edited, or None for everywhere.
     Raises: ValueError if shapes or order do not fit.
     """
 
@@ -78,6 +79,7 @@ class Inversion(Counted):
     fingerprint: str
     steps: int
     scheduler: str
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 5 or self.sigmas.ndim != 1 or len(self.sigmas) != len(self.latents) or len(self.sigmas) < 2:
@@ -86,6 +88,8 @@ class Inversion(Counted):
             )
         if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()) or self.sigmas[-1] != 0:
             raise ValueError("sigmas must fall strictly and end at 0")
+        if self.mask is not None and (self.mask.ndim != 3 or len(self.mask) not in (1, self.frames)):
+            raise ValueError(f"need one mask (H, W) or {self.frames}, got {tuple(self.mask.shape)}")
 
     def held(self) -> Iterable[Tensor]:
         return self.sigmas, self.latents

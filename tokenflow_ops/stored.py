@@ -1,8 +1,9 @@
 """Inversions as safetensors files.
 
-Tensors, all float32: `sigmas`, `latents`, and `prompt0`, `prompt1` ... of the source prompt. Two strings in the metadata: a record (JSON:
-the format's version, what the inversion was made with, a SHA-256 of every tensor) and the record's own SHA-256. Other metadata belongs to
-other programs and is not read. Whoever writes a file can make its checksums fit, so that everything is checked for what it is as well.
+Tensors, all float32: `sigmas`, `latents`, `mask` if there is one, and `prompt0`, `prompt1` ... of the source prompt. Two strings in the
+metadata: a record (JSON: the format's version, what the inversion was made with, a SHA-256 of every tensor) and the record's own SHA-256.
+Other metadata belongs to other programs and is not read. Whoever writes a file can make its checksums fit, so that everything is checked
+for what it is as well.
 
 The prompt of a file is only ever compared with the one the user has connected. Nothing else could be trusted: it is the host's structure,
 and what a host does with an option that a stranger put there is not known here.
@@ -35,6 +36,7 @@ RECORD, CHECKSUM = "tokenflow_inversion", "tokenflow_inversion_sha256"
 FIELDS = {"version": int, "fingerprint": str, "steps": int, "scheduler": str, "prompt": list, "tensors": dict}
 # Folders of what is being written; after so many seconds without a change nobody writes there any more.
 PART, LEFT_AFTER = ".tokenflow-part-", 3600.0
+LARGE = "sigmas", "latents"
 LONGEST_RECORD = 2**20
 LONGEST_NAME = 100
 LONGEST_FINGERPRINT = 2**16
@@ -62,11 +64,10 @@ def write_inversion(path: Path, inversion: Inversion, prompt: Prompt, metadata: 
     prompt: of the inversion's conditioning. metadata: other programs', kept beside ours. Raises: OSError as the file system does.
     """
     tensors = {"sigmas": inversion.sigmas, "latents": inversion.latents}
+    tensors |= {} if inversion.mask is None else {"mask": inversion.mask}
     tensors |= {f"prompt{i}": tensor for i, tensor in enumerate(prompt.tensors)}
-    # Copies, since safetensors refuses tensors that share memory: a prompt may hold one twice.
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32, copy=name.startswith("prompt")).contiguous() for name, tensor in tensors.items()
-    }
+    # Copies, since safetensors refuses tensors that share memory: a prompt may hold one twice, or the mask.
+    tensors = {name: tensor.detach().to("cpu", torch.float32, copy=name not in LARGE).contiguous() for name, tensor in tensors.items()}
     record = json.dumps(
         {
             "version": VERSION,
@@ -113,15 +114,17 @@ def read_inversion(path: Path, most_bytes: int) -> tuple[Inversion, Prompt]:
             tensors = _read_tensors(file, record["tensors"])
     except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: torch's, for memory and memory maps
         raise StoredInversionError(f"not a whole safetensors file ({str(error)[:200]}).") from error
-    sigmas, latents = tensors.pop("sigmas"), tensors.pop("latents")
+    sigmas, latents, mask = tensors.pop("sigmas"), tensors.pop("latents"), tensors.pop("mask", None)
     try:
-        inversion = Inversion(sigmas, latents, None, record["fingerprint"], record["steps"], record["scheduler"])
+        inversion = Inversion(sigmas, latents, None, record["fingerprint"], record["steps"], record["scheduler"], mask)
     except ValueError as error:
         raise StoredInversionError(f"no path to noise: {error}.") from error
     if not len(sigmas) - 1 <= inversion.steps <= MOST_STEPS:
         raise StoredInversionError(f"{len(sigmas) - 1} steps of a schedule of {inversion.steps}.")
     if names := [name for name, tensor in (("sigmas", sigmas), ("latents", latents)) if not _within(tensor)]:
         raise StoredInversionError(f"NaN, infinite or absurd values in {' and '.join(names)}.")
+    if mask is not None and not _within(mask, 0, 1):
+        raise StoredInversionError("a mask with values outside of 0 to 1.")
     return inversion, Prompt(record["prompt"], tuple(tensors[f"prompt{i}"] for i in range(len(tensors))))
 
 
@@ -160,12 +163,15 @@ def _read_tensors(file: Any, checksums: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors, in memory of their own. The library has checked that the file's length is that of their shapes."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    if set(shapes) != {"sigmas", "latents", *(f"prompt{i}" for i in range(len(shapes) - 2))} or set(shapes) != set(checksums):
+    prompts = {f"prompt{i}" for i in range(len(shapes.keys() - {*LARGE, "mask"}))}
+    if shapes.keys() - {"mask"} != {*LARGE, *prompts} or set(shapes) != set(checksums):
         raise StoredInversionError("other tensors than an inversion has.")
     if others := sorted({part.get_dtype() for part in slices.values()} - {"F32"}):
         raise StoredInversionError(f"tensors of type {', '.join(others)} instead of F32.")
     if len(shapes["latents"]) != 5 or min(shapes["latents"]) < 1 or len(shapes["sigmas"]) != 1 or shapes["sigmas"][0] > MOST_STEPS + 1:
         raise StoredInversionError(f"sigmas of shape {shapes['sigmas']} and latents of shape {shapes['latents']}.")
+    if 0 in shapes.get("mask", ()):
+        raise StoredInversionError(f"a mask of shape {shapes['mask']}.")
     tensors = {name: file.get_tensor(name).clone() for name in slices}
     if damaged := sorted(name for name, tensor in tensors.items() if checksums[name] != _sha256(tensor)):
         raise StoredInversionError(f"damaged {', '.join(damaged)}: the checksum is another.")
@@ -179,7 +185,7 @@ def _sha256(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _within(values: Tensor) -> bool:
-    """Whether nothing is NaN or beyond LARGEST (a comparison with NaN is false)."""
+def _within(values: Tensor, least: float = -LARGEST, most: float = LARGEST) -> bool:
+    """Whether nothing is NaN or outside of these bounds (a comparison with NaN is false)."""
     low, high = torch.aminmax(values)
-    return bool(low >= -LARGEST and high <= LARGEST)
+    return bool(low >= least and high <= most)

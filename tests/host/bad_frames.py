@@ -46,6 +46,11 @@ def nested() -> dict[str, Any]:
     return {"samples": SimpleNamespace(is_nested=True)}
 
 
+def noise_mask(mask: Any) -> Any:
+    """Makes a good LATENT with such a noise mask."""
+    return lambda: {**latents(), "noise_mask": mask}
+
+
 def other_clip() -> dict[str, Tensor]:
     clip = latents()["samples"].clone()
     clip[1] += 0.3
@@ -71,6 +76,11 @@ LATENTS = [
     wrong("whole numbers", INVERT, "latents", samples(2, 4, 8, 8, dtype=torch.int64), "torch.int64", "VAE Encode"),
     wrong("a LATENT without samples", INVERT, "latents", {"noise_mask": None}, "dict, which is no LATENT", "LATENT"),
     wrong("a tensor in place of a LATENT", INVERT, "latents", torch.zeros(2, 4, 8, 8), "Tensor, which is no LATENT", "LATENT"),
+    wrong("noise masks too many", INVERT, "latents", noise_mask(torch.ones(3, 1, 8, 8)), "noise mask of 3 for 2 frames", "one for each"),
+    wrong("no noise mask", LOAD, "latents", noise_mask(torch.ones(0, 8, 8)), "a noise mask: nothing in it", "at least one mask"),
+    wrong("NaN in a noise mask", INVERT, "latents", noise_mask(torch.full((8, 8), torch.nan)), "noise mask: .* nan", "without NaN"),
+    wrong("a picture as a noise mask", INVERT, "latents", lambda: noise_mask(frames())(), "a noise mask: masks of shape", "height, width"),
+    wrong("a text as a noise mask", TUNE, "latents", noise_mask("left half"), "'left half' as the noise mask", "Set Latent Noise Mask"),
     wrong("samples that are none", TUNE, "latents", {"samples": [1, 2]}, "dict, which is no LATENT", "LATENT"),
     wrong("no latents to tune on", TUNE, "latents", None, "nothing there", "Connect a LATENT"),
     wrong("a video to tune on", TUNE, "latents", samples(1, 4, 5, 8, 8), "video model", "image model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,26 @@ from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.modes import MODES
 from torch import Tensor
 
-from .helpers import FRAMES, NEGATIVE, POSITIVE, SIZE, applied, call, edit, injection, inverted, relative_error, tiny_model, untouched
+import nodes
+
+from .helpers import (
+    FRAMES,
+    NEGATIVE,
+    POSITIVE,
+    SIZE,
+    applied,
+    call,
+    edit,
+    extracted,
+    injection,
+    invert,
+    inverted,
+    matched,
+    relative_error,
+    stock,
+    tiny_model,
+    untouched,
+)
 from .tiny_models import moving_clip
 
 # A square that moves with the frames, in pixels; it covers whole latent cells.
@@ -49,6 +69,25 @@ def test_outside_its_frames_mask_the_source_stays_and_inside_the_edit_is(consist
     assert relative_error(outside(found, masks), outside(source(), masks)) < 1e-5
     inside = cells(masks).expand_as(found)
     assert relative_error(found[inside], source()[inside]) > 0.1
+
+
+def with_noise_mask(masks: Tensor) -> Any:
+    """Correspondences of the clip inverted with a noise mask, by the host's node."""
+    latents = nodes.SetLatentNoiseMask().set_mask(moving_clip(FRAMES, *SIZE), masks)[0]
+    inversion, noisy, _ = invert(tiny_model(), {**latents, "batch_index": [1], "downscale_ratio_spacial": 8}, check_reconstruction=False)
+    assert set(noisy) == {"samples", "batch_index"}  # the host's samplers would keep the noise outside of a mask
+    return dataclasses.replace(matched(), features=dataclasses.replace(extracted(), inversion=inversion))
+
+
+@pytest.mark.parametrize("masks", [moving_mask(), moving_mask()[:1], moving_mask()[0]], ids=["for every frame", "for all", "flat"])
+def test_a_noise_mask_of_the_inverted_latents_is_the_edits(masks: Tensor) -> None:
+    correspondences = with_noise_mask(masks)
+    found = edit(correspondences=correspondences)
+    assert torch.equal(found, edit(mask=masks))
+    assert torch.equal(stock(applied(correspondences=correspondences)), stock(applied(mask=masks)))
+    assert relative_error(found, edit()) > 0.1
+    everywhere = torch.ones(1, 8, 8)
+    assert torch.equal(edit(correspondences=correspondences, mask=everywhere), edit(mask=everywhere))
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "euler_ancestral", "uni_pc", "lcm"])

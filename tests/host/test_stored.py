@@ -92,6 +92,16 @@ def test_an_edit_from_a_file_is_the_edit_to_the_bit() -> None:
     assert torch.equal(edited(load()[0]), edited(inverted(*CLIP)[0]))
 
 
+def test_a_noise_mask_is_kept_unless_the_latents_bring_another() -> None:
+    clip, (first, second) = moving_clip(CLIP[0], *CLIP[1]), torch.rand(2, 1, 64, 64)
+    save(mask=first)
+    assert torch.equal(load()[0].mask, first)
+    assert torch.equal(load(latents=clip)[0].mask, first)
+    found, noisy, _ = load(latents={**clip, "noise_mask": second, "batch_index": [3, 4]})
+    assert torch.equal(found.mask, second)
+    assert (set(noisy), noisy["batch_index"]) == ({"samples", "batch_index"}, [3, 4])
+
+
 def test_the_graph_travels_with_the_file_as_with_the_hosts(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
     monkeypatch.setattr(
         SaveInversion, "hidden", SimpleNamespace(prompt={"1": {}}, extra_pnginfo={"workflow": {"nodes": []}}), raising=False

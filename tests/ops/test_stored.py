@@ -73,6 +73,15 @@ def test_what_is_read_is_what_was_written(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_mask_is_kept(tmp_path: Path) -> None:
+    mask = torch.rand(2, 24, 40)
+    found, prompt = read_inversion(write(tmp_path / "x", mask=mask), ROOMY)
+    assert found.mask is not None
+    assert torch.equal(found.mask, mask)
+    assert prompt.is_same(Prompt.of(PROMPT))
+    assert read_inversion(forge(tmp_path / "y"), ROOMY)[0].mask is None
+
+
 def test_a_forger_who_changes_nothing_is_let_in(tmp_path: Path) -> None:
     """The other forgeries are refused for what they change."""
     found, _ = read_inversion(forge(tmp_path / "x"), ROOMY)
@@ -302,6 +311,12 @@ def test_records_that_lie_are_refused(tmp_path: Path, change: Callable[[dict[str
         ({"sigmas": torch.tensor([torch.inf, 1.0, 0.0])}, "absurd values in sigmas"),
         ({"latents": inversion().latents * torch.nan}, "absurd values in latents"),
         ({"latents": inversion().latents * 1e30}, "absurd values in latents"),
+        ({"mask": torch.ones(3, 4)}, "no path to noise: need one mask"),
+        ({"mask": torch.ones(3, 3, 4)}, "no path to noise: need one mask"),
+        ({"mask": torch.ones(2, 0, 4)}, "a mask of shape"),
+        ({"mask": torch.ones(1, 3, 4) * torch.nan}, "a mask with values"),
+        ({"mask": torch.ones(1, 3, 4) * 2}, "a mask with values"),
+        ({"mask1": torch.ones(1, 3, 4)}, "other tensors"),
     ],
 )
 def test_tensors_that_are_no_inversion_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor | None], found: str) -> None:

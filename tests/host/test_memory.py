@@ -113,7 +113,7 @@ def test_an_inversion_is_kept_where_its_check_has_no_memory_to_decode(error: Exc
     clean = found[0].latents[-1]
     assert "signal to error; there is no memory to decode them" in describe_loss(tiny_model(), Vae(), found[0].latents[0], clean)
     with pytest.raises(type(error)):
-        compare_pictures("Check Reconstruction", tiny_model(), Vae(), clean, clean)
+        compare_pictures("Check Reconstruction", tiny_model(), Vae(), clean, clean, None, lambda: None)
 
 
 @pytest.mark.parametrize(("until", "rest"), [(0.0, FRAMES - 3), (1.0, 0)])

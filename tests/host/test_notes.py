@@ -27,7 +27,7 @@ def said(node: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize("node", [COMPARE, METRICS])
 def test_transparency_is_told(node: str, caplog: pytest.LogCaptureFixture) -> None:
-    note = "edited: of 4 channels red, green and blue are used, transparency is not"
+    note = "edit_1: of 4 channels red, green and blue are used, transparency is not"
     assert "channels" not in said(node)
     assert note in said(node, edited=frames(channels=4))
     assert f"{node}, {note}." in caplog.messages

@@ -11,7 +11,7 @@ from ..host.checks import check_frame_count, check_model, check_same_model
 from ..host.errors import NodeError
 from ..host.plots import plot_lines
 from ..host.prompts import check_prompts
-from ..host.reconstruction import ALONE, BACK, compare_pictures, reconstruct_frames, spread_frames
+from ..host.reconstruction import ALONE, BACK, compare_pictures, reconstruct_frames, spread_frames, warn_if_lost
 from ..tokenflow_ops import Inversion
 from .door import checked
 from .schema import InversionSocket, frames_per_pass_input, most_frames_input, preview, schema, shown_frames
@@ -88,7 +88,7 @@ class CheckReconstruction(io.ComfyNode):
         chosen = None if frames is None else frames[shown]
         pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen)
         plot = plot_lines({name: values.tolist() for name, values in figures.items()}, "frame", "PSNR, dB", x=shown.tolist())
-        text = _text(figures, shown, inversion.frames)
+        text = _text(figures, shown, inversion.frames) + warn_if_lost(NAME, inversion, found, clean[shown], cfg)
         return io.NodeOutput(pictures, comparison, plot, text, ui=preview(comparison[spread_frames(len(shown))], text))
 
 

@@ -13,7 +13,7 @@ from ..host.errors import NodeError
 from ..host.fingerprint import model_fingerprint
 from ..host.progress import Progress
 from ..host.prompts import check_prompts
-from ..host.reconstruction import describe_loss, reconstruct_frames, spread_frames
+from ..host.reconstruction import describe_loss, reconstruct_frames, spread_frames, warn_if_lost
 from ..host.source import invert_frames
 from ..tokenflow_ops import Inversion
 from .door import checked
@@ -146,6 +146,7 @@ class InvertVideo(io.ComfyNode):
             frames = spread_frames(inversion.frames)
             found = reconstruct_frames(NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass, progress)
             text += f"\nreconstruction: {describe_loss(model, vae, found, path[-1][frames])}"
+            text += warn_if_lost(NAME, inversion, found, path[-1][frames], cfg)
         return io.NodeOutput(inversion, {**others_kept(latents), "samples": noisy}, sigmas, ui=ui.PreviewText(text))
 
 

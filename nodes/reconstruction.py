@@ -13,7 +13,15 @@ from ..host.errors import NodeError
 from ..host.plots import plot_lines
 from ..host.progress import Progress
 from ..host.prompts import check_prompts
-from ..host.reconstruction import ALONE, BACK, check_vae, compare_pictures, reconstruct_frames, spread_frames
+from ..host.reconstruction import (
+    ALONE,
+    BACK,
+    check_vae,
+    compare_pictures,
+    reconstruct_frames,
+    spread_frames,
+    warn_if_lost,
+)
 from ..tokenflow_ops import Inversion
 from .door import checked
 from .schema import InversionSocket, frames_per_pass_input, lines, most_frames_input, preview, schema, shown_frames
@@ -94,7 +102,8 @@ class CheckReconstruction(io.ComfyNode):
         chosen = None if frames is None else frames[shown]
         pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen, progress)
         plot = plot_lines({name: values.tolist() for name, values in figures.items()}, "frame", "PSNR, dB", x=shown.tolist())
-        text = lines(_text(figures, shown, inversion.frames), cut)
+        text = _text(figures, shown, inversion.frames) + warn_if_lost(NAME, inversion, found, clean[shown], cfg)
+        text = lines(text, cut)
         return io.NodeOutput(pictures, comparison, plot, text, ui=preview(comparison[spread_frames(len(shown))], text))
 
 

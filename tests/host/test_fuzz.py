@@ -105,7 +105,7 @@ def attempt(node: str, work: Callable[[], tuple[Any, ...]], sane: Callable[[tupl
         sane(out)
     else:
         assert refusal.node == node
-        assert refusal.socket in {wanted.id for wanted in inputs_of(node)} | {None}
+        assert refusal.socket in {name for wanted in inputs_of(node) for name in (wanted.id, wanted.display_name)} | {None}
         told(refusal)
     if counted[node] % EVERY == 0:
         still_good(node)

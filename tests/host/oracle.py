@@ -27,8 +27,8 @@ TIE = 1e-5
 class Prompt:
     """What the model is told beside the latents.
 
-    tokens: (1, tokens, width). vector: (1, width), `y` of the models that take it. concat: (N, c, h, w), what inpainting models see behind
-    every frame's latents.
+    tokens: (1, tokens, width). vector: (1, width), `y` of the models that take it. concat: (N, c, h, w), what models
+    for inpainting or instructions see behind every frame's latents.
     """
 
     tokens: Tensor
@@ -38,8 +38,17 @@ class Prompt:
 
 def sdxl_vector(pooled: Tensor, height: int, width: int) -> Tensor:
     """SDXL's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner 0, 0, and height and width once more."""
+    return _vector(pooled, (height, width, 0, 0, height, width))
+
+
+def refiner_vector(pooled: Tensor, height: int, width: int, score: float) -> Tensor:
+    """The refiner's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner, and how beautiful it shall be."""
+    return _vector(pooled, (height, width, 0, 0, score))
+
+
+def _vector(pooled: Tensor, numbers: Sequence[float]) -> Tensor:
     frequencies = 10000 ** (-torch.arange(128) / 128)
-    waves = [torch.cat([(number * frequencies).cos(), (number * frequencies).sin()]) for number in (height, width, 0, 0, height, width)]
+    waves = [torch.cat([(number * frequencies).cos(), (number * frequencies).sin()]) for number in numbers]
     return torch.cat([pooled, torch.cat(waves)[None]], 1)
 
 
@@ -82,12 +91,21 @@ def replaced(
 def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, frames: Sequence[int]) -> Tensor:
     """The model's noise for the latents x (n, C, h, w) of some frames at one sigma and one prompt (its tokens, if it has no more)."""
     told = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
-    timestep = patcher.model.model_sampling.timestep(sigma.reshape(1)).float().expand(len(x))
-    scaled = x / (sigma**2 + 1) ** 0.5
+    kind = patcher.model.model_type.name
+    spread = 0.5 if kind == "EDM" else 1.0  # deviation of the clean latents
+    if kind.endswith("EDM"):
+        timestep = (sigma.log() / 4).reshape(1).expand(len(x))
+    else:
+        timestep = patcher.model.model_sampling.timestep(sigma.reshape(1)).float().expand(len(x))
+    scaled = x / (sigma**2 + spread**2) ** 0.5
     seen = scaled if told.concat is None else torch.cat([scaled, told.concat[list(frames)]], 1)
     vector = {} if told.vector is None else {"y": told.vector.expand(len(x), -1)}
     out = patcher.model.diffusion_model(seen, timestep, context=told.tokens.expand(len(x), -1, -1), transformer_options={}, **vector)
-    if patcher.model.model_type.name == "V_PREDICTION":
+    if kind == "EDM":
+        # Karras et al. 2022, table 1: clean = c_skip x + c_out F.
+        clean = (spread**2 * x + sigma * spread * (sigma**2 + spread**2) ** 0.5 * out) / (sigma**2 + spread**2)
+        return (x - clean) / sigma
+    if kind.startswith("V_PREDICTION"):
         # With alpha = 1 / sqrt(sigma^2 + 1) and beta = sigma alpha: scaled = alpha clean + beta noise, v = alpha noise - beta clean.
         return (out + sigma * scaled) / (sigma**2 + 1) ** 0.5
     return out

@@ -15,6 +15,7 @@ import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from tokenflow_pack.host.errors import NodeError
 from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
@@ -45,10 +46,19 @@ KNOWN: dict[str, tuple[int, int, range]] = {
     "Segmind Vega": (15, 745, range(1, 6)),
     "Segmind Vega v": (15, 745, range(1, 6)),
     "KOALA 700M": (21, 782, range(1, 4)),
+    "SDXL refiner": (44, 2260, range(4, 9)),
+    "SD 1.5 InstructPix2Pix": (16, 860, range(4, 12)),
+    "SDXL InstructPix2Pix": (70, 2567, range(1, 6)),
+    "EDM v": (15, 745, range(1, 6)),
+    "EDM": (15, 745, range(1, 6)),
+    "EDM v InstructPix2Pix": (70, 2567, range(1, 6)),
 }
 # SD 1.5 is what all other tests are on, and these differ from others by their first convolution or their prediction alone.
 EDITED = [name for name in LAYOUTS if name not in ("SD 1.5", "SD 2.x inpaint", "Segmind Vega")]
 INPAINT = ["SD 1.5 inpaint", "SDXL inpaint"]
+INSTRUCTED = [name for name in LAYOUTS if name.endswith("InstructPix2Pix")]
+# CosXL's edit model sees the pictures in its own space, the others as the autoencoder has them.
+SCALED = ["EDM v InstructPix2Pix"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,6 +106,9 @@ def prompts(name: str) -> tuple[Any, Any, Any]:
         pictures, masks = painted()
         source, positive, _ = InpaintModelConditioning().encode(source, positive, pixels=pictures, vae=TinyVAE(), mask=masks)
         negative = InpaintModelConditioning().encode(negative, negative, pixels=pictures, vae=TinyVAE(), mask=masks)[0]
+    if name in INSTRUCTED:
+        positive, negative, _ = call(InstructPixToPixConditioning.execute, positive, negative, vae=TinyVAE(), pixels=painted()[0])
+        source = call(InstructPixToPixConditioning.execute, source, source, vae=TinyVAE(), pixels=painted()[0])[0]
     return source, positive, negative
 
 
@@ -109,10 +122,16 @@ def told(name: str) -> tuple[oracle.Prompt, ...]:
         emptied = torch.where(masks[..., None] > 0, 0.5, pictures)
         latents = model(name).model.process_latent_in(TinyVAE().encode(emptied))
         concat = torch.cat([masks[:, None, ::8, ::8], latents], 1)
+    elif name in INSTRUCTED:
+        concat = TinyVAE().encode(painted()[0])
+        concat = model(name).model.process_latent_in(concat) if name in SCALED else concat
     found = []
-    for [[tokens, extra]] in prompts(name):
-        pooled = extra.get("pooled_output")
-        found.append(oracle.Prompt(tokens, None if pooled is None else oracle.sdxl_vector(pooled, 8 * height, 8 * width), concat))
+    for [[tokens, extra]], score in zip(prompts(name), (6, 6, 2.5), strict=True):
+        pooled, vector = extra.get("pooled_output"), None
+        if pooled is not None:
+            size = 8 * height, 8 * width
+            vector = oracle.refiner_vector(pooled, *size, score) if name == "SDXL refiner" else oracle.sdxl_vector(pooled, *size)
+        found.append(oracle.Prompt(tokens, vector, concat))
     return tuple(found)
 
 
@@ -180,8 +199,7 @@ def test_the_narrow_model_has_the_same_layers(name: str) -> None:
     found = find(model(name).model.diffusion_model)
     assert found is not None
     assert list(found.attention) == layers_of(LAYOUTS[name])
-    wanted = "V_PREDICTION" if LAYOUTS[name].v_prediction else "EPS"
-    assert model(name).model.model_type.name == wanted
+    assert model(name).model.model_type.name == LAYOUTS[name].prediction
 
 
 @pytest.mark.parametrize("name", EDITED)

@@ -6,9 +6,10 @@ Import after ComfyUI is importable (see conftest.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_detection
 import comfy.ops
 import comfy.supported_models
@@ -20,8 +21,8 @@ from torch import Tensor
 CHANNELS = 4
 CONTEXT = 32
 POOLED = 32
-# SDXL's vector `y` also holds six numbers (the picture's height and width, its crop, its target), 256 wide each.
-SIZES = 6 * 256
+# SDXL's vector `y` also holds six numbers (the picture's height and width, its crop, its target), 256 wide each; its refiner's holds five.
+SIZES, REFINERS_SIZES = 6 * 256, 5 * 256
 HEAD_CHANNELS = 16
 # Branches small enough that the noise changes no faster than the latents do (a random network can be chaotic, and rounding errors would
 # grow with every step), attention large enough that its output is a third of the noise.
@@ -44,7 +45,8 @@ class Layout:
 
     family: the host's class, which knows the widths. levels: channels per resolution, as multiples of the first's.
     encoder, decoder: transformer blocks behind every ResBlock, in the order the UNet runs them. middle: transformer blocks there, -1 for a
-    ResBlock alone, -2 for nothing. in_channels: more than 4 of inpainting models. v_prediction: what it predicts, noise if not.
+    ResBlock alone, -2 for nothing. in_channels: more than 4 of models that see pictures. v_prediction: what it predicts, noise if not.
+    marks: numbers in its files beside the weights, by which the host knows EDM models.
     """
 
     family: type
@@ -54,6 +56,21 @@ class Layout:
     decoder: tuple[int, ...]
     in_channels: int = CHANNELS
     v_prediction: bool = False
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def prediction(self) -> str:
+        """The host's name of what it predicts."""
+        if self.marks:
+            return "EDM" if "edm_mean" in self.marks else "V_PREDICTION_EDM"
+        return "V_PREDICTION" if self.v_prediction else "EPS"
+
+    @property
+    def latent_format(self) -> Any:
+        """The host's, which the marks may change."""
+        if "edm_mean" in self.marks:
+            return comfy.latent_formats.SDXL_Playground_2_5()
+        return self.family.latent_format()
 
     @property
     def takes_vector(self) -> bool:
@@ -68,7 +85,8 @@ class Layout:
             "channel_mult": tuple(min(level, 2) for level in self.levels) if narrow else self.levels,
             "context_dim": CONTEXT if narrow else true["context_dim"],
         }
-        vector = {"num_classes": "sequential", "adm_in_channels": POOLED + SIZES if narrow else true["adm_in_channels"]}
+        sizes = REFINERS_SIZES if self.family is comfy.supported_models.SDXLRefiner else SIZES
+        vector = {"num_classes": "sequential", "adm_in_channels": POOLED + sizes if narrow else true["adm_in_channels"]}
         return {
             "image_size": 32,
             "in_channels": self.in_channels,
@@ -98,6 +116,7 @@ SD2 = replace(SD15, family=comfy.supported_models.SD20)
 SDXL = Layout(comfy.supported_models.SDXL, (1, 2, 4), (0, 0, 2, 2, 10, 10), 10, (10,) * 3 + (2,) * 3 + (0,) * 3)
 VEGA = Layout(comfy.supported_models.Segmind_Vega, (1, 2, 4), (0, 0, 1, 1, 2, 2), -1, (2,) * 3 + (1,) * 3 + (0,) * 3)
 KOALA = Layout(comfy.supported_models.KOALA_700M, (1, 2, 4), (0, 2, 5), -2, (5, 5, 2, 2, 0, 0))
+REFINER = Layout(comfy.supported_models.SDXLRefiner, (1, 2, 4, 4), (0, 0, 4, 4, 4, 4, 0, 0), 4, (0,) * 3 + (4,) * 6 + (0,) * 3)
 LAYOUTS: Mapping[str, Layout] = {
     "SD 1.5": SD15,
     "SD 1.5 inpaint": replace(SD15, in_channels=9),
@@ -110,6 +129,15 @@ LAYOUTS: Mapping[str, Layout] = {
     "Segmind Vega": VEGA,
     "Segmind Vega v": replace(VEGA, v_prediction=True),
     "KOALA 700M": KOALA,
+    "SDXL refiner": REFINER,
+    "SD 1.5 InstructPix2Pix": replace(SD15, family=comfy.supported_models.SD15_instructpix2pix, in_channels=8),
+    "SDXL InstructPix2Pix": replace(SDXL, family=comfy.supported_models.SDXL_instructpix2pix, in_channels=8),
+    # As CosXL and Playground 2.5 are marked, on fewer blocks than SDXL's, which they have.
+    "EDM v": replace(VEGA, marks={"edm_vpred.sigma_max": 120.0, "edm_vpred.sigma_min": 0.002}),
+    "EDM": replace(VEGA, marks={"edm_mean": 0.0, "edm_std": 0.0}),
+    "EDM v InstructPix2Pix": replace(
+        SDXL, family=comfy.supported_models.SDXL_instructpix2pix, in_channels=8, marks={"edm_vpred.sigma_max": 120.0}
+    ),
 }
 LAYOUT = SD15.unet()
 
@@ -135,7 +163,7 @@ def random_weights(layout: Layout, seed: int) -> dict[str, Tensor]:
         weights[SD2_BIAS] *= (0.2 if layout.v_prediction else 0.05) / weights[SD2_BIAS].std(correction=0)
     elif layout.v_prediction:
         weights["v_pred"] = torch.zeros(0)
-    return weights
+    return weights | {name: torch.tensor(number) for name, number in layout.marks.items()}
 
 
 def narrow_family(layout: Layout) -> type:
@@ -187,13 +215,13 @@ def random_conditioning(seed: int, tokens: int = 7, pooled: bool = False) -> lis
 def moving_clip(frames: int, height: int, width: int, seed: int = 0, layout: Layout = SD15) -> dict[str, Tensor]:
     """A LATENT of a textured plane that moves one latent pixel a frame, with a little noise: matches exist and are not exact.
 
-    The samples are scaled so that the model sees latents of deviation one.
+    The samples are such that the model sees latents of deviation one.
     """
     generator = torch.Generator().manual_seed(seed)
     plane = torch.randn(CHANNELS, height, width + frames, generator=generator)
     clip = torch.stack([plane[:, :, i : i + width] for i in range(frames)])
     clip = clip + 0.1 * torch.randn(clip.shape, generator=generator)
-    return {"samples": clip / layout.family.latent_format().scale_factor}
+    return {"samples": layout.latent_format.process_out(clip)}
 
 
 class TinyVAE:

@@ -40,8 +40,11 @@ class Sharer(Worker):
         """Runs a prompt whose results are the first host's to give. Raises like `run`; ComfyUI that has ended is not for it to start."""
         if not self._is_running():
             raise HostLost("another host's ComfyUI has ended between two jobs")
-        for _ in self.run(name, prompt, files):
-            pass
+        try:
+            for _ in self.run(name, prompt, files):
+                pass
+        except ConnectionError as error:  # one that was killed just now may still look as if it ran
+            raise HostLost("another host's ComfyUI has ended between two jobs") from error
 
 
 class Sharded(Sharer):

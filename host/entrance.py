@@ -53,7 +53,7 @@ class Entrance:
             self._refuse(f"a batch of {len(x)} instead of {len(places)} x {frames} pictures", kind)
         if self.patched and found == (height, width):
             self._check_order(x[:, : self.latents.shape[1]].unflatten(0, (len(places), frames)))
-        self._reached |= {place for place in places if place is not None}
+        self._reached.update(place for place in places if place is not None)
 
     def check_reached(self, denoised: Sequence[Tensor]) -> None:
         """Raises: NodeError if a list of conditionings has an answer (n, C, h, w) that did not come through `check`; idle ones are zero."""

@@ -25,6 +25,7 @@ from .two_threads import in_two_threads
 
 ROUNDING = 1e-5
 REPEATED = 20
+CLIP = 3, (8, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +39,12 @@ def _often_switched() -> Iterator[None]:
 
 @cache
 def patched(mode: str, **inputs: Any) -> Any:
-    return applied(correspondences=matched(storage="recompute"), consistency=mode, injection=injection(), **inputs)
+    return applied(correspondences=matched(*CLIP, "recompute"), consistency=mode, injection=injection(), **inputs)
 
 
 @cache
 def alone(mode: str) -> Tensor:
-    return stock(patched(mode))
+    return stock(patched(mode), clip=CLIP)
 
 
 def threads_of(model: Any) -> tuple[Any, set[int]]:
@@ -63,7 +64,7 @@ def threads_of(model: Any) -> tuple[Any, set[int]]:
 def test_two_threads_edit_as_one(mode: str) -> None:
     model, threads = threads_of(patched(mode))
     for _ in range(REPEATED if mode == "tokenflow" else 2):
-        assert relative_error(stock(in_two_threads(model)), alone(mode)) < ROUNDING
+        assert relative_error(stock(in_two_threads(model), clip=CLIP), alone(mode)) < ROUNDING
     assert threading.get_ident() not in threads
     assert len(threads) >= 2
 
@@ -78,7 +79,7 @@ def test_all_copies_of_the_model_are_left_as_they_were() -> None:
         return apply_model(args["input"], args["timestep"], **args["c"])
 
     clone.set_model_unet_function_wrapper(wrapper)
-    stock(clone)
+    stock(clone, clip=CLIP)
     assert len(modules) == 2
     assert not any("forward" in vars(part) for module in modules for part in module.modules())
 
@@ -94,10 +95,10 @@ def test_memory_that_runs_out_in_one_thread_leaves_nothing_of_the_other(caplog: 
         return apply_model(args["input"], args["timestep"], **args["c"])
 
     model.set_model_unet_function_wrapper(wrapper)
-    found = stock(in_two_threads(model))
+    found = stock(in_two_threads(model), clip=CLIP)
     assert failed
     assert "out of memory, on with" in caplog.text
-    assert relative_error(found, stock(patched("tokenflow", attended_keyframes=1))) < ROUNDING
+    assert relative_error(found, stock(patched("tokenflow", attended_keyframes=1), clip=CLIP)) < ROUNDING
 
 
 def test_a_control_on_another_device_sees_the_same_frames() -> None:

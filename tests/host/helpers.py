@@ -195,8 +195,11 @@ def interrupt_after(updates: int, total: int, monkeypatch: pytest.MonkeyPatch) -
     return counted
 
 
-def executor(send: Callable[..., None], client: str | None = None) -> Any:
-    """The host's queue worker without a server; send: gets (event, data, client) of everything it tells."""
+def executor(send: Callable[..., None], client: str | None = None, cache: str = "CLASSIC") -> Any:
+    """The host's queue worker without a server.
+
+    send: gets (event, data, client) of everything it tells. cache: one of the host's ways to keep results (execution.CacheType).
+    """
     server = SimpleNamespace(client_id=client, last_node_id=None, last_prompt_id=None, send_sync=send)
-    limits = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}  # newer hosts ask for the last
-    return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC, cache_args=limits)
+    limits = {"lru": 100, "ram": 0.0, "ram_inactive": 0.0}  # newer hosts ask for the last
+    return execution.PromptExecutor(server, cache_type=execution.CacheType[cache], cache_args=limits)

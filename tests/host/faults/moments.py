@@ -24,11 +24,15 @@ class Fault(Exception):
 
 @dataclass
 class Calls:
-    """Counts the calls of the pack's functions while its nodes run; does something as the `at`-th, `reached`, begins."""
+    """Counts the calls of the pack's functions while its nodes run; does something as the `at`-th, `reached`, begins.
+
+    begun: the number of every node's first call.
+    """
 
     at: int = 0
     action: Callable[[], None] = lambda: None
     count: int = 0
+    begun: list[int] = field(default_factory=list)
     reached: str = ""
     running: int = 0
     _ours: dict[CodeType, bool] = field(default_factory=dict)
@@ -43,6 +47,8 @@ class Calls:
             return
         if code.co_name == "execute":
             self.running += 1 if event == "call" else -1
+            if event == "call" and self.running == 1:
+                self.begun.append(self.count + 1)
         if event == "call" and self.running:
             self.count += 1
             if self.count == self.at:
@@ -59,6 +65,12 @@ def at_call(number: int = 0, action: Callable[[], None] = lambda: None) -> Itera
         yield calls
     finally:
         sys.setprofile(None)
+
+
+def in_every_node(calls: Calls) -> list[int]:
+    """Two moments in each node that ran, a third and two thirds of its calls from its first."""
+    spans = zip(calls.begun, [*calls.begun[1:], calls.count + 1], strict=True)
+    return [begin + (end - begin) * third // 3 for begin, end in spans for third in (1, 2)]
 
 
 def drawn(total: int, usual: int, seed: int) -> list[int]:

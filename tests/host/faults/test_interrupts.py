@@ -13,7 +13,7 @@ from tokenflow_pack.host.steps import Steps
 from ..helpers import interrupted, watched
 from .graph import Ready, edit, plain
 from .harness import Bench
-from .moments import at_call, drawn
+from .moments import at_call, drawn, in_every_node
 from .plain import model
 
 EDIT, VIEWS = {"invert", "extract", "build", "sample"}, {"check", "features", "matches"}
@@ -31,7 +31,7 @@ def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(bench: Bench
         bench.run(prompt)
     ended: list[str] = []
     bench.run(plain())
-    for number, moment in enumerate(drawn(calls.count, moments, seed=0)):
+    for number, moment in enumerate(sorted({*in_every_node(calls), *drawn(calls.count, moments, seed=0)})):
         made.clear()
         before: list[int] = []
 

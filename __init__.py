@@ -4,7 +4,7 @@ from .host.internals import check_host
 
 check_host()  # before anything that needs it is imported
 
-from .host.demo_clip import offer_clip  # noqa: E402
+from .host.files.demo_clip import offer_clip  # noqa: E402
 from .nodes import TokenFlowExtension  # noqa: E402
 
 WEB_DIRECTORY = "./web"  # the help pages, and a script that shows on nodes what they say

@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 import ray
 from ray import ObjectRef
 
-from .events import About, Done, Saved, Step
 from .jobs import Job
 from .manifest import OutputError, Record, Results
-from .pool import Event, Failed, Pool, Slot
 from .progress import Progress
-from .schedule import Queue
+from .workers.events import About, Done, Saved, Step
+from .workers.pool import Event, Failed, Pool, Slot
+from .workers.schedule import Queue
 
 
 @dataclass

@@ -11,13 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.server import Server, ServerError
-from launch.workflow import Json, WorkflowError, to_prompt
+from launch.comfyui.server import Server, ServerError
+from launch.comfyui.workflow import Json, WorkflowError, to_prompt
 
 from .jobs import Job, draft_jobs
+from .jobs.table import Row, TableError, look_over
 from .local import ClusterError, connected
 from .manifest import OutputError, opened
-from .table import Row, TableError, look_over
 
 
 def run(options: argparse.Namespace, comfyui: Path) -> int:
@@ -31,8 +31,8 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
             from ray.exceptions import RayError
 
             from .batch import Batch
-            from .pool import Pool, PoolError
             from .progress import Progress, table
+            from .workers.pool import Pool, PoolError
 
             print(f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)" if dashboard else "Ray runs", flush=True)
             try:
@@ -97,7 +97,7 @@ def read_workflow(path: Path) -> Json:
 
 
 def definitions(comfyui: Path) -> Json:
-    """The node definitions of this machine's ComfyUI, started for this alone. Raises launch.server.ServerError."""
+    """The node definitions of this machine's ComfyUI, started for this alone. Raises launch.comfyui.server.ServerError."""
     print("looking the table over ...", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,

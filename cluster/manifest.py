@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .jobs import Job
-from .table import MANIFEST
+from .jobs.table import MANIFEST
 
 LOCK, UNFINISHED = ".lock", ".unfinished"
 Record = dict[str, Any]

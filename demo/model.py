@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from host.demo_model import CHANNELS, HEAD_WIDTH, PATCH, SCHEDULE, TEXT_ENCODER, WEIGHTS, PatchAutoencoder  # noqa: F401 (what the other scripts need)
+from host.files.demo_model import CHANNELS, HEAD_WIDTH, PATCH, SCHEDULE, TEXT_ENCODER, WEIGHTS, PatchAutoencoder  # noqa: F401 (what the other scripts need)
 
 sys.argv = _arguments
 

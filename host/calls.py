@@ -13,7 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..tokenflow_ops.passes import AttentionCall, Pass, Place
-from .entrance import Entrance
+from .validation.entrance import Entrance
 
 # What travels in `transformer_options` during a pass: the pass, and what its layers need to know of it.
 PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (bandit takes passes for passwords)

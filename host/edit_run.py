@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMatches
 from ..tokenflow_ops.backbone import Backbone
+from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.edit import StepPlan, edit_step
-from ..tokenflow_ops.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.passes import CapturePass, Pass
-from .checks import check_same_clip
-from .conflicts import check_areas
-from .errors import NodeError
 from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
 from .preview import show_frames
 from .shards import together
 from .steps import Steps
+from .validation.checks import check_same_clip
+from .validation.conflicts import check_areas
+from .validation.errors import NodeError
 
 T = TypeVar("T")
 

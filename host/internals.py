@@ -1,7 +1,7 @@
 """What of ComfyUI the pack uses: the one list of it, looked over when the pack is loaded.
 
-`tests/host/test_internals.py` keeps it complete: the pack imports nothing of the host that is not here. What can only be seen on live
-objects is in LIVE, for people; the tests on a real host are what looks it over.
+`tests/host/running/test_internals.py` keeps it complete: the pack imports nothing of the host that is not here. What can
+only be seen on live objects is in LIVE, for people; the tests on a real host are what looks it over.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ USES = (
         ),
         "where files lie",
     ),
-    Use("comfy.sd", ("CLIP(target, embedding_directory=, parameters=)", "VAE(sd=, dtype=)"), "the embedded model (host/demo_model.py)"),
+    Use(
+        "comfy.sd", ("CLIP(target, embedding_directory=, parameters=)", "VAE(sd=, dtype=)"), "the embedded model (host/files/demo_model.py)"
+    ),
     Use("comfy.sd", ("load_lora_for_models(model, clip, lora, strength, clip_strength)",), "what Tune-A-Video Tuning learned"),
     Use("comfy.weight_adapter", ("WeightAdapterTrainBase", "adapter_maps"), "what Tune-A-Video Tuning learns"),
     Use("comfy.sd1_clip", ("SDClipModel", "SD1ClipModel", "SDTokenizer", "SD1Tokenizer"), "the embedded model's text encoder"),
@@ -166,7 +168,7 @@ USES = (
     Use("comfy.supported_models_base", ("ClipTarget(tokenizer, encoder)",), "the embedded model's text encoder"),
     Use("comfy.latent_formats", ("LatentFormat",), "the embedded model's latents"),
     Use("comfy.model_base", ("ModelType.V_PREDICTION",), "the embedded model predicts v"),
-    Use("comfy.model_base", ("SDXL", "SDXLRefiner"), "whether a prompt needs a pooled output (host/prompts.py)"),
+    Use("comfy.model_base", ("SDXL", "SDXLRefiner"), "whether a prompt needs a pooled output (host/validation/prompts.py)"),
     Use("comfy.model_detection", ("detect_unet_config(weights, prefix)",), "the embedded model's layout"),
 )
 
@@ -186,7 +188,7 @@ TRAINING = (
 # Attributes and keys of what the host hands over.
 LIVE = {
     "ModelPatcher": "model, model_options, load_device; patches, backup and hook_backup, by names of weights: what was put on them and "
-    "what they were before (host/fingerprint.py)",
+    "what they were before (host/validation/fingerprint.py)",
     "a quantised layer": "convert_weight(), bound to it also in what ModelPatcher.get_key_patches() gives",
     "its model": "diffusion_model, model_config, latent_format, manual_cast_dtype, model_sampling, memory_required()",
     "model_sampling": "sigmas, percent_to_sigma() and what the host's samplers call",

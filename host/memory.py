@@ -17,7 +17,7 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
-from .errors import NodeError
+from .validation.errors import NodeError
 
 # A pass is also the unit of interrupts: beyond this many frames it only gets longer, not faster.
 MOST_FRAMES = 16

@@ -20,14 +20,14 @@ from torch import Tensor
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover, running
-from .conds import Conds, PassConds
-from .conflicts import DOWNSCALE, check_controls, check_every_pass_runs
-from .controls import shallow_control
-from .entrance import Entrance
-from .errors import NodeError
+from .conditioning.conds import Conds, PassConds
+from .conditioning.controls import shallow_control
 from .families import backbone_of
+from .families.wraps import ForwardWraps
 from .memory import frames_per_pass, is_oom
-from .wraps import ForwardWraps
+from .validation.conflicts import DOWNSCALE, check_controls, check_every_pass_runs
+from .validation.entrance import Entrance
+from .validation.errors import NodeError
 
 KEY = "tokenflow"
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
+from .measuring.reconstruction import spread_frames
 from .progress import Callback
-from .reconstruction import spread_frames
 
 COLUMNS = 2
 

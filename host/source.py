@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
 from ..tokenflow_ops.passes import CapturePass, Pass
-from .conflicts import check_areas, check_captured, check_every_layer_runs
 from .memory import room
 from .patching import ModelCall, Run, patch
 from .progress import Progress
 from .shards import together
+from .validation.conflicts import check_areas, check_captured, check_every_layer_runs
 
 
 def invert_frames(

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 from . import checks, demo
-from .commands import parser
-from .environment import ROOT
-from .inprocess import import_comfyui, import_pack
+from .comfyui.inprocess import import_comfyui, import_pack
+from .commands import benchmarks, parser
 
 
 def main() -> int:
@@ -26,11 +25,11 @@ def main() -> int:
 
 
 def run_benchmark(name: str, arguments: list[str]) -> int:
-    """Runs bench/<name>.py with ComfyUI and the pack in this process."""
+    """Runs a benchmark with ComfyUI and the pack in this process."""
     sys.argv = [name, *arguments]
     import_comfyui(Path(os.environ["COMFYUI_PATH"]))
     import_pack()
-    runpy.run_path(str(ROOT / "bench" / f"{name}.py"), run_name="__main__")
+    runpy.run_module(benchmarks()[name], run_name="__main__")
     return 0
 
 

@@ -11,7 +11,7 @@ from .environment import HOST, ROOT
 # Inside ComfyUI the pack is a package, and its modules import each other relatively. The type checker sees it in the same way:
 # as the package tokenflow_pack, by a link, whatever the name of the folder.
 PACK = "tokenflow_pack"
-TYPED = ("tokenflow_ops", "host", "nodes", "launch", "cluster", "demo")
+TYPED = ("tokenflow_ops", "reporting", "host", "modes", "nodes", "launch", "cluster", "demo")
 
 
 def run(pytest_arguments: list[str]) -> int:

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", action="store_true", help="leave the server running afterwards, to open the graph in a browser")
     demo.add_argument("--workflow", type=Path, default=ROOT / "workflows" / "quickstart.json", help="another workflow file")
     bench = commands.add_parser("bench", help="a benchmark of bench/; further arguments go to it", add_help=False)
-    bench.add_argument("name", choices=sorted(path.stem for path in (ROOT / "bench").glob("[!_]*.py")))
+    bench.add_argument("name", choices=sorted(benchmarks()))
     batch = commands.add_parser("batch", help="run a workflow with every row of a table, on Ray: docs/cluster.md")
     batch.add_argument("workflow", type=Path, help="a workflow saved by the editor, or an API prompt")
     batch.add_argument("jobs", type=Path, help="a table of jobs, .csv or .jsonl")
@@ -43,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument("--retries", type=natural, default=2, help="how often a job that failed is tried again (%(default)s)")
     commands.add_parser("test", help="run the linter, the type checker and all tests; further arguments go to pytest", add_help=False)
     return top
+
+
+def benchmarks() -> dict[str, str]:
+    """The benchmarks by name, each with its module below bench/."""
+    files = (path for path in (ROOT / "bench").glob("*/*.py") if path.parent.name != "tools")
+    return {path.stem: f"bench.{path.parent.name}.{path.stem}" for path in files}
 
 
 def natural(text: str, least: int = 0) -> int:

@@ -9,10 +9,10 @@ import threading
 import time
 from pathlib import Path
 
-from .client import Progress, PromptError, Result, run_prompt
+from .comfyui.client import Progress, PromptError, Result, run_prompt
+from .comfyui.server import Server, ServerError
+from .comfyui.workflow import Prompt, WorkflowError, to_prompt
 from .environment import HOST, ROOT
-from .server import Server, ServerError
-from .workflow import Prompt, WorkflowError, to_prompt
 
 OUTPUT = ROOT / "output"
 CLIP = ROOT / "demo" / "tokenflow_star.mp4"  # the pack itself puts it into the input folder

@@ -2,18 +2,18 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .comparison import CompareClips
 from .correspondences import BuildCorrespondences
 from .demo_model import LoadDemoModel
 from .features import ExtractFeatures
 from .injection import PlugAndPlay
 from .inversion import InvertVideo
-from .metrics import Metrics
-from .reconstruction import CheckReconstruction
+from .looking.comparison import CompareClips
+from .looking.metrics import Metrics
+from .looking.reconstruction import CheckReconstruction
+from .looking.views import PreviewCorrespondences, PreviewFeatures
 from .sampling import Apply, Sampler
 from .stored import LoadInversion, SaveInversion
 from .tuning import TuneAVideo
-from .views import PreviewCorrespondences, PreviewFeatures
 
 
 class TokenFlowExtension(ComfyExtension):

@@ -7,16 +7,16 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
-from ..host.checks import check_frame_count
-from ..host.cropping import as_encoded
-from ..host.errors import NodeError, library_error
-from ..host.timings import search_timings
+from ..host.files.timings import search_timings
+from ..host.measuring.cropping import as_encoded
+from ..host.validation.checks import check_frame_count
+from ..host.validation.errors import NodeError, library_error
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
-from ..tokenflow_ops.build import BLENDS
 from ..tokenflow_ops.libraries import LibraryError, library
-from ..tokenflow_ops.search import BACKENDS
-from ..tokenflow_ops.views import principal_colours, rebuild
-from .door import checked
+from ..tokenflow_ops.matching.build import BLENDS
+from ..tokenflow_ops.matching.search import BACKENDS
+from ..tokenflow_ops.measuring.views import principal_colours, rebuild
+from .inputs import checked
 from .schema import CELL, CorrespondencesSocket, FeaturesSocket, as_image, said, schema, shown_frames
 
 NAME = "Build NN Correspondences"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 from safetensors import SafetensorError
 
-from ..host.demo_model import load_demo_model
-from ..host.errors import NodeError
-from .door import checked
+from ..host.files.demo_model import load_demo_model
+from ..host.validation.errors import NodeError
+from .inputs import checked
 from .schema import schema
 
 NAME = "Load Demo Model (TokenFlow)"

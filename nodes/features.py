@@ -12,18 +12,18 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..host.checks import check_model, check_same_model
-from ..host.conflicts import check_levels
-from ..host.errors import NodeError
 from ..host.memory import fits_in_memory
 from ..host.progress import Progress
 from ..host.shards import together
 from ..host.source import capture_features
+from ..host.validation.checks import check_model, check_same_model
+from ..host.validation.conflicts import check_levels
+from ..host.validation.errors import NodeError
 from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
 from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
-from ..tokenflow_ops.views import feature_colours
-from .door import checked
+from ..tokenflow_ops.measuring.views import feature_colours
+from .inputs import checked
 from .schema import CELL, FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames, step_at
 
 NAME = "Extract SA Features"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..tokenflow_ops import Injection
-from .door import checked
+from .inputs import checked
 from .schema import InjectionSocket, schema
 
 

@@ -8,15 +8,15 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.checks import check_latents, check_model, noise_mask, others_kept
-from ..host.errors import NodeError
-from ..host.fingerprint import model_fingerprint
+from ..host.measuring.reconstruction import describe_loss, reconstruct_frames, spread_frames, warn_if_lost
 from ..host.progress import Progress
-from ..host.prompts import check_prompts
-from ..host.reconstruction import describe_loss, reconstruct_frames, spread_frames, warn_if_lost
 from ..host.source import invert_frames
+from ..host.validation.checks import check_latents, check_model, noise_mask, others_kept
+from ..host.validation.errors import NodeError
+from ..host.validation.fingerprint import model_fingerprint
+from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
-from .door import checked
+from .inputs import checked
 from .schema import MASKED, InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"

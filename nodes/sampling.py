@@ -10,16 +10,16 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..host.checks import check_frames, check_injection, check_mask, check_model, check_same_model
-from ..host.cropping import as_encoded, mask_as_encoded
 from ..host.edit_run import Edit
 from ..host.editing import apply_edit, sample_edit
-from ..host.errors import NodeError, library_error
-from ..host.modes import MODES
-from ..host.prompts import check_prompts
+from ..host.measuring.cropping import as_encoded, mask_as_encoded
+from ..host.validation.checks import check_frames, check_injection, check_mask, check_model, check_same_model
+from ..host.validation.errors import NodeError, library_error
+from ..host.validation.prompts import check_prompts
+from ..modes import MODES
 from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
 from ..tokenflow_ops.libraries import LibraryError, library
-from .door import checked
+from .inputs import checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
 from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, lines, said, schema
 

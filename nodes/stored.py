@@ -15,14 +15,14 @@ from comfy import model_management
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host.checks import check_inverted_clip, check_latents, check_model, check_same_model, noise_mask, others_kept
-from ..host.errors import NodeError
-from ..host.folders import new_path, stored_names, stored_path
-from ..host.prompts import check_prompts
+from ..host.files.folders import new_path, stored_names, stored_path
+from ..host.validation.checks import check_inverted_clip, check_latents, check_model, check_same_model, noise_mask, others_kept
+from ..host.validation.errors import NodeError
+from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
-from ..tokenflow_ops.prompt import Prompt
-from ..tokenflow_ops.stored import StoredInversionError, read_inversion, write_inversion
-from .door import checked
+from ..tokenflow_ops.storage.prompt import Prompt
+from ..tokenflow_ops.storage.stored import StoredInversionError, read_inversion, write_inversion
+from .inputs import checked
 from .schema import MASKED, InversionSocket, schema
 
 SAVE, LOAD = "Save Inversion", "Load Inversion"

@@ -7,10 +7,10 @@ from typing import Any
 import comfy.sd
 from comfy_api.latest import io, ui
 
-from ..host.checks import check_latents, check_model
-from ..host.prompts import check_plain_prompt, check_prompts
-from ..host.tuning import Tuning, tune_queries
-from .door import checked
+from ..host.validation.checks import check_latents, check_model
+from ..host.validation.prompts import check_plain_prompt, check_prompts
+from ..modes.tune_a_video import Tuning, tune_queries
+from .inputs import checked
 from .schema import schema
 
 NAME = "Tune-A-Video Tuning"

@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
 LOOPBACK = ROOT / "tests" / "loopback"
 # What takes two minutes and finds most mistakes; all else is marked slow.
-QUICK = ("tests/ops", "tests/host/golden", "tests/host/test_families.py", "tests/host/test_internals.py", "tests/host/test_help.py")
+QUICK = (
+    "tests/ops",
+    "tests/host/golden",
+    "tests/host/models/test_families.py",
+    "tests/host/running/test_internals.py",
+    "tests/host/looking/test_help.py",
+)
 
 # Nothing that the tests run may use the network, this process, its workers and all servers alike.
 if "NETWORK_LOG" not in os.environ:
@@ -45,9 +51,9 @@ def _network() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real ComfyUI server with the pack linked in: `launch.server.Server`."""
+    """A real ComfyUI server with the pack linked in: `launch.comfyui.server.Server`."""
+    from launch.comfyui.server import Server
     from launch.environment import link_pack
-    from launch.server import Server
 
     link_pack(COMFYUI)
     folder = tmp_path_factory.mktemp("server")
@@ -60,8 +66,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def queue(server: Any) -> Callable[..., Any]:
-    """Runs an API prompt on the server: `queue(prompt) -> launch.client.Result`; raises `launch.client.PromptError`."""
-    from launch.client import run_prompt
+    """Runs an API prompt on the server: `queue(prompt) -> launch.comfyui.client.Result`; raises `launch.comfyui.client.PromptError`."""
+    from launch.comfyui.client import run_prompt
 
     return lambda prompt, *rest: run_prompt(server.address, prompt, *rest)
 

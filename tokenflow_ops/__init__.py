@@ -4,14 +4,14 @@ Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of wid
 """
 
 from .attention import extended_attention, join_frames, split_frames
-from .build import build_correspondences
-from .correspondence import Correspondences, PairMatches, StepMatches, carry
 from .features import Descriptor, DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
 from .keyframes import JOINT_KEYFRAMES, Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours, spread
+from .matching.build import build_correspondences
+from .matching.correspondence import Correspondences, PairMatches, StepMatches, carry
+from .matching.search import nearest_tokens
 from .propagation import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS, propagate
-from .search import nearest_tokens
 
 __all__ = [
     "ATTENTION",

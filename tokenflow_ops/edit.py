@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .correspondence import Correspondences, StepMatches, carry
 from .features import SourceFeatures
 from .keyframes import Neighbours, Windows
+from .matching.correspondence import Correspondences, StepMatches, carry
 from .passes import Bank, KeyframePass, Pass, PropagationPass
 from .shards import ALONE, Shards
 

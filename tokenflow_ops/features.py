@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .counted import Counted
 from .inversion import Inversion
+from .storage.counted import Counted
 
 Consumer = Callable[[int, dict[str, Tensor]], None]
 # The layers, coarse to fine, whose features side by side tell a token from others.

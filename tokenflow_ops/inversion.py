@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .counted import Counted
+from .storage.counted import Counted
 
 # More evaluations at the first step of an extrapolated inversion, which has nothing to start from and multiplies the noise level the most.
 FIRST_STEP_CALLS = 3

@@ -28,7 +28,7 @@ def pack(module: str) -> ModuleType:
 
 def connect(place: dict[str, Any]) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from cluster.shards import INTERRUPTED, OUT_OF_MEMORY, Failure, RayShards
+    from cluster.shares.shards import INTERRUPTED, OUT_OF_MEMORY, Failure, RayShards
 
     ray.init(address=place["address"], namespace=place["namespace"], configure_logging=False, log_to_driver=False)
     shards = pack(".host.shards")

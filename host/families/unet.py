@@ -15,7 +15,7 @@ from torch import Tensor
 from ...tokenflow_ops.backbone import Backbone
 from ...tokenflow_ops.passes import DeepCall
 from ..calls import Handover, HostAttention, running_options
-from ..conflicts import check_all_tokens
+from ..validation.conflicts import check_all_tokens
 
 SELF_ATTENTION, CROSS_ATTENTION = "attn1", "attn2"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from launch.workflow import to_prompt
+from launch.comfyui.workflow import to_prompt
 
 from .conftest import ROOT
 from .editor import Editor

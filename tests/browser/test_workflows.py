@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.workflow import to_prompt
+from launch.comfyui.workflow import to_prompt
 
 from .editor import Editor
 

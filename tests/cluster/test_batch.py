@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.jobs import Job, make_jobs
+from cluster.jobs.table import read_table
 from cluster.local import connected
 from cluster.manifest import opened
-from cluster.table import read_table
 from launch.environment import link_pack
 
 from ..conftest import COMFYUI
@@ -35,7 +35,7 @@ STAGE_1 = {"TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowBuildCo
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Any]:
     """Two workers with as many threads as this process."""
-    from cluster.pool import Pool
+    from cluster.workers.pool import Pool
 
     link_pack(COMFYUI)
     cores = torch.get_num_threads()

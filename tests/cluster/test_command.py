@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from cluster import command
+from cluster.jobs.table import TableError
 from cluster.local import ClusterError, connected
-from cluster.table import TableError
+from launch.comfyui.server import free_port
 from launch.commands import parser
 from launch.environment import ROOT, link_pack
-from launch.server import free_port
 
 from ..conftest import COMFYUI
 from . import made

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from cluster.jobs import Job, content_digest, make_jobs
-from cluster.table import Row, TableError, read_table
+from cluster.jobs.table import Row, TableError, read_table
+from launch.comfyui.workflow import to_prompt
 from launch.environment import ROOT
-from launch.workflow import to_prompt
 
 from . import made
 

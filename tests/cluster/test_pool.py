@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from cluster import worker as worker_module
-from cluster.worker import FOLDERS, Worker, remove_leftovers
-from launch.client import PromptError
+from cluster.workers import worker as worker_module
+from cluster.workers.worker import FOLDERS, Worker, remove_leftovers
+from launch.comfyui.client import PromptError
 from launch.environment import ROOT
 
 
 def test_there_is_a_worker_for_every_gpu_or_else_for_so_many_cores() -> None:
-    from cluster.pool import PoolError, shares
+    from cluster.workers.pool import PoolError, shares
 
     two, many = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 33.0}
     assert shares([two, many], None) == (2, 4, {"num_gpus": 1})
@@ -31,7 +31,7 @@ def test_there_is_a_worker_for_every_gpu_or_else_for_so_many_cores() -> None:
 
 
 def test_a_worker_that_does_not_start_is_given_up_and_the_last_one_ends_the_run() -> None:
-    from cluster.pool import Failed, Pool, PoolError, Slot
+    from cluster.workers.pool import Failed, Pool, PoolError, Slot
 
     started: list[str] = []
     pool = Pool.__new__(Pool)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.jobs import Job
-from cluster.schedule import Queue
+from cluster.workers.schedule import Queue
 
 
 def job(name: str, group: str) -> Job:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.jobs import make_jobs
+from cluster.jobs.table import read_table
 from cluster.local import connected
-from cluster.table import read_table
 from launch.environment import link_pack
 
 from ..conftest import COMFYUI
@@ -44,7 +44,7 @@ def prompt() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Any]:
     """One worker of two ComfyUIs."""
-    from cluster.pool import Pool
+    from cluster.workers.pool import Pool
 
     link_pack(COMFYUI)
     cores = torch.get_num_threads()
@@ -70,8 +70,8 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
     """The events of a job."""
     import ray
 
-    from cluster.events import Done, Step
-    from cluster.pool import Failed
+    from cluster.workers.events import Done, Step
+    from cluster.workers.pool import Failed
 
     while not pool.idle:  # it may have to begin anew
         list(pool.events())
@@ -86,7 +86,7 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
 
 
 def latents(events: list[Any], folder: Path) -> Tensor:
-    from cluster.events import Saved
+    from cluster.workers.events import Saved
 
     (saved,) = [event for event in events if isinstance(event, Saved)]
     (folder / "saved.latent").write_bytes(saved.content)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.shards import OUT_OF_MEMORY, Failure, RayShards, _packed, _size, _unpacked
+from cluster.shares.shards import OUT_OF_MEMORY, Failure, RayShards, _packed, _size, _unpacked
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.table import NAME, Row, TableError, read_table
+from cluster.jobs.table import NAME, Row, TableError, read_table
 
 
 def table(folder: Path, text: str, name: str = "jobs.csv") -> Path:

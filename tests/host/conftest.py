@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.inprocess import ROOT, import_comfyui, import_pack
+from launch.comfyui.inprocess import ROOT, import_comfyui, import_pack
 
 import_comfyui(Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI"))
 import_pack()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch.client import Progress, PromptError, Result
-from launch.server import Server
-from launch.workflow import to_prompt
+from launch.comfyui.client import Progress, PromptError, Result
+from launch.comfyui.server import Server
+from launch.comfyui.workflow import to_prompt
 
 Queue = Callable[..., Result]
 Workflow = Callable[..., dict[str, Any]]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launch import demo
-from launch.server import Server
+from launch.comfyui.server import Server
 
 from ..conftest import COMFYUI, ROOT
 

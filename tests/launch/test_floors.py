@@ -10,14 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# What each floor may not import: ComfyUI's modules by name, the floors above by relative import.
+# Every floor of the pack imports only from those below it.
+FLOORS = ["tokenflow_ops", "reporting", "host", "modes", "nodes"]
+# What else a floor may not import: ComfyUI's modules, Ray, and what is built on it.
+COMFYUI = {"comfy", "comfy_api", "folder_paths"}
 FORBIDDEN = {
-    "tokenflow_ops": {"comfy", "comfy_api", "folder_paths", "nodes", "host", "ray"},
-    "host": {"..nodes", "ray"},
+    "tokenflow_ops": {*COMFYUI, "ray"},
+    "reporting": {*COMFYUI, "ray"},
+    "host": {"ray"},
+    "modes": {"ray"},
     "nodes": {"ray"},
-    "launch": {"comfy", "comfy_api", "folder_paths", "ray", "cluster"},
-    "cluster": {"comfy", "comfy_api", "folder_paths"},
+    "launch": {*COMFYUI, "ray", "cluster"},
+    "cluster": COMFYUI,
 }
+MOST = 12  # modules side by side in a room
 
 
 # What no ComfyUI starts without. All else comes by `tokenflow_ops.libraries`, which says what is missing where it is needed.
@@ -33,33 +39,44 @@ class WithoutTypes(ast.NodeTransformer):
 
 
 def imports(path: Path, tree: ast.AST | None = None) -> set[str]:
-    """First names of the modules a file imports, `..name` for the neighbours of its package."""
+    """The rooms and libraries a file imports from: top folders of the project as /name, libraries by their first name."""
+    package = path.relative_to(ROOT).parent.parts
     found: set[str] = set()
     for node in ast.walk(tree or ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
         elif isinstance(node, ast.ImportFrom):
             names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {"." * (node.level if node.level > 1 else 0) + name.split(".")[0] for name in names}
+            above = package[: len(package) - node.level + 1]
+            found |= {f"/{[*above, *name.split('.')][0]}" for name in names}
     return found
 
 
 @pytest.mark.parametrize("floor", FORBIDDEN)
 def test_no_floor_imports_what_is_above_it(floor: str) -> None:
     # The launcher's one file whose business is to bring ComfyUI into the process, and what a worker's ComfyUI loads as custom nodes.
-    inside = {ROOT / "launch" / "inprocess.py", *(ROOT / "cluster" / "host_nodes").glob("*.py")}
+    inside = {ROOT / "launch" / "comfyui" / "inprocess.py", *(ROOT / "cluster" / "host_nodes").glob("*.py")}
     files = [path for path in (ROOT / floor).rglob("*.py") if path not in inside]
+    above = {f"/{name}" for name in FLOORS[FLOORS.index(floor) + 1 :]} if floor in FLOORS else set()
     assert files
     for path in files:
-        assert not imports(path) & FORBIDDEN[floor], path
+        assert not imports(path) & (FORBIDDEN[floor] | above), path
 
 
-@pytest.mark.parametrize("floor", ["tokenflow_ops", "host", "nodes"])
+def test_a_room_can_be_looked_over() -> None:
+    for top in (*FORBIDDEN, "bench", "demo", "tests"):
+        for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
+            modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= MOST, (folder, sorted(modules))
+
+
+@pytest.mark.parametrize("floor", FLOORS)
 def test_libraries_that_a_host_may_lack_are_imported_in_one_place(floor: str) -> None:
     for path in (ROOT / floor).rglob("*.py"):
         found = imports(path, WithoutTypes().visit(ast.parse(path.read_text())))
-        neighbours = {file.stem for file in path.parent.iterdir()}
-        assert {name for name in found if name.isidentifier()} <= sys.stdlib_module_names | HOSTS | MODULES | neighbours, path
+        assert {name for name in found if not name.startswith("/")} <= sys.stdlib_module_names | HOSTS | MODULES, path
 
 
 def test_the_method_imports_without_comfyui() -> None:

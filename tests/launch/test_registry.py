@@ -18,18 +18,18 @@ import pytest
 import tomllib
 from PIL import Image
 
-from launch.client import run_prompt
+from launch.comfyui.client import run_prompt
+from launch.comfyui.server import Server
+from launch.comfyui.workflow import to_prompt
 from launch.environment import ROOT
 from launch.needs import requirements
 from launch.release import copy_files, released_files
-from launch.server import Server
-from launch.workflow import to_prompt
 
 from ..conftest import COMFYUI
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOP = {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "__init__.py", "pyproject.toml", "requirements.txt"}
-TOP |= {"demo", "host", "locales", "nodes", "tokenflow_ops", "web", "workflows"}
+TOP |= {"demo", "host", "locales", "modes", "nodes", "reporting", "tokenflow_ops", "web", "workflows"}
 # Where a loader of the host looks for the file that its input names.
 MODELS = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras", "clip_name": "clip_vision"}
 
@@ -38,7 +38,7 @@ def test_a_release_holds_what_users_need_and_nothing_else() -> None:
     files = released_files()
     assert {file.parts[0] for file in files} == TOP
     assert {file.name for file in files if file.parts[0] == "demo"} == {"README.md", "tokenflow_star.mp4", "model.safetensors"}
-    for folder in ("web", "locales", "workflows", "host", "nodes", "tokenflow_ops"):
+    for folder in ("web", "locales", "workflows", "host", "modes", "nodes", "reporting", "tokenflow_ops"):
         here = {file.relative_to(ROOT) for file in (ROOT / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts}
         assert here == {file for file in files if file.parts[0] == folder}
 

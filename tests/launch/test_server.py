@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.server import Server, ServerError
+from launch.comfyui.server import Server, ServerError
 
 COMFYUI_STUB = "import sys; print('starting'); sys.exit('no such luck')"
 DEAF_STUB = "import time; print('deaf', flush=True); time.sleep(60)"

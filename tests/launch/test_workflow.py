@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch.workflow import WorkflowError, to_prompt
+from launch.comfyui.workflow import WorkflowError, to_prompt
 
 # The shape of /object_info, small: a list as type is the old way to write a combo, ["COMBO", {...}] the new one.
 SPEED = {"slow": {}, "fast": {"required": {"rate": ["INT", {"default": 3}]}}}

@@ -23,7 +23,7 @@ from tokenflow_ops import (
     neighbours,
 )
 from tokenflow_ops.features import coarse_to_fine, share_by_resolution, token_grid
-from tokenflow_ops.views import principal_colours
+from tokenflow_ops.measuring.views import principal_colours
 
 
 @pytest.fixture(params=["memory", "disk"])

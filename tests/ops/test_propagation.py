@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenflow_ops import carry, propagate
-from tokenflow_ops.views import rebuild
+from tokenflow_ops.measuring.views import rebuild
 
 from .made import ONLY, step_matches
 

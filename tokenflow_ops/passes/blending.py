@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..blending import PromptChange, attend, attention_maps
+from ..baselines.blending import PromptChange, attend, attention_maps
 from .base import CapturePass
 from .calls import AttentionCall, Place
 from .cross_frame import SparseCausalPass

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..correspondence import carry
 from ..keyframes import Neighbours
+from ..matching.correspondence import carry
 from ..propagation import propagate
 from .base import DEEP, Bank, Pass, check_same_shape
 from .calls import AttentionCall, DeepCall

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..baselines.reference import match_to_keyframes
 from ..keyframes import Neighbours
 from ..propagation import propagate
-from ..reference import match_to_keyframes
 from .base import Bank, CapturePass, first_of
 from .calls import AttentionCall, Place
 

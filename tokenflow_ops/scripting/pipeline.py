@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..build import build_correspondences
 from ..injection import Injection
+from ..matching.build import build_correspondences
 from ..propagation import CARRY_UNTIL, DEEP_FEATURES
 from .sampling import PLUG_AND_PLAY, sample_edit
 from .source import extract_features, invert_frames

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..correspondence import Correspondences
 from ..edit import StepPlan, edit_step
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
+from ..matching.correspondence import Correspondences
 from ..passes import Pass
 from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS
 from .calls import forwards

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors.torch import load_file
 
-from launch.inprocess import ROOT
+from launch.comfyui.inprocess import ROOT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .harness import Bench
+    from .tools.harness import Bench
 
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     """The latents of the plain run in a process that has never seen the pack."""
     file = tmp_path_factory.mktemp("plain") / "plain.safetensors"
-    subprocess.run([sys.executable, "-m", "tests.host.faults.plain", str(file)], cwd=ROOT, check=True, timeout=300, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.host.faults.tools.plain", str(file)], cwd=ROOT, check=True, timeout=300, capture_output=True
+    )
     return load_file(file)["latents"]
 
 
@@ -37,8 +39,8 @@ def bench(reference: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     import nodes
 
-    from .graph import Keep, Ready
-    from .harness import Bench
+    from .tools.graph import Keep, Ready
+    from .tools.harness import Bench
 
     ours = {node.GET_SCHEMA().node_id: node for node in asyncio.run(TokenFlowExtension().get_node_list())}
     with pytest.MonkeyPatch.context() as patched:

@@ -9,11 +9,11 @@ import latent_preview
 import pytest
 from comfy.cli_args import args
 
-from .graph import Ready, edit, plain
-from .harness import Bench, Outcome
-from .moments import Fault, at_call, drawn
-from .plain import model
-from .traps import Traps
+from .tools.graph import Ready, edit, plain
+from .tools.harness import Bench, Outcome
+from .tools.moments import Fault, at_call, drawn
+from .tools.plain import model
+from .tools.traps import Traps
 
 CALLS, LAYERS = 70, 24
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 from tokenflow_pack.host import memory
-from tokenflow_pack.tokenflow_ops import features, stored
+from tokenflow_pack.tokenflow_ops import features
+from tokenflow_pack.tokenflow_ops.storage import stored
 
-from launch.inprocess import ROOT
+from launch.comfyui.inprocess import ROOT
 
-from .graph import edit, plain
-from .harness import Bench
+from .tools.graph import edit, plain
+from .tools.harness import Bench
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 FULL = os.strerror(errno.ENOSPC)
@@ -39,7 +40,7 @@ def test_a_disk_that_is_really_full_is_told(kind: str, tmp_path: Path) -> None:
     """The inverted path in a file, features, and a stored inversion."""
     if not sys.platform.startswith("linux") or (kind == "mounted" and not can_mount(tmp_path)):
         pytest.skip("no file system can be mounted here")
-    command = [*(NAMESPACE if kind == "mounted" else []), sys.executable, "-m", "tests.host.faults.full_disk", str(tmp_path), kind]
+    command = [*(NAMESPACE if kind == "mounted" else []), sys.executable, "-m", "tests.host.faults.tools.full_disk", str(tmp_path), kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()[-1:]) == (0, ["refused"]), done.stderr[-2000:]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .graph import edit, plain
-from .harness import Bench, Level
-from .moments import FAULTS
+from .tools.graph import edit, plain
+from .tools.harness import Bench, Level
+from .tools.moments import FAULTS
 
 EDITS, FIRST = FAULTS or 50, 15
 # What the allocator may keep, of 50 edits that each make some ten MiB.

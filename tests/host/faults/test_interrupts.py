@@ -11,10 +11,10 @@ from comfy import model_management
 from tokenflow_pack.host.steps import Steps
 
 from ..helpers import interrupted, watched
-from .graph import Ready, edit, plain
-from .harness import Bench
-from .moments import at_call, drawn, in_every_node
-from .plain import model
+from .tools.graph import Ready, edit, plain
+from .tools.harness import Bench
+from .tools.moments import at_call, drawn, in_every_node
+from .tools.plain import model
 
 EDIT, VIEWS = {"invert", "extract", "build", "sample"}, {"check", "features", "matches"}
 

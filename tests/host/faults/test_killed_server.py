@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launch.client import run_prompt
+from launch.comfyui.client import run_prompt
+from launch.comfyui.server import Server
 from launch.environment import link_pack
-from launch.server import Server
 from tests.conftest import COMFYUI
 
-from .served import edited, saving
+from .tools.served import edited, saving
 
 # Of the server's custom nodes: where the mark is, the next file that is made sure to be on the disk never gets there.
 STALL = """

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from comfy import model_management
-from tokenflow_pack.host.fingerprint import model_fingerprint
+from tokenflow_pack.host.validation.fingerprint import model_fingerprint
 
 import nodes
 
 from ..helpers import relative_error, watched, with_lora
-from .graph import Ready, edit, nothing, plain
-from .harness import Bench
-from .plain import SETTINGS, conditionings, latents, model
+from .tools.graph import Ready, edit, nothing, plain
+from .tools.harness import Bench
+from .tools.plain import SETTINGS, conditionings, latents, model
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from comfy import model_management
 
-from .allocations import Allocations
-from .graph import Keep, Pictures, edit, frames, plain
-from .harness import Bench
-from .moments import drawn
+from .tools.allocations import Allocations
+from .tools.graph import Keep, Pictures, edit, frames, plain
+from .tools.harness import Bench
+from .tools.moments import drawn
 
 ONCE, FOR_GOOD = 40, 20
 # One keyframe: with fewer of several edited together the edit would be another. In memory: safetensors makes other errors of torch's.

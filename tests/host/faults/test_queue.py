@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from launch.client import PromptError
-from launch.server import Server
+from launch.comfyui.client import PromptError
+from launch.comfyui.server import Server
 
-from .served import edited
+from .tools.served import edited
 
 
 def test_the_next_in_the_queue_is_right_after_the_running_one_is_interrupted(server: Server) -> None:

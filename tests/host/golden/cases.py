@@ -15,7 +15,7 @@ import comfy.samplers
 import torch
 from comfy.cldm.cldm import ControlNet as ControlModel
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from tokenflow_pack.host.modes import MODES
+from tokenflow_pack.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay

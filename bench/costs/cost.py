@@ -1,0 +1,211 @@
+"""What an edit costs by arithmetic: python3 run.py bench cost [--model sd15|sdxl|embedded] [--size 512 --frames 40 --steps 50 --interval 8]
+
+Nothing is timed: the UNet's layers are counted on tensors without memory (multiply-adds twice, by torch's own counter) and put together as
+the pack runs them. First table: one frame through the model, and its parts. Second: every stage of an edit in such frame-forwards, as
+TFLOP, and as a share of the host's plain sampling of the same frames, beside the public code's schedule. Third: what a frame leaves behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.ops
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
+from tokenflow_pack.host.files.demo_model import load_demo_model
+from tokenflow_pack.nodes.presets import BALANCED, PRESETS
+from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
+from tokenflow_pack.tokenflow_ops.inversion import FIRST_STEP_CALLS
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.tools.markdown import figure, table
+from bench.tools.models import COMMON, LAYOUTS, MODELS, TOKENS
+
+SIZES = {"embedded": 128, "sd15": 512, "sdxl": 1024}
+HALVED = "inversion, every other step"
+# Bytes of a number: of what is computed on a GPU, and of the path to noise.
+HALF, FULL = 2, 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Operations of one frame of one conditioning. products: self-attention's of queries, keys and values; projections: its linear layers.
+
+    deep: all below the UNet's full resolution, deep_attention its self-attention. tokens: (P, C) of every self-attention layer.
+    """
+
+    all: float
+    products: float
+    projections: float
+    deep: float
+    deep_attention: float
+    tokens: Mapping[str, tuple[int, int]]
+
+    @property
+    def propagated(self) -> float:
+        """A frame whose self-attention is the keyframes'."""
+        return self.all - self.products - self.projections
+
+    @property
+    def shallow(self) -> float:
+        """A frame whose features from below full resolution are the keyframes'; what is left has self-attention as propagated frames."""
+        return self.propagated - (self.deep - self.deep_attention)
+
+    def joint(self, keyframes: int) -> float:
+        """A keyframe that attends to so many."""
+        return self.all + (keyframes - 1) * self.products
+
+
+def count(unet: Any, size: int) -> Parts:
+    """unet: on the meta device. size: of the latents, square."""
+    layers, deep = self_attention_layers(unet), deep_layers(unet)
+    tokens: dict[str, tuple[int, int]] = {}
+
+    def see(path: str) -> Any:
+        return lambda module, args, kwargs: tokens.update({path: tuple((*args, *kwargs.values())[0].shape[1:])})
+
+    hooks = [unet.get_submodule(path).register_forward_pre_hook(see(path), with_kwargs=True) for path in layers]
+    cross = next(module for path, module in unet.named_modules() if path.endswith("attn2.to_k"))
+    vector = None if unet.num_classes is None else torch.empty(1, unet.label_emb[0][0].in_features, device="meta")
+    latents = torch.empty(1, unet.in_channels, size, size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        unet(latents, torch.ones(1, device="meta"), context=torch.empty(1, TOKENS, cross.in_features, device="meta"), y=vector)
+    for hook in hooks:
+        hook.remove()
+    by_module = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    products = {path: 4.0 * rows * rows * width for path, (rows, width) in tokens.items()}
+    projections = {path: 8.0 * rows * width * width for path, (rows, width) in tokens.items()}
+    return Parts(
+        all=float(counter.get_total_flops()),
+        products=sum(products.values()),
+        projections=sum(projections.values()),
+        deep=float(sum(by_module.get(path, 0) for path in deep)),
+        deep_attention=sum(products[path] + projections[path] for path in layers if path.startswith(tuple(f"{one}." for one in deep))),
+        tokens=tokens,
+    )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is to be edited. latents: numbers in a frame's. keyframes: of every step."""
+
+    frames: int
+    steps: int
+    interval: int
+    parts: Parts
+    latents: int
+
+    @property
+    def keyframes(self) -> int:
+        return -(-self.frames // self.interval)
+
+    @property
+    def plain(self) -> float:
+        """The host's sampling, prompt and negative prompt, frame by frame."""
+        return 2 * self.frames * self.steps * self.parts.all
+
+    def search(self, pairs: float, width: float) -> float:
+        """Matches of so many pairs of frames at the finest tokens, features of this width."""
+        return pairs * 2.0 * max(rows for rows, _ in self.parts.tokens.values()) ** 2 * width
+
+    @property
+    def windowed(self) -> float:
+        """All keyframes once, one prompt: in windows if there are many, and the anchors before them."""
+        windows, parts = Windows.of(self.keyframes, JOINT_KEYFRAMES), self.parts
+        few = len(windows.anchors)
+        attended = {own: int(windows.elsewhere(own).sum()) + len(windows.before(own)) + len(own) for own in windows.own}
+        return few * parts.joint(few) + sum(len(own) * parts.joint(count) for own, count in attended.items())
+
+    def stages(self) -> dict[str, float]:
+        """Operations of every stage."""
+        parts, injection, steps = self.parts, Injection(), self.steps
+        keyframes, rest = self.keyframes, self.frames - self.keyframes
+        source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
+        together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
+        later = 1 - PRESETS[BALANCED].carry_until
+        pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)  # keyframes that are drawn again are not searched again
+        widths = dict(parts.tokens.values())
+        one_pass = self.frames * parts.all
+        every_layer = sum(2.0 * rows * rows * width for rows, width in parts.tokens.values())
+        return {
+            "inversion": one_pass * (steps + FIRST_STEP_CALLS),
+            HALVED: one_pass * (min(steps, 2) + max(steps - 1, 0) // 2 + FIRST_STEP_CALLS),
+            "features": one_pass,
+            "matches": self.search(pairs, sum(widths.values())),
+            "sampling": steps * (together + later * 2 * rest * parts.shallow),
+            "sampling, propagation of attention": steps * (together + later * 2 * rest * parts.propagated),
+            "sampling with Plug-and-Play": steps * (source + together + later * 2 * rest * parts.shallow),
+            "public code: inversion": one_pass * steps,
+            "public code: sampling": steps
+            * (keyframes * parts.all + all_together + 3 * self.frames * parts.propagated + 2 * self.frames * every_layer),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="sd15")
+    parser.add_argument("--size", type=int, help="pixels")
+    for name, default in (("frames", 40), ("steps", 50), ("interval", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    size = options.size or SIZES[options.model]
+    world = options.model == "embedded"
+    unet, side = made_unet(options.model), size // (4 if world else 8)
+    edit = Edit(options.frames, options.steps, options.interval, count(unet, side), unet.in_channels * side**2)
+    print(f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n")
+    report(edit)
+
+
+def made_unet(model: str) -> Any:
+    if model == "embedded":
+        return copy.deepcopy(load_demo_model()[0].model.diffusion_model).to("meta").float()
+    family, blocks = LAYOUTS[model]
+    config = family({**COMMON, **family.unet_config, **blocks})
+    return UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init)
+
+
+def report(edit: Edit) -> None:
+    """Prints the tables."""
+    parts = edit.parts
+    lines = {
+        "whole": parts.all,
+        "self-attention: products": parts.products,
+        "self-attention: projections": parts.projections,
+        "below full resolution": parts.deep,
+        "a frame that takes attention's output": parts.propagated,
+        "a frame that takes deep features": parts.shallow,
+        f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more": edit.windowed / edit.keyframes,
+    }
+    table(
+        ["one frame, one prompt", "TFLOP", "frame-forwards"], ([name, figure(x / 1e12), figure(x / parts.all)] for name, x in lines.items())
+    )
+    print()
+    stages = {"plain sampling": edit.plain, **edit.stages()}
+    rows = ([name, figure(x / parts.all), figure(x / 1e12), figure(x / edit.plain)] for name, x in stages.items())
+    table(["stage", "frame-forwards", "TFLOP", "to plain"], rows)
+    ours = sum(stages[name] for name in ("inversion", "features", "matches", "sampling with Plug-and-Play"))
+    theirs = stages["public code: inversion"] + stages["public code: sampling"]
+    second = stages["sampling with Plug-and-Play"]
+    print()
+    halved = ours - stages["inversion"] + stages[HALVED]
+    shares = {"first edit to its first": ours / theirs, f"first edit to its first, {HALVED}": halved / theirs}
+    shares |= {"second edit to its first": second / theirs, "second edit to its sampling alone": second / stages["public code: sampling"]}
+    table(["to the public code", "share"], ([name, figure(x)] for name, x in shares.items()))
+    print()
+    by_rows = dict(parts.tokens.values())
+    kept = {
+        "path to noise": (edit.steps + 1) * edit.latents * FULL,
+        "features, where they are stored": sum(rows * width for rows, width in by_rows.items()) * HALF,
+        "matches": min(2.0 * edit.steps, 2.5 * edit.interval) * sum(by_rows) * 2,
+        "on the device, for each keyframe of a window": 2 * sum(rows * width for rows, width in parts.tokens.values()) * HALF,
+    }
+    table(["a frame leaves", "MiB"], ([name, figure(x / 2**20)] for name, x in kept.items()))
+
+
+if __name__ == "__main__":
+    main()

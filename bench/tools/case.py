@@ -1,0 +1,191 @@
+"""A clip of the embedded model's world, edits of it through the pack's own nodes, and everything that is measured on them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from tokenflow_pack.host.files.demo_model import load_demo_model
+from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.tokenflow_ops.measuring.metrics import sharpness, source_motion, warp_errors
+from torch import Tensor
+
+import nodes
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "demo"))
+import judge  # noqa: E402
+import make_clip  # noqa: E402
+from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow  # noqa: E402
+
+CLIP_FRAMES = 24
+FEW_STEPS = 30  # below, an extrapolated inversion needs its further iteration
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How clips are inverted and edited; interval: frames per keyframe."""
+
+    frames: int = 16
+    steps: int = 12
+    cfg: float = 5.0
+    interval: int = 8
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames, {self.steps} steps, cfg {self.cfg:g}, interval {self.interval}"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured on a clip. warp, true: warp error x1e-3 along DIS flow of the source and along the world's true flow.
+
+    fidelity: how sure a classifier of this world's surfaces is of the prompt's, mean over the frames; None where nothing is asked for.
+    """
+
+    warp: float
+    true: float
+    sharpness: float
+    fidelity: float | None = None
+
+
+class World:
+    """The embedded model, and the judge of its world."""
+
+    def __init__(self) -> None:
+        self.model, self.clip, self.vae = load_demo_model()
+
+    @cached_property
+    def critic(self) -> judge.Judge:
+        return judge.load()
+
+    def encode(self, text: str) -> Any:
+        return nodes.CLIPTextEncode().encode(self.clip, text)[0]
+
+    def decode(self, latents: Any) -> Tensor:
+        """(N, h, w, 3) in [0, 1]."""
+        return nodes.VAEDecode().decode(self.vae, latents)[0]
+
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, h, w, 3) through the autoencoder."""
+        return self.decode(nodes.VAEEncode().encode(self.vae, pictures)[0])
+
+    def rates(self, count: int) -> dict[str, float]:
+        """Shares of the model's own samples that show the surface, shape and ground of their prompts."""
+        found, wanted = judge.samples(count)
+        shares = (self.critic.verdict(found) == wanted).float().mean(0).tolist()
+        return dict(zip(judge.NAMES, shares, strict=True))
+
+    def sureness(self, pictures: Tensor, surface: str) -> float:
+        """The judge's odds for a surface, mean over (N, 3, h, w) pictures."""
+        _, (odds, _, _) = self.critic(pictures)
+        return float(odds.softmax(1)[:, SURFACES.index(surface)].mean())
+
+
+class Editable:
+    """A source clip to be edited through the pack's nodes. source: (N, h, w, 3). caption: what it shows."""
+
+    def __init__(self, world: World, settings: Settings, source: Tensor, caption: str) -> None:
+        self.world, self.settings, self.source, self.caption = world, settings, source, caption
+        self.latents = nodes.VAEEncode().encode(world.vae, source)[0]
+
+    def asked(self, surface: str) -> str:
+        """The edit prompt's words."""
+        return self.caption
+
+    @property
+    def source_prompt(self) -> Any:
+        return self.world.encode(self.caption)
+
+    def edit_prompt(self, surface: str) -> Any:
+        return self.world.encode(self.asked(surface))
+
+    def invert(self, model: Any = None, **choices: Any) -> Any:
+        """choices: inputs of DDIM Invert Video."""
+        few = {"iterations": 1} if self.settings.steps < FEW_STEPS else {}
+        choices = {"steps": self.settings.steps, "check_reconstruction": False} | few | choices
+        return InvertVideo.execute(model=model or self.world.model, latents=self.latents, positive=self.source_prompt, **choices).args[0]
+
+    def features(self, inversion: Any, model: Any = None, **choices: Any) -> Any:
+        """choices: inputs of Extract SA Features."""
+        return ExtractFeatures.execute(model=model or self.world.model, inversion=inversion, **choices).args[0]
+
+    def match(self, features: Any, **choices: Any) -> Any:
+        """choices: inputs of Build NN Correspondences."""
+        choices = {"keyframe_interval": self.settings.interval, "seed": 1} | choices
+        return BuildCorrespondences.execute(features=features, **choices).args[0]
+
+    def edit(self, found: Any, surface: str, mode: str = "tokenflow", injected: bool = True, model: Any = None, **choices: Any) -> Tensor:
+        """An edit, decoded: (N, h, w, 3). choices: inputs of TokenFlow Sampler."""
+        choices = {
+            "cfg": self.settings.cfg,
+            "consistency": mode,
+            "injection": PlugAndPlay.execute().args[0] if injected else None,
+            "frames": self.source,
+            "positive": self.edit_prompt(surface),
+            "negative": self.world.encode(""),
+        } | choices
+        return self.world.decode(Sampler.execute(model=model or self.world.model, correspondences=found, **choices).args[0])
+
+
+class Case(Editable):
+    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing picked, and encoded in the same way.
+
+    slowed: the scene's whole length in as many frames as the settings ask for.
+    """
+
+    def __init__(self, world: World, settings: Settings, number: int = 0, slowed: bool = False) -> None:
+        if number == 0 and not slowed:
+            self.scene, times = demo_clip()
+            frames = read_video(ROOT / "demo" / "tokenflow_star.mp4")
+        else:
+            self.scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
+            count = settings.frames if slowed else CLIP_FRAMES
+            times = [CLIP_LENGTH * i / count for i in range(count)]
+            with tempfile.TemporaryDirectory() as folder:
+                make_clip.write(Path(folder, "clip.mp4"), self.scene, times)
+                frames = read_video(Path(folder, "clip.mp4"))
+        self.times = times[: settings.frames]
+        super().__init__(world, settings, frames[: settings.frames], self.scene.caption())
+        self.motion = source_motion(channels_first(self.source))
+        pairs = zip(self.times, self.times[1:], strict=False)
+        self.truth = [(flow, ~occluded) for flow, occluded in (true_flow(self.scene, a, b) for a, b in pairs)]
+
+    def other_surfaces(self, count: int, seed: int) -> list[str]:
+        """Surfaces to edit to, drawn from all but the clip's own."""
+        others = [name for name in SURFACES if name != self.scene.surface]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+        return [others[i] for i in order[:count]]
+
+    def asked(self, surface: str) -> str:
+        return self.caption.replace(self.scene.surface, surface)
+
+    def figures(self, clip: Tensor, surface: str | None = None) -> Figures:
+        """clip: (N, h, w, 3). surface: what was asked for."""
+        pictures = channels_first(clip)
+        return Figures(
+            warp=float(warp_errors(pictures, self.motion).nanmean()),
+            true=float(warp_errors(pictures, self.truth).nanmean()),
+            sharpness=float(sharpness(pictures).mean()),
+            fidelity=None if surface is None else self.world.sureness(pictures, surface),
+        )
+
+
+def channels_first(clip: Tensor) -> Tensor:
+    """(N, h, w, 3) to (N, 3, h, w), cut to [0, 1]."""
+    return clip.movedim(-1, 1).clamp(0, 1)
+
+
+def read_video(path: Path) -> Tensor:
+    """All frames, (N, h, w, 3) in [0, 1]."""
+    with av.open(str(path)) as file:
+        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]).float() / 255

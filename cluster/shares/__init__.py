@@ -1,0 +1,1 @@
+"""Several ComfyUIs that share one clip."""

@@ -1,0 +1,1 @@
+"""Workers: each a headless ComfyUI that takes one job after the other."""

@@ -1,0 +1,1 @@
+"""Prompts and ControlNets, cut down to the frames of one pass."""

@@ -1,0 +1,1 @@
+"""How much an inversion keeps, and how good an edited clip is, by ComfyUI's own models and folders."""

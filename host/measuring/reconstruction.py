@@ -1,0 +1,202 @@
+"""How much of the source an inversion keeps: frames sampled back from the noisy end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy import model_management
+from comfy.k_diffusion.sampling import sample_euler
+from torch import Tensor
+
+from ...reporting.grid import captioned_grid
+from ...tokenflow_ops import Inversion, spread
+from ...tokenflow_ops.measuring.metrics import psnr
+from ...tokenflow_ops.passes import Pass
+from ..memory import is_oom
+from ..patching import ModelCall, patch
+from ..progress import Progress
+from ..source import SourceRun, run_as_sampler
+from ..validation.errors import NodeError
+from .cropping import in_words, size_of
+
+MOST_FRAMES = 4
+# Frames decoded at once, and how much their differences are brightened: what is lost is hard to see.
+BLOCK_FRAMES, BRIGHTER = 8, 5
+# Noise levels above this leave next to nothing of the source in the picture: Stable Diffusion's end at 14.6. The embedded model with its
+# schedule made zero-terminal-SNR (up to 4519, 20 steps) has -2.7 dB, with the steps above 100 left out 23.7 dB.
+HIGHEST = 100.0
+BACK, ALONE = "reconstruction", "autoencoder alone"
+
+
+def spread_frames(total: int) -> Tensor:
+    """At most MOST_FRAMES of `total` frames, evenly spread from the first to the last."""
+    return spread(total, MOST_FRAMES)
+
+
+def reconstruct_frames(
+    node: str,
+    model: Any,
+    inversion: Inversion,
+    negative: Any,
+    cfg: float,
+    latents: Tensor,
+    frames: Tensor,
+    asked: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Some frames sampled from the noisy end by the host's euler, with the source prompt.
+
+    Frames are independent of each other here, so the rest need not be sampled.
+
+    node: the node's name for errors. latents: (N, C, h, w) the source, as on a LATENT socket. frames: (n,). asked: frames per pass, or 0.
+    progress: counts the steps.
+    Returns: (n, C, h, w) in the model's latent space.
+    """
+    reached = inversion.latents[0]
+
+    def descend(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+        nonlocal reached
+        reached = sample_euler(model_k, reached.to(x), sigmas, extra_args, callback, disable)
+        return x
+
+    patched = patch(model, lambda: SomeFramesRun(node, asked, frames), asked)
+    run_as_sampler(descend, patched, inversion.conditioning, negative, cfg, inversion.sigmas, latents, progress)
+    return reached[frames.to(reached.device)].to(inversion.latents)
+
+
+class SomeFramesRun(SourceRun):
+    """Only some frames go through the model. The others are taken for clean already, and stay as they are."""
+
+    def __init__(self, node: str, asked: int, frames: Tensor) -> None:
+        super().__init__(node, asked)
+        self.frames = frames
+
+    def evaluate(self, call: ModelCall) -> list[Tensor]:
+        denoised = [call.x.clone() for _ in call.conds]
+
+        def denoise(frames: Tensor) -> None:
+            for whole, part in zip(denoised, call.run(self, Pass(frames)), strict=True):
+                whole[frames.to(whole.device)] = part
+
+        self.in_parts(call, self.frames, denoise)
+        return denoised
+
+
+def compare_pictures(
+    node: str, model: Any, vae: Any, found: Tensor, wanted: Tensor, frames: Tensor | None, done: Callable[[], None]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Reconstructed latents `found` decoded and compared with the source.
+
+    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space. frames: (n, H, W, 3) the source in [0, 1],
+    as large as what is decoded; without them the decoded `wanted` take their place. done: called once a frame.
+    Returns: the reconstruction (n, H, W, 3); source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
+    source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted` (ALONE).
+    Raises: NodeError if the VAE cannot decode the latents.
+    """
+    back, beside, figures = torch.empty(0), torch.empty(0), {}
+    for first in range(0, len(found), BLOCK_FRAMES):
+        part = slice(first, first + BLOCK_FRAMES)
+        decoded, pure = (_decode(node, model, vae, latents[part]) for latents in (found, wanted))
+        source = pure if frames is None else frames[part, ..., :3].float().cpu()
+        difference = (BRIGHTER * (source - decoded).abs()).clamp(max=1)
+        grid = captioned_grid({"source": source, BACK: decoded, f"difference x{BRIGHTER}": difference}, columns=3)
+        measured = {BACK: decoded} if frames is None else {BACK: decoded, ALONE: pure}
+        if not first:  # room for all: lists would have to be joined, and held twice
+            back, beside = (torch.empty(len(found), *one.shape[1:]) for one in (decoded, grid))
+            figures = {name: torch.empty(len(found)) for name in measured}
+        back[part], beside[part] = decoded, grid
+        for name, pictures in measured.items():
+            figures[name][part] = psnr(source.movedim(-1, 1), pictures.movedim(-1, 1))
+        for _ in decoded:
+            done()
+    return back, beside, figures
+
+
+def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
+    """The pictures (n, H, W, 3) in [0, 1] of latents (n, C, h, w). Raises: NodeError if the VAE cannot decode them."""
+    try:
+        pictures: Tensor = vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
+        if pictures.ndim != 4:
+            raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
+        if not torch.isfinite(pictures).all():
+            raise ValueError("NaN or infinite values")
+    except model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # whatever a VAE of another kind does
+        if is_oom(error):
+            raise
+        found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."
+        raise NodeError(node, "vae", found, "Connect the VAE that the frames were encoded with.") from error
+    return pictures.clamp(0, 1)
+
+
+def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Tensor | None) -> None:
+    """Decodes one frame of the inverted clip, before much is sampled to be decoded.
+
+    Raises: NodeError if the VAE cannot decode it, or not to the size of the source's frames (N, H, W, 3).
+    """
+    decoded = size_of(_decode(node, model, vae, inversion.latents[-1][:1]))
+    if frames is not None and size_of(frames) != decoded:
+        found = f"frames of {in_words(size_of(frames))} pixels, the inverted ones decode to {in_words(decoded)}."
+        raise NodeError(node, "frames", found, "Connect the frames that were encoded.")
+
+
+def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) -> str:
+    """What reconstructed latents `found` lose against `wanted`, both (n, C, h, w) in the model's latent space, in words.
+
+    In dB, mean and lowest frame: PSNR of the decoded frames if there is a VAE that can decode them; signal to error of the latents.
+    """
+    ratio = f"latents {_mean_and_lowest(_signal_to_error(found, wanted))} signal to error"
+    if vae is None:
+        return ratio
+    process_out = model.get_model_object("latent_format").process_out
+    try:
+        pictures, pure = (vae.decode(process_out(part)).float() for part in (found, wanted))
+        return f"{_mean_and_lowest(psnr(pictures, pure))} PSNR to the autoencoder's own pictures; {ratio}"
+    except model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # whatever a VAE of another kind does, the inversion is good
+        if is_oom(error):
+            return f"{ratio}; there is no memory to decode them"
+        return f"{ratio}; the VAE cannot decode them ({type(error).__name__}: {error})"
+
+
+def warn_if_lost(node: str, inversion: Inversion, found: Tensor, wanted: Tensor, cfg: float) -> str:
+    """A line about reconstructed latents `found`, (n, C, h, w) as `wanted`, with more error than source in them, and the likely cause.
+
+    It goes to the log too. Returns: nothing in it for an inversion that has kept the source.
+    """
+    ratios = _signal_to_error(found, wanted)
+    lost = int((~(ratios >= 0)).sum())  # NaN is neither
+    if not lost:
+        return ""
+    first, below = float(inversion.sigmas[0]), int((inversion.sigmas <= HIGHEST).sum()) - 1
+    if first > HIGHEST and below:
+        cause = (
+            f"noise levels up to {first:.0f}, as zero-terminal-SNR and EDM models have them, where nothing of the source is left; "
+            f"depth {math.floor(100 * below / inversion.steps) / 100:g} stays below"
+        )
+    elif cfg > 1:
+        cause = f"cfg {cfg:g}; invert with 1"
+    else:
+        cause = (
+            "a model that is told to predict something else than it was trained for (eps, v, EDM: ModelSampling nodes), "
+            "a prompt of another clip, or too few steps"
+        )
+    text = f"LOST: in {lost} of {len(ratios)} frames the error is larger than the source; no edit can keep it. Likely cause: {cause}."
+    logging.warning("%s: %s", node, text)
+    return f"\n{text}"
+
+
+def _signal_to_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Of latents (n, C, h, w), in dB, (n,)."""
+    signal, error = (part.square().flatten(1).sum(1) for part in (wanted, found - wanted))
+    return 10 * torch.log10(signal / error)
+
+
+def _mean_and_lowest(values: Tensor) -> str:
+    return f"{values.mean():.1f} dB (lowest of {len(values)}: {values.min():.1f})" if len(values) > 1 else f"{values.mean():.1f} dB"

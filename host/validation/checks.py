@@ -1,0 +1,177 @@
+"""Checks of what users connect, before any work is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from comfy.ldm.modules.attention import SpatialVideoTransformer
+from torch import Tensor
+
+from ...tokenflow_ops import Injection, Inversion
+from ...tokenflow_ops.backbone import Backbone
+from ..families import backbone_of
+from .errors import NodeError
+from .fingerprint import is_same_model
+
+# Rows and columns of the smallest latents: halved twice there is nothing left to match.
+SMALLEST = 3
+# Relative error of a frame's latents. Another device or precision of the VAE stays below.
+SAME_FRAME = 0.05
+
+
+def check_model(node: str, model: Any) -> Backbone:
+    """The layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
+    unet = getattr(model.model, "diffusion_model", None)  # a VAE's or a text encoder's patcher has none
+    found = None if unet is None else backbone_of(unet)
+    kind = type(model.model.model_config).__name__ if hasattr(model.model, "model_config") else type(model.model).__name__
+    if found is None:
+        raise NodeError(
+            node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
+        )
+    if any(isinstance(module, SpatialVideoTransformer) for module in model.model.diffusion_model.modules()):
+        raise NodeError(
+            node, "model", f"{kind} is a video model, which attends over time by itself.", "Connect an SD 1.x, SD 2.x or SDXL model."
+        )
+    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+        raise NodeError(
+            node, "model", f"{kind} is a flow model, whose start is not noise over signal.", "Connect an SD 1.x, SD 2.x or SDXL model."
+        )
+    return found[1]
+
+
+def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = "latents") -> Tensor:
+    """The samples (N, C, h, w) of a LATENT, float32. Raises: NodeError if it is no batch of image latents that this model takes."""
+    samples = latents["samples"]
+    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+        shape = "nested" if getattr(samples, "is_nested", False) else tuple(samples.shape)
+        raise NodeError(
+            node,
+            socket,
+            f"latents of shape {shape}, which are a video model's.",
+            "Encode the frames with the VAE of an image model: (N, C, h, w).",
+        )
+    if len(samples) == 0 or samples.numel() == 0:
+        raise NodeError(node, socket, f"an empty batch of latents {tuple(samples.shape)}.", "Connect at least one frame.")
+    if not samples.is_floating_point():
+        raise NodeError(node, socket, f"latents of type {samples.dtype}.", "Connect latents as VAE Encode gives them.")
+    if min(samples.shape[2:]) < SMALLEST:
+        found = f"latents of {samples.shape[3]} x {samples.shape[2]}, pictures of a few pixels."
+        raise NodeError(node, socket, found, f"Encode larger frames: at least {SMALLEST} x {SMALLEST} latent pixels.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise NodeError(
+            node,
+            socket,
+            f"latents with {samples.shape[1]} channels, the model takes {channels}.",
+            "Encode the frames with the VAE that belongs to the model.",
+        )
+    if not torch.isfinite(samples).all():
+        bad = (~torch.isfinite(samples)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise NodeError(
+            node,
+            socket,
+            f"NaN or infinite latents in frames {bad[:8]}.",
+            "Check the source images and the VAE's precision (--fp32-vae may help).",
+        )
+    return samples.float()
+
+
+def noise_mask(node: str, latents: dict[str, Any], frames: int, socket: str = "latents") -> Tensor | None:
+    """The mask (1 or N, H, W) in [0, 1] that a LATENT of so many frames says to sample inside of. Raises: NodeError for another number."""
+    mask = latents.get("noise_mask")
+    if mask is None:
+        return None
+    masks: Tensor = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    if len(masks) not in (1, frames):
+        found = f"a noise mask of {len(masks)} for {frames} frames."
+        raise NodeError(node, socket, found, "Set one noise mask for all frames, or one for each.")
+    return masks
+
+
+def others_kept(latents: dict[str, Any]) -> dict[str, Any]:
+    """What a LATENT holds beside its samples and belongs to what became of them too, as the host's samplers pass it on.
+
+    Not the noise mask: under the host's samplers it would keep the inverted noise outside of itself. The inversion has it.
+    """
+    return {
+        name: value for name, value in latents.items() if name not in ("samples", "noise_mask") and not name.startswith("downscale_ratio")
+    }
+
+
+def check_injection(node: str, backbone: Backbone, injection: Injection | None) -> None:
+    """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
+    if injection is None or not (injection.attention_until or injection.features_until) or backbone.injected_attention(injection.layers):
+        return
+    raise NodeError(
+        node,
+        "injection",
+        f"Plug-and-Play injects from the decoder's second block with self-attention on; this model's are {', '.join(backbone.blocks)}.",
+        "Disconnect it; a start below 1 or a ControlNet keeps the source's structure with any model.",
+    )
+
+
+def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:
+    """Raises: NodeError if the inversion was made by another model or noise schedule. The model's precision does not matter."""
+    if not is_same_model(model, inversion.fingerprint):
+        raise NodeError(
+            node,
+            socket,
+            "this model is not the one the source was inverted with.",
+            "Connect the same checkpoint as in DDIM Invert Video (in any precision, a LoRA on top is fine), or invert again.",
+        )
+
+
+def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
+    """Raises: NodeError if a mask (M, H, W) is not one for all frames or one for each."""
+    if mask is None:
+        return
+    count = 1 if mask.ndim == 2 else len(mask)
+    if count not in (1, inversion.frames):
+        raise NodeError(
+            node, "mask", f"{count} masks for {inversion.frames} inverted frames.", "Connect one mask for all frames, or one for each."
+        )
+
+
+def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
+    """Raises: NodeError if the source's pictures (N, H, W, 3) are not one for each inverted frame."""
+    if len(frames) != inversion.frames:
+        raise NodeError(
+            node, "frames", f"{len(frames)} images for {inversion.frames} inverted frames.", "Connect the frames that were encoded."
+        )
+
+
+def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> Tensor:
+    """The source's pictures (N, H, W, 3), which a mode needs. Raises: NodeError if they are missing or not one for each inverted frame."""
+    if frames is None:
+        raise NodeError(node, "frames", f"nothing, and the mode {mode} follows the source's motion.", "Connect the source frames.")
+    check_frame_count(node, frames, inversion)
+    return frames
+
+
+def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:
+    """Raises: NodeError if latents of `shape` (N, C, h, w) are not those of the inverted clip."""
+    known = tuple(inversion.latents.shape[1:])
+    if shape == known:
+        return
+    if shape[0] != known[0]:
+        found = f"{shape[0]} frames here, {known[0]} in the inversion."
+        remedy = "Sample all frames of the inverted clip in one batch, without context windows."
+    elif len(shape) != len(known) or shape[1] != known[1]:
+        found = f"latents of shape {shape} here, {known} in the inversion."
+        remedy = "Encode the frames with the VAE that belongs to the model."
+    else:
+        found = f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
+        remedy = "Use the same resolution for both."
+    raise NodeError(node, socket, found, remedy)
+
+
+def check_inverted_clip(node: str, latents: Tensor, inversion: Inversion, socket: str = "latents") -> None:
+    """Raises: NodeError if these clean latents (N, C, h, w), in the model's space, are not what was inverted, but for rounding."""
+    check_same_clip(node, tuple(latents.shape), inversion, socket)
+    wanted = inversion.latents[-1].to(latents)
+    error, size = (part.flatten(1).norm(dim=1) for part in (latents - wanted, wanted))
+    others = (error > SAME_FRAME * size).nonzero().flatten().tolist()
+    if others:
+        raise NodeError(node, socket, f"frames {others[:8]} are not those that were inverted.", "Connect the same frames, or invert these.")

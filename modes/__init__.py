@@ -1,0 +1,107 @@
+"""The ways to keep frames together: what each runs at one evaluation of the sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..host.edit_run import EditRun, Mode, Moment
+from ..host.patching import ModelCall
+from ..host.shards import together
+from ..tokenflow_ops.baselines.reference import chunk_neighbours
+from ..tokenflow_ops.edit import carry_denoised
+from ..tokenflow_ops.passes import (
+    Bank,
+    JointPass,
+    KeyframePass,
+    Pass,
+    PropagationPass,
+    SourceKeyframePass,
+    SourceMatchPass,
+    SparseCausalPass,
+)
+from .fatezero import fatezero
+from .rerender import rerender, settle_rerender
+
+
+def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Plug-and-Play alone: every frame attends to itself."""
+    if not now.injected:
+        return call.unchanged()
+    return run.over_frames(call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)), together())
+
+
+def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Every frame attends to all keyframes (the paper's ablation)."""
+    return _attend_to(run, call, now, now.matches.keyframes)
+
+
+def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) -> list[Tensor]:
+    limit = run.edit.attended_keyframes
+    joint = KeyframePass(keyframes, source=run.source(call, keyframes, now.injected), banked=frozenset(), limit=limit)
+    call.run(run, joint)
+
+    def make(frames: Tensor) -> JointPass:
+        source = run.source(call, frames, now.injected)
+        return JointPass(frames, source=source, keyframes=keyframes, seen=joint.seen, limit=limit)
+
+    return run.over_frames(call, make)
+
+
+def first_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Every frame attends to the first one alone (Text2Video-Zero)."""
+    return _attend_to(run, call, now, torch.tensor([0]))
+
+
+def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Every frame attends to the first and the previous one in all layers (Tune-A-Video, untrained)."""
+    bank: Bank = {}
+    layers = frozenset(run.edit.backbone.attention)
+    return run.over_frames(
+        call, lambda frames: SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
+    )
+
+
+def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """The choices of the method's public code: see `tokenflow_ops.baselines.reference`.
+
+    It runs the source as a row beside the edit's two and searches in every layer on that row, which is propagated like the others; so do
+    we, one pass after the other. Of the stored correspondences only the keyframes are used.
+    """
+    keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
+    near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
+    source_bank: Bank = {}
+    bank: Bank = {}
+    known = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.hidden)), bank=source_bank)
+    run.look_at_source(call, known)
+    source = {name: known.kept[name] for name in now.injected}
+    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank, remembered=0))
+
+    def make(frames: Tensor) -> PropagationPass:
+        seen = SourceMatchPass(frames, names=frozenset(now.hidden), bank=source_bank, near=near.of(frames), keyframe_features=known.kept)
+        run.look_at_source(call, seen)
+        return PropagationPass(frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=seen.tokens)
+
+    return run.over_frames(call, make)
+
+
+def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
+    """Keyframes edited jointly, and every frame from their tokens: the method."""
+    return run.edit_jointly(call, now)
+
+
+def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
+    """The denoised frames made of the keyframes' in early steps."""
+    return carry_denoised(run.plan(now), denoised)
+
+
+MODES: dict[str, Mode] = {
+    "tokenflow": Mode(tokenflow, settle=settle_tokenflow),
+    "joint attention": Mode(joint_attention),
+    "first frame": Mode(first_frame),
+    "sparse-causal": Mode(sparse_causal),
+    "per frame": Mode(per_frame, per_frame=True),
+    "tokenflow, public code": Mode(public_code),
+    "fatezero": Mode(fatezero),
+    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True, needs=("cv2", "kornia")),
+}

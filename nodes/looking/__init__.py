@@ -1,0 +1,1 @@
+"""Nodes to look at what goes in and what comes out."""

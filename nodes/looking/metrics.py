@@ -1,0 +1,129 @@
+"""Video Consistency Metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...host.measuring.clip_scores import frame_embedding, prompt_embedding
+from ...host.measuring.measure import measure
+from ...host.measuring.optical_flow import DIS, flow_choices, load_flow
+from ...host.validation.errors import NodeError
+from ..inputs import checked
+from ..schema import lines, schema
+from .clips import called, edit_inputs, like_source, names_input
+
+NAME = "Video Consistency Metrics"
+
+
+class Metrics(io.ComfyNode):
+    """Warp error, sharpness and CLIP's similarities of edits beside the source's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first, second, *more = edit_inputs()
+        return schema(
+            "Metrics",
+            NAME,
+            "Measures flicker: every frame against the next one moved back along the source's optical flow (warp error, lower is steadier). "
+            "Beside it sharpness and, with CLIP, how alike neighbouring frames are and how well they show the prompt.",
+            ["warp error", "temporal consistency", "flicker", "metrics", "optical flow", "RAFT", "CLIP score"],
+            inputs=[
+                io.Image.Input("source", tooltip="The source frames: they give the motion."),
+                first,
+                second,
+                io.Image.Input(
+                    "reconstruction",
+                    optional=True,
+                    tooltip="The source through VAE Encode and VAE Decode: the floor that no edit can pass.",
+                ),
+                *more,
+                *cls._options(),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="figures", tooltip="A line per clip: mean warp error x1e-3 and sharpness, with CLIP the similarities."
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="Warp error of every pair of neighbouring frames; with CLIP a further picture for each similarity.",
+                ),
+                io.String.Output(
+                    display_name="json",
+                    tooltip="Means and single values of every clip, warp errors x1e-3, and the share of pixels that were compared.",
+                ),
+                io.Image.Output(
+                    display_name="table",
+                    tooltip="The means as a table, the best edit's in bold. Excess: warp error above the reconstruction's, as a share of the first edit's.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def _options(cls) -> list[Any]:
+        return [
+            names_input(),
+            io.Combo.Input(
+                "flow",
+                options=flow_choices(),
+                default=DIS,
+                optional=True,
+                tooltip="What finds the source's motion. DIS needs no weights. RAFT, which the paper takes, needs torchvision's file in models/optical_flow.",
+            ),
+            io.ClipVision.Input("clip_vision", optional=True, tooltip="CLIP's vision model, to measure how alike neighbouring frames are."),
+            io.Clip.Input(
+                "clip",
+                optional=True,
+                tooltip="The text encoder of the same CLIP, to score the prompt: ViT-H's (SD 2.x) or ViT-bigG's (SDXL). SD 1.x's does not fit.",
+            ),
+            io.String.Input(
+                "prompt", default="", multiline=True, optional=True, tooltip="What the edits shall show. Needs clip and clip_vision."
+            ),
+        ]
+
+    @classmethod
+    @checked("flow", needs=("kornia", "matplotlib"))
+    def execute(
+        cls,
+        source: Tensor,
+        edited: Tensor,
+        reference: Tensor | None = None,
+        reconstruction: Tensor | None = None,
+        names: str = "",
+        flow: str = DIS,
+        clip_vision: Any = None,
+        clip: Any = None,
+        prompt: str = "",
+        **more_edits: Tensor | None,
+    ) -> io.NodeOutput:
+        clips, words = like_source(
+            NAME, {"source": source, "reconstruction": reconstruction, "edited": edited, "reference": reference, **more_edits}
+        )
+        if len(source) < 2:
+            raise NodeError(NAME, "source", f"{len(source)} frame(s).", "Connect a clip of at least two frames.")
+        if min(source.shape[1:3]) < 2:
+            found = f"frames of {source.shape[2]} x {source.shape[1]} pixels."
+            raise NodeError(NAME, "source", found, "Connect frames of at least 2 x 2 pixels.")
+        frames = {socket: clip[..., :3].movedim(-1, 1).float() for socket, clip in clips.items()}
+        report = measure(
+            called(NAME, frames, names),
+            load_flow(NAME, "flow", flow),
+            flow,
+            None if clip_vision is None else frame_embedding(NAME, "clip_vision", clip_vision),
+            _prompt(clip_vision, clip, prompt),
+        )
+        text = lines(report.text(), words)
+        return io.NodeOutput(text, report.plots(), report.json(), report.table(), ui=ui.PreviewText(text))
+
+
+def _prompt(clip_vision: Any, clip: Any, prompt: str) -> Tensor | None:
+    """The embedded prompt, if one shall be scored. Raises: NodeError if anything for it is missing or does not fit."""
+    if clip is None and not prompt.strip():
+        return None
+    for socket, missing in (("clip", clip is None), ("clip_vision", clip_vision is None), ("prompt", not prompt.strip())):
+        if missing:
+            remedy = "A score of the prompt takes clip, clip_vision and the prompt; leave clip and prompt empty for none."
+            raise NodeError(NAME, socket, "nothing there.", remedy)
+    return prompt_embedding(NAME, "clip", clip, prompt, clip_vision)

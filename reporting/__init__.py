@@ -1,0 +1,1 @@
+"""Figures as pictures: plots, tables, grids of clips. Knows nothing of ComfyUI."""

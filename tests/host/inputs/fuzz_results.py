@@ -1,0 +1,133 @@
+"""What a node's result has to be, whatever the inputs: as many and as large as they say, and finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from tokenflow_pack.host.files.folders import SUFFIX
+
+from .bad_input import (
+    APPLY,
+    BUILD,
+    CHECK,
+    COMPARE,
+    CORRESPONDENCES,
+    EXTRACT,
+    FEATURES,
+    INJECTION,
+    INVERT,
+    LOAD,
+    METRICS,
+    SAMPLER,
+    SAVE,
+    TUNE,
+)
+
+
+def finite(*numbers: torch.Tensor) -> None:
+    for tensor in numbers:
+        assert tensor.is_floating_point()
+        assert torch.isfinite(tensor).all()
+
+
+def pictures(images: torch.Tensor, count: int) -> None:
+    finite(images)
+    assert images.ndim == 4
+    assert len(images) == count
+    assert images.shape[-1] == 3
+    assert images.numel()
+
+
+def shown(total: int, most: int) -> int:
+    return min(total, most or total)
+
+
+def sane_path(given: dict[str, Any], inversion: Any, noisy: Any, sigmas: torch.Tensor) -> None:
+    samples = given["latents"]["samples"] if given.get("latents") else inversion.latents[-1]
+    assert inversion.latents.shape == (len(sigmas), *samples.shape)
+    assert noisy["samples"].shape == samples.shape
+    finite(inversion.latents, noisy["samples"], sigmas)
+    if "steps" in given:
+        assert len(sigmas) == 1 + max(1, round(given["steps"] * given.get("depth", 1.0)))
+
+
+def sane_saved(given: dict[str, Any]) -> None:
+    root = Path(folder_paths.get_output_directory()).resolve()
+    newest = max(root.rglob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+    assert newest.resolve().is_relative_to(root)
+    assert newest.stat().st_size > given["inversion"].latents.numel() * 4
+
+
+def sane_features(given: dict[str, Any], features: Any, components: torch.Tensor) -> None:
+    assert features.inversion is given["inversion"]
+    pictures(components, features.inversion.frames)
+
+
+def sane_matches(given: dict[str, Any], found: Any, rebuilt: torch.Tensor) -> None:
+    frames = given["features"].inversion.frames
+    assert len(found.steps) == len(given["features"].inversion.sigmas) - 1
+    assert all(len(step.keyframes) == math.ceil(frames / given["keyframe_interval"]) for step in found.steps)
+    pictures(rebuilt, frames)
+
+
+def sane_edit(given: dict[str, Any], latent: dict[str, torch.Tensor]) -> None:
+    finite(latent["samples"])
+    assert latent["samples"].shape == given["correspondences"].features.inversion.latents.shape[1:]
+
+
+def sane_patch(given: dict[str, Any], model: Any) -> None:
+    assert model is not given["model"]
+    assert model.model is given["model"].model
+
+
+def sane_figures(given: dict[str, Any], text: str, plot: torch.Tensor, figures: str, table: torch.Tensor) -> None:
+    lines = [line for line in text.splitlines() if not line.endswith("as VAE Encode crops")]
+    assert len(json.loads(figures)["clips"]) == len(lines) >= 2
+    finite(plot, table)
+
+
+def sane_grid(given: dict[str, Any], grid: torch.Tensor) -> None:
+    pictures(grid, 1 if given.get("moments") else len(given["source"]))
+
+
+def sane_check(given: dict[str, Any], back: torch.Tensor, beside: torch.Tensor, plot: torch.Tensor, text: str) -> None:
+    count = shown(given["inversion"].frames, given["most_frames"])
+    pictures(back, count)
+    pictures(beside, count)
+    assert "nan" not in text
+
+
+def sane_tuning(given: dict[str, Any], model: Any, lora: dict[str, torch.Tensor], losses: dict[str, list[float]]) -> None:
+    sane_patch(given, model)
+    finite(*lora.values(), torch.tensor(losses["loss"]))
+    assert len(losses["loss"]) == given["steps"]
+
+
+def sane_view(given: dict[str, Any], *views: torch.Tensor) -> None:
+    made = given["features"] if "features" in given else given["correspondences"].features
+    for view in views[:3]:
+        pictures(view, shown(made.inversion.frames, given.get("most_frames", 64)))
+
+
+SANE: dict[str, Callable[..., None]] = {
+    INVERT: sane_path,
+    LOAD: sane_path,
+    SAVE: sane_saved,
+    EXTRACT: sane_features,
+    BUILD: sane_matches,
+    INJECTION: lambda given, injection: None,
+    SAMPLER: sane_edit,
+    APPLY: sane_patch,
+    METRICS: sane_figures,
+    COMPARE: sane_grid,
+    CHECK: sane_check,
+    TUNE: sane_tuning,
+    FEATURES: sane_view,
+    CORRESPONDENCES: sane_view,
+}

@@ -1,0 +1,65 @@
+"""One input that sets others: what the presets choose, and that the user's own choice is stronger."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, PRESETS, Preset
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from torch import Tensor
+
+from ..helpers import FRAMES, NEGATIVE, POSITIVE, applied, call, edit, injection, inverted, relative_error
+
+ROUNDING = 1e-4
+
+
+@cache
+def preset(name: str) -> Tensor:
+    return edit(preset=name, injection=injection(), cfg=4.0)
+
+
+@pytest.mark.parametrize(("name", "propagation", "carry_until"), [("balanced", DEEP_FEATURES, 0.2), ("faithful", ATTENTION, 0.0)])
+def test_a_preset_is_the_inputs_it_stands_for(name: str, propagation: str, carry_until: float) -> None:
+    asked = edit(propagation=propagation, carry_until=carry_until, injection=injection(), cfg=4.0)
+    assert torch.equal(preset(name), asked)
+    other = next(one for one in PRESETS if one != name and PRESETS[one].steps == 1)
+    assert torch.equal(edit(preset=other, propagation=propagation, carry_until=carry_until, injection=injection(), cfg=4.0), asked)
+    assert relative_error(preset(other), asked) > 10 * ROUNDING
+
+
+def test_without_a_choice_it_is_balanced() -> None:
+    assert torch.equal(edit(injection=injection(), cfg=4.0), preset("balanced"))
+
+
+@pytest.mark.parametrize("name", ["fast", "draft"])
+def test_fewer_steps_are_the_hosts_sampling_of_these_noise_levels(name: str) -> None:
+    _, noisy, sigmas = inverted()
+    levels = sigmas[[0, 2, 3]] if name == "fast" else sigmas[[0, 3]]  # half and a quarter of three steps
+    sampler = comfy.samplers.sampler_object("euler")
+    model = applied(preset=name, injection=injection())
+    by_host = call(SamplerCustom.execute, model, False, 0, 4.0, POSITIVE, NEGATIVE, sampler, levels, noisy)[0]["samples"]
+    assert len(by_host) == FRAMES
+    assert relative_error(preset(name), by_host) < ROUNDING
+
+
+@given(steps=st.integers(1, 1000), share=st.floats(0.01, 1))
+def test_a_share_of_the_steps_begins_and_ends_with_the_schedule(steps: int, share: float) -> None:
+    levels = torch.arange(steps, -1, -1, dtype=torch.float64)
+    taken = Preset(DEEP_FEATURES, 0.0, share).sigmas(levels)
+    assert (float(taken[0]), float(taken[-1])) == (steps, 0)
+    assert len(taken) - 1 == max(1, round(share * steps))
+    assert (taken.diff() < 0).all()
+    assert torch.equal(Preset(DEEP_FEATURES, 0.0).sigmas(levels), levels)
+
+
+def test_what_the_user_chooses_is_stronger() -> None:
+    found = Preset(DEEP_FEATURES, 0.2, 0.5)
+    assert found.but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET) == found
+    assert found.but(BY_PRESET, NUMBER_BY_PRESET, 0) == found  # as older workflows have it
+    assert found.but(ATTENTION, 0.0, 3) == Preset(ATTENTION, 0.0, 0.5, 3)

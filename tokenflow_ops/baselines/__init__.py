@@ -1,0 +1,1 @@
+"""Formulas of other systems, for comparison: FateZero, Rerender-A-Video, the method's public code."""

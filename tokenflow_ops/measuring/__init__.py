@@ -1,0 +1,1 @@
+"""How consistent a clip is, and the optical flow that tells."""

@@ -1,0 +1,1 @@
+"""Inversions as files, and what a host can count of them."""

@@ -1,4 +1,7 @@
-"""The project's commands: `python3 run.py demo`, `test`, `bench` and `batch`. Needs nothing but Python's standard library."""
+"""The project's commands: `python3 run.py demo`, `test`, `bench` and `batch`.
+
+Needs nothing but Python's standard library.
+"""
 
 import sys
 

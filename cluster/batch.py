@@ -1,4 +1,6 @@
-"""A batch: all jobs of a table on a pool of workers, each tried again when it fails, and what came of it on the disk."""
+"""A batch: all jobs of a table on a pool of workers, each tried again when it fails, and what came
+of it on the disk.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ class Attempt:
 
 
 class Batch:
-    """One run. `retries` is how often a job that failed is tried again, behind the others of its clip."""
+    """One run.
+
+    `retries` is how often a job that failed is tried again, behind the others of its clip.
+    """
 
     def __init__(self, pool: Pool, results: Results, progress: Progress, retries: int = 2) -> None:
         self.pool, self.results, self.progress, self.retries = pool, results, progress, retries
@@ -40,14 +45,19 @@ class Batch:
         self.contents: dict[str, ObjectRef] = {}
 
     def run(self, jobs: list[Job]) -> bool:
-        """Runs what is not done yet. Returns: whether all jobs are done in the end. Raises PoolError when no worker is left."""
+        """Runs what is not done yet. Returns: whether all jobs are done in the end.
+
+        Raises PoolError when no worker is left.
+        """
         for job in jobs:
             if not self.results.is_done(job):
                 self.queue.put(job)
                 self.left[job.name] = job
         before = len(jobs) - len(self.left)
         self.progress.count(waiting=len(self.left), done=before)
-        self.progress.line(f"{len(jobs)} jobs, {before} done before; {len(self.pool.slots)} workers")
+        self.progress.line(
+            f"{len(jobs)} jobs, {before} done before; {len(self.pool.slots)} workers"
+        )
         for slot in self.pool.slots:
             if slot.about:
                 self._ready(slot.name, slot.about)
@@ -61,7 +71,9 @@ class Batch:
         return all(self.results.is_done(job) for job in jobs)
 
     def _ready(self, name: str, about: About) -> None:
-        self.progress.line(f"{name}: ready after {about.seconds:.0f} s, {about.device} on {about.machine}")
+        self.progress.line(
+            f"{name}: ready after {about.seconds:.0f} s, {about.device} on {about.machine}"
+        )
 
     def _begin(self, slot: Slot, job: Job) -> None:
         for name, path in job.files.items():
@@ -94,10 +106,14 @@ class Batch:
         attempt = self.running[slot]
         figures = event.figures
         self._tell(slot, "")
-        self._record(attempt, "done", {"figures": figures, "texts": event.texts, "files": attempt.files})
+        self._record(
+            attempt, "done", {"figures": figures, "texts": event.texts, "files": attempt.files}
+        )
         shares = f"{figures['nodes_run']} nodes run, {figures['nodes_cached']} known from before"
         self.progress.count(running=-1, done=1)
-        self.progress.line(f"{attempt.job.name}: done in {figures['seconds']:.0f} s, {shares}; {len(self.left)} left")
+        self.progress.line(
+            f"{attempt.job.name}: done in {figures['seconds']:.0f} s, {shares}; {len(self.left)} left"
+        )
 
     def _failed(self, slot: Slot, event: Failed) -> None:
         """Puts the job back while it may be tried again, and writes it down as failed when not."""
@@ -129,8 +145,17 @@ class Batch:
         """Writes down how a job ended, and frees clips that no other one needs."""
         job, about = attempt.job, attempt.about
         del self.left[job.name]
-        said = {"job": job.name, "state": state, "key": job.key, "inputs": job.cells, "seeds": list(job.seeds)}
-        said |= {"ended": datetime.now(timezone.utc).isoformat(timespec="seconds"), "attempts": self.attempts[job.name]}
+        said = {
+            "job": job.name,
+            "state": state,
+            "key": job.key,
+            "inputs": job.cells,
+            "seeds": list(job.seeds),
+        }
+        said |= {
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "attempts": self.attempts[job.name],
+        }
         said |= {"device": about.device, "versions": about.versions} if about else {}
         self.results.finish(job, said | more)
         needed = {name for other in self.left.values() for name in other.files}

@@ -21,29 +21,43 @@ from .manifest import OutputError, opened
 
 
 def run(options: argparse.Namespace, comfyui: Path) -> int:
-    """Runs the batch; returns the exit code: 0, 1 if a job failed or none could begin, 130 after Ctrl-C or SIGTERM."""
+    """Runs the batch; returns the exit code: 0, 1 if a job failed or none could begin, 130 after
+    Ctrl-C or SIGTERM.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         wanted = Wanted.read(options.workflow, options.jobs, comfyui / "input")
         jobs = [] if options.address else wanted.jobs(definitions(comfyui))
         with opened(options.output) as results, connected(options.address) as dashboard:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler would stop no worker
+            signal.signal(
+                signal.SIGTERM, signal.default_int_handler
+            )  # Ray's own handler would stop no worker
             from ray.exceptions import RayError
 
             from .batch import Batch
             from .progress import Progress, table
             from .workers.pool import Pool, PoolError
 
-            print(f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)" if dashboard else "Ray runs", flush=True)
+            print(
+                f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)"
+                if dashboard
+                else "Ray runs",
+                flush=True,
+            )
             try:
                 with closing(Pool(comfyui, options.workers, options.cores, options.share)) as pool:
                     print("starting ComfyUI ...", flush=True)
-                    jobs = jobs or wanted.jobs(pool.object_info())  # what a cluster's machines have, only they know
+                    jobs = jobs or wanted.jobs(
+                        pool.object_info()
+                    )  # what a cluster's machines have, only they know
                     good = Batch(pool, results, Progress(), options.retries).run(jobs)
             except (PoolError, RayError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
-            print(f"\n{table(results.records[job.name] for job in jobs)}\n{results.manifest}", flush=True)
+            print(
+                f"\n{table(results.records[job.name] for job in jobs)}\n{results.manifest}",
+                flush=True,
+            )
             return 0 if good else 1
     except (OSError, WorkflowError, TableError, OutputError, ClusterError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,7 +69,8 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user asks for, before it is known which nodes there are: a workflow, the table's rows and what is wrong with these.
+    """What a user asks for, before it is known which nodes there are: a workflow, the table's rows
+    and what is wrong with these.
 
     inputs: the folder of the files that the workflow names.
     """
@@ -68,16 +83,23 @@ class Wanted:
 
     @classmethod
     def read(cls, workflow: Path, table: Path, inputs: Path) -> Wanted:
-        """Raises TableError for a table without a row, WorkflowError for a file that is no workflow, OSError for one that is not there."""
+        """Raises TableError for a table without a row, WorkflowError for a file that is no
+        workflow, OSError for one that is not there.
+        """
         rows, problems = look_over(table)
         if not rows:
             raise TableError(problems)
         return cls(read_workflow(workflow), table, rows, problems, inputs)
 
     def jobs(self, info: Json) -> list[Job]:
-        """The jobs, on a server with these node definitions. Raises TableError with all that is wrong with workflow and table."""
+        """The jobs, on a server with these node definitions.
+
+        Raises TableError with all that is wrong with workflow and table.
+        """
         try:
-            jobs, problems = draft_jobs(self.table, self.rows, to_prompt(self.workflow, info), info, self.inputs)
+            jobs, problems = draft_jobs(
+                self.table, self.rows, to_prompt(self.workflow, info), info, self.inputs
+            )
         except WorkflowError as error:  # then nobody can say what a column sets
             jobs, problems = [], str(error).splitlines()
         if self.problems or problems:
@@ -90,14 +112,21 @@ def read_workflow(path: Path) -> Json:
     try:
         workflow = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise WorkflowError(f"{path.name} is no JSON ({error}). Save the workflow again.") from error
+        raise WorkflowError(
+            f"{path.name} is no JSON ({error}). Save the workflow again."
+        ) from error
     if not isinstance(workflow, dict):
-        raise WorkflowError(f"{path.name} is no workflow: there is no object in it. Save the workflow again.")
+        raise WorkflowError(
+            f"{path.name} is no workflow: there is no object in it. Save the workflow again."
+        )
     return workflow
 
 
 def definitions(comfyui: Path) -> Json:
-    """The node definitions of this machine's ComfyUI, started for this alone. Raises launch.comfyui.server.ServerError."""
+    """The node definitions of this machine's ComfyUI, started for this alone.
+
+    Raises launch.comfyui.server.ServerError.
+    """
     print("looking the table over ...", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,

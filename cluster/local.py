@@ -12,9 +12,14 @@ from launch.environment import ROOT
 
 # What an actor needs of the checkout; ComfyUI and the pack are on every machine.
 SHIPPED = {"py_modules": [str(ROOT / "cluster"), str(ROOT / "launch")], "excludes": ["__pycache__"]}
-# Ray takes this machine's outer address unless clusters are off, and gives its workers a low priority. Its dashboard asks the metadata
-# services of clouds which of them this is, with usage statistics or without: through a proxy that is not there it asks nobody.
-ALONE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+# Ray takes this machine's outer address unless clusters are off, and gives its workers a low
+# priority. Its dashboard asks the metadata services of clouds which of them this is, with usage
+# statistics or without: through a proxy that is not there it asks nobody.
+ALONE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
+}
 LONGEST = 500  # letters of what Ray says
 PATIENCE = 10.0  # seconds
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -27,7 +32,8 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def connected(address: str | None, **options: Any) -> Iterator[str]:
-    """Ray at an address, or without one started on this machine, where only this machine reaches it; `options` go to `ray.init`.
+    """Ray at an address, or without one started on this machine, where only this machine reaches
+    it; `options` go to `ray.init`.
 
     Comes before anything that imports Ray, which reads its settings then.
 
@@ -38,7 +44,9 @@ def connected(address: str | None, **options: Any) -> Iterator[str]:
         import ray
     except Exception as error:  # whatever a broken one raises
         found = f"Ray cannot be imported ({_in_a_line(error)})"
-        raise ClusterError(f"{found}. In ComfyUI's environment: pip install 'ray[default]'.") from error
+        raise ClusterError(
+            f"{found}. In ComfyUI's environment: pip install 'ray[default]'."
+        ) from error
     try:
         context = _join(address) if address else _start(options)
     except Exception as error:  # it has many, and some are of no class of their own
@@ -72,7 +80,11 @@ def _start(options: dict[str, Any]) -> Any:
     os.environ |= NOWHERE
     try:
         environment = {**SHIPPED, "env_vars": before}
-        here = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
+        here = {
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "_node_ip_address": "127.0.0.1",
+        }
         return ray.init(address="local", runtime_env=environment, **{**here, **QUIET, **options})
     finally:
         os.environ |= before

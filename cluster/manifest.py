@@ -1,4 +1,6 @@
-"""What a run leaves: a folder of files for every job, and `manifest.jsonl` with a record for each, written after its files."""
+"""What a run leaves: a folder of files for every job, and `manifest.jsonl` with a record for each,
+written after its files.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,25 @@ class Results:
         self.records = read_records(self.manifest)
 
     def is_done(self, job: Job) -> bool:
-        """Whether a job's last record is of the same prompt and files, and what it left is still there in these sizes."""
+        """Whether a job's last record is of the same prompt and files, and what it left is still
+        there in these sizes.
+        """
         record = self.records.get(job.name, {})
-        return record.get("state") == "done" and record.get("key") == job.key and all(self._is_there(job, file) for file in record["files"])
+        return (
+            record.get("state") == "done"
+            and record.get("key") == job.key
+            and all(self._is_there(job, file) for file in record["files"])
+        )
 
     def _is_there(self, job: Job, file: Record) -> bool:
         path = self.folder / job.name / file["name"]
         return path.is_file() and path.stat().st_size == file["bytes"]
 
     def save(self, job: Job, name: str, content: bytes) -> Record:
-        """Writes a file, not in its place before `finish`. Returns: name, size, checksum. Raises OutputError for a name that leads out."""
+        """Writes a file, not in its place before `finish`. Returns: name, size, checksum.
+
+        Raises OutputError for a name that leads out.
+        """
         folder = self.folder / UNFINISHED / job.name
         path = confined(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,14 +59,20 @@ class Results:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        return {"name": path.relative_to(folder.resolve()).as_posix(), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        return {
+            "name": path.relative_to(folder.resolve()).as_posix(),
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
 
     def discard(self, job: Job) -> None:
         """Forgets what was saved of an attempt that failed."""
         shutil.rmtree(self.folder / UNFINISHED / job.name, ignore_errors=True)
 
     def finish(self, job: Job, record: Record) -> None:
-        """Puts a job's files in place of those of its former record, and then its record behind the others. Nothing else is touched."""
+        """Puts a job's files in place of those of its former record, and then its record behind the
+        others. Nothing else is touched.
+        """
         folder, new = self.folder / job.name, [file["name"] for file in record["files"]]
         for name in new:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +90,9 @@ class Results:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Results]:
-    """The output folder, made if missing, for one run at a time. The lock is the system's: it goes with the process, however that ends.
+    """The output folder, made if missing, for one run at a time.
+
+    The lock is the system's: it goes with the process, however that ends.
 
     Raises OutputError if another run has it, or for a manifest that is none.
     """
@@ -83,13 +102,18 @@ def opened(folder: Path) -> Iterator[Results]:
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
-        raise OutputError(f"{folder} is used by another run. Wait for its end, or give another folder by --output.") from error
+        raise OutputError(
+            f"{folder} is used by another run. Wait for its end, or give another folder by --output."
+        ) from error
     with lock:
         yield Results(folder)
 
 
 def read_records(manifest: Path) -> dict[str, Record]:
-    """{job: its last record}. A last line that a killed run left torn is cut off. Raises OutputError for what is no record."""
+    """{job: its last record}. A last line that a killed run left torn is cut off.
+
+    Raises OutputError for what is no record.
+    """
     if not manifest.exists():
         return {}
     content = manifest.read_bytes()
@@ -114,12 +138,17 @@ def _is_record(found: Any) -> bool:
     files = found.get("files") if isinstance(found, dict) else None
     if not isinstance(files, list) or not isinstance(found.get("job"), str):
         return False
-    return all(isinstance(file, dict) and isinstance(file.get("name"), str) and "bytes" in file for file in files)
+    return all(
+        isinstance(file, dict) and isinstance(file.get("name"), str) and "bytes" in file
+        for file in files
+    )
 
 
 def confined(folder: Path, name: str) -> Path:
     """The file of that name inside a folder. Raises OutputError for a name that leads out of it."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
-        raise OutputError(f"the result {name!r} would lie outside of {folder}. Save it with a name that stays inside.")
+        raise OutputError(
+            f"the result {name!r} would lie outside of {folder}. Save it with a name that stays inside."
+        )
     return path

@@ -1,4 +1,6 @@
-"""What a run says: a line per event in the terminal, below them a line that changes, and counts for Ray's dashboard."""
+"""What a run says: a line per event in the terminal, below them a line that changes, and counts for
+Ray's dashboard.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,17 @@ STATES = ("waiting", "running", "done", "failed")
 
 
 class Progress:
-    """The state of all jobs, told as it changes. On a terminal the last line shows every worker's step."""
+    """The state of all jobs, told as it changes.
+
+    On a terminal the last line shows every worker's step.
+    """
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self.stream, self.live = stream, stream.isatty()
         self.counts: Counter[str] = Counter()
-        self.steps: dict[str, tuple[str, str, float, float]] = {}  # of every worker: job, node, steps done, steps
+        self.steps: dict[
+            str, tuple[str, str, float, float]
+        ] = {}  # of every worker: job, node, steps done, steps
         self.gauge = Gauge("tokenflow_jobs", "Jobs of the batch by state.", tag_keys=("state",))
 
     def count(self, **changes: int) -> None:
@@ -53,8 +60,14 @@ class Progress:
         if self.live:
             done, total = self.counts["done"] + self.counts["failed"], sum(self.counts.values())
             filled = 20 * done // max(total, 1)
-            steps = "; ".join(f"{job} {node} {value:g}/{most:g}" for job, node, value, most in self.steps.values())
-            self.stream.write(f"{self._clear()}[{'#' * filled}{'.' * (20 - filled)}] {done}/{total}  {steps}"[:160])
+            steps = "; ".join(
+                f"{job} {node} {value:g}/{most:g}" for job, node, value, most in self.steps.values()
+            )
+            self.stream.write(
+                f"{self._clear()}[{'#' * filled}{'.' * (20 - filled)}] {done}/{total}  {steps}"[
+                    :160
+                ]
+            )
         self.stream.flush()
 
     def _clear(self) -> str:
@@ -65,7 +78,16 @@ def table(records: Iterable[Record]) -> str:
     """The jobs, a line each: name, state, seconds, the error's first line."""
     rows = [("job", "state", "seconds", "")]
     for record in records:
-        error = record["attempts"][-1]["error"].splitlines()[0] if record["state"] == "failed" else ""
-        rows.append((record["job"], record["state"], f"{record['figures'].get('seconds', 0):.1f}", error))
+        error = (
+            record["attempts"][-1]["error"].splitlines()[0] if record["state"] == "failed" else ""
+        )
+        rows.append(
+            (record["job"], record["state"], f"{record['figures'].get('seconds', 0):.1f}", error)
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
+        ).rstrip()
+        for row in rows
+    )

@@ -1,7 +1,8 @@
-"""Clips of the world by kind and number, each with its true motion, its true outline and its ideal edit.
+"""Clips of the world by kind and number, each with its true motion, its true outline and its ideal
+edit.
 
-A kind says what makes a clip hard. A number draws all else: nothing is picked. The ideal edit to another surface is the same scene drawn
-anew with that surface: the same draws, the same poses.
+A kind says what makes a clip hard. A number draws all else: nothing is picked. The ideal edit to
+another surface is the same scene drawn anew with that surface: the same draws, the same poses.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Turning(Scene):
 
 
 class Panning(Scene):
-    """The ground moves by twice the picture in the length of the clip: half of it is new after a quarter."""
+    """The ground moves by twice the picture in the length of the clip: half of it is new after a
+    quarter.
+    """
 
     def pose(self, t: float) -> Pose:
         way = math.copysign(4 * self.ground_scale, self.pan[0]) * t / CLIP_LENGTH
@@ -118,7 +121,9 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of `count` frames. kind: one of KINDS. surface: what its sprite is made of, None for what the number draws."""
+    """A clip of `count` frames. kind: one of KINDS. surface: what its sprite is made of, None for
+    what the number draws.
+    """
 
     kind: str
     number: int
@@ -160,7 +165,9 @@ class Clip:
         if self.kind != "flaw":
             return None
         generator = torch.Generator().manual_seed(self.number)
-        return Flaw(2 + int(uniform(generator, 0, self.count - 4)), 0.15 if self.number % 2 else None)
+        return Flaw(
+            2 + int(uniform(generator, 0, self.count - 4)), 0.15 if self.number % 2 else None
+        )
 
     @property
     def caption(self) -> str:
@@ -169,15 +176,26 @@ class Clip:
 
     def pictures(self) -> Tensor:
         """(N, 3, H, W)."""
-        found = [scene.render(t, self.size) for scene, t in zip(self.shots, self.times, strict=True)]
-        return torch.stack([self.flaw.applied(p) if self.flaw and i == self.flaw.frame else p for i, p in enumerate(found)])
+        found = [
+            scene.render(t, self.size) for scene, t in zip(self.shots, self.times, strict=True)
+        ]
+        return torch.stack(
+            [
+                self.flaw.applied(p) if self.flaw and i == self.flaw.frame else p
+                for i, p in enumerate(found)
+            ]
+        )
 
     def masks(self) -> Tensor:
         """(N, H, W) bool, where the sprite is seen."""
-        return torch.stack([scene.mask(t, self.size) for scene, t in zip(self.shots, self.times, strict=True)])
+        return torch.stack(
+            [scene.mask(t, self.size) for scene, t in zip(self.shots, self.times, strict=True)]
+        )
 
     def flow(self, first: int, second: int) -> tuple[Tensor, Tensor]:
-        """As of `scenes.true_flow`, from one frame to another; nothing of a frame is seen in another shot."""
+        """As of `scenes.true_flow`, from one frame to another; nothing of a frame is seen in
+        another shot.
+        """
         before, after = self.shots[first], self.shots[second]
         flow, occluded = true_flow(before, self.times[first], self.times[second], self.size)
         return flow, occluded if before is after else torch.ones_like(occluded)
@@ -190,7 +208,10 @@ class Clip:
         return [others[i] for i in order[:count]]
 
     def _draw(self, shot: int, surface: str | None) -> Scene:
-        """The scene of a shot. Words come first, so that they are the same in all shots and for all surfaces."""
+        """The scene of a shot.
+
+        Words come first, so that they are the same in all shots and for all surfaces.
+        """
         words = Scene(torch.Generator().manual_seed(self.number))
         draws = torch.Generator().manual_seed(1000 * (shot + 1) + self.number)
         scene = KINDS[self.kind](draws, surface or words.surface, words.shape, words.ground)

@@ -1,7 +1,9 @@
-"""Measures how often the demo model paints what the prompt says: python demo/judge.py [--samples 64] [--cfg 4] [--sheet PICTURE.png]
+"""Measures how often the demo model paints what the prompt says: python demo/judge.py [--samples
+64] [--cfg 4] [--sheet PICTURE.png]
 
-The judge is a small network trained on rendered scenes (judge.safetensors, made by `python demo/judge.py --train`). It names surface, shape
-and ground of a picture, and what every pixel is made of. Its own accuracy on scenes it has not seen is shown first.
+The judge is a small network trained on rendered scenes (judge.safetensors, made by `python
+demo/judge.py --train`). It names surface, shape and ground of a picture, and what every pixel is
+made of. Its own accuracy on scenes it has not seen is shown first.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ SIZE = 128
 UNKNOWN = -100  # as of `cross_entropy`: nothing is learnt from it
 
 
-def render(count: int, generator: torch.Generator, wide: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures (count, 3, SIZE, SIZE), their pixels' materials (count, SIZE, SIZE) and labels (count, 3), the index of each name.
+def render(
+    count: int, generator: torch.Generator, wide: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures (count, 3, SIZE, SIZE), their pixels' materials (count, SIZE, SIZE) and labels
+    (count, 3), the index of each name.
 
-    wide: share of scenes from the wide world, whose shapes are UNKNOWN: they may be cut off or hidden.
+    wide: share of scenes from the wide world, whose shapes are UNKNOWN: they may be cut off or
+    hidden.
     """
     pictures, materials, labels = [], [], []
     for _ in range(count):
@@ -52,7 +58,9 @@ def pooled(features: Tensor) -> Tensor:
 
 
 class Judge(nn.Module):
-    """Says of pictures (B, 3, H, W), sides multiples of 16, what every pixel is made of, and names them; the shape from the mask alone."""
+    """Says of pictures (B, 3, H, W), sides multiples of 16, what every pixel is made of, and names
+    them; the shape from the mask alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,11 +70,20 @@ class Judge(nn.Module):
             nn.Sequential(convolution(before, after, 2), convolution(after, after))
             for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.up = nn.ModuleList(convolution(before + after, after) for after, before in zip(widths[-2::-1], widths[:0:-1], strict=True))
+        self.up = nn.ModuleList(
+            convolution(before + after, after)
+            for after, before in zip(widths[-2::-1], widths[:0:-1], strict=True)
+        )
         self.material = nn.Conv2d(widths[0], len(MATERIALS), 1)
-        self.outline = nn.Sequential(convolution(1, 24, 2), convolution(24, 48, 2), convolution(48, 96, 2), convolution(96, 128, 2))
+        self.outline = nn.Sequential(
+            convolution(1, 24, 2),
+            convolution(24, 48, 2),
+            convolution(48, 96, 2),
+            convolution(96, 128, 2),
+        )
         self.surface, self.shape, self.ground = (
-            nn.Linear(width, len(names)) for width, names in zip((192, 256, 192), NAMES.values(), strict=True)
+            nn.Linear(width, len(names))
+            for width, names in zip((192, 256, 192), NAMES.values(), strict=True)
         )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -79,12 +96,21 @@ class Judge(nn.Module):
             features = up(torch.cat([F.interpolate(features, scale_factor=2.0), skip], 1))
         material = self.material(features)
         sprite = material.detach().softmax(1)[:, : len(SURFACES)].sum(1, keepdim=True)
-        return material, [self.surface(pooled(deepest)), self.shape(pooled(self.outline(sprite))), self.ground(pooled(deepest))]
+        return material, [
+            self.surface(pooled(deepest)),
+            self.shape(pooled(self.outline(sprite))),
+            self.ground(pooled(deepest)),
+        ]
 
     @torch.no_grad()
     def verdict(self, pictures: Tensor) -> Tensor:
         """The index of each name, (B, 3)."""
-        return torch.cat([torch.stack([logits.argmax(1) for logits in self(part)[1]], 1) for part in pictures.split(32)])
+        return torch.cat(
+            [
+                torch.stack([logits.argmax(1) for logits in self(part)[1]], 1)
+                for part in pictures.split(32)
+            ]
+        )
 
     @torch.no_grad()
     def materials(self, pictures: Tensor) -> Tensor:
@@ -95,17 +121,30 @@ class Judge(nn.Module):
 def load(path: Path = WEIGHTS) -> Judge:
     """The trained judge."""
     judge = Judge()
-    judge.load_state_dict({name: weight.float() if weight.dtype == torch.half else weight for name, weight in load_file(path).items()})
+    judge.load_state_dict(
+        {
+            name: weight.float() if weight.dtype == torch.half else weight
+            for name, weight in load_file(path).items()
+        }
+    )
     return judge.eval().requires_grad_(False)
 
 
 def save(judge: Judge, path: Path = WEIGHTS) -> None:
     """In half precision."""
-    save_file({name: w.half().contiguous() if w.is_floating_point() else w for name, w in judge.state_dict().items()}, path)
+    save_file(
+        {
+            name: w.half().contiguous() if w.is_floating_point() else w
+            for name, w in judge.state_dict().items()
+        },
+        path,
+    )
 
 
 def train(generator: torch.Generator, steps: int, batch: int = 32) -> Judge:
-    """A judge of renders that are mirrored, blurred, miscoloured and noisy, as samples of a model are; all of them new."""
+    """A judge of renders that are mirrored, blurred, miscoloured and noisy, as samples of a model
+    are; all of them new.
+    """
     judge = Judge().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
@@ -115,10 +154,19 @@ def train(generator: torch.Generator, steps: int, batch: int = 32) -> Judge:
             shown, pixels = shown.flip(3), pixels.flip(2)
         if uniform(generator) < 0.3:
             shown = F.avg_pool2d(shown, 3, 1, 1, count_include_pad=False)
-        shown = shown * (0.85 + 0.3 * torch.rand(batch, 3, 1, 1)) + 0.05 * torch.rand(batch, 1, 1, 1) * torch.randn_like(shown)
+        shown = shown * (0.85 + 0.3 * torch.rand(batch, 3, 1, 1)) + 0.05 * torch.rand(
+            batch, 1, 1, 1
+        ) * torch.randn_like(shown)
         material, names = judge(shown.to(memory_format=torch.channels_last))
         loss = F.cross_entropy(material, pixels)
-        loss = loss + sum(F.cross_entropy(logits, label) for logits, label in zip(names, labels.T, strict=True)) / 3
+        loss = (
+            loss
+            + sum(
+                F.cross_entropy(logits, label)
+                for logits, label in zip(names, labels.T, strict=True)
+            )
+            / 3
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -130,7 +178,11 @@ def train(generator: torch.Generator, steps: int, batch: int = 32) -> Judge:
 
 def report(title: str, found: Tensor, wanted: Tensor) -> None:
     rates = (found == wanted).float().mean(0).tolist()
-    print(f"{title:28}" + "  ".join(f"{kind} {rate:.3f}" for kind, rate in zip(NAMES, rates, strict=True)), flush=True)
+    print(
+        f"{title:28}"
+        + "  ".join(f"{kind} {rate:.3f}" for kind, rate in zip(NAMES, rates, strict=True)),
+        flush=True,
+    )
 
 
 def report_judge(judge: Judge, generator: torch.Generator, count: int = 500) -> None:
@@ -144,14 +196,20 @@ def report_judge(judge: Judge, generator: torch.Generator, count: int = 500) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, help="the demo model's, if not the shipped ones")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--train", action="store_true", help="make judge.safetensors anew, and judge no samples")
-    parser.add_argument("--batches", type=int, default=1500, help="of 32 renders, to train the judge on")
+    parser.add_argument(
+        "--train", action="store_true", help="make judge.safetensors anew, and judge no samples"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=1500, help="of 32 renders, to train the judge on"
+    )
     parser.add_argument("--sheet", type=Path, help="the samples as a picture")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -164,8 +222,11 @@ def main() -> None:
         judge_samples(judge, options)
 
 
-def samples(count: int, weights: Path | None = None, steps: int = 25, cfg: float = 4.0, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Pictures (count, 3, 128, 128) by the demo model, and what they shall show, (count, 3), the index of each name.
+def samples(
+    count: int, weights: Path | None = None, steps: int = 25, cfg: float = 4.0, seed: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, 128, 128) by the demo model, and what they shall show, (count, 3), the
+    index of each name.
 
     Every prompt of the world in a shuffled order, as often as needed.
     """
@@ -176,21 +237,29 @@ def samples(count: int, weights: Path | None = None, steps: int = 25, cfg: float
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.cartesian_prod(*(torch.arange(len(names)) for names in NAMES.values()))
     rounds = -(-count // len(prompts))
-    wanted = torch.cat([prompts[torch.randperm(len(prompts), generator=generator)] for _ in range(rounds)])[:count]
+    wanted = torch.cat(
+        [prompts[torch.randperm(len(prompts), generator=generator)] for _ in range(rounds)]
+    )[:count]
     model, texts = load_model(weights or SHIPPED), [caption(names) for names in wanted.tolist()]
-    return torch.cat([sample(model, texts[at : at + 8], steps, cfg, seed=at) for at in range(0, count, 8)]), wanted
+    return torch.cat(
+        [sample(model, texts[at : at + 8], steps, cfg, seed=at) for at in range(0, count, 8)]
+    ), wanted
 
 
 def caption(names: list[int]) -> str:
     """A prompt in the world's words."""
-    return "a {} {} on {}".format(*(options[i] for options, i in zip(NAMES.values(), names, strict=True)))
+    return "a {} {} on {}".format(
+        *(options[i] for options, i in zip(NAMES.values(), names, strict=True))
+    )
 
 
 def judge_samples(judge: Judge, options: argparse.Namespace) -> None:
     """Prints how often samples show what was asked for, and those that do not."""
     from sample import save_sheet
 
-    pictures, wanted = samples(options.samples, options.weights, options.steps, options.cfg, options.seed)
+    pictures, wanted = samples(
+        options.samples, options.weights, options.steps, options.cfg, options.seed
+    )
     found = judge.verdict(pictures)
     report(f"{options.samples} samples", found, wanted)
     for asked, seen in zip(wanted.tolist(), found.tolist(), strict=True):

@@ -1,4 +1,7 @@
-"""Renders the demo clip: python demo/make_clip.py. Its true flow is scenes.true_flow(scene, times[i], times[j]) of scenes.demo_clip()."""
+"""Renders the demo clip: python demo/make_clip.py.
+
+Its true flow is scenes.true_flow(scene, times[i], times[j]) of scenes.demo_clip().
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,9 @@ def write(path: Path, scene: Scene, times: list[float]) -> None:
     """Renders a scene at these times into an H.264 video."""
     with av.open(str(path), "w") as file:
         # 4:2:0 although it halves the colours' resolution: not every browser shows 4:4:4.
-        stream = file.add_stream("libx264", FRAMES_PER_SECOND, options={"crf": "6", "preset": "veryslow"})
+        stream = file.add_stream(
+            "libx264", FRAMES_PER_SECOND, options={"crf": "6", "preset": "veryslow"}
+        )
         stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
         for t in times:
             picture = (scene.render(t).movedim(0, -1) * 255).round().byte().contiguous()

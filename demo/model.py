@@ -31,7 +31,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from host.files.demo_model import CHANNELS, HEAD_WIDTH, PATCH, SCHEDULE, TEXT_ENCODER, WEIGHTS, PatchAutoencoder  # noqa: F401 (what the other scripts need)
+from host.files.demo_model import (
+    CHANNELS,
+    HEAD_WIDTH,
+    SCHEDULE,
+    TEXT_ENCODER,
+    WEIGHTS,
+    PatchAutoencoder,
+)
 
 sys.argv = _arguments
 
@@ -53,7 +60,9 @@ UNET = {
     "legacy": False,
     "dtype": torch.float32,
 }
-_betas = make_beta_schedule(SCHEDULE["beta_schedule"], 1000, SCHEDULE["linear_start"], SCHEDULE["linear_end"])
+_betas = make_beta_schedule(
+    SCHEDULE["beta_schedule"], 1000, SCHEDULE["linear_start"], SCHEDULE["linear_end"]
+)
 ALPHA_BAR = torch.cumprod(1 - _betas, 0).float()
 
 
@@ -72,11 +81,15 @@ class DemoModel(nn.Module):
                     layer.reset_parameters(module)
         nn.init.normal_(self.text.text_model.embeddings.token_embedding.weight, std=0.5)
         for name, weight in self.unet.named_parameters():
-            if name.startswith("out.2") or name.endswith(("out_layers.3.weight", "proj_out.weight")):
+            if name.startswith("out.2") or name.endswith(
+                ("out_layers.3.weight", "proj_out.weight")
+            ):
                 nn.init.zeros_(weight)
 
     def predict(self, noised: Tensor, step: Tensor, context: Tensor) -> Tensor:
-        """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) latent, for latents noised to the schedule's `step`, (B,) of 0 to 999."""
+        """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) latent, for latents noised to the
+        schedule's `step`, (B,) of 0 to 999.
+        """
         return self.unet._forward(noised, step, context, transformer_options={})
 
     def read(self, prompts: list[str]) -> Tensor:
@@ -95,19 +108,27 @@ def _text_layer(self, x: Tensor, mask: Tensor | None = None, optimized_attention
     return x + self.mlp(self.layer_norm2(x))
 
 
-comfy.clip_model.CLIPLayer.forward = _text_layer  # the host's adds in place, which autograd cannot follow
+comfy.clip_model.CLIPLayer.forward = (
+    _text_layer  # the host's adds in place, which autograd cannot follow
+)
 
 _tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.__path__[0]) / "sd1_tokenizer")
 
 
 def tokenize(prompts: list[str]) -> Tensor:
     """SD 1's token ids, (B, 77)."""
-    return torch.tensor(_tokenizer(prompts, padding="max_length", max_length=77, truncation=True)["input_ids"])
+    return torch.tensor(
+        _tokenizer(prompts, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    )
 
 
 def assemble(weights: dict[str, Tensor]) -> DemoModel:
     """The model with the given weights, in float32."""
-    codec = {name.removeprefix("codec."): value for name, value in weights.items() if name.startswith("codec.")}
+    codec = {
+        name.removeprefix("codec."): value
+        for name, value in weights.items()
+        if name.startswith("codec.")
+    }
     model = DemoModel(PatchAutoencoder(**codec))
     model.load_state_dict(weights)
     return model.float()
@@ -120,22 +141,37 @@ def load(path: Path = WEIGHTS) -> DemoModel:
 
 def save(model: DemoModel, path: Path) -> None:
     """Half precision, but for the autoencoder's few numbers."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    halves = {name: value if name.startswith("codec.") else value.half() for name, value in weights.items()}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
+    halves = {
+        name: value if name.startswith("codec.") else value.half()
+        for name, value in weights.items()
+    }
     unfinished = path.with_suffix(".part")
     save_file(halves, unfinished)
     unfinished.replace(path)
 
 
 @torch.no_grad()
-def sample(model: DemoModel, prompts: list[str], steps: int = 25, cfg: float = 4.0, seed: int = 0, latents: Tensor | None = None) -> Tensor:
-    """128 x 128 pictures of prompts by deterministic DDIM: Euler steps of dx/dsigma = eps in x = latent + sigma * noise.
+def sample(
+    model: DemoModel,
+    prompts: list[str],
+    steps: int = 25,
+    cfg: float = 4.0,
+    seed: int = 0,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """128 x 128 pictures of prompts by deterministic DDIM: Euler steps of dx/dsigma = eps in x =
+    latent + sigma * noise.
 
     `latents` are inverted ones to start from.
     """
     x, (times, sigmas) = latents, ladder(steps)
     if x is None:
-        noise = torch.randn(len(prompts), CHANNELS, 32, 32, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(
+            len(prompts), CHANNELS, 32, 32, generator=torch.Generator().manual_seed(seed)
+        )
         x = noise * (1 + sigmas[0] ** 2).sqrt()
     prompted, empty = model.read(prompts), model.read([""] * len(prompts))
     for time, sigma, following in zip(times, sigmas[:-1], sigmas[1:], strict=True):
@@ -151,11 +187,14 @@ def sample(model: DemoModel, prompts: list[str], steps: int = 25, cfg: float = 4
 def invert(model: DemoModel, pictures: Tensor, prompts: list[str], steps: int = 50) -> Tensor:
     """The latents that `sample` at cfg 1 leads back to pictures.
 
-    The same steps in reverse, with eps at the step's noisier end, found by three fixed-point iterations.
+    The same steps in reverse, with eps at the step's noisier end, found by three fixed-point
+    iterations.
     """
     times, sigmas = ladder(steps)
     x, context = model.encode(pictures), model.read(prompts)
-    for time, sigma, before in zip(reversed(times), sigmas[:-1].flip(0), sigmas[1:].flip(0), strict=True):
+    for time, sigma, before in zip(
+        reversed(times), sigmas[:-1].flip(0), sigmas[1:].flip(0), strict=True
+    ):
         target = x
         for _ in range(3):
             target = x + (sigma - before) * epsilon(model, target, time, sigma, context)
@@ -164,7 +203,9 @@ def invert(model: DemoModel, pictures: Tensor, prompts: list[str], steps: int = 
 
 
 def ladder(steps: int) -> tuple[list[int], Tensor]:
-    """The schedule's steps from the noisiest down, and their noise over signal with a zero at the end."""
+    """The schedule's steps from the noisiest down, and their noise over signal with a zero at the
+    end.
+    """
     times = torch.linspace(999, 999 / steps, steps).round().long()
     return times.tolist(), torch.cat([((1 - ALPHA_BAR) / ALPHA_BAR).sqrt()[times], torch.zeros(1)])
 

@@ -1,4 +1,6 @@
-"""Looks at the demo model: python demo/sample.py PICTURE.png "a gold star on sand" "a red box on grass" ..."""
+"""Looks at the demo model: python demo/sample.py PICTURE.png "a gold star on sand" "a red box on
+grass" ...
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    every = [f"a {surface} {shape} on {ground}" for surface, shape, ground in zip(SURFACES, cycle(SHAPES), cycle(GROUNDS), strict=False)]
-    save_sheet(sample(load(options.weights), options.prompts or every, options.steps, options.cfg, options.seed), options.picture)
+    every = [
+        f"a {surface} {shape} on {ground}"
+        for surface, shape, ground in zip(SURFACES, cycle(SHAPES), cycle(GROUNDS), strict=False)
+    ]
+    save_sheet(
+        sample(
+            load(options.weights),
+            options.prompts or every,
+            options.steps,
+            options.cfg,
+            options.seed,
+        ),
+        options.picture,
+    )
 
 
 if __name__ == "__main__":

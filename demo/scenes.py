@@ -1,11 +1,13 @@
 """The demo model's world: a textured sprite over a textured ground, moving smoothly.
 
-Every scene draws its textures' phases, scales, tints and its light anew, so that an edit made frame by frame flickers as a real one does.
-Textures are coarser than two latent tokens (8 pixels of 128): copies of tokens are copies of patches, anything finer would not be kept.
-The pose at any time is known, and with it the true flow.
+Every scene draws its textures' phases, scales, tints and its light anew, so that an edit made frame
+by frame flickers as a real one does. Textures are coarser than two latent tokens (8 pixels of 128):
+copies of tokens are copies of patches, anything finer would not be kept. The pose at any time is
+known, and with it the true flow.
 
-Pictures are (3, height, width) floats in [0, 1]; coordinates run from -1 to 1 over the shorter side; times are in any unit, a clip spans
-about 1.5. Sizes are one number for square pictures, or (height, width).
+Pictures are (3, height, width) floats in [0, 1]; coordinates run from -1 to 1 over the shorter
+side; times are in any unit, a clip spans about 1.5. Sizes are one number for square pictures, or
+(height, width).
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def value_noise(u: Tensor, v: Tensor, cells: Tensor) -> Tensor:
     fu, fv = u - iu, v - iv
     fu, fv = fu * fu * (3 - 2 * fu), fv * fv * (3 - 2 * fv)
     iu, iv, ju, jv = iu % period, iv % period, (iu + 1) % period, (iv + 1) % period
-    return (cells[iv, iu] * (1 - fu) + cells[iv, ju] * fu) * (1 - fv) + (cells[jv, iu] * (1 - fu) + cells[jv, ju] * fu) * fv
+    return (cells[iv, iu] * (1 - fu) + cells[iv, ju] * fu) * (1 - fv) + (
+        cells[jv, iu] * (1 - fu) + cells[jv, ju] * fu
+    ) * fv
 
 
 def mix(a: tuple[float, ...] | Tensor, b: tuple[float, ...] | Tensor, share: Tensor) -> Tensor:
@@ -61,7 +65,9 @@ def mix(a: tuple[float, ...] | Tensor, b: tuple[float, ...] | Tensor, share: Ten
 
 
 class Texture:
-    """One material with its random parameters drawn once; called with coordinates (H, W) it gives a picture (3, H, W)."""
+    """One material with its random parameters drawn once; called with coordinates (H, W) it gives a
+    picture (3, H, W).
+    """
 
     def __init__(self, name: str, generator: torch.Generator):
         self.paint: Callable[[Texture, Tensor, Tensor], Tensor] = MATERIALS[name]
@@ -75,12 +81,17 @@ class Texture:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         c, s = math.cos(self.angle), math.sin(self.angle)
-        return (self.paint(self, (x * c - y * s) * self.scale, (x * s + y * c) * self.scale) + self.tint).clamp(0, 1)
+        return (
+            self.paint(self, (x * c - y * s) * self.scale, (x * s + y * c) * self.scale) + self.tint
+        ).clamp(0, 1)
 
     def noise(self, u: Tensor, v: Tensor, octaves: int = 2) -> Tensor:
         """Fractal noise in [0, 1]; each octave twice as fine and half as strong."""
         u, v = u + self.offset[0], v + self.offset[1]
-        total = sum(0.5**o * value_noise(u * 2**o + 17 * o, v * 2**o + 9 * o, self.cells[o % 2]) for o in range(octaves))
+        total = sum(
+            0.5**o * value_noise(u * 2**o + 17 * o, v * 2**o + 9 * o, self.cells[o % 2])
+            for o in range(octaves)
+        )
         return total / (2 - 0.5 ** (octaves - 1))
 
 
@@ -89,23 +100,43 @@ def plain(colour: tuple[float, ...]) -> Callable[[Texture, Tensor, Tensor], Tens
 
 
 def marble(p: Texture, u: Tensor, v: Tensor) -> Tensor:
-    return mix((0.35, 0.36, 0.42), (0.93, 0.92, 0.90), torch.sin(u * 3 + p.noise(u * 2.5, v * 2.5) * 6 + p.phase).abs() ** 0.6)
+    return mix(
+        (0.35, 0.36, 0.42),
+        (0.93, 0.92, 0.90),
+        torch.sin(u * 3 + p.noise(u * 2.5, v * 2.5) * 6 + p.phase).abs() ** 0.6,
+    )
 
 
 def wood(p: Texture, u: Tensor, v: Tensor) -> Tensor:
-    return mix((0.40, 0.22, 0.09), (0.72, 0.48, 0.25), torch.sin(u * 9 + p.noise(u * 1.5, v * 1.5) * 5 + p.phase) * 0.5 + 0.5)
+    return mix(
+        (0.40, 0.22, 0.09),
+        (0.72, 0.48, 0.25),
+        torch.sin(u * 9 + p.noise(u * 1.5, v * 1.5) * 5 + p.phase) * 0.5 + 0.5,
+    )
 
 
 def gold(p: Texture, u: Tensor, v: Tensor) -> Tensor:
-    return mix((0.62, 0.42, 0.06), (1.0, 0.88, 0.40), torch.sin(v * 2.5 + p.noise(u * 1.5, v * 1.5) * 3 + p.phase) * 0.5 + 0.5)
+    return mix(
+        (0.62, 0.42, 0.06),
+        (1.0, 0.88, 0.40),
+        torch.sin(v * 2.5 + p.noise(u * 1.5, v * 1.5) * 3 + p.phase) * 0.5 + 0.5,
+    )
 
 
 def lava(p: Texture, u: Tensor, v: Tensor) -> Tensor:
-    return mix((0.12, 0.04, 0.03), (1.0, 0.45, 0.05), (1 - (p.noise(u * 3, v * 3) * 2 - 1).abs() * 3.2).clamp(0, 1))
+    return mix(
+        (0.12, 0.04, 0.03),
+        (1.0, 0.45, 0.05),
+        (1 - (p.noise(u * 3, v * 3) * 2 - 1).abs() * 3.2).clamp(0, 1),
+    )
 
 
 def ice(p: Texture, u: Tensor, v: Tensor) -> Tensor:
-    return mix((0.55, 0.80, 0.92), (0.95, 0.99, 1.0), (1 - (p.noise(u * 2.5, v * 2.5) * 2 - 1).abs() * 5).clamp(0, 1))
+    return mix(
+        (0.55, 0.80, 0.92),
+        (0.95, 0.99, 1.0),
+        (1 - (p.noise(u * 2.5, v * 2.5) * 2 - 1).abs() * 5).clamp(0, 1),
+    )
 
 
 def checkered(p: Texture, u: Tensor, v: Tensor) -> Tensor:
@@ -120,11 +151,19 @@ def grass(p: Texture, u: Tensor, v: Tensor) -> Tensor:
 
 def sand(p: Texture, u: Tensor, v: Tensor) -> Tensor:
     ripples = torch.sin(v * 11 + p.noise(u * 2, v * 2) * 5 + p.phase) * 0.25
-    return mix((0.72, 0.58, 0.36), (0.94, 0.84, 0.62), ripples + 0.35 + 0.3 * p.noise(u * 10, v * 10, octaves=1))
+    return mix(
+        (0.72, 0.58, 0.36),
+        (0.94, 0.84, 0.62),
+        ripples + 0.35 + 0.3 * p.noise(u * 10, v * 10, octaves=1),
+    )
 
 
 def water(p: Texture, u: Tensor, v: Tensor) -> Tensor:
-    return mix((0.04, 0.28, 0.55), (0.55, 0.83, 0.92), (torch.sin(v * 9 + p.noise(u * 2, v * 2) * 7 + p.phase) * 0.5 + 0.5) ** 3)
+    return mix(
+        (0.04, 0.28, 0.55),
+        (0.55, 0.83, 0.92),
+        (torch.sin(v * 9 + p.noise(u * 2, v * 2) * 7 + p.phase) * 0.5 + 0.5) ** 3,
+    )
 
 
 def brick(p: Texture, u: Tensor, v: Tensor) -> Tensor:
@@ -132,18 +171,24 @@ def brick(p: Texture, u: Tensor, v: Tensor) -> Tensor:
     row = torch.floor(v)
     u = u * 1.6 + p.offset[0] + 0.5 * (row % 2)
     column = torch.floor(u)
-    stones = mix((0.52, 0.18, 0.12), (0.72, 0.32, 0.22), p.cells[0][row.long() % 16, column.long() % 16])
+    stones = mix(
+        (0.52, 0.18, 0.12), (0.72, 0.32, 0.22), p.cells[0][row.long() % 16, column.long() % 16]
+    )
     return mix((0.78, 0.75, 0.70), stones, ((u - column > 0.08) & (v - row > 0.14)).float())
 
 
 MATERIALS: dict[str, Callable[[Texture, Tensor, Tensor], Tensor]] = {
-    **{m.__name__: m for m in (marble, wood, gold, lava, ice, checkered, grass, sand, water, brick)},
+    **{
+        m.__name__: m for m in (marble, wood, gold, lava, ice, checkered, grass, sand, water, brick)
+    },
     **{name: plain(colour) for name, colour in COLOURS.items()},
 }
 
 
 def distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance (negative inside) to the outline of a shape about 0.9 in radius; raises KeyError for a shape not in SHAPES."""
+    """Signed distance (negative inside) to the outline of a shape about 0.9 in radius; raises
+    KeyError for a shape not in SHAPES.
+    """
     if shape == "ball":
         return torch.hypot(x, y) - 0.9
     if shape == "box":
@@ -156,14 +201,18 @@ def distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.abs() * 0.95, 0.62 - y * 0.95
         lobe = torch.hypot(x - 0.325, y - 0.975) - 0.46
         along = 0.5 * (x + y).clamp(min=0)
-        sides = torch.minimum(torch.hypot(x, y - 1.3), torch.hypot(x - along, y - along)) * torch.sign(x - y)
+        sides = torch.minimum(
+            torch.hypot(x, y - 1.3), torch.hypot(x - along, y - along)
+        ) * torch.sign(x - y)
         return torch.where(x + y > 1.3, lobe, sides)
     raise KeyError(shape)
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where everything is at one time: the sprite's centre, angle (radians) and size, the ground's shift in texture units."""
+    """Where everything is at one time: the sprite's centre, angle (radians) and size, the ground's
+    shift in texture units.
+    """
 
     x: float
     y: float
@@ -193,8 +242,15 @@ class Scene:
         self.ground = self.ground or _pick(GROUNDS, g)
         self.surface = self.surface or _pick(SURFACES, g)
         self.shape = self.shape or _pick(SHAPES, g)
-        self.ground_texture, self.surface_texture = Texture(self.ground, g), Texture(self.surface, g)
-        self.light, self.size, self.ground_scale = uniform(g, 0, 2 * math.pi), uniform(g, 0.5, 0.72), uniform(g, 0.55, 0.9)
+        self.ground_texture, self.surface_texture = (
+            Texture(self.ground, g),
+            Texture(self.surface, g),
+        )
+        self.light, self.size, self.ground_scale = (
+            uniform(g, 0, 2 * math.pi),
+            uniform(g, 0.5, 0.72),
+            uniform(g, 0.55, 0.9),
+        )
         self.start = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3), uniform(g, -0.4, 0.4)
         self.velocity = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3), uniform(g, -0.6, 0.6)
         self.pan = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3)
@@ -212,7 +268,13 @@ class Scene:
         """Where everything is at time t."""
         (x, y, angle), (vx, vy, spin) = self.start, self.velocity
         shift = self.pan[0] * t, self.pan[1] * t
-        return Pose(x + vx * math.sin(1.6 * t), y + vy * math.sin(1.3 * t + 0.4), angle + spin * t, *shift, self.size)
+        return Pose(
+            x + vx * math.sin(1.6 * t),
+            y + vy * math.sin(1.3 * t + 0.4),
+            angle + spin * t,
+            *shift,
+            self.size,
+        )
 
     def brightness(self, t: float) -> float:
         """What the whole picture is multiplied by at time t."""
@@ -226,14 +288,18 @@ class Scene:
         return x * c + y * s, y * c - x * s
 
     def outline(self, t: float, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of points from the sprite's outline, negative inside, as of `distance` but in picture coordinates."""
+        """Distance of points from the sprite's outline, negative inside, as of `distance` but in
+        picture coordinates.
+        """
         return distance(self.shape, *self.sprite_coordinates(t, x, y)) * self.pose(t).size
 
     def render(self, t: float = 0.0, size: Size = 128) -> Tensor:
         """The picture at time t, (3, height, width)."""
         x, y = grid(size)
         p = self.pose(t)
-        picture = self.ground_texture(x * self.ground_scale + p.ground_x, y * self.ground_scale + p.ground_y)
+        picture = self.ground_texture(
+            x * self.ground_scale + p.ground_x, y * self.ground_scale + p.ground_y
+        )
         for scene in self.sprites():
             picture = scene.paint(picture, t)
         light = self.brightness(t)
@@ -249,9 +315,15 @@ class Scene:
         p = self.pose(t)
         x, y = self.sprite_coordinates(t, *grid((picture.shape[1], picture.shape[2])))
         cover = (0.5 - distance(self.shape, x, y) * p.size * short / 4).clamp(0, 1)
-        shadow = 0.45 * (0.5 - distance(self.shape, x - 0.12, y - 0.16) * p.size * short / 14).clamp(0, 1)
-        light = 0.84 - 0.38 * (0.7 * (x * math.cos(self.light) + y * math.sin(self.light))).clamp(-1, 1)
-        sprite = (self.surface_texture(x * TEXTURE_PER_RADIUS, y * TEXTURE_PER_RADIUS) * light).clamp(0, 1)
+        shadow = 0.45 * (
+            0.5 - distance(self.shape, x - 0.12, y - 0.16) * p.size * short / 14
+        ).clamp(0, 1)
+        light = 0.84 - 0.38 * (0.7 * (x * math.cos(self.light) + y * math.sin(self.light))).clamp(
+            -1, 1
+        )
+        sprite = (
+            self.surface_texture(x * TEXTURE_PER_RADIUS, y * TEXTURE_PER_RADIUS) * light
+        ).clamp(0, 1)
         return picture * (1 - shadow * (1 - cover)) * (1 - cover) + sprite * cover
 
     def mask(self, t: float, size: Size = 128) -> Tensor:
@@ -269,20 +341,27 @@ def _pick(names: tuple[str, ...], generator: torch.Generator) -> str:
 
 def demo_clip() -> tuple[Scene, list[float]]:
     """The scene of demo/tokenflow_star.mp4 and its frames' times."""
-    return Scene(torch.Generator().manual_seed(CLIP_SEED), "wood", "star", "grass"), [CLIP_LENGTH * i / 24 for i in range(24)]
+    return Scene(torch.Generator().manual_seed(CLIP_SEED), "wood", "star", "grass"), [
+        CLIP_LENGTH * i / 24 for i in range(24)
+    ]
 
 
 def true_flow(scene: Scene, t0: float, t1: float, size: Size = 128) -> tuple[Tensor, Tensor]:
-    """Forward flow of the picture at t0 towards the one at t1, (2, height, width) in pixels (x, y), and its occlusion mask, bool.
+    """Forward flow of the picture at t0 towards the one at t1, (2, height, width) in pixels (x, y),
+    and its occlusion mask, bool.
 
-    Occluded: what leaves the picture, what a sprite covers at t1, and sprites' rims, where one pixel shows two motions.
-    A sprite's shadow moves with the sprite over ground that does not: there brightness changes although the flow is right.
+    Occluded: what leaves the picture, what a sprite covers at t1, and sprites' rims, where one
+    pixel shows two motions. A sprite's shadow moves with the sprite over ground that does not:
+    there brightness changes although the flow is right.
     """
     x, y = grid(size)
     pixel = 2 / (min(sides(size)) - 1)
     rim = 1.5 * pixel  # a sprite's edge is two pixels soft
     before, after = scene.pose(t0), scene.pose(t1)
-    pan = (before.ground_x - after.ground_x) / scene.ground_scale, (before.ground_y - after.ground_y) / scene.ground_scale
+    pan = (
+        (before.ground_x - after.ground_x) / scene.ground_scale,
+        (before.ground_y - after.ground_y) / scene.ground_scale,
+    )
     there = torch.stack([x + pan[0], y + pan[1]])
     layer = torch.zeros_like(x)  # 0 for the ground, then the sprites from back to front
     for number, sprite in enumerate(scene.sprites(), 1):

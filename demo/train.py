@@ -1,7 +1,9 @@
-"""Trains the demo model on endless random scenes: python demo/train.py --state FILE [--hours 2] [--size 128] [--final]
+"""Trains the demo model on endless random scenes: python demo/train.py --state FILE [--hours 2]
+[--size 128] [--final]
 
-FILE holds everything needed to go on (float32 weights, their running average, the optimizer); the average is written to --out as well.
-The loss is v-prediction's: at high noise, where the prompt decides, v is the picture itself, so prompts are learnt as fast as textures.
+FILE holds everything needed to go on (float32 weights, their running average, the optimizer); the
+average is written to --out as well. The loss is v-prediction's: at high noise, where the prompt
+decides, v is the picture itself, so prompts are learnt as fast as textures.
 """
 
 from __future__ import annotations
@@ -13,7 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from model import ALPHA_BAR, PATCH, WEIGHTS, DemoModel, PatchAutoencoder, Tensor, assemble, host_attention, load, save
+from model import (
+    ALPHA_BAR,
+    PATCH,
+    WEIGHTS,
+    DemoModel,
+    PatchAutoencoder,
+    Tensor,
+    assemble,
+    host_attention,
+    load,
+    save,
+)
 from scenes import Scene, uniform
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -28,7 +41,8 @@ SEEN = 0.004  # share of the picture from which on a caption names an object
 class Scenes(IterableDataset):
     """Batches of pictures (B, 3, size, size) uint8 and their captions, from a rolling pool.
 
-    Rendering costs time that training wants: a quarter of every batch is new, the rest comes from the last thousands, mirrored at random.
+    Rendering costs time that training wants: a quarter of every batch is new, the rest comes from
+    the last thousands, mirrored at random.
     """
 
     def __init__(self, batch: int, size: int, pool: int = 8000) -> None:
@@ -37,22 +51,37 @@ class Scenes(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         torch.set_num_threads(1)
         worker = get_worker_info()
-        generator = torch.Generator().manual_seed(time.time_ns() % 2**40 + (worker.id if worker else 0))
+        generator = torch.Generator().manual_seed(
+            time.time_ns() % 2**40 + (worker.id if worker else 0)
+        )
         pool: list[tuple[Tensor, str]] = []
         while True:
-            pool += [self.draw(generator) for _ in range(self.batch // 4 if pool else 16 * self.batch)]
+            pool += [
+                self.draw(generator) for _ in range(self.batch // 4 if pool else 16 * self.batch)
+            ]
             pool = pool[-self.pool :]
             picked = [pool[i] for i in torch.randint(len(pool), (self.batch,), generator=generator)]
-            pictures = [picture.flip(2) if uniform(generator) < 0.5 else picture for picture, _ in picked]
-            yield torch.stack(pictures), ["" if uniform(generator) < DROPPED_CAPTIONS else caption for _, caption in picked]
+            pictures = [
+                picture.flip(2) if uniform(generator) < 0.5 else picture for picture, _ in picked
+            ]
+            yield (
+                torch.stack(pictures),
+                ["" if uniform(generator) < DROPPED_CAPTIONS else caption for _, caption in picked],
+            )
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        """A picture (3, size, size) uint8 of the wide world and its caption, which names only what is seen."""
+        """A picture (3, size, size) uint8 of the wide world and its caption, which names only what
+        is seen.
+        """
         scene, t = wide_scene(generator), uniform(generator, 0, 2)
         picture = scene.render(t, self.size)
         if uniform(generator) < DIMMED:
             picture = (picture * uniform(generator, 0.65, 1.2)).clamp(0, 1)
-        seen = [f"a {sprite.surface} {sprite.shape}" for sprite in scene.sprites() if sprite.mask(t, 64).float().mean() > SEEN]
+        seen = [
+            f"a {sprite.surface} {sprite.shape}"
+            for sprite in scene.sprites()
+            if sprite.mask(t, 64).float().mean() > SEEN
+        ]
         if uniform(generator) < 0.5:
             seen.reverse()
         caption = f"{' and '.join(seen)} on {scene.ground}" if seen else scene.ground
@@ -66,13 +95,19 @@ def fit_autoencoder(scenes: int = 800) -> PatchAutoencoder:
     patches = F.pixel_unshuffle(pictures, PATCH).movedim(1, -1).flatten(0, 2)
     variance, axes = torch.linalg.eigh(torch.cov(patches.T))
     scale = variance.flip(0)[:16].clamp(min=1e-8) ** 0.25
-    codec = PatchAutoencoder(patches.mean(0), axes.flip(1)[:, :16].contiguous(), scale, torch.tensor(1.0))
+    codec = PatchAutoencoder(
+        patches.mean(0), axes.flip(1)[:, :16].contiguous(), scale, torch.tensor(1.0)
+    )
     codec.gain = 1 / codec.encode(pictures[:64]).std()
     return codec
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kwargs: object) -> Tensor:
-    """Attention by its formula: what the compiler makes of it is faster to train on a CPU than a fused one."""
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kwargs: object
+) -> Tensor:
+    """Attention by its formula: what the compiler makes of it is faster to train on a CPU than a
+    fused one.
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
     return (weights @ v).transpose(1, 2).flatten(2)
@@ -91,11 +126,16 @@ class Trainer:
         self.model.to(device)
         unet = self.model.unet
         # As `DemoModel.predict`, but that the compiler sees the UNet alone.
-        self.predict = lambda noised, times, context: unet._forward(noised, times, context, transformer_options={})
+        self.predict = lambda noised, times, context: unet._forward(
+            noised, times, context, transformer_options={}
+        )
         if compiled:
             self.predict = torch.compile(self.predict)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        groups = [{"params": list(self.model.unet.parameters()), "pace": 1.0}, {"params": list(self.model.text.parameters()), "pace": 3.0}]
+        groups = [
+            {"params": list(self.model.unet.parameters()), "pace": 1.0},
+            {"params": list(self.model.text.parameters()), "pace": 3.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         if stored is not None:
             for name in ("model", "average", "optimizer"):
@@ -104,24 +144,40 @@ class Trainer:
 
     def store(self) -> None:
         unfinished = self.path.with_suffix(".part")
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        parts = {
+            name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")
+        }
         torch.save({**parts, "step": self.step, "pictures": self.pictures}, unfinished)
         unfinished.replace(self.path)
 
     def learn(self, pictures: Tensor, captions: list[str], rate: float) -> tuple[Tensor, Tensor]:
-        """One step on pictures (B, 3, H, W) uint8. Returns each picture's schedule step and loss, (B,)."""
+        """One step on pictures (B, 3, H, W) uint8.
+
+        Returns each picture's schedule step and loss, (B,).
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["pace"]
         latents = self.model.encode(pictures.to(self.device).float() / 255)
         count = len(latents)
-        # Evenly spread over the batch, more of them at high noise: that is where prompts and layouts are learnt.
-        parts = (torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)) / count
+        # Evenly spread over the batch, more of them at high noise: that is where prompts and
+        # layouts are learnt.
+        parts = (
+            torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)
+        ) / count
         times = (parts.sqrt() * 1000).long().clamp(max=999)
         alpha_bar = ALPHA_BAR.to(self.device)[times].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         with torch.autocast(self.device, torch.bfloat16):
-            v = self.predict(alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise, times, self.model.read(captions))
-        losses = (v.float() - (alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents)).square().mean((1, 2, 3))
+            v = self.predict(
+                alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise,
+                times,
+                self.model.read(captions),
+            )
+        losses = (
+            (v.float() - (alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents))
+            .square()
+            .mean((1, 2, 3))
+        )
         self.optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -129,38 +185,63 @@ class Trainer:
         self.step, self.pictures = self.step + 1, self.pictures + count
         with torch.no_grad():
             share = max(0.001, 9 / (10 + self.step))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), share)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.model.parameters()), share
+            )
         return times, losses.detach()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="resumable state; written, and taken up if it exists")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        required=True,
+        help="resumable state; written, and taken up if it exists",
+    )
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights to ship go")
     parser.add_argument("--hours", type=float, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
-        "--size", type=int, default=128, help="pixels of a side; 64 to begin with learns words and colours four times as fast"
+        "--size",
+        type=int,
+        default=128,
+        help="pixels of a side; 64 to begin with learns words and colours four times as fast",
     )
     parser.add_argument("--rate", type=float, default=4e-4)
-    parser.add_argument("--final", action="store_true", help="let the rate fall to nothing over this run")
+    parser.add_argument(
+        "--final", action="store_true", help="let the rate fall to nothing over this run"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that render scenes")
     parser.add_argument(
-        "--eager", action="store_true", help="do not compile the UNet, which takes minutes, and is 2 times faster after that"
+        "--eager",
+        action="store_true",
+        help="do not compile the UNet, which takes minutes, and is 2 times faster after that",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.device == "cpu":
-        host_attention.optimized_attention = host_attention.optimized_attention_masked = plain_attention
+        host_attention.optimized_attention = host_attention.optimized_attention_masked = (
+            plain_attention
+        )
     trainer = Trainer(options.state, options.device, not options.eager)
     first, begin = trainer.step, time.time()
     recent: list[list[float]] = [[] for _ in range(8)]
     for pictures, captions in DataLoader(
-        Scenes(options.batch, options.size), batch_size=None, num_workers=options.workers, prefetch_factor=8
+        Scenes(options.batch, options.size),
+        batch_size=None,
+        num_workers=options.workers,
+        prefetch_factor=8,
     ):
         done = (time.time() - begin) / 3600 / options.hours
         ramp = min(1.0, (trainer.step + 1) / 100)
-        times, losses = trainer.learn(pictures, captions, options.rate * ramp * (max(0.02, 1 - done) if options.final else 1.0))
+        times, losses = trainer.learn(
+            pictures,
+            captions,
+            options.rate * ramp * (max(0.02, 1 - done) if options.final else 1.0),
+        )
         for at, loss in zip(times.tolist(), losses.tolist(), strict=True):
             recent[at // 125] = [*recent[at // 125][-199:], loss]
         if trainer.step % 25 == 0:

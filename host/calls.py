@@ -15,7 +15,8 @@ from torch import Tensor
 from ..tokenflow_ops.passes import AttentionCall, Pass, Place
 from .validation.entrance import Entrance
 
-# What travels in `transformer_options` during a pass: the pass, and what its layers need to know of it.
+# What travels in `transformer_options` during a pass: the pass, and what its layers need to know of
+# it.
 PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (bandit takes passes for passwords)
 
 
@@ -23,8 +24,8 @@ PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (b
 class Handover:
     """What a pass hands to the layers.
 
-    work: the pass. node: the node's name for errors. places: where each conditioning of the pass stands, by uuid. entrance: looks over what
-    comes to the model.
+    work: the pass. node: the node's name for errors. places: where each conditioning of the pass
+    stands, by uuid. entrance: looks over what comes to the model.
     """
 
     work: Pass
@@ -47,8 +48,8 @@ class Handover:
         return [self.places[uuid] for uuid in options["uuids"]]
 
 
-# The transformer_options of the model's running call, which ResBlocks and the like are not given. The host may run several at once, each
-# in a thread of its own.
+# The transformer_options of the model's running call, which ResBlocks and the like are not given.
+# The host may run several at once, each in a thread of its own.
 _running: ContextVar[Mapping[str, Any]] = ContextVar("running", default=MappingProxyType({}))
 
 
@@ -81,11 +82,20 @@ class HostAttention(AttentionCall):
         return height, width
 
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
-        return self.original(x, context=context, value=value, mask=self.mask, transformer_options=self.options)
+        return self.original(
+            x, context=context, value=value, mask=self.mask, transformer_options=self.options
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         module = self.module
-        out: Tensor = optimized_attention(q, k, v, module.heads, attn_precision=module.attn_precision, transformer_options=self.options)
+        out: Tensor = optimized_attention(
+            q,
+            k,
+            v,
+            module.heads,
+            attn_precision=module.attn_precision,
+            transformer_options=self.options,
+        )
         return out
 
     def project_out(self, tokens: Tensor) -> Tensor:

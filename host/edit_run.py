@@ -1,4 +1,6 @@
-"""One sampling run of an edit: what it knows of the clip, and what it hands the method at every evaluation (paper, section 4.2)."""
+"""One sampling run of an edit: what it knows of the clip, and what it hands the method at every
+evaluation (paper, section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ T = TypeVar("T")
 class Mode:
     """A way to keep frames together.
 
-    passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C, h, w), guidance included.
-    needs_frames: whether it asks for the source's pictures. per_frame: whether frames know nothing of each other.
-    needs: the libraries it cannot do without.
+    passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C,
+    h, w), guidance included. needs_frames: whether it asks for the source's pictures. per_frame:
+    whether frames know nothing of each other. needs: the libraries it cannot do without.
     """
 
     passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
@@ -50,12 +52,14 @@ class Mode:
 class Edit:
     """What an edit is made of.
 
-    node: the node's name for errors. backbone: the model's layers. mode: how frames are kept together.
-    injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame attends to at most; 0 for the mode's own.
-    carry_until: share of the schedule, see `tokenflow_ops.edit.carry_denoised`. deep: whether frames take all that comes up from below
-    the UNet's full resolution from the keyframes, or self-attention's output alone. frames_per_pass: 0 for the host's estimate.
-    mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for everywhere.
-    frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow optical flow need them.
+    node: the node's name for errors. backbone: the model's layers. mode: how frames are kept
+    together. injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame
+    attends to at most; 0 for the mode's own. carry_until: share of the schedule, see
+    `tokenflow_ops.edit.carry_denoised`. deep: whether frames take all that comes up from below the
+    UNet's full resolution from the keyframes, or self-attention's output alone. frames_per_pass: 0
+    for the host's estimate. mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for
+    everywhere. frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow
+    optical flow need them.
     """
 
     node: str
@@ -75,10 +79,12 @@ class Edit:
 class Moment:
     """Where the sampler stands.
 
-    step: of the inversion, the same for all evaluations of one sampling step. matches: its keyframes and matches.
-    attention, hidden: the self-attention layers and the layer with hidden features (one or none) that take the source's features now.
-    place, steps: of this step in the inversion's whole schedule, counted from 0, and all that it has. Every share counts on these and not
-    on the steps of the run: a run that is cut in two is one edit, and fewer steps stay at the same noise levels.
+    step: of the inversion, the same for all evaluations of one sampling step. matches: its
+    keyframes and matches. attention, hidden: the self-attention layers and the layer with hidden
+    features (one or none) that take the source's features now. place, steps: of this step in the
+    inversion's whole schedule, counted from 0, and all that it has. Every share counts on these and
+    not on the steps of the run: a run that is cut in two is one edit, and fewer steps stay at the
+    same noise levels.
     """
 
     step: int
@@ -114,7 +120,9 @@ class EditRun(Run):
         self.positive: list[dict[str, Any]] | None = None
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Checks the batch, and processes the source prompt as the host does the others: features may have to be computed again."""
+        """Checks the batch, and processes the source prompt as the host does the others: features
+        may have to be computed again.
+        """
         super().begin(guider, sampler, sigmas, noise)
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
         self.steps = Steps(sampler, guider, sigmas)
@@ -123,12 +131,18 @@ class EditRun(Run):
             self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
-            clean = self.inversion.latents[-1].to(noise)  # as during inversion; inpainting models ask for it
-            conds = comfy.samplers.process_conds(guider.inner_model, noise, {"source": source}, noise.device, clean, seed=0)
+            clean = self.inversion.latents[-1].to(
+                noise
+            )  # as during inversion; inpainting models ask for it
+            conds = comfy.samplers.process_conds(
+                guider.inner_model, noise, {"source": source}, noise.device, clean, seed=0
+            )
             self.source_conds = conds["source"]
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Outside the mask the model sees the source's own path, and the clean source is what it is taken to have found there."""
+        """Outside the mask the model sees the source's own path, and the clean source is what it is
+        taken to have found there.
+        """
         self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
         settle = partial(self.edit.mode.settle, self, self.moment(self.step_sigma))
         if self.mask is None:
@@ -142,7 +156,11 @@ class EditRun(Run):
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
         """Some samplers end with a little noise left: outside the mask the source has none of it."""
-        return x if self.mask is None else torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
+        return (
+            x
+            if self.mask is None
+            else torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
+        )
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """The mode's passes; the plain host where nothing is to be changed."""
@@ -160,7 +178,11 @@ class EditRun(Run):
         if injection is None:
             return Moment(step, matches, (), (), place, steps)
         backbone = self.edit.backbone
-        attention = backbone.injected_attention(injection.layers) if injection.attention_at(place, steps) else ()
+        attention = (
+            backbone.injected_attention(injection.layers)
+            if injection.attention_at(place, steps)
+            else ()
+        )
         hidden = backbone.injected_hidden if injection.features_at(place, steps) else None
         return Moment(step, matches, attention, (hidden,) if hidden else (), place, steps)
 
@@ -169,10 +191,14 @@ class EditRun(Run):
         """Where every frame's latents lay in the first one, by the source's pictures."""
         assert self.edit.frames is not None, "checked by the node"
         height, width = self.inversion.latents.shape[-2:]
-        return motion_from_first(self.edit.frames[..., :3].movedim(-1, 1).float().cpu(), (height, width))
+        return motion_from_first(
+            self.edit.frames[..., :3].movedim(-1, 1).float().cpu(), (height, width)
+        )
 
     def source(self, call: ModelCall, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """The source's features of these frames at the evaluation's own noise level: the stored ones, or computed now."""
+        """The source's features of these frames at the evaluation's own noise level: the stored
+        ones, or computed now.
+        """
         store, step = self.features.store, self.inversion.closest_step(call.sigma)
         names = tuple(names)
         if not names:
@@ -189,13 +215,24 @@ class EditRun(Run):
         return len(self.features.steps) == len(self.inversion.sigmas) - 1
 
     def carries_deep(self, call: ModelCall) -> bool:
-        """Whether frames need nothing below full resolution. Patches on the UNet's blocks (FreeU, downscaling) want to see it run."""
+        """Whether frames need nothing below full resolution.
+
+        Patches on the UNet's blocks (FreeU, downscaling) want to see it run.
+        """
         patches = call.options["transformer_options"].get("patches", {})
         patched = any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
-        return self.edit.deep and bool(self.edit.backbone.deep) and not patched and not replaces_attention(self.model)
+        return (
+            self.edit.deep
+            and bool(self.edit.backbone.deep)
+            and not patched
+            and not replaces_attention(self.model)
+        )
 
     def source_prompt(self) -> list[dict[str, Any]]:
-        """The source prompt, processed. Raises: NodeError if it has what a pass of its own cannot have."""
+        """The source prompt, processed.
+
+        Raises: NodeError if it has what a pass of its own cannot have.
+        """
         if self.source_conds is None:
             raise NodeError(
                 self.node,
@@ -207,12 +244,16 @@ class EditRun(Run):
         return self.source_conds
 
     def look_at_source(self, call: ModelCall, capture: CapturePass) -> None:
-        """Runs a pass over the source's latents at the evaluation's noise level, with the source prompt."""
+        """Runs a pass over the source's latents at the evaluation's noise level, with the source
+        prompt.
+        """
         latents = self.inversion.latents_at(call.sigma)[capture.frames].to(call.x)
         call.run(self, capture, latents, [self.source_prompt()])
 
     def plan(self, now: Moment, deep: bool = False) -> StepPlan:
-        """What TokenFlow does at a step. deep: whether frames take all that lies below full resolution as a whole."""
+        """What TokenFlow does at a step. deep: whether frames take all that lies below full
+        resolution as a whole.
+        """
         own = self.every_level or not now.hidden
         return StepPlan(
             self.edit.correspondences,
@@ -223,12 +264,16 @@ class EditRun(Run):
             self.edit.backbone.shallow if deep else None,
             now.place < round(self.edit.carry_until * now.steps),
             self.jointly,
-            # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes it for all frames.
+            # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and
+            # takes it for all frames.
             replaces_attention(self.model),
         )
 
     def edit_jointly(self, call: ModelCall, now: Moment) -> list[Tensor]:
-        """The denoised frames for each list of conditionings. Where memory runs out, fewer keyframes are edited together, for the run."""
+        """The denoised frames for each list of conditionings.
+
+        Where memory runs out, fewer keyframes are edited together, for the run.
+        """
         while True:
             plan = self.plan(now, self.carries_deep(call))
             try:
@@ -238,7 +283,11 @@ class EditRun(Run):
                 if keyframes == 1 or not is_oom(error):
                     raise
                 self.jointly = keyframes // 2
-                logging.warning("%s: out of memory, on with %d keyframes that attend to each other.", self.node, self.jointly)
+                logging.warning(
+                    "%s: out of memory, on with %d keyframes that attend to each other.",
+                    self.node,
+                    self.jointly,
+                )
 
 
 @dataclass(frozen=True)

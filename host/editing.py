@@ -31,6 +31,10 @@ def sample_edit(
     seed: int,
     callback: Callable[..., None],
 ) -> Tensor:
-    """The host's own sampling of a patched model from `latents` (N, C, h, w) as on a LATENT socket, `noise` of unit scale added to them."""
+    """The host's own sampling of a patched model from `latents` (N, C, h, w) as on a LATENT socket,
+    `noise` of unit scale added to them.
+    """
     chosen = comfy.samplers.sampler_object(sampler)
-    return comfy.sample.sample_custom(model, noise, cfg, chosen, sigmas, positive, negative, latents, callback=callback, seed=seed)
+    return comfy.sample.sample_custom(
+        model, noise, cfg, chosen, sigmas, positive, negative, latents, callback=callback, seed=seed
+    )

@@ -1,7 +1,8 @@
 """What of ComfyUI the pack uses: the one list of it, looked over when the pack is loaded.
 
-`tests/host/running/test_internals.py` keeps it complete: the pack imports nothing of the host that is not here. What can
-only be seen on live objects is in LIVE, for people; the tests on a real host are what looks it over.
+`tests/host/running/test_internals.py` keeps it complete: the pack imports nothing of the host that
+is not here. What can only be seen on live objects is in LIVE, for people; the tests on a real host
+are what looks it over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ OLDEST = "0.3.75"
 class Use:
     """Names of a module, dotted where one lies in another, and what they are for.
 
-    A name may say how it is called: what is given by position, then with "=" what is given by name. Methods are written without self.
+    A name may say how it is called: what is given by position, then with "=" what is given by name.
+    Methods are written without self.
     """
 
     module: str
@@ -55,7 +57,11 @@ USES = (
         ("convert_cond(cond)", "prepare_mask(mask, shape, device)"),
         "the source's own prompt beside the edit's; local edits",
     ),
-    Use("comfy.k_diffusion.sampling", ("sample_euler(model, x, sigmas, extra_args, callback, disable)",), "sampling the source back"),
+    Use(
+        "comfy.k_diffusion.sampling",
+        ("sample_euler(model, x, sigmas, extra_args, callback, disable)",),
+        "sampling the source back",
+    ),
     Use("comfy.model_sampling", ("CONST",), "refusing flow models"),
     Use(
         "comfy.patcher_extension",
@@ -127,18 +133,32 @@ USES = (
     ),
     Use(
         "comfy.model_management",
-        ("unet_dtype(model_params=, supported_dtypes=)", "unet_manual_cast(dtype, device, supported)", "should_use_bf16(device)"),
+        (
+            "unet_dtype(model_params=, supported_dtypes=)",
+            "unet_manual_cast(dtype, device, supported)",
+            "should_use_bf16(device)",
+        ),
         "the type to compute in",
     ),
     Use(
         "comfy.utils",
-        ("ProgressBar(total)", "calculate_parameters(weights)", "load_torch_file(path, safe_load=)"),
+        (
+            "ProgressBar(total)",
+            "calculate_parameters(weights)",
+            "load_torch_file(path, safe_load=)",
+        ),
         "progress; weights of our own",
     ),
-    Use("comfy.cli_args", ("args",), "whether saved files may hold the workflow (disable_metadata)"),
+    Use(
+        "comfy.cli_args", ("args",), "whether saved files may hold the workflow (disable_metadata)"
+    ),
     Use(
         "latent_preview",
-        ("get_previewer(device, latent_format)", "prepare_callback(model, steps)", "MAX_PREVIEW_RESOLUTION"),
+        (
+            "get_previewer(device, latent_format)",
+            "prepare_callback(model, steps)",
+            "MAX_PREVIEW_RESOLUTION",
+        ),
         "live previews",
     ),
     Use(
@@ -159,17 +179,43 @@ USES = (
         "where files lie",
     ),
     Use(
-        "comfy.sd", ("CLIP(target, embedding_directory=, parameters=)", "VAE(sd=, dtype=)"), "the embedded model (host/files/demo_model.py)"
+        "comfy.sd",
+        ("CLIP(target, embedding_directory=, parameters=)", "VAE(sd=, dtype=)"),
+        "the embedded model (host/files/demo_model.py)",
     ),
-    Use("comfy.sd", ("load_lora_for_models(model, clip, lora, strength, clip_strength)",), "what Tune-A-Video Tuning learned"),
-    Use("comfy.weight_adapter", ("WeightAdapterTrainBase", "adapter_maps"), "what Tune-A-Video Tuning learns"),
-    Use("comfy.sd1_clip", ("SDClipModel", "SD1ClipModel", "SDTokenizer", "SD1Tokenizer"), "the embedded model's text encoder"),
+    Use(
+        "comfy.sd",
+        ("load_lora_for_models(model, clip, lora, strength, clip_strength)",),
+        "what Tune-A-Video Tuning learned",
+    ),
+    Use(
+        "comfy.weight_adapter",
+        ("WeightAdapterTrainBase", "adapter_maps"),
+        "what Tune-A-Video Tuning learns",
+    ),
+    Use(
+        "comfy.sd1_clip",
+        ("SDClipModel", "SD1ClipModel", "SDTokenizer", "SD1Tokenizer"),
+        "the embedded model's text encoder",
+    ),
     Use("comfy.supported_models", ("SD15",), "the embedded model's layout"),
-    Use("comfy.supported_models_base", ("ClipTarget(tokenizer, encoder)",), "the embedded model's text encoder"),
+    Use(
+        "comfy.supported_models_base",
+        ("ClipTarget(tokenizer, encoder)",),
+        "the embedded model's text encoder",
+    ),
     Use("comfy.latent_formats", ("LatentFormat",), "the embedded model's latents"),
     Use("comfy.model_base", ("ModelType.V_PREDICTION",), "the embedded model predicts v"),
-    Use("comfy.model_base", ("SDXL", "SDXLRefiner"), "whether a prompt needs a pooled output (host/validation/prompts.py)"),
-    Use("comfy.model_detection", ("detect_unet_config(weights, prefix)",), "the embedded model's layout"),
+    Use(
+        "comfy.model_base",
+        ("SDXL", "SDXLRefiner"),
+        "whether a prompt needs a pooled output (host/validation/prompts.py)",
+    ),
+    Use(
+        "comfy.model_detection",
+        ("detect_unet_config(weights, prefix)",),
+        "the embedded model's layout",
+    ),
 )
 
 # What newer hosts have, and is told or asked where it is there.
@@ -179,10 +225,15 @@ NEWER = {
     "comfy_extras.nodes_train.TrainGuider": "training",
 }
 
-# Imported only where it is used: other nodes' modules take seconds. Tune-A-Video Tuning looks it over when it runs.
+# Imported only where it is used: other nodes' modules take seconds. Tune-A-Video Tuning looks it
+# over when it runs.
 TRAINING = (
     Use("comfy_extras.nodes_train", ("TrainSampler",), "the loop of Tune-A-Video Tuning"),
-    Use("comfy_extras.nodes_custom_sampler", ("Guider_Basic(model)",), "its guider, where the host has no TrainGuider"),
+    Use(
+        "comfy_extras.nodes_custom_sampler",
+        ("Guider_Basic(model)",),
+        "its guider, where the host has no TrainGuider",
+    ),
 )
 
 # Attributes and keys of what the host hands over.
@@ -206,15 +257,26 @@ LIVE = {
 
 
 def check_host(uses: tuple[Use, ...] = USES) -> None:
-    """Raises: ImportError if the host lacks any of it or calls it otherwise; it names what, what for, and which ComfyUI is needed."""
-    missing = [f"{use.module}.{name} ({use.purpose})" for use in uses for name in use.names if not _is_there(use.module, name)]
+    """Raises: ImportError if the host lacks any of it or calls it otherwise; it names what, what
+    for, and which ComfyUI is needed.
+    """
+    missing = [
+        f"{use.module}.{name} ({use.purpose})"
+        for use in uses
+        for name in use.names
+        if not _is_there(use.module, name)
+    ]
     if not missing:
         return
     version = _version()
     listed = "; ".join(missing[:3]) + (f"; and {len(missing) - 3} more" if len(missing) > 3 else "")
     if _numbers(version) < _numbers(OLDEST):
-        raise ImportError(f"TokenFlow needs ComfyUI {OLDEST} or newer, and this is {version}: update ComfyUI. It lacks {listed}.")
-    raise ImportError(f"TokenFlow does not know this ComfyUI, {version}, yet: update the pack. It lacks {listed}.")
+        raise ImportError(
+            f"TokenFlow needs ComfyUI {OLDEST} or newer, and this is {version}: update ComfyUI. It lacks {listed}."
+        )
+    raise ImportError(
+        f"TokenFlow does not know this ComfyUI, {version}, yet: update the pack. It lacks {listed}."
+    )
 
 
 def _is_there(module: str, name: str) -> bool:
@@ -226,7 +288,9 @@ def _is_there(module: str, name: str) -> bool:
         is_method = bool(owner) and inspect.isclass(resolve_name(f"{module}:{owner}"))
     except (ImportError, AttributeError):
         return False
-    return not called or _takes(found, [part.strip() for part in arguments.split(",") if part], is_method)
+    return not called or _takes(
+        found, [part.strip() for part in arguments.split(",") if part], is_method
+    )
 
 
 def _takes(function: Any, arguments: list[str], is_method: bool) -> bool:

@@ -1,4 +1,6 @@
-"""How many frames one pass takes, by the host's own memory estimate, and where what is large is kept."""
+"""How many frames one pass takes, by the host's own memory estimate, and where what is large is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,9 @@ BLOCK_BYTES = 16 << 20
 def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
     """The frames a pass may take for latents of `shape` (N, C, h, w); `asked` if it is given.
 
-    Cond and uncond are counted, as is a half on top that the host wants free before it batches them.
-    All frames where self-attention is replaced throughout: Self-Attention Guidance takes what it saw in the last call for the whole batch.
+    Cond and uncond are counted, as is a half on top that the host wants free before it batches
+    them. All frames where self-attention is replaced throughout: Self-Attention Guidance takes what
+    it saw in the last call for the whole batch.
     """
     if replaces_attention(model):
         return shape[0]
@@ -40,7 +43,11 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
     if model_management.is_device_cpu(device):
         free = model_management.get_free_memory(device)
     else:  # everything else may be unloaded, the model itself may not
-        free = model_management.get_total_memory(device) - model.model_size() - model_management.extra_reserved_memory()
+        free = (
+            model_management.get_total_memory(device)
+            - model.model_size()
+            - model_management.extra_reserved_memory()
+        )
     one = model.model.memory_required([2, *shape[1:]]) * 1.5
     return max(1, min(int(free / one), MOST_FRAMES, shape[0]))
 
@@ -48,7 +55,8 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
 def is_oom(error: BaseException) -> bool:
     """Whether memory ran out, in any form that newer hosts count; older ones know the first alone.
 
-    A GPU that finds out after the call returned tells of it by an error of its own kind, `torch.AcceleratorError`.
+    A GPU that finds out after the call returned tells of it by an error of its own kind,
+    `torch.AcceleratorError`.
     """
     newer = getattr(model_management, "is_oom", None)
     if newer is not None:
@@ -56,7 +64,10 @@ def is_oom(error: BaseException) -> bool:
     if isinstance(error, model_management.OOM_EXCEPTION):
         return True
     told_late = isinstance(error, getattr(torch, "AcceleratorError", RuntimeError))
-    return told_late and (getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY or "out of memory" in str(error).lower())
+    return told_late and (
+        getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY
+        or "out of memory" in str(error).lower()
+    )
 
 
 def replaces_attention(model: Any) -> bool:
@@ -65,30 +76,44 @@ def replaces_attention(model: Any) -> bool:
 
 
 def room(node: str, *shape: int) -> Tensor:
-    """An empty float32 tensor: in host memory or, where that would fill it, in a file of the host's temp folder, which goes with it.
+    """An empty float32 tensor: in host memory or, where that would fill it, in a file of the host's
+    temp folder, which goes with it.
 
     node: the node's name for errors. Raises: NodeError if the disk has no room either.
     """
     size = math.prod(shape) * 4
     if fits_in_memory(size):
-        return torch.empty(shape, dtype=torch.float32, device=model_management.intermediate_device())
+        return torch.empty(
+            shape, dtype=torch.float32, device=model_management.intermediate_device()
+        )
     folder = Path(folder_paths.get_temp_directory())
     file = folder / f"tokenflow-{uuid.uuid4().hex}.path"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _reserve(file, size)
-        tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float32).reshape(shape)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, where the file cannot be mapped
+        tensor = torch.from_file(
+            str(file), shared=True, size=math.prod(shape), dtype=torch.float32
+        ).reshape(shape)
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torch's, where the file cannot be mapped
         _remove(file)
         found = f"the path to noise takes {size / 2**30:.1f} GiB, more than the memory has, and {folder} cannot hold it ({error})."
-        raise NodeError(node, "latents", found, "Make room on that disk, or invert fewer frames or steps.") from error
-    logging.info("TokenFlow: %.1f GiB that would fill the memory are kept in %s.", size / 2**30, folder)
+        raise NodeError(
+            node, "latents", found, "Make room on that disk, or invert fewer frames or steps."
+        ) from error
+    logging.info(
+        "TokenFlow: %.1f GiB that would fill the memory are kept in %s.", size / 2**30, folder
+    )
     weakref.finalize(tensor, _remove, file)
     return tensor
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Makes a file of so many bytes with all its blocks: a mapped page that the disk has no room for would end the process."""
+    """Makes a file of so many bytes with all its blocks: a mapped page that the disk has no room
+    for would end the process.
+    """
     with file.open("wb") as made:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(made.fileno(), 0, size)
@@ -98,10 +123,14 @@ def _reserve(file: Path, size: int) -> None:
 
 
 def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows keeps what is still mapped; the host empties the folder when it starts
+    with contextlib.suppress(
+        OSError
+    ):  # Windows keeps what is still mapped; the host empties the folder when it starts
         file.unlink()
 
 
 def fits_in_memory(size: int) -> bool:
-    """Whether `size` bytes take at most a quarter of the free host memory: the rest is the models' and the next node's."""
+    """Whether `size` bytes take at most a quarter of the free host memory: the rest is the models'
+    and the next node's.
+    """
     return size * 4 <= model_management.get_free_memory(torch.device("cpu"))

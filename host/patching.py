@@ -1,7 +1,8 @@
 """A clone of the user's model whose every evaluation goes through a run of ours.
 
-A run is born when the host starts sampling and dies when it ends, after success, error and interrupt alike. It travels as one object in
-`transformer_options`; the clone itself holds only functions.
+A run is born when the host starts sampling and dies when it ends, after success, error and
+interrupt alike. It travels as one object in `transformer_options`; the clone itself holds only
+functions.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ T = TypeVar("T")
 
 
 class Run:
-    """One sampling run: splits every model evaluation into passes over some of the frames. Subclasses say which passes.
+    """One sampling run: splits every model evaluation into passes over some of the frames.
+
+    Subclasses say which passes.
 
     node: the node's name for errors. asked: frames per pass, 0 for the host's estimate.
     """
@@ -47,7 +50,10 @@ class Run:
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Called once the model is loaded and conditionings are processed. Raises: NodeError for what cannot be combined."""
+        """Called once the model is loaded and conditionings are processed.
+
+        Raises: NodeError for what cannot be combined.
+        """
         check_every_pass_runs(self.node, guider.model_options)
         check_controls(self.node, guider.conds)
 
@@ -64,14 +70,20 @@ class Run:
         self.__dict__.clear()
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """One evaluation that the sampler asks for: noisy frames to denoised ones, guidance included."""
+        """One evaluation that the sampler asks for: noisy frames to denoised ones, guidance
+        included.
+        """
         return predict(x)
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """The denoised frames for each list of conditionings; guidance may ask several times in one look."""
+        """The denoised frames for each list of conditionings; guidance may ask several times in one
+        look.
+        """
         return self.over_frames(call, lambda frames: Pass(frames))
 
-    def over_frames(self, call: ModelCall, make: Callable[[Tensor], Pass], shards: Shards = ALONE) -> list[Tensor]:
+    def over_frames(
+        self, call: ModelCall, make: Callable[[Tensor], Pass], shards: Shards = ALONE
+    ) -> list[Tensor]:
         """Passes over all frames in order, joined again.
 
         shards: with which hosts they may be shared: passes that need nothing of each other.
@@ -79,10 +91,15 @@ class Run:
         frames = shards.own(torch.arange(len(call.x)))
         parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
         parts = [part for host in shards.gather(parts) for part in host]
-        return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
+        return (
+            parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
+        )
 
     def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
-        """Does the work for as many of the frames (n,) at once as memory allows, in order. Where it runs out, parts halve, and stay so."""
+        """Does the work for as many of the frames (n,) at once as memory allows, in order.
+
+        Where it runs out, parts halve, and stay so.
+        """
         done: list[T] = []
         while len(frames):
             part = frames[: min(frames_per_pass(self.model, call.x.shape, self.asked), self.most)]
@@ -92,13 +109,17 @@ class Run:
                 if len(part) == 1 or not is_oom(error):
                     raise
                 self.most = len(part) // 2
-                logging.warning("%s: out of memory, on with %d frames in one pass.", self.node, self.most)
+                logging.warning(
+                    "%s: out of memory, on with %d frames in one pass.", self.node, self.most
+                )
             else:
                 frames = frames[len(part) :]
         return done
 
     def cut(self, conds: Conds, frames: Tensor, total: int, kind: str, number: int) -> PassConds:
-        """The conditionings of some frames; those of consecutive frames, which come again at every step, are kept."""
+        """The conditionings of some frames; those of consecutive frames, which come again at every
+        step, are kept.
+        """
         first, last = int(frames[0]), int(frames[-1])
         if len(frames) != last - first + 1:
             return PassConds(conds, frames, total, f"{kind}, part {number}")
@@ -106,7 +127,8 @@ class Run:
         entries = [entry for listed in conds for entry in listed or ()]
         key = (name, *(len(listed or ()) for listed in conds))
         known, cut = self._cut.get(key, ((), None))
-        # Held and compared by identity: guiders may make new ones at every evaluation, at the address of those they dropped.
+        # Held and compared by identity: guiders may make new ones at every evaluation, at the
+        # address of those they dropped.
         if cut is None or any(one is not other for one, other in zip(known, entries, strict=True)):
             cut = PassConds(conds, frames, total, name)
             self._cut[key] = entries, cut
@@ -114,13 +136,29 @@ class Run:
 
 
 class ModelCall:
-    """One evaluation that the sampler asks for: all frames at one sigma, for every list of conditionings."""
+    """One evaluation that the sampler asks for: all frames at one sigma, for every list of
+    conditionings.
+    """
 
     def __init__(
-        self, executor: Callable[..., list[Tensor]], model: Any, conds: Conds, x: Tensor, timestep: Tensor, options: dict[str, Any]
+        self,
+        executor: Callable[..., list[Tensor]],
+        model: Any,
+        conds: Conds,
+        x: Tensor,
+        timestep: Tensor,
+        options: dict[str, Any],
     ) -> None:
-        self.executor, self.model, self.conds, self.x, self.options = executor, model, conds, x, options
-        self.timestep = timestep.detach().expand(len(x))  # the host's training asks for its gradient
+        self.executor, self.model, self.conds, self.x, self.options = (
+            executor,
+            model,
+            conds,
+            x,
+            options,
+        )
+        self.timestep = timestep.detach().expand(
+            len(x)
+        )  # the host's training asks for its gradient
         self.passes = 0
 
     @property
@@ -132,20 +170,33 @@ class ModelCall:
         """The plain host."""
         return self.executor(self.model, self.conds, self.x, self.timestep, self.options)
 
-    def run(self, run: Run, frames_pass: Pass, x: Tensor | None = None, conds: Conds | None = None) -> list[Tensor]:
-        """One pass over its frames; `x` and `conds` of all frames if they are not the sampler's own."""
+    def run(
+        self, run: Run, frames_pass: Pass, x: Tensor | None = None, conds: Conds | None = None
+    ) -> list[Tensor]:
+        """One pass over its frames; `x` and `conds` of all frames if they are not the sampler's
+        own.
+        """
         model_management.throw_exception_if_processing_interrupted()
         frames, total = frames_pass.frames, len(self.x)
-        cut = run.cut(self.conds if conds is None else conds, frames, total, type(frames_pass).__name__, self.passes)
+        cut = run.cut(
+            self.conds if conds is None else conds,
+            frames,
+            total,
+            type(frames_pass).__name__,
+            self.passes,
+        )
         self.passes += 1
         rows = frames.to(self.x.device)
         part = self.x[rows] if x is None else x
         patched = "model_function_wrapper" in self.options
         entrance = Entrance(run.node, part, cut.lists, cut.place, patched)
-        # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as AnimateDiff tells them.
+        # Packs with an image per frame (IPAdapter) pick the rows of a part of the batch as
+        # AnimateDiff tells them.
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
         ours = Handover(frames_pass, run.node, cut.place, entrance).given() | {"ad_params": window}
-        options = self.options | {"transformer_options": self.options.get("transformer_options", {}) | ours}
+        options = self.options | {
+            "transformer_options": self.options.get("transformer_options", {}) | ours
+        }
         try:
             denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
         except Exception as error:
@@ -159,7 +210,8 @@ class ModelCall:
 
 
 def _wait_for_threads(options: Mapping[str, Any]) -> None:
-    """Takes what the host's threads still answer after one of them failed: it would be taken for the next call's answer.
+    """Takes what the host's threads still answer after one of them failed: it would be taken for
+    the next call's answer.
 
     options: the host's model_options.
     """
@@ -174,9 +226,12 @@ def _wait_for_threads(options: Mapping[str, Any]) -> None:
 
 
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
-    """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run. The given model is not touched.
+    """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run.
 
-    asked: frames per pass, 0 for the host's estimate. with_deep: whether passes are asked for what lies below the UNet's full resolution.
+    The given model is not touched.
+
+    asked: frames per pass, 0 for the host's estimate. with_deep: whether passes are asked for what
+    lies below the UNet's full resolution.
     """
     clone = model.clone()
     found = backbone_of(clone.model.diffusion_model)
@@ -184,7 +239,10 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
     family, backbone = found
     deep = backbone.deep if with_deep else ()
     hidden = (backbone.injected_hidden,) if backbone.injected_hidden else ()
-    wraps = ForwardWraps((*backbone.attention, *backbone.cross.values(), *hidden, *deep), partial(family.wrapper, backbone))
+    wraps = ForwardWraps(
+        (*backbone.attention, *backbone.cross.values(), *hidden, *deep),
+        partial(family.wrapper, backbone),
+    )
     clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     _add_wrappers(clone, new_run, asked)
     wraps.during_sampling(clone, KEY)
@@ -204,26 +262,54 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
             options[KEY] = outer
             run.close()
 
-    def prepare_sampling(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare_sampling(
+        executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         # The host would make room for the whole clip at once.
         frames = frames_per_pass(model, noise_shape, asked)
         return executor(model, [frames, *noise_shape[1:]], *args, **kwargs)
 
     def sampler_sample(
-        executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *args: Any, **kwargs: Any
+        executor: Any,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         run: Run = extra_args["model_options"]["transformer_options"][KEY]
         run.model = guider.model_patcher
         run.begin(guider, executor.class_obj, sigmas, noise)
         last = float(sigmas[-1])  # uni_pc writes into them
-        return run.finish(executor(guider, sigmas, extra_args, run.reported(callback), noise, *args, **kwargs), last)
+        return run.finish(
+            executor(guider, sigmas, extra_args, run.reported(callback), noise, *args, **kwargs),
+            last,
+        )
 
-    def predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+    def predict_noise(
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         run: Run = model_options["transformer_options"][KEY]
-        return run.look(x, float(timestep.detach().flatten()[0]), lambda x: executor(x, timestep, model_options, *args, **kwargs))
+        return run.look(
+            x,
+            float(timestep.detach().flatten()[0]),
+            lambda x: executor(x, timestep, model_options, *args, **kwargs),
+        )
 
     def calc_cond_batch(
-        executor: Any, model: Any, conds: Conds, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+        executor: Any,
+        model: Any,
+        conds: Conds,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
     ) -> list[Tensor]:
         run: Run = model_options["transformer_options"][KEY]
         return run.evaluate(ModelCall(executor, model, conds, x, timestep, model_options))
@@ -246,7 +332,10 @@ def _watch_model(clone: Any, deep: tuple[str, ...]) -> None:
         if now is not None:
             now.entrance.check(args[0], options)
         if now is not None and now.work.skips_deep:
-            args = tuple(shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg for arg in args)
+            args = tuple(
+                shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg
+                for arg in args
+            )
         with running(options):
             return executor(*args, **kwargs)
 

@@ -1,4 +1,6 @@
-"""Stage 1 on the host: inversion of the source frames and their self-attention features, run through the host's own sampling."""
+"""Stage 1 on the host: inversion of the source frames and their self-attention features, run
+through the host's own sampling.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,22 @@ def invert_frames(
 ) -> Tensor:
     """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
 
-    node: the node's name for errors. sigmas: (S+1,) downwards. iterations, extrapolate: as of `invert`.
-    progress: counts the steps.
-    Returns: (S+1, N, C, h, w) float32 in the model's latent space, the path at `sigmas`.
+    node: the node's name for errors. sigmas: (S+1,) downwards. iterations, extrapolate: as of
+    `invert`. progress: counts the steps. Returns: (S+1, N, C, h, w) float32 in the model's latent
+    space, the path at `sigmas`.
     """
-    path: Tensor | None = None  # for all steps at once: a list would have to be joined, and held twice
+    path: Tensor | None = (
+        None  # for all steps at once: a list would have to be joined, and held twice
+    )
 
-    def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+    def climb(
+        model_k: Any,
+        x: Tensor,
+        upwards: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool | None = None,
+    ) -> Tensor:
         nonlocal path
         denoised, top = x, len(upwards) - 1
         path = room(node, len(upwards), *x.shape)
@@ -54,7 +65,14 @@ def invert_frames(
         for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate):
             path[index].copy_(reached)
             if index < top and callback is not None:
-                callback({"i": top - 1 - index, "denoised": denoised, "x": reached, "sigma": upwards[top - index]})
+                callback(
+                    {
+                        "i": top - 1 - index,
+                        "denoised": denoised,
+                        "x": reached,
+                        "sigma": upwards[top - index],
+                    }
+                )
         return x
 
     patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
@@ -77,30 +95,51 @@ def capture_features(
 ) -> None:
     """Runs the source latents of every step through the model and hands over what the layers saw.
 
-    node: the node's name for errors. names: self-attention layers (their normed input) and ResBlock parts. frames: (n,), all if None.
-    consume: called once a step with (n, P, C) or (n, C, h, w) tensors on the host's intermediate device, in the model's type.
-    shapes: tokens and width (P, C) that layers are known to have. progress: counts the steps; None where this is part of other work.
-    Raises: NodeError if the layers have other shapes, did not run or are not finite.
+    node: the node's name for errors. names: self-attention layers (their normed input) and ResBlock
+    parts. frames: (n,), all if None. consume: called once a step with (n, P, C) or (n, C, h, w)
+    tensors on the host's intermediate device, in the model's type. shapes: tokens and width (P, C)
+    that layers are known to have. progress: counts the steps; None where this is part of other
+    work. Raises: NodeError if the layers have other shapes, did not run or are not finite.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     steps = list(steps)
     wanted = frozenset(names)
     run = CaptureRun(node, wanted, frames_per_pass)
 
-    def visit(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+    def visit(
+        model_k: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool | None = None,
+    ) -> Tensor:
         for done, step in enumerate(steps):
             latents = inversion.latents[step][chosen].to(x)
-            denoised = model_k(latents, inversion.sigmas[step].to(x).expand(len(latents)), **extra_args)
+            denoised = model_k(
+                latents, inversion.sigmas[step].to(x).expand(len(latents)), **extra_args
+            )
             found = run.take()
             check_captured(node, step, found, wanted, shapes or {})
             consume(step, found)
             if callback is not None:
-                callback({"i": done, "denoised": denoised, "x": latents, "sigma": inversion.sigmas[step]})
+                callback(
+                    {"i": done, "denoised": denoised, "x": latents, "sigma": inversion.sigmas[step]}
+                )
         return x
 
     blank = torch.zeros_like(inversion.latents[0][chosen])
     sigmas = inversion.sigmas[: len(steps) + 1]  # only their number counts
-    run_as_sampler(visit, patch(model, lambda: run, frames_per_pass), inversion.conditioning, [], 1.0, sigmas, blank, progress)
+    run_as_sampler(
+        visit,
+        patch(model, lambda: run, frames_per_pass),
+        inversion.conditioning,
+        [],
+        1.0,
+        sigmas,
+        blank,
+        progress,
+    )
 
 
 class SourceRun(Run):
@@ -123,13 +162,18 @@ class CaptureRun(SourceRun):
         self.passes: dict[int, CapturePass] = {}  # by their first frame
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """All frames, each pass recorded. Guidance that looks again, with changed attention (PAG), is not."""
+        """All frames, each pass recorded.
+
+        Guidance that looks again, with changed attention (PAG), is not.
+        """
         check_areas(self.node, "inversion", call.conds)
         if self.passes:
             return super().evaluate(call)
 
         def make(frames: Tensor) -> CapturePass:
-            capture = self.passes[int(frames[0])] = CapturePass(frames, names=self.names, device=model_management.intermediate_device())
+            capture = self.passes[int(frames[0])] = CapturePass(
+                frames, names=self.names, device=model_management.intermediate_device()
+            )
             return capture
 
         return self.over_frames(call, make, together())
@@ -138,7 +182,9 @@ class CaptureRun(SourceRun):
         """The features of the last evaluation, all frames of a layer in one tensor."""
         passes, self.passes = list(self.passes.values()), {}
         kept = [part for host in together().gather([one.kept for one in passes]) for part in host]
-        return {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
+        return {
+            name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())
+        }
 
 
 def run_as_sampler(
@@ -151,13 +197,24 @@ def run_as_sampler(
     latents: Tensor,
     progress: Progress | None,
 ) -> None:
-    """Runs `function` as a sampler: the host loads the model, processes the conditionings and cleans up.
+    """Runs `function` as a sampler: the host loads the model, processes the conditionings and
+    cleans up.
 
-    latents: (N, C, h, w) as on a LATENT socket, what `function` and the conditionings are given as the clip.
-    progress: counts the steps and shows previews of them; None for work that is part of other work.
+    latents: (N, C, h, w) as on a LATENT socket, what `function` and the conditionings are given as
+    the clip. progress: counts the steps and shows previews of them; None for work that is part of
+    other work.
     """
     sampler = comfy.samplers.KSAMPLER(function)
     callback = None if progress is None else progress.sampling(model, len(sigmas) - 1)
     comfy.sample.sample_custom(
-        model, torch.zeros_like(latents), cfg, sampler, sigmas, positive, negative, latents, callback=callback, seed=0
+        model,
+        torch.zeros_like(latents),
+        cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        latents,
+        callback=callback,
+        seed=0,
     )

@@ -1,7 +1,8 @@
 """Which step an evaluation of a sampler belongs to.
 
-A sampler may look at the model several times a step, between or on the step's noise levels (Heun's second look stands on the next level,
-where Euler would begin its next step). The level alone cannot tell, so the sampler is rehearsed on a single number without a model.
+A sampler may look at the model several times a step, between or on the step's noise levels (Heun's
+second look stands on the next level, where Euler would begin its next step). The level alone cannot
+tell, so the sampler is rehearsed on a single number without a model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .memory import is_oom
 class Steps:
     """The evaluations of one sampling run, counted as they come.
 
-    sampler: the host's sampler object. guider: of the run; samplers ask it for the noise schedule. sigmas: (S+1,) falling.
+    sampler: the host's sampler object. guider: of the run; samplers ask it for the noise schedule.
+    sigmas: (S+1,) falling.
     """
 
     def __init__(self, sampler: Any, guider: Any, sigmas: Tensor) -> None:
@@ -28,9 +30,12 @@ class Steps:
     def begins_at(self, sigma: float) -> float:
         """The noise level at which the step of the next evaluation, which is at `sigma`, began.
 
-        `sigma` itself where the rehearsal does not say: adaptive samplers, and those that do not report their steps as they begin.
+        `sigma` itself where the rehearsal does not say: adaptive samplers, and those that do not
+        report their steps as they begin.
         """
-        expected, begin = self._rehearsed[self._seen] if self._seen < len(self._rehearsed) else (0.0, 0.0)
+        expected, begin = (
+            self._rehearsed[self._seen] if self._seen < len(self._rehearsed) else (0.0, 0.0)
+        )
         self._seen += 1
         return begin if _close(expected, sigma) else sigma
 
@@ -55,13 +60,18 @@ class _Nothing:
             raise RuntimeError("too many evaluations for a sampler of fixed steps")
         self.looks.append(float(sigma[0]))
         denoised = torch.zeros_like(x)
-        for function in model_options.get("sampler_post_cfg_function", []):  # the CFG++ samplers' own
-            denoised = function({"denoised": denoised, "uncond_denoised": denoised, "model_options": model_options})
+        for function in model_options.get(
+            "sampler_post_cfg_function", []
+        ):  # the CFG++ samplers' own
+            denoised = function(
+                {"denoised": denoised, "uncond_denoised": denoised, "model_options": model_options}
+            )
         return denoised
 
 
 def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, float]]:
-    """For every evaluation its noise level and that of its step's first one; empty if they cannot be known beforehand.
+    """For every evaluation its noise level and that of its step's first one; empty if they cannot
+    be known beforehand.
 
     k-diffusion's samplers report a step right after its first evaluation, at the same level.
     """

@@ -1,4 +1,6 @@
-"""`run.py test`: linter, formatter, type checker, outside judges and tests; all run, and the first failure gives the exit code."""
+"""`run.py test`: linter, formatter, type checker, outside judges and tests; all run, and the first
+failure gives the exit code.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +10,44 @@ import sys
 
 from .environment import HOST, ROOT
 
-# Inside ComfyUI the pack is a package, and its modules import each other relatively. The type checker sees it in the same way:
-# as the package tokenflow_pack, by a link, whatever the name of the folder.
+# Inside ComfyUI the pack is a package, and its modules import each other relatively. The type
+# checker sees it in the same way: as the package tokenflow_pack, by a link, whatever the name of
+# the folder.
 PACK = "tokenflow_pack"
 TYPED = ("tokenflow_ops", "reporting", "host", "modes", "nodes", "launch", "cluster", "demo")
 
 
 def run(pytest_arguments: list[str]) -> int:
-    """Runs the checks in the environment of this Python; returns the first exit code that is not zero."""
+    """Runs the checks in the environment of this Python; returns the first exit code that is not
+    zero.
+    """
     link = HOST / "typing" / PACK
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.resolve() != ROOT:
         link.unlink(missing_ok=True)
         link.symlink_to(ROOT, target_is_directory=True)
-    # Every process of pytest keeps a ComfyUI in memory, and threads of several processes on one core wait for each other.
+    # Every process of pytest keeps a ComfyUI in memory, and threads of several processes on one
+    # core wait for each other.
     processes = max(1, min(4, os.cpu_count() or 1))
     environment = os.environ | ({} if pytest_arguments else {"OMP_NUM_THREADS": "1"})
-    packages = [word for name in TYPED if (ROOT / name / "__init__.py").exists() for word in ("-p", f"{PACK}.{name}")]
+    packages = [
+        word
+        for name in TYPED
+        if (ROOT / name / "__init__.py").exists()
+        for word in ("-p", f"{PACK}.{name}")
+    ]
     commands = [
         ["ruff", "check"],
         ["ruff", "format", "--check"],
         ["mypy", *packages],
+        ["pydoclint.main", "-q", *TYPED],
         ["launch.judges"],
         ["pytest", *(pytest_arguments or ["-n", str(processes), "--dist", "loadfile"])],
     ]
     codes = []
     for command in commands:
         print(f"== {' '.join(command)}", flush=True)
-        codes.append(subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode)
+        codes.append(
+            subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode
+        )
     return next((code for code in codes if code), 0)

@@ -1,4 +1,6 @@
-"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` or `python -m cluster` in it."""
+"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` or `python
+-m cluster` in it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ environment variables:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands with their options; what `test` does not know goes to pytest, what `bench` does not know to the benchmark."""
+    """The commands with their options; what `test` does not know goes to pytest, what `bench` does
+    not know to the benchmark.
+    """
     top = argparse.ArgumentParser(
         prog="run.py",
         description="TokenFlow for ComfyUI: show it, test it, run many jobs.",
@@ -27,21 +31,66 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="edit the embedded clip in a real ComfyUI and show the result in output/")
-    demo.add_argument("--keep", action="store_true", help="leave the server running afterwards, to open the graph in a browser")
-    demo.add_argument("--workflow", type=Path, default=ROOT / "workflows" / "quickstart.json", help="another workflow file")
-    bench = commands.add_parser("bench", help="a benchmark of bench/; further arguments go to it", add_help=False)
+    demo = commands.add_parser(
+        "demo", help="edit the embedded clip in a real ComfyUI and show the result in output/"
+    )
+    demo.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the server running afterwards, to open the graph in a browser",
+    )
+    demo.add_argument(
+        "--workflow",
+        type=Path,
+        default=ROOT / "workflows" / "quickstart.json",
+        help="another workflow file",
+    )
+    bench = commands.add_parser(
+        "bench", help="a benchmark of bench/; further arguments go to it", add_help=False
+    )
     bench.add_argument("name", choices=sorted(benchmarks()))
-    batch = commands.add_parser("batch", help="run a workflow with every row of a table, on Ray: docs/cluster.md")
-    batch.add_argument("workflow", type=Path, help="a workflow saved by the editor, or an API prompt")
+    batch = commands.add_parser(
+        "batch", help="run a workflow with every row of a table, on Ray: docs/cluster.md"
+    )
+    batch.add_argument(
+        "workflow", type=Path, help="a workflow saved by the editor, or an API prompt"
+    )
     batch.add_argument("jobs", type=Path, help="a table of jobs, .csv or .jsonl")
-    batch.add_argument("--output", type=Path, default=ROOT / "output" / "batch", help="where results and the manifest go (%(default)s)")
-    batch.add_argument("--address", help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine")
-    batch.add_argument("--workers", type=positive, help="how many ComfyUIs; one per GPU, or one per --cores where there is none")
-    batch.add_argument("--cores", type=positive, help="CPU cores of a worker (4, or all where a machine has fewer)")
-    batch.add_argument("--share", type=positive, default=1, help="how many ComfyUIs share every clip, for long ones (%(default)s)")
-    batch.add_argument("--retries", type=natural, default=2, help="how often a job that failed is tried again (%(default)s)")
-    commands.add_parser("test", help="run the linter, the type checker and all tests; further arguments go to pytest", add_help=False)
+    batch.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "output" / "batch",
+        help="where results and the manifest go (%(default)s)",
+    )
+    batch.add_argument(
+        "--address",
+        help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine",
+    )
+    batch.add_argument(
+        "--workers",
+        type=positive,
+        help="how many ComfyUIs; one per GPU, or one per --cores where there is none",
+    )
+    batch.add_argument(
+        "--cores", type=positive, help="CPU cores of a worker (4, or all where a machine has fewer)"
+    )
+    batch.add_argument(
+        "--share",
+        type=positive,
+        default=1,
+        help="how many ComfyUIs share every clip, for long ones (%(default)s)",
+    )
+    batch.add_argument(
+        "--retries",
+        type=natural,
+        default=2,
+        help="how often a job that failed is tried again (%(default)s)",
+    )
+    commands.add_parser(
+        "test",
+        help="run the linter, the type checker and all tests; further arguments go to pytest",
+        add_help=False,
+    )
     return top
 
 
@@ -69,18 +118,37 @@ def main(argv: list[str]) -> int:
     if rest and options.command in ("demo", "batch"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        host = prepare([options.command, *([options.name] if options.command == "bench" else []), *rest])
+        host = prepare(
+            [options.command, *([options.name] if options.command == "bench" else []), *rest]
+        )
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.command == "demo":
-        rest = ["--workflow", str(options.workflow.absolute()), *(["--keep"] if options.keep else [])]
+        rest = [
+            "--workflow",
+            str(options.workflow.absolute()),
+            *(["--keep"] if options.keep else []),
+        ]
     if options.command == "bench":
         rest = [options.name, *rest]
     if options.command == "batch":
-        rest = [str(options.workflow.absolute()), str(options.jobs.absolute()), "--output", str(options.output.absolute())]
-        given = {name: getattr(options, name) for name in ("address", "workers", "cores", "share", "retries")}
-        rest += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        rest = [
+            str(options.workflow.absolute()),
+            str(options.jobs.absolute()),
+            "--output",
+            str(options.output.absolute()),
+        ]
+        given = {
+            name: getattr(options, name)
+            for name in ("address", "workers", "cores", "share", "retries")
+        }
+        rest += [
+            word
+            for name, value in given.items()
+            if value is not None
+            for word in (f"--{name}", str(value))
+        ]
     module = "cluster" if options.command == "batch" else "launch"
     command = [str(host.python), "-m", module, options.command, *rest]
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
@@ -88,4 +156,6 @@ def main(argv: list[str]) -> int:
     if os.name == "posix":
         sys.stdout.flush()
         os.execve(host.python, command, environment)
-    return subprocess.call(command, env=environment)  # elsewhere exec would return to the prompt at once
+    return subprocess.call(
+        command, env=environment
+    )  # elsewhere exec would return to the prompt at once

@@ -28,15 +28,23 @@ def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
         saved = json.loads(workflow.read_text())
         print("starting ComfyUI ...", flush=True)
         with Server(comfyui, HOST / "run", OUTPUT, OUTPUT / "server.log") as server:
-            shutil.copy(CLIP, server.input / "clip.mp4")  # its name in workflows that were saved before 0.2
+            shutil.copy(
+                CLIP, server.input / "clip.mp4"
+            )  # its name in workflows that were saved before 0.2
             device = server.get("/system_stats")["devices"][0]["name"]
-            print(f"ready on {device} after {time.monotonic() - start:.0f} s; running {workflow.name}", flush=True)
+            print(
+                f"ready on {device} after {time.monotonic() - start:.0f} s; running {workflow.name}",
+                flush=True,
+            )
             prompt = to_prompt(saved, server.get("/object_info"))
             embedded = saved if "nodes" in saved else None
             report(run_prompt(server.address, prompt, Progress(prompt), embedded), prompt)
             print(f"total {time.monotonic() - start:.0f} s", flush=True)
             if keep:
-                print(f"ComfyUI stays at {server.address} until Ctrl-C. Open {workflow} there.", flush=True)
+                print(
+                    f"ComfyUI stays at {server.address} until Ctrl-C. Open {workflow} there.",
+                    flush=True,
+                )
                 threading.Event().wait()
     except (OSError, ValueError, WorkflowError, PromptError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)

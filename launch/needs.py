@@ -1,4 +1,7 @@
-"""What each command asks of the Python that runs ComfyUI, beside ComfyUI's own packages. Nothing is installed into it."""
+"""What each command asks of the Python that runs ComfyUI, beside ComfyUI's own packages.
+
+Nothing is installed into it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ REQUIREMENTS = {
     "development packages": ROOT / "requirements-dev.txt",
     "the cluster's packages": ROOT / "requirements-cluster.txt",
 }
-OPTIONAL = ("faiss-gpu", "faiss-cpu")  # nothing asks for them: without FAISS the search runs in torch
+OPTIONAL = (
+    "faiss-gpu",
+    "faiss-cpu",
+)  # nothing asks for them: without FAISS the search runs in torch
 FIGURES = ("kornia", "opencv-python-headless")
 ALL = "*"
 # By the words of a command that ask for it; a command needs what all of its words do.
@@ -44,17 +50,25 @@ HOSTS = ("torch", "transformers", "aiohttp", "packaging")
 
 
 class NeedsError(RuntimeError):
-    """A Python lacks what a command needs; the message says how to name another one, and how to give it what it lacks."""
+    """A Python lacks what a command needs; the message says how to name another one, and how to
+    give it what it lacks.
+    """
 
 
 def needed(words: Iterable[str]) -> dict[str, list[str]]:
-    """{one of REQUIREMENTS: those of its lines that a command needs}. words: the command's name and arguments."""
+    """{one of REQUIREMENTS: those of its lines that a command needs}. words: the command's name and
+    arguments.
+    """
     command, *arguments = words
     given = {command, *(word.partition("=")[0] for word in arguments)}
     asking = [key for key in NEEDS if key.split()[0] == command and given.issuperset(key.split())]
     names = {name for key in asking for name in NEEDS[key]}
     chosen = {
-        what: [line for name, line in requirements(path.read_text()) if name in names or (ALL in names and name not in OPTIONAL)]
+        what: [
+            line
+            for name, line in requirements(path.read_text())
+            if name in names or (ALL in names and name not in OPTIONAL)
+        ]
         for what, path in REQUIREMENTS.items()
     }
     return {what: lines for what, lines in chosen.items() if lines}
@@ -67,20 +81,30 @@ def requirements(text: str) -> list[tuple[str, str]]:
 
 
 def require(python: Path, origin: str, lines: Iterable[str]) -> None:
-    """Raises NeedsError unless a Python runs ComfyUI and has these packages. origin: how it came to be this one."""
+    """Raises NeedsError unless a Python runs ComfyUI and has these packages. origin: how it came to
+    be this one.
+    """
     question = json.dumps({"hosts": HOSTS, "lines": list(lines)})
-    answer = subprocess.run([python, str(ROOT / "launch" / "probe.py")], input=question, capture_output=True, text=True)
+    answer = subprocess.run(
+        [python, str(ROOT / "launch" / "probe.py")], input=question, capture_output=True, text=True
+    )
     taken = f"{python} ({origin})"
     if answer.returncode:
         raise NeedsError(f"{taken} does not run: {answer.stderr.strip()[-500:]}\n{ANOTHER}")
     found = json.loads(answer.stdout)
     if found["hosts"]:
-        raise NeedsError(f"{taken} is not the Python of a ComfyUI: it lacks {', '.join(found['hosts'])}.\n{ANOTHER}")
+        raise NeedsError(
+            f"{taken} is not the Python of a ComfyUI: it lacks {', '.join(found['hosts'])}.\n{ANOTHER}"
+        )
     if found["old"]:
-        raise NeedsError(f"{taken} is Python {found['old']}; the commands need 3.11 or newer.\n{ANOTHER}")
+        raise NeedsError(
+            f"{taken} is Python {found['old']}; the commands need 3.11 or newer.\n{ANOTHER}"
+        )
     if found["lines"]:
         install = shlex.join([str(python), "-m", "pip", "install", *found["lines"]])
-        raise NeedsError(f"{taken} lacks {', '.join(found['lines'])}.\n{ANOTHER}\nIf it is this one, install what it lacks:\n    {install}")
+        raise NeedsError(
+            f"{taken} lacks {', '.join(found['lines'])}.\n{ANOTHER}\nIf it is this one, install what it lacks:\n    {install}"
+        )
 
 
 ANOTHER = "If another Python runs your ComfyUI, name it: COMFYUI_PYTHON=/path/to/python before the command, beside COMFYUI_PATH."

@@ -1,7 +1,9 @@
-"""Tells what a Python lacks. Run by `launch.needs` with the Python in question, whatever its version and packages.
+"""Tells what a Python lacks.
 
-Reads {"hosts": names of distributions, "lines": requirements} and writes the same with what is missing of them, and "old": the version of
-a Python that is older than 3.11.
+Run by `launch.needs` with the Python in question, whatever its version and packages.
+
+Reads {"hosts": names of distributions, "lines": requirements} and writes the same with what is
+missing of them, and "old": the version of a Python that is older than 3.11.
 """
 
 from __future__ import annotations

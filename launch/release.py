@@ -12,7 +12,9 @@ from .environment import ROOT
 
 
 def checkout_files(ignored: tuple[str, ...] = (".gitignore",)) -> list[Path]:
-    """Files of the checkout, relative and sorted, but for what the files named by `ignored` leave out."""
+    """Files of the checkout, relative and sorted, but for what the files named by `ignored` leave
+    out.
+    """
     lines = [line for name in ignored for line in (ROOT / name).read_text().splitlines()]
     spec = GitIgnoreSpec.from_lines([".git", *lines])
     found = []

@@ -28,7 +28,9 @@ def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """Plug-and-Play alone: every frame attends to itself."""
     if not now.injected:
         return call.unchanged()
-    return run.over_frames(call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)), together())
+    return run.over_frames(
+        call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)), together()
+    )
 
 
 def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
@@ -38,7 +40,9 @@ def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) -> list[Tensor]:
     limit = run.edit.attended_keyframes
-    joint = KeyframePass(keyframes, source=run.source(call, keyframes, now.injected), banked=frozenset(), limit=limit)
+    joint = KeyframePass(
+        keyframes, source=run.source(call, keyframes, now.injected), banked=frozenset(), limit=limit
+    )
     call.run(run, joint)
 
     def make(frames: Tensor) -> JointPass:
@@ -54,19 +58,25 @@ def first_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Every frame attends to the first and the previous one in all layers (Tune-A-Video, untrained)."""
+    """Every frame attends to the first and the previous one in all layers (Tune-A-Video,
+    untrained).
+    """
     bank: Bank = {}
     layers = frozenset(run.edit.backbone.attention)
     return run.over_frames(
-        call, lambda frames: SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
+        call,
+        lambda frames: SparseCausalPass(
+            frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank
+        ),
     )
 
 
 def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """The choices of the method's public code: see `tokenflow_ops.baselines.reference`.
 
-    It runs the source as a row beside the edit's two and searches in every layer on that row, which is propagated like the others; so do
-    we, one pass after the other. Of the stored correspondences only the keyframes are used.
+    It runs the source as a row beside the edit's two and searches in every layer on that row, which
+    is propagated like the others; so do we, one pass after the other. Of the stored correspondences
+    only the keyframes are used.
     """
     keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
     near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
@@ -75,12 +85,25 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     known = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.hidden)), bank=source_bank)
     run.look_at_source(call, known)
     source = {name: known.kept[name] for name in now.injected}
-    call.run(run, KeyframePass(keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank, remembered=0))
+    call.run(
+        run,
+        KeyframePass(
+            keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank, remembered=0
+        ),
+    )
 
     def make(frames: Tensor) -> PropagationPass:
-        seen = SourceMatchPass(frames, names=frozenset(now.hidden), bank=source_bank, near=near.of(frames), keyframe_features=known.kept)
+        seen = SourceMatchPass(
+            frames,
+            names=frozenset(now.hidden),
+            bank=source_bank,
+            near=near.of(frames),
+            keyframe_features=known.kept,
+        )
         run.look_at_source(call, seen)
-        return PropagationPass(frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=seen.tokens)
+        return PropagationPass(
+            frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=seen.tokens
+        )
 
     return run.over_frames(call, make)
 

@@ -17,56 +17,93 @@ from ..tokenflow_ops.passes import Bank, BlendedPass, Place, SourceMapsPass, Spa
 
 # Layers with more tokens keep their own maps.
 MOST_TOKENS = 32**2
-# Shares of the schedule with the source's maps; the authors' settings differ by clip, 0.5 to 0.9 and 0.5 to 0.8.
+# Shares of the schedule with the source's maps; the authors' settings differ by clip, 0.5 to 0.9
+# and 0.5 to 0.8.
 SELF_UNTIL = 0.7
 CROSS_UNTIL = 0.8
 
 
 def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Every frame attends to the first and the previous one, with the source's attention maps in early steps.
+    """Every frame attends to the first and the previous one, with the source's attention maps in
+    early steps.
 
-    Self-attention takes them outside the region that the source's cross-attention gives to words that the edit prompt lacks;
-    cross-attention takes them for the words that both prompts have. Both in the positive prompt's rows only.
-    Unlike the authors' code: maps are computed again from the source's latents, whose inversion attends within frames, instead of stored;
-    the words that change are found by their embeddings instead of named; words are not weighted, latents not blended. For models that
-    were not tuned to the clip their settings attend to the middle frame alone; ours are those for tuned ones.
+    Self-attention takes them outside the region that the source's cross-attention gives to words
+    that the edit prompt lacks; cross-attention takes them for the words that both prompts have.
+    Both in the positive prompt's rows only. Unlike the authors' code: maps are computed again from
+    the source's latents, whose inversion attends within frames, instead of stored; the words that
+    change are found by their embeddings instead of named; words are not weighted, latents not
+    blended. For models that were not tuned to the clip their settings attend to the middle frame
+    alone; ours are those for tuned ones.
     """
-    own = [layer for layer, (tokens, _) in run.features.shapes.items() if tokens <= MOST_TOKENS and now.before(SELF_UNTIL)]
-    cross = [run.edit.backbone.cross[layer] for layer, (tokens, _) in run.features.shapes.items() if tokens <= MOST_TOKENS]
+    own = [
+        layer
+        for layer, (tokens, _) in run.features.shapes.items()
+        if tokens <= MOST_TOKENS and now.before(SELF_UNTIL)
+    ]
+    cross = [
+        run.edit.backbone.cross[layer]
+        for layer, (tokens, _) in run.features.shapes.items()
+        if tokens <= MOST_TOKENS
+    ]
     layers = frozenset(run.edit.backbone.attention)
     bank: Bank = {}
 
     def make(frames: Tensor) -> SparseCausalPass:
         if not now.before(CROSS_UNTIL):
-            return SparseCausalPass(frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank)
+            return SparseCausalPass(
+                frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank
+            )
         looked_at = _coarsest(run)
         source = _words(run.source_prompt()[0], frames)
-        seen = SourceMapsPass(frames, names=frozenset((*own, *cross, *looked_at, *now.injected)), words=source.shape[1])
+        seen = SourceMapsPass(
+            frames,
+            names=frozenset((*own, *cross, *looked_at, *now.injected)),
+            words=source.shape[1],
+        )
         run.look_at_source(call, seen)
         _check_seen(run.node, seen)
         kept = seen.kept
-        attention = torch.stack([kept[layer].mean(1) for layer in looked_at]).mean(0).to(source.device)
+        attention = (
+            torch.stack([kept[layer].mean(1) for layer in looked_at]).mean(0).to(source.device)
+        )
         grid = token_grid(attention.shape[1], *call.x.shape[2:])
         changes = {
-            place: PromptChange.between(source, _words(entry, frames), attention, grid) for place, entry in _positive(run, call).items()
+            place: PromptChange.between(source, _words(entry, frames), attention, grid)
+            for place, entry in _positive(run, call).items()
         }
         maps = {name: kept[name] for name in (*own, *cross)}
         injected = {name: kept[name] for name in now.injected}
-        return BlendedPass(frames, source=injected, layers=layers, bank=bank, maps=maps, changes=changes)
+        return BlendedPass(
+            frames, source=injected, layers=layers, bank=bank, maps=maps, changes=changes
+        )
 
     return run.over_frames(call, make)
 
 
 def _coarsest(run: EditRun) -> list[str]:
-    """The decoder's cross-attention layers of the fewest tokens, 16 x 16 of SD 1.5 at 512 x 512: where words are told apart best."""
+    """The decoder's cross-attention layers of the fewest tokens, 16 x 16 of SD 1.5 at 512 x 512:
+    where words are told apart best.
+    """
     backbone = run.edit.backbone
     decoder = {layer: run.features.shapes[layer][0] for layer in backbone.decoder_layers}
-    return [backbone.cross[layer] for layer, tokens in decoder.items() if tokens == min(decoder.values())]
+    return [
+        backbone.cross[layer]
+        for layer, tokens in decoder.items()
+        if tokens == min(decoder.values())
+    ]
 
 
 def _positive(run: EditRun, call: ModelCall) -> dict[Place, Any]:
-    """The positive prompt's conditionings among those of an evaluation. Guiders have it at different places, or ask without it."""
-    return {(i, j): entry for i, entries in enumerate(call.conds) if entries and entries is run.positive for j, entry in enumerate(entries)}
+    """The positive prompt's conditionings among those of an evaluation.
+
+    Guiders have it at different places, or ask without it.
+    """
+    return {
+        (i, j): entry
+        for i, entries in enumerate(call.conds)
+        if entries and entries is run.positive
+        for j, entry in enumerate(entries)
+    }
 
 
 def _words(entry: dict[str, Any], frames: Tensor) -> Tensor:

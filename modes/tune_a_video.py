@@ -1,7 +1,9 @@
-"""Tune-A-Video's one-shot tuning: the query weights of one image model, trained on one clip (arXiv 2212.11565, sections 3.2 and 3.3).
+"""Tune-A-Video's one-shot tuning: the query weights of one image model, trained on one clip (arXiv
+2212.11565, sections 3.2 and 3.3).
 
-The loop, the LoRA and the patches on weights are the host's own (`comfy_extras.nodes_train`, `comfy.weight_adapter`): its sampler for
-training is given one item, the clip, so that all frames share a step and its noise level, and its model attends as in the edit.
+The loop, the LoRA and the patches on weights are the host's own (`comfy_extras.nodes_train`,
+`comfy.weight_adapter`): its sampler for training is given one item, the clip, so that all frames
+share a step and its noise level, and its model attends as in the edit.
 
 Unlike the authors' code:
 - An image UNet has no temporal attention. Theirs is added behind every block and trained from scratch with the queries; here only the
@@ -41,7 +43,9 @@ from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.passes import SparseCausalPass
 
 KEY = "tokenflow-tuning"
-LARGEST_GRADIENT = 1.0  # the norm of all gradients together is clipped to it, as in the authors' code
+LARGEST_GRADIENT = (
+    1.0  # the norm of all gradients together is clipped to it, as in the authors' code
+)
 PREFIX = "diffusion_model."  # what the host's names of weights begin with
 
 
@@ -49,8 +53,9 @@ PREFIX = "diffusion_model."  # what the host's names of weights begin with
 class Tuning:
     """How to train.
 
-    steps: of the optimiser. learning_rate: AdamW's. rank: of a LoRA, or 0 for whole weights. seed: of noise, noise levels and LoRA.
-    checkpointing: whether blocks are computed again for their gradients instead of kept.
+    steps: of the optimiser. learning_rate: AdamW's. rank: of a LoRA, or 0 for whole weights. seed:
+    of noise, noise levels and LoRA. checkpointing: whether blocks are computed again for their
+    gradients instead of kept.
     """
 
     steps: int
@@ -61,7 +66,10 @@ class Tuning:
 
 
 class WeightChange(WeightAdapterTrainBase):
-    """A change of all numbers of a weight, from zero on, float32. Saved under the name that the host's loader knows it by, `diff`."""
+    """A change of all numbers of a weight, from zero on, float32.
+
+    Saved under the name that the host's loader knows it by, `diff`.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -75,7 +83,9 @@ class WeightChange(WeightAdapterTrainBase):
 
 
 class TuningRun(SourceRun):
-    """Evaluates the clip as the edit will: every frame attends to the first and the previous one, all of them in one pass."""
+    """Evaluates the clip as the edit will: every frame attends to the first and the previous one,
+    all of them in one pass.
+    """
 
     def __init__(self, node: str, layers: tuple[str, ...]) -> None:
         super().__init__(node)
@@ -84,35 +94,72 @@ class TuningRun(SourceRun):
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         self.sigma = call.timestep[:1]
-        return call.run(self, SparseCausalPass(torch.arange(len(call.x)), layers=self.layers, bank={}))
+        return call.run(
+            self, SparseCausalPass(torch.arange(len(call.x)), layers=self.layers, bank={})
+        )
 
 
-def tune_queries(node: str, model: Any, latents: Tensor, positive: Any, tuning: Tuning) -> tuple[dict[str, Tensor], list[float]]:
-    """Trains `attn1.to_q` and `attn2.to_q` of all transformer blocks on a clip. The given model is not touched.
+def tune_queries(
+    node: str, model: Any, latents: Tensor, positive: Any, tuning: Tuning
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Trains `attn1.to_q` and `attn2.to_q` of all transformer blocks on a clip.
 
-    node: the node's name for errors. latents: (N, C, h, w) as on a LATENT socket. positive: the source prompt, one plain entry.
-    Returns: the change as the host's LORA_MODEL, and the loss of every step: the mean squared error of what the model predicts (noise, v).
-    Raises: NodeError if the host's training is not the known one, the loss is not finite, or the model has no gradient.
+    The given model is not touched.
+
+    node: the node's name for errors. latents: (N, C, h, w) as on a LATENT socket. positive: the
+    source prompt, one plain entry. Returns: the change as the host's LORA_MODEL, and the loss of
+    every step: the mean squared error of what the model predicts (noise, v). Raises: NodeError if
+    the host's training is not the known one, the loss is not finite, or the model has no gradient.
     """
-    # Nodes run in inference mode, whose tensors have no gradients, and the host's loop draws noise levels from the global generator.
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), _told_to_host(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "In .* autocast, but the target dtype is not supported")  # float32 needs none
+    # Nodes run in inference mode, whose tensors have no gradients, and the host's loop draws noise
+    # levels from the global generator.
+    with (
+        torch.inference_mode(False),
+        torch.random.fork_rng(devices=[]),
+        _told_to_host(),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings(
+            "ignore", "In .* autocast, but the target dtype is not supported"
+        )  # float32 needs none
         torch.default_generator.manual_seed(tuning.seed)
         run = TuningRun(node, _layers(model).attention)
         patched = patch(model, lambda: run, len(latents))
         patched.set_model_compute_dtype(_training_dtype(model))
-        patched.model_options["transformer_options"]["optimized_attention_override"] = _attention_with_gradient
+        patched.model_options["transformer_options"]["optimized_attention_override"] = (
+            _attention_with_gradient
+        )
         if tuning.checkpointing:
             _checkpoint_blocks(patched)
         adapters = _adapt(patched, tuning.rank)
-        model_management.load_models_gpu([patched], memory_required=1e20, force_full_load=True)  # as the host's own node
-        losses = _train(run, patched, latents.clone(), _cloned(positive), torch.nn.ModuleList(adapters.values()), tuning)
+        model_management.load_models_gpu(
+            [patched], memory_required=1e20, force_full_load=True
+        )  # as the host's own node
+        losses = _train(
+            run,
+            patched,
+            latents.clone(),
+            _cloned(positive),
+            torch.nn.ModuleList(adapters.values()),
+            tuning,
+        )
         device = model_management.intermediate_device()
-        lora = {f"{path}.{name}": weight for path, adapter in adapters.items() for name, weight in adapter.named_parameters()}
+        lora = {
+            f"{path}.{name}": weight
+            for path, adapter in adapters.items()
+            for name, weight in adapter.named_parameters()
+        }
         return {name: weight.detach().to(device) for name, weight in lora.items()}, losses
 
 
-def _train(run: TuningRun, patched: Any, latents: Tensor, positive: Any, adapters: torch.nn.Module, tuning: Tuning) -> list[float]:
+def _train(
+    run: TuningRun,
+    patched: Any,
+    latents: Tensor,
+    positive: Any,
+    adapters: torch.nn.Module,
+    tuning: Tuning,
+) -> list[float]:
     """The loss of every step. The adapters are trained in place."""
     weights = [weight for weight in adapters.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=tuning.learning_rate)
@@ -127,9 +174,17 @@ def _train(run: TuningRun, patched: Any, latents: Tensor, positive: Any, adapter
     def loss(predicted: Tensor, clean: Tensor) -> Tensor:
         if not predicted.requires_grad:
             found = "what it returns has no gradient: something computes it apart from its weights."
-            raise NodeError(run.node, "model", found, "Connect the model without patches that replace the UNet (TensorRT and its like).")
-        # The host compares clean frames. What the model predicts has a share in them that depends on the noise level.
-        share = sampling.calculate_denoised(run.sigma, torch.ones_like(run.sigma), torch.zeros_like(run.sigma))
+            raise NodeError(
+                run.node,
+                "model",
+                found,
+                "Connect the model without patches that replace the UNet (TensorRT and its like).",
+            )
+        # The host compares clean frames. What the model predicts has a share in them that depends
+        # on the noise level.
+        share = sampling.calculate_denoised(
+            run.sigma, torch.ones_like(run.sigma), torch.zeros_like(run.sigma)
+        )
         return ((predicted.float() - clean.float()) / share.float()).square().mean()
 
     def note(value: float) -> None:
@@ -150,15 +205,28 @@ def _train(run: TuningRun, patched: Any, latents: Tensor, positive: Any, adapter
         from comfy_extras import nodes_custom_sampler, nodes_train
 
         trainer = nodes_train.TrainSampler(
-            loss, optimizer, note, total_steps=tuning.steps, seed=tuning.seed, training_dtype=dtype, real_dataset=items
+            loss,
+            optimizer,
+            note,
+            total_steps=tuning.steps,
+            seed=tuning.seed,
+            training_dtype=dtype,
+            real_dataset=items,
         )
         guider = getattr(nodes_train, "TrainGuider", nodes_custom_sampler.Guider_Basic)(patched)
     except (ImportError, AttributeError, TypeError) as error:
         remedy = "Use a version of ComfyUI that this pack was tested with."
-        raise NodeError(run.node, "model", f"this ComfyUI trains in another way than is known here ({error}).", remedy) from error
+        raise NodeError(
+            run.node,
+            "model",
+            f"this ComfyUI trains in another way than is known here ({error}).",
+            remedy,
+        ) from error
     guider.set_conds(positive)
     # Where other samplers take noise levels, this one counts its items.
-    guider.sample(torch.zeros_like(latents), latents, trainer, torch.zeros(len(items)), seed=tuning.seed)
+    guider.sample(
+        torch.zeros_like(latents), latents, trainer, torch.zeros(len(items)), seed=tuning.seed
+    )
     return losses
 
 
@@ -169,7 +237,9 @@ def _layers(model: Any) -> Backbone:
 
 
 def _training_dtype(model: Any) -> torch.dtype:
-    """float32 for models that compute in it, else bfloat16 where the device has it: its range needs no scaling of the loss."""
+    """float32 for models that compute in it, else bfloat16 where the device has it: its range needs
+    no scaling of the loss.
+    """
     computes_in = model.get_model_object("manual_cast_dtype") or model.model_dtype()
     if computes_in == torch.float32 or not model_management.should_use_bf16(model.load_device):
         return torch.float32
@@ -184,32 +254,45 @@ def _adapt(patched: Any, rank: int) -> dict[str, WeightAdapterTrainBase]:
     for name, module in patched.model.named_modules():
         if not hasattr(module, "weight_function"):
             continue
-        # The host copies weights that have a function: without a copy, what was loaded in inference mode could not take part.
+        # The host copies weights that have a function: without a copy, what was loaded in inference
+        # mode could not take part.
         for kind in ("weight", "bias"):
             patched.add_weight_wrapper(f"{name}.{kind}", Tensor.detach)
         if name in queries:
             lora = adapter_maps["LoRA"]
-            adapters[name] = lora.create_train(module.weight, rank=rank, alpha=float(rank)) if rank else WeightChange(module.weight)
+            adapters[name] = (
+                lora.create_train(module.weight, rank=rank, alpha=float(rank))
+                if rank
+                else WeightChange(module.weight)
+            )
             patched.add_weight_wrapper(f"{name}.weight", adapters[name])
     return adapters
 
 
 def _attention_with_gradient(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """torch's own attention in place of what the user chose: SageAttention, for one, has no gradient."""
+    """torch's own attention in place of what the user chose: SageAttention, for one, has no
+    gradient.
+    """
     return attention_pytorch(*args, **kwargs)
 
 
 def _checkpoint_blocks(patched: Any) -> None:
-    """Computes transformer blocks and ResBlocks again for their gradients: memory of one block instead of all for about 40 % more time."""
+    """Computes transformer blocks and ResBlocks again for their gradients: memory of one block
+    instead of all for about 40 % more time.
+    """
     paths = tuple(
-        path for path, module in patched.model.diffusion_model.named_modules() if isinstance(module, BasicTransformerBlock | ResBlock)
+        path
+        for path, module in patched.model.diffusion_model.named_modules()
+        if isinstance(module, BasicTransformerBlock | ResBlock)
     )
     ForwardWraps(paths, lambda path, module: _recomputed).during_sampling(patched, KEY)
 
 
 def _recomputed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     # The host writes the next block's name into the options before the gradients are computed.
-    kept: dict[str, Any] = {name: dict(value) if isinstance(value, Mapping) else value for name, value in kwargs.items()}
+    kept: dict[str, Any] = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in kwargs.items()
+    }
     return checkpoint(partial(original, **kept), *args, use_reentrant=False)
 
 
@@ -219,7 +302,11 @@ def _cloned(conditioning: Any) -> Any:
         return conditioning.clone()
     if isinstance(conditioning, list | tuple):
         return [_cloned(item) for item in conditioning]
-    return {name: _cloned(item) for name, item in conditioning.items()} if isinstance(conditioning, dict) else conditioning
+    return (
+        {name: _cloned(item) for name, item in conditioning.items()}
+        if isinstance(conditioning, dict)
+        else conditioning
+    )
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from ..tokenflow_ops.matching.build import BLENDS
 from ..tokenflow_ops.matching.search import BACKENDS
 from ..tokenflow_ops.measuring.views import principal_colours, rebuild
 from .inputs import checked
-from .schema import CELL, CorrespondencesSocket, FeaturesSocket, as_image, said, schema, shown_frames
+from .schema import (
+    CELL,
+    CorrespondencesSocket,
+    FeaturesSocket,
+    as_image,
+    said,
+    schema,
+    shown_frames,
+)
 
 NAME = "Build NN Correspondences"
 RANDOM, FIXED = "random at every step", "fixed"
@@ -69,7 +77,11 @@ class BuildCorrespondences(io.ComfyNode):
                     max=1024,
                     tooltip="How far away a match may be, in latent pixels in each direction. 0: anywhere in the frame.",
                 ),
-                io.Image.Input("frames", optional=True, tooltip="The source frames, only for the picture of rebuilt frames."),
+                io.Image.Input(
+                    "frames",
+                    optional=True,
+                    tooltip="The source frames, only for the picture of rebuilt frames.",
+                ),
                 io.Combo.Input(
                     "blend",
                     options=list(BLENDS),
@@ -79,7 +91,10 @@ class BuildCorrespondences(io.ComfyNode):
                 ),
             ],
             outputs=[
-                CorrespondencesSocket.Output(display_name="correspondences", tooltip="For TokenFlow Sampler or Apply TokenFlow."),
+                CorrespondencesSocket.Output(
+                    display_name="correspondences",
+                    tooltip="For TokenFlow Sampler or Apply TokenFlow.",
+                ),
                 io.Image.Output(
                     display_name="rebuilt",
                     tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there. Without frames connected 64 of a long clip.",
@@ -126,19 +141,33 @@ class BuildCorrespondences(io.ComfyNode):
             raise library_error(NAME, error, "backend", "auto or torch") from error
         except ValueError as error:
             socket = "search_window" if search_window else "features"
-            raise NodeError(NAME, socket, f"{error}.", "Change it, or check what was extracted.") from error
+            raise NodeError(
+                NAME, socket, f"{error}.", "Change it, or check what was extracted."
+            ) from error
         count = len(found.steps[0].keyframes)
         text = f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.descriptors)} sizes matched by {found.backend}"
         return io.NodeOutput(found, _rebuilt(found, frames), ui=said(text, cut))
 
 
 def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:
-    """The frames (without them: the latents' principal components of those that are shown) rebuilt at a low noise level."""
+    """The frames (without them: the latents' principal components of those that are shown) rebuilt
+    at a low noise level.
+    """
     features = found.features
     latents = features.inversion.latents[-1]
     count, _, height, width = latents.shape
     matches, grid = found.steps[round(0.8 * (len(found.steps) - 1))], features.grid(features.finest)
     if frames is not None:
-        return rebuild(frames.movedim(-1, 1)[:, :3], matches, features.finest, grid, torch.arange(count)).movedim(1, -1)
-    colours = principal_colours(lambda i: latents[i].flatten(1).T, count).movedim(-1, 1).unflatten(2, (height, width))
-    return as_image(rebuild(colours, matches, features.finest, grid, shown_frames(count)), height * CELL, width * CELL)
+        return rebuild(
+            frames.movedim(-1, 1)[:, :3], matches, features.finest, grid, torch.arange(count)
+        ).movedim(1, -1)
+    colours = (
+        principal_colours(lambda i: latents[i].flatten(1).T, count)
+        .movedim(-1, 1)
+        .unflatten(2, (height, width))
+    )
+    return as_image(
+        rebuild(colours, matches, features.finest, grid, shown_frames(count)),
+        height * CELL,
+        width * CELL,
+    )

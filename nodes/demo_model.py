@@ -27,9 +27,13 @@ class LoadDemoModel(io.ComfyNode):
             ["demo", "example model", "toy model", "checkpoint"],
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The UNet: SD 1.5's blocks made narrow. For KSampler, LoraLoader and the nodes of this pack."),
+                io.Model.Output(
+                    tooltip="The UNet: SD 1.5's blocks made narrow. For KSampler, LoraLoader and the nodes of this pack."
+                ),
                 io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode."),
-                io.Vae.Output(tooltip="The autoencoder, for VAE Encode and VAE Decode: a 128 x 128 picture is a 32 x 32 latent."),
+                io.Vae.Output(
+                    tooltip="The autoencoder, for VAE Encode and VAE Decode: a 128 x 128 picture is a 32 x 32 latent."
+                ),
             ],
         )
 
@@ -39,5 +43,7 @@ class LoadDemoModel(io.ComfyNode):
         try:
             return io.NodeOutput(*load_demo_model())
         except (FileNotFoundError, ValueError, SafetensorError) as error:
-            remedy = "Install the pack again with its weights: `git lfs pull`, or a release archive."
+            remedy = (
+                "Install the pack again with its weights: `git lfs pull`, or a release archive."
+            )
             raise NodeError(NAME, None, f"{error}.", remedy) from error

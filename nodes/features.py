@@ -19,15 +19,36 @@ from ..host.source import capture_features
 from ..host.validation.checks import check_model, check_same_model
 from ..host.validation.conflicts import check_levels
 from ..host.validation.errors import NodeError
-from ..tokenflow_ops import Descriptor, DiskStore, FeatureStore, Inversion, MemoryStore, SourceFeatures
+from ..tokenflow_ops import (
+    Descriptor,
+    DiskStore,
+    FeatureStore,
+    Inversion,
+    MemoryStore,
+    SourceFeatures,
+)
 from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
 from ..tokenflow_ops.measuring.views import feature_colours
 from .inputs import checked
-from .schema import CELL, FeaturesSocket, InversionSocket, as_image, frames_per_pass_input, schema, shown_frames, step_at
+from .schema import (
+    CELL,
+    FeaturesSocket,
+    InversionSocket,
+    as_image,
+    frames_per_pass_input,
+    schema,
+    shown_frames,
+    step_at,
+)
 
 NAME = "Extract SA Features"
-COARSE_TO_FINE, ALL, ONE_PER_RESOLUTION, DECODER = LAYERS = "coarse to fine", "all", "one per resolution", "decoder"
+COARSE_TO_FINE, ALL, ONE_PER_RESOLUTION, DECODER = LAYERS = (
+    "coarse to fine",
+    "all",
+    "one per resolution",
+    "decoder",
+)
 EVERY, EVERY_KTH, ONE_LEVEL = STEPS = "every", "every k-th", "one noise level"
 NOISE_LEVEL = 0.1
 
@@ -76,7 +97,9 @@ class ExtractFeatures(io.ComfyNode):
                 frames_per_pass_input(),
             ],
             outputs=[
-                FeaturesSocket.Output(display_name="features", tooltip="For Build NN Correspondences."),
+                FeaturesSocket.Output(
+                    display_name="features", tooltip="For Build NN Correspondences."
+                ),
                 io.Image.Output(
                     display_name="components",
                     tooltip="The features' first three principal components as colours: equal colours will be matched. Of a long clip 64 frames.",
@@ -106,10 +129,15 @@ class ExtractFeatures(io.ComfyNode):
         matched_by = _matched_by(shapes, backbone.decoder_layers, layers)
         count = len(inversion.sigmas) - 1
         chosen = _steps(count, steps, every, noise_level)
-        kept = list(dict.fromkeys(layer for descriptor in matched_by.values() for layer in descriptor))
-        # Plug-and-Play's features belong to their own steps: between levels they are carried along the matches.
+        kept = list(
+            dict.fromkeys(layer for descriptor in matched_by.values() for layer in descriptor)
+        )
+        # Plug-and-Play's features belong to their own steps: between levels they are carried along
+        # the matches.
         extra = [name] if len(chosen) == count and (name := backbone.injected_hidden) else []
-        numbers = len(chosen) * (sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0))
+        numbers = len(chosen) * (
+            sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0)
+        )
         store = _store(storage, inversion.frames * element * numbers)
         features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
         progress = Progress((0 if store is None else len(chosen)) + 1)
@@ -121,15 +149,24 @@ class ExtractFeatures(io.ComfyNode):
 
 
 def _probe(capture: Any, backbone: Backbone) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """One frame through the model: tokens and width of every layer, bytes of a number, and the size of a frame's hidden features."""
+    """One frame through the model: tokens and width of every layer, bytes of a number, and the size
+    of a frame's hidden features.
+    """
     names, path = backbone.attention, backbone.injected_hidden
     found: dict[str, torch.Tensor] = {}
-    capture([*names, *([path] if path else [])], [0], lambda step, layers: found.update(layers), frames=torch.tensor([0]))
+    capture(
+        [*names, *([path] if path else [])],
+        [0],
+        lambda step, layers: found.update(layers),
+        frames=torch.tensor([0]),
+    )
     shapes = {name: (found[name].shape[1], found[name].shape[2]) for name in names}
     return shapes, found[names[0]].element_size(), found[path].numel() if path else 0
 
 
-def _matched_by(shapes: dict[str, tuple[int, int]], decoder: tuple[str, ...], layers: str) -> dict[str, Descriptor]:
+def _matched_by(
+    shapes: dict[str, tuple[int, int]], decoder: tuple[str, ...], layers: str
+) -> dict[str, Descriptor]:
     if layers == COARSE_TO_FINE:
         return coarse_to_fine(shapes, decoder)
     shared = share_by_resolution(shapes, preferred=decoder)
@@ -153,7 +190,9 @@ def _told_if_full() -> Iterator[None]:
         yield
     except OSError as error:
         found = f"the features cannot be written to {folder_paths.get_temp_directory()} ({error})."
-        raise NodeError(NAME, "storage", found, "Make room on that disk, or choose memory or recompute.") from error
+        raise NodeError(
+            NAME, "storage", found, "Make room on that disk, or choose memory or recompute."
+        ) from error
 
 
 @_told_if_full()

@@ -43,10 +43,16 @@ class PlugAndPlay(io.ComfyNode):
                     tooltip="decoder: as in the paper. late decoder: only its finer half holds on to the source's attention.",
                 ),
             ],
-            outputs=[InjectionSocket.Output(display_name="injection", tooltip="For TokenFlow Sampler or Apply TokenFlow.")],
+            outputs=[
+                InjectionSocket.Output(
+                    display_name="injection", tooltip="For TokenFlow Sampler or Apply TokenFlow."
+                )
+            ],
         )
 
     @classmethod
     @checked()
-    def execute(cls, attention_until: float = 0.5, features_until: float = 0.8, layers: str = "decoder") -> io.NodeOutput:
+    def execute(
+        cls, attention_until: float = 0.5, features_until: float = 0.8, layers: str = "decoder"
+    ) -> io.NodeOutput:
         return io.NodeOutput(Injection(attention_until, features_until, layers))

@@ -1,8 +1,11 @@
-"""The nodes' door: what comes in is what the schema says, or the user is told what came instead. What is not used of it is told too.
+"""The nodes' door: what comes in is what the schema says, or the user is told what came instead.
 
-The host compares linked sockets by the names of their types, and values with their ranges as they stand in a prompt. Anything may come in all
-the same: a linked number is in no range, NaN passes every comparison, a prompt of the API may hold a text in place of a link, and nodes
-of other packs may give what they like.
+What is not used of it is told too.
+
+The host compares linked sockets by the names of their types, and values with their ranges as they
+stand in a prompt. Anything may come in all the same: a linked number is in no range, NaN passes
+every comparison, a prompt of the API may hold a text in place of a link, and nodes of other packs
+may give what they like.
 """
 
 from __future__ import annotations
@@ -27,32 +30,42 @@ OVERSHOOT = 0.5
 LONGEST_SHOWN = 60
 
 
-def checked(*own: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a node's `execute`: compares its inputs with its schema first, and looks for its libraries.
+def checked(
+    *own: str, needs: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a node's `execute`: compares its inputs with its schema first, and looks for its
+    libraries.
 
     The error calls it as the node does. What falls off an input is said on the node and in the log.
 
-    own: combos of files, which come and go while the host runs: the node looks for them itself. needs: of `libraries.LIBRARIES`, those that
-    the node cannot do without. Raises: NodeError for the first input that does not fit, for a library that is missing or fails.
+    own: combos of files, which come and go while the host runs: the node looks for them itself.
+    needs: of `libraries.LIBRARIES`, those that the node cannot do without. Raises: NodeError for
+    the first input that does not fit, for a library that is missing or fails.
     """
 
     def wrap(execute: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(execute)
-        schemas: list[Any] = []  # one, made when it is first needed: packs that are loaded after this one may bring samplers
+        schemas: list[
+            Any
+        ] = []  # one, made when it is first needed: packs that are loaded after this one may bring samplers
 
         @functools.wraps(execute)
         def checking(cls: Any, *args: Any, **inputs: Any) -> Any:
             if not schemas:
                 schemas.append(cls.define_schema())
             (schema,) = schemas
-            given = signature.bind(cls, *args, **inputs).arguments | inputs  # some inputs have no name in the signature
+            given = (
+                signature.bind(cls, *args, **inputs).arguments | inputs
+            )  # some inputs have no name in the signature
             notes = []
             for wanted in schema.inputs:
                 if wanted.id in given:
                     kind = "STRING" if wanted.id in own else str(wanted.get_io_type())
                     found = _mistake(kind, wanted, given[wanted.id])
                     if found is not None:
-                        raise NodeError(schema.display_name, wanted.display_name or wanted.id, *found)
+                        raise NodeError(
+                            schema.display_name, wanted.display_name or wanted.id, *found
+                        )
                     if (note := _note(kind, given[wanted.id])) is not None:
                         notes.append(f"{wanted.display_name or wanted.id}: {note}")
             try:
@@ -81,7 +94,10 @@ def _mistake(kind: str, wanted: Any, value: Any) -> Mistake | None:
     if kind == "STRING" and not _is_unicode(value):
         return f"{_shown(value)}, with signs that no text may have.", "Type it again."
     if kind == "COMBO" and value not in wanted.options:
-        return f"{_shown(value)}, which is none of its {len(wanted.options)} choices.", f"Choose {_listed(wanted.options)}."
+        return (
+            f"{_shown(value)}, which is none of its {len(wanted.options)} choices.",
+            f"Choose {_listed(wanted.options)}.",
+        )
     if kind in ("INT", "FLOAT") and not wanted.min <= value <= wanted.max:  # nor is NaN
         return f"{_shown(value)}.", f"Give a number from {wanted.min} to {wanted.max}."
     if kind in ("IMAGE", "MASK"):
@@ -98,7 +114,12 @@ def _note(kind: str, value: Any) -> str | None:
     """What of a good value is not used, or may be there by mistake, if anything."""
     if kind == "IMAGE" and value is not None and value.shape[-1] > 3:
         return f"of {value.shape[-1]} channels red, green and blue are used, transparency is not"
-    if kind == "LATENT" and value is not None and isinstance(value["samples"], Tensor) and value["samples"].shape[:1] == (1,):
+    if (
+        kind == "LATENT"
+        and value is not None
+        and isinstance(value["samples"], Tensor)
+        and value["samples"].shape[:1] == (1,)
+    ):
         return "one frame. All frames of a clip belong into one batch; of a list each is run alone (Rebatch Latents makes a batch of it)"
     return None
 
@@ -107,7 +128,13 @@ def _with_notes(output: Any, node: str, notes: list[str]) -> Any:
     """A node's output, with notes below what the node itself says."""
     for note in notes:
         logging.warning("%s, %s.", node, note)
-    shown = {} if output.ui is None else output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+    shown = (
+        {}
+        if output.ui is None
+        else output.ui
+        if isinstance(output.ui, dict)
+        else output.ui.as_dict()
+    )
     text = ui.PreviewText("\n".join([*shown.get("text", ()), *notes]))
     output.ui = {**shown, **text.as_dict()} if shown.keys() - {"text"} else text
     return output
@@ -121,7 +148,10 @@ def _mistake_in_pictures(kind: str, value: Tensor) -> Mistake | None:
     if kind == "MASK" and not (2 <= len(shape) <= 3 or (len(shape) == 4 and shape[1] == 1)):
         return f"masks of shape {shape}.", "Connect masks of shape (N, height, width)."
     if value.numel() == 0:
-        return f"nothing in it, shape {shape}.", f"Connect at least one {'frame' if kind == 'IMAGE' else 'mask'} with at least one pixel."
+        return (
+            f"nothing in it, shape {shape}.",
+            f"Connect at least one {'frame' if kind == 'IMAGE' else 'mask'} with at least one pixel.",
+        )
     if not value.is_floating_point():
         return f"numbers of type {value.dtype}.", "Connect floating-point values from 0 to 1."
     low, high = (float(bound) for bound in torch.aminmax(value))
@@ -133,7 +163,10 @@ def _mistake_in_pictures(kind: str, value: Tensor) -> Mistake | None:
 def _is_conditioning(value: Any) -> bool:
     """Whether it is a list of prompts, each an embedding and its options."""
     return isinstance(value, list) and all(
-        isinstance(prompt, list | tuple) and len(prompt) == 2 and isinstance(prompt[0], Tensor) and isinstance(prompt[1], dict)
+        isinstance(prompt, list | tuple)
+        and len(prompt) == 2
+        and isinstance(prompt[0], Tensor)
+        and isinstance(prompt[1], dict)
         for prompt in value
     )
 
@@ -180,12 +213,18 @@ def _is_unicode(text: str) -> bool:
 
 def _listed(options: list[str]) -> str:
     """As many options as an error has room for."""
-    few = [option for i, option in enumerate(options) if sum(map(len, options[: i + 1])) < 2 * LONGEST_SHOWN]
+    few = [
+        option
+        for i, option in enumerate(options)
+        if sum(map(len, options[: i + 1])) < 2 * LONGEST_SHOWN
+    ]
     return ", ".join(few) + (" or another of the list" if len(few) < len(options) else "")
 
 
 def _shown(value: Any) -> str:
-    """A value fit for an error message, whatever it is: only plain ones are told, others may be large."""
+    """A value fit for an error message, whatever it is: only plain ones are told, others may be
+    large.
+    """
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a number beyond 64 bits"
     if not isinstance(value, str | int | float):

@@ -8,7 +8,12 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.measuring.reconstruction import describe_loss, reconstruct_frames, spread_frames, warn_if_lost
+from ..host.measuring.reconstruction import (
+    describe_loss,
+    reconstruct_frames,
+    spread_frames,
+    warn_if_lost,
+)
 from ..host.progress import Progress
 from ..host.source import invert_frames
 from ..host.validation.checks import check_latents, check_model, noise_mask, others_kept
@@ -20,8 +25,18 @@ from .inputs import checked
 from .schema import MASKED, InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
-PLAIN, FIXED_POINT, EXTRAPOLATED, EVERY_OTHER = "none", "fixed point", "extrapolated", "extrapolated, every other step"
-REFINEMENTS = {PLAIN: 0, FIXED_POINT: 0, EXTRAPOLATED: 1, EVERY_OTHER: 2}  # how `invert` extrapolates
+PLAIN, FIXED_POINT, EXTRAPOLATED, EVERY_OTHER = (
+    "none",
+    "fixed point",
+    "extrapolated",
+    "extrapolated, every other step",
+)
+REFINEMENTS = {
+    PLAIN: 0,
+    FIXED_POINT: 0,
+    EXTRAPOLATED: 1,
+    EVERY_OTHER: 2,
+}  # how `invert` extrapolates
 
 
 class InvertVideo(io.ComfyNode):
@@ -35,13 +50,23 @@ class InvertVideo(io.ComfyNode):
             "Finds the noise from which the model would paint each source frame, and keeps the whole path. Everything else builds on it.",
             ["ddim inversion", "unsample", "invert", "noise", "video edit", "tokenflow"],
             inputs=[
-                io.Model.Input("model", tooltip="The image model the edit will be made with (SD 1.x, SD 2.x, SDXL)."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The image model the edit will be made with (SD 1.x, SD 2.x, SDXL).",
+                ),
                 io.Latent.Input(
                     "latents",
                     tooltip="The source frames, encoded with VAE Encode: one batch, any number of frames. A noise mask on them is where the edit will be.",
                 ),
-                io.Conditioning.Input("positive", tooltip="The source prompt: what the source clip shows, in plain words."),
-                io.Conditioning.Input("negative", optional=True, tooltip="Only used with cfg above 1. Leave it empty for inversion."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The source prompt: what the source clip shows, in plain words.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="Only used with cfg above 1. Leave it empty for inversion.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=1.0,
@@ -87,7 +112,11 @@ class InvertVideo(io.ComfyNode):
                     tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % of the steps, for SDEdit.",
                 ),
                 frames_per_pass_input(),
-                io.Vae.Input("vae", optional=True, tooltip="For the check of the reconstruction: what is lost is then told in pictures."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="For the check of the reconstruction: what is lost is then told in pictures.",
+                ),
                 io.Boolean.Input(
                     "check_reconstruction",
                     default=True,
@@ -96,9 +125,17 @@ class InvertVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                InversionSocket.Output(display_name="inversion", tooltip="The path from the frames to noise, for Extract SA Features."),
-                io.Latent.Output(display_name="noisy", tooltip="The noisy end, to sample from with added noise disabled."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels downwards, for SamplerCustom."),
+                InversionSocket.Output(
+                    display_name="inversion",
+                    tooltip="The path from the frames to noise, for Extract SA Features.",
+                ),
+                io.Latent.Output(
+                    display_name="noisy",
+                    tooltip="The noisy end, to sample from with added noise disabled.",
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The noise levels downwards, for SamplerCustom."
+                ),
             ],
         )
 
@@ -124,7 +161,12 @@ class InvertVideo(io.ComfyNode):
         samples = check_latents(NAME, model, latents)
         mask = noise_mask(NAME, latents, len(samples))
         if cfg > 1 and not negative:
-            raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
+            raise NodeError(
+                NAME,
+                "negative",
+                f"nothing connected with cfg {cfg}.",
+                "Set cfg to 1, or connect a negative prompt.",
+            )
         check_prompts(NAME, model, positive)
         if negative:
             check_prompts(NAME, model, negative, "negative")
@@ -132,26 +174,49 @@ class InvertVideo(io.ComfyNode):
         again, extrapolate = 0 if refinement == PLAIN else iterations, REFINEMENTS[refinement]
         negative = negative or []
         progress = Progress((len(sigmas) - 1) * (2 if check_reconstruction else 1))
-        path = invert_frames(NAME, model, positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass, progress)
+        path = invert_frames(
+            NAME,
+            model,
+            positive,
+            negative,
+            cfg,
+            samples,
+            sigmas,
+            again,
+            extrapolate,
+            frames_per_pass,
+            progress,
+        )
         if not torch.isfinite(path[0]).all():
             raise NodeError(
-                NAME, "model", "the model returned NaN or infinite values.", "Run it in a higher precision (--force-fp32 or --bf16-unet)."
+                NAME,
+                "model",
+                "the model returned NaN or infinite values.",
+                "Run it in a higher precision (--force-fp32 or --bf16-unet).",
             )
-        inversion = Inversion(sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask)
+        inversion = Inversion(
+            sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask
+        )
         noisy = model.get_model_object("latent_format").process_out(path[0])
         text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
         if mask is not None:
             text += f"\n{MASKED}"
         if check_reconstruction:
             frames = spread_frames(inversion.frames)
-            found = reconstruct_frames(NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass, progress)
+            found = reconstruct_frames(
+                NAME, model, inversion, negative, cfg, samples, frames, frames_per_pass, progress
+            )
             text += f"\nreconstruction: {describe_loss(model, vae, found, path[-1][frames])}"
             text += warn_if_lost(NAME, inversion, found, path[-1][frames], cfg)
-        return io.NodeOutput(inversion, {**others_kept(latents), "samples": noisy}, sigmas, ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            inversion, {**others_kept(latents), "samples": noisy}, sigmas, ui=ui.PreviewText(text)
+        )
 
 
 def _sigmas(model: Any, scheduler: str, steps: int) -> torch.Tensor:
-    sigmas = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler=scheduler).sigmas
+    sigmas = comfy.samplers.KSampler(
+        model, steps=steps, device="cpu", sampler="euler", scheduler=scheduler
+    ).sigmas
     if not bool((sigmas[:-1] > sigmas[1:]).all()):
         raise NodeError(
             NAME,

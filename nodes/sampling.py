@@ -13,7 +13,13 @@ from comfy_api.latest import io
 from ..host.edit_run import Edit
 from ..host.editing import apply_edit, sample_edit
 from ..host.measuring.cropping import as_encoded, mask_as_encoded
-from ..host.validation.checks import check_frames, check_injection, check_mask, check_model, check_same_model
+from ..host.validation.checks import (
+    check_frames,
+    check_injection,
+    check_mask,
+    check_model,
+    check_same_model,
+)
 from ..host.validation.errors import NodeError, library_error
 from ..host.validation.prompts import check_prompts
 from ..modes import MODES
@@ -21,7 +27,14 @@ from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Inject
 from ..tokenflow_ops.libraries import LibraryError, library
 from .inputs import checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
-from .schema import CorrespondencesSocket, InjectionSocket, frames_per_pass_input, lines, said, schema
+from .schema import (
+    CorrespondencesSocket,
+    InjectionSocket,
+    frames_per_pass_input,
+    lines,
+    said,
+    schema,
+)
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
@@ -107,12 +120,17 @@ def _edit(
     mask = inversion.mask if mask is None else mask
     _check_libraries(node, consistency)
     if MODES[consistency].needs_frames:
-        frames, frames_cut = as_encoded(node, check_frames(node, frames, inversion, consistency), inversion)
+        frames, frames_cut = as_encoded(
+            node, check_frames(node, frames, inversion, consistency), inversion
+        )
     if mask is not None:
         mask, mask_cut = mask_as_encoded(mask, inversion)
     if tuple(correspondences.features.shapes) != backbone.attention:
         raise NodeError(
-            node, "correspondences", "they were built for other self-attention layers.", "Extract the features with this model."
+            node,
+            "correspondences",
+            "they were built for other self-attention layers.",
+            "Extract the features with this model.",
         )
     edit = Edit(
         node,
@@ -131,7 +149,9 @@ def _edit(
 
 
 def _check_libraries(node: str, consistency: str) -> None:
-    """Raises: NodeError if the mode's are not there: the model may be sampled by a node that is not ours."""
+    """Raises: NodeError if the mode's are not there: the model may be sampled by a node that is not
+    ours.
+    """
     try:
         for module in MODES[consistency].needs:
             library(module)
@@ -150,13 +170,31 @@ class Sampler(io.ComfyNode):
             "Edits all frames together: at every step the keyframes jointly, then every frame with their features, moved as the source moves.",
             ["tokenflow sampler", "video to video", "vid2vid", "consistent edit", "ksampler"],
             inputs=[
-                io.Model.Input("model", tooltip="The model the frames were inverted with; LoRA and other patches on top are fine."),
-                io.Conditioning.Input("positive", tooltip="The edit prompt: what the clip shall show."),
-                io.Conditioning.Input("negative", tooltip="What it shall not show, or the source prompt."),
-                CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
-                InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model the frames were inverted with; LoRA and other patches on top are fine.",
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="The edit prompt: what the clip shall show."
+                ),
+                io.Conditioning.Input(
+                    "negative", tooltip="What it shall not show, or the source prompt."
+                ),
+                CorrespondencesSocket.Input(
+                    "correspondences", tooltip="From Build NN Correspondences."
+                ),
+                InjectionSocket.Input(
+                    "injection",
+                    optional=True,
+                    tooltip="From Plug-and-Play Injection, to keep the source's structure.",
+                ),
                 io.Float.Input(
-                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="How strongly the prompt is followed. 7.5 as in the paper."
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the prompt is followed. 7.5 as in the paper.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -190,7 +228,11 @@ class Sampler(io.ComfyNode):
                 ),
                 *_late_inputs(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The edited frames, for VAE Decode.")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="The edited frames, for VAE Decode."
+                )
+            ],
         )
 
     @classmethod
@@ -225,11 +267,15 @@ class Sampler(io.ComfyNode):
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = chosen.sigmas(_sigmas(model, inversion, sampler_name, start))
-        start_at = inversion.latents_at(float(sigmas[0])) if noise == INVERTED else inversion.latents[-1]
+        start_at = (
+            inversion.latents_at(float(sigmas[0])) if noise == INVERTED else inversion.latents[-1]
+        )
         latents = model.get_model_object("latent_format").process_out(start_at)
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
         added = _noise(noise, latents, seed)
-        samples = sample_edit(patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback)
+        samples = sample_edit(
+            patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback
+        )
         if not torch.isfinite(samples).all():
             remedy = "Run it in a higher precision (--force-fp32 or --bf16-unet); look for NaN in what masks, hints and LoRA hold."
             raise NodeError(SAMPLER, "model", "the edit has NaN or infinite values.", remedy)
@@ -237,7 +283,9 @@ class Sampler(io.ComfyNode):
 
 
 def _noise(kind: str, latents: torch.Tensor, seed: int) -> torch.Tensor:
-    """What the host adds to the latents at the first noise level; an inverted start has its noise in it already."""
+    """What the host adds to the latents at the first noise level; an inverted start has its noise
+    in it already.
+    """
     if kind == INVERTED:
         return torch.zeros_like(latents)
     if kind == FRESH_FOR_ALL:
@@ -250,7 +298,11 @@ def _sigmas(model: Any, inversion: Inversion, sampler_name: str, start: float) -
     sigmas = inversion.sigmas
     if sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
         whole = comfy.samplers.KSampler(
-            model, steps=inversion.steps, device="cpu", sampler=sampler_name, scheduler=inversion.scheduler
+            model,
+            steps=inversion.steps,
+            device="cpu",
+            sampler=sampler_name,
+            scheduler=inversion.scheduler,
         ).sigmas
         sigmas = whole[whole <= inversion.sigmas[0] * (1 + 1e-4)]
     steps = len(sigmas) - 1
@@ -269,13 +321,27 @@ class Apply(io.ComfyNode):
             "Sample all frames in one batch, from the inversion's noisy latents, with added noise disabled.",
             ["apply tokenflow", "patch model", "consistent video"],
             inputs=[
-                io.Model.Input("model", tooltip="The model the frames were inverted with; LoRA and other patches on top are fine."),
-                CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
-                InjectionSocket.Input("injection", optional=True, tooltip="From Plug-and-Play Injection, to keep the source's structure."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model the frames were inverted with; LoRA and other patches on top are fine.",
+                ),
+                CorrespondencesSocket.Input(
+                    "correspondences", tooltip="From Build NN Correspondences."
+                ),
+                InjectionSocket.Input(
+                    "injection",
+                    optional=True,
+                    tooltip="From Plug-and-Play Injection, to keep the source's structure.",
+                ),
                 *_edit_inputs(),
                 *_late_inputs(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A patched clone; the given model stays as it was.")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="A patched clone; the given model stays as it was.",
+                )
+            ],
         )
 
     @classmethod

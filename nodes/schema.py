@@ -22,24 +22,39 @@ MASKED = "the latents' noise mask is where the edit will be, unless the sampling
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
-def schema(name: str, display_name: str, description: str, aliases: list[str], **fields: Any) -> io.Schema:
+def schema(
+    name: str, display_name: str, description: str, aliases: list[str], **fields: Any
+) -> io.Schema:
     """A node's schema with our prefix and category.
 
-    What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node says is sent again when its result
-    comes from the cache (since 0.19; before, only output nodes' words are).
+    What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node
+    says is sent again when its result comes from the cache (since 0.19; before, only output nodes'
+    words are).
     """
     newer = {"search_aliases": aliases, "has_intermediate_output": True}
     fields |= {name: value for name, value in newer.items() if name in _SCHEMA_FIELDS}
-    return io.Schema(node_id=f"TokenFlow{name}", display_name=display_name, category="TokenFlow", description=description, **fields)
+    return io.Schema(
+        node_id=f"TokenFlow{name}",
+        display_name=display_name,
+        category="TokenFlow",
+        description=description,
+        **fields,
+    )
 
 
 def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Small pictures (N, 3, h, w) as an IMAGE (N, height, width, 3), every cell a sharp square."""
-    return torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest").movedim(1, -1).cpu()
+    return (
+        torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest")
+        .movedim(1, -1)
+        .cpu()
+    )
 
 
 def shown_frames(total: int, most: int = MOST_SHOWN) -> torch.Tensor:
-    """The frames that pictures for looking at show: all (with 0 for `most`), of a long clip so many spread over it. They would fill the memory."""
+    """The frames that pictures for looking at show: all (with 0 for `most`), of a long clip so many
+    spread over it. They would fill the memory.
+    """
     return spread(total, most or total)
 
 
@@ -54,7 +69,10 @@ def lines(*texts: str) -> str:
 
 
 def said(*texts: str) -> ui.PreviewText:
-    """The same as the node's text. Where there is nothing to say it is empty, so that nothing is left of an earlier run's."""
+    """The same as the node's text.
+
+    Where there is nothing to say it is empty, so that nothing is left of an earlier run's.
+    """
     return ui.PreviewText(lines(*texts))
 
 

@@ -16,7 +16,14 @@ from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from ..host.files.folders import new_path, stored_names, stored_path
-from ..host.validation.checks import check_inverted_clip, check_latents, check_model, check_same_model, noise_mask, others_kept
+from ..host.validation.checks import (
+    check_inverted_clip,
+    check_latents,
+    check_model,
+    check_same_model,
+    noise_mask,
+    others_kept,
+)
 from ..host.validation.errors import NodeError
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
@@ -40,7 +47,10 @@ class SaveInversion(io.ComfyNode):
             "Dropped on the page, the file opens the workflow it was made with.",
             ["store inversion", "write", "export", "cache", "keep", "noise"],
             inputs=[
-                InversionSocket.Input("inversion", tooltip="Of DDIM Invert Video, made with a plain prompt: no ControlNet, no hooks."),
+                InversionSocket.Input(
+                    "inversion",
+                    tooltip="Of DDIM Invert Video, made with a plain prompt: no ControlNet, no hooks.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="inversions/TokenFlow",
@@ -59,17 +69,25 @@ class SaveInversion(io.ComfyNode):
             prompt = Prompt.of(inversion.conditioning)
         except TypeError as error:
             raise NodeError(
-                SAVE, "inversion", f"a source prompt with {error}, which a file cannot hold.", "Invert with a plain prompt."
+                SAVE,
+                "inversion",
+                f"a source prompt with {error}, which a file cannot hold.",
+                "Invert with a plain prompt.",
             ) from error
         path = new_path(SAVE, "filename_prefix", filename_prefix)
         try:
             write_inversion(path, inversion, prompt, cls._workflow())
         except OSError as error:
             raise NodeError(
-                SAVE, "filename_prefix", f"{path.name} could not be written ({error}).", "Make room on the disk, or choose another folder."
+                SAVE,
+                "filename_prefix",
+                f"{path.name} could not be written ({error}).",
+                "Make room on the disk, or choose another folder.",
             ) from error
         place = path.relative_to(os.path.abspath(folder_paths.get_output_directory()))
-        text = f"{place.as_posix()}: {inversion.frames} frames, {path.stat().st_size / 2**20:.1f} MiB"
+        text = (
+            f"{place.as_posix()}: {inversion.frames} frames, {path.stat().st_size / 2**20:.1f} MiB"
+        )
         written = ui.SavedResult(path.name, os.path.dirname(place.as_posix()), io.FolderType.output)
         return io.NodeOutput(ui={**ui.PreviewText(text).as_dict(), "inversions": [written]})
 
@@ -86,8 +104,9 @@ class SaveInversion(io.ComfyNode):
 class LoadInversion(io.ComfyNode):
     """Takes DDIM Invert Video's place.
 
-    Model and prompt are inputs, not contents of the file: the outputs are those of DDIM Invert Video, its links can stay as they are, and
-    everything is checked here. Nothing of a stranger's file reaches the host but two tensors of checked shape and range.
+    Model and prompt are inputs, not contents of the file: the outputs are those of DDIM Invert
+    Video, its links can stay as they are, and everything is checked here. Nothing of a stranger's
+    file reaches the host but two tensors of checked shape and range.
     """
 
     @classmethod
@@ -100,9 +119,13 @@ class LoadInversion(io.ComfyNode):
             ["stored inversion", "read", "import", "cache", "reuse", "noise"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=stored_names(), tooltip="Files of the input and output folders. Press R to read the folders again."
+                    "file",
+                    options=stored_names(),
+                    tooltip="Files of the input and output folders. Press R to read the folders again.",
                 ),
-                io.Model.Input("model", tooltip="The model it was made with. A LoRA on top is fine."),
+                io.Model.Input(
+                    "model", tooltip="The model it was made with. A LoRA on top is fine."
+                ),
                 io.Conditioning.Input("positive", tooltip="The source prompt it was made with."),
                 io.Latent.Input(
                     "latents",
@@ -111,15 +134,26 @@ class LoadInversion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                InversionSocket.Output(display_name="inversion", tooltip="The path from the frames to noise, for Extract SA Features."),
-                io.Latent.Output(display_name="noisy", tooltip="The noisy end, to sample from with added noise disabled."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels downwards, for SamplerCustom."),
+                InversionSocket.Output(
+                    display_name="inversion",
+                    tooltip="The path from the frames to noise, for Extract SA Features.",
+                ),
+                io.Latent.Output(
+                    display_name="noisy",
+                    tooltip="The noisy end, to sample from with added noise disabled.",
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The noise levels downwards, for SamplerCustom."
+                ),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        """Instead of the host's look into the list, which would refuse files that came since. `file` is None if it is linked."""
+        """Instead of the host's look into the list, which would refuse files that came since.
+
+        `file` is None if it is linked.
+        """
         try:
             return file is None or bool(stored_path(LOAD, "file", file))
         except NodeError as error:
@@ -127,13 +161,18 @@ class LoadInversion(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **others: Any) -> tuple[int, int, int]:
-        """Another file of the same name is loaded again. The host reads its files for that; these have gigabytes."""
+        """Another file of the same name is loaded again.
+
+        The host reads its files for that; these have gigabytes.
+        """
         found = stored_path(LOAD, "file", file).stat()
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     @classmethod
     @checked("file")
-    def execute(cls, file: str, model: Any, positive: Any, latents: dict[str, Any] | None = None) -> io.NodeOutput:
+    def execute(
+        cls, file: str, model: Any, positive: Any, latents: dict[str, Any] | None = None
+    ) -> io.NodeOutput:
         check_model(LOAD, model)
         inversion, prompt = _read(stored_path(LOAD, "file", file))
         check_same_model(LOAD, model, inversion)
@@ -150,7 +189,9 @@ class LoadInversion(io.ComfyNode):
             )
         mask, others = inversion.mask, others_kept(latents or {})
         if latents is not None:
-            check_inverted_clip(LOAD, latent_format.process_in(check_latents(LOAD, model, latents)), inversion)
+            check_inverted_clip(
+                LOAD, latent_format.process_in(check_latents(LOAD, model, latents)), inversion
+            )
             set_now = noise_mask(LOAD, latents, inversion.frames)
             mask = mask if set_now is None else set_now
         path = inversion.latents.to(model_management.intermediate_device())
@@ -159,13 +200,20 @@ class LoadInversion(io.ComfyNode):
         text = f"{inversion.frames} frames, inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
         if mask is not None:
             text += f"\n{MASKED}"
-        return io.NodeOutput(inversion, {**others, "samples": latent_format.process_out(path[0])}, sigmas.clone(), ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            inversion,
+            {**others, "samples": latent_format.process_out(path[0])},
+            sigmas.clone(),
+            ui=ui.PreviewText(text),
+        )
 
 
 def _read(path: Path) -> tuple[Inversion, Prompt]:
     """Raises: NodeError for what is no stored inversion, or one that this ComfyUI cannot use."""
     try:
-        inversion, prompt = read_inversion(path, model_management.get_free_memory(torch.device("cpu")))
+        inversion, prompt = read_inversion(
+            path, model_management.get_free_memory(torch.device("cpu"))
+        )
     except StoredInversionError as error:
         raise NodeError(LOAD, "file", error.found, error.remedy) from error
     if inversion.scheduler not in comfy.samplers.SCHEDULER_NAMES:
@@ -183,7 +231,10 @@ def _check_same_prompt(positive: Any, prompt: Prompt) -> None:
         same = prompt.is_same(Prompt.of(positive))
     except TypeError as error:
         raise NodeError(
-            LOAD, "positive", f"a prompt with {error}, which no stored inversion has.", "Connect the plain source prompt."
+            LOAD,
+            "positive",
+            f"a prompt with {error}, which no stored inversion has.",
+            "Connect the plain source prompt.",
         ) from error
     if not same:
         raise NodeError(

@@ -28,10 +28,25 @@ class TuneAVideo(io.ComfyNode):
             "Then invert and edit with the tuned model, in the mode sparse-causal. Only for comparison: TokenFlow trains nothing.",
             ["tune-a-video", "one-shot tuning", "fine-tune", "train lora", "video lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The image model to tune (SD 1.x, SD 2.x, SDXL). It stays as it is."),
-                io.Latent.Input("latents", tooltip="The source frames, encoded with VAE Encode: one batch, all of them in every step."),
-                io.Conditioning.Input("positive", tooltip="The source prompt: what the source clip shows, in plain words."),
-                io.Int.Input("steps", default=500, min=1, max=100000, tooltip="Steps of training. 500 as published."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The image model to tune (SD 1.x, SD 2.x, SDXL). It stays as it is.",
+                ),
+                io.Latent.Input(
+                    "latents",
+                    tooltip="The source frames, encoded with VAE Encode: one batch, all of them in every step.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The source prompt: what the source clip shows, in plain words.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=500,
+                    min=1,
+                    max=100000,
+                    tooltip="Steps of training. 500 as published.",
+                ),
                 io.Float.Input(
                     "learning_rate",
                     default=3e-5,
@@ -62,11 +77,17 @@ class TuneAVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The tuned model, to invert and edit with. The given one stays as it was."),
-                io.Custom("LORA_MODEL").Output(
-                    display_name="lora", tooltip="What was learned, for Save LoRA Weights, or Load LoRA Model at another strength."
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The tuned model, to invert and edit with. The given one stays as it was.",
                 ),
-                io.Custom("LOSS_MAP").Output(display_name="loss_map", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.Custom("LORA_MODEL").Output(
+                    display_name="lora",
+                    tooltip="What was learned, for Save LoRA Weights, or Load LoRA Model at another strength.",
+                ),
+                io.Custom("LOSS_MAP").Output(
+                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss Graph."
+                ),
             ],
         )
 
@@ -87,7 +108,13 @@ class TuneAVideo(io.ComfyNode):
         samples = check_latents(NAME, model, latents)
         check_prompts(NAME, model, positive)
         check_plain_prompt(NAME, positive)
-        lora, losses = tune_queries(NAME, model, samples, positive, Tuning(steps, learning_rate, rank, seed, gradient_checkpointing))
+        lora, losses = tune_queries(
+            NAME,
+            model,
+            samples,
+            positive,
+            Tuning(steps, learning_rate, rank, seed, gradient_checkpointing),
+        )
         tuned = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
         tenth = max(1, steps // 10)
         first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))

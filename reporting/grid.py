@@ -13,15 +13,18 @@ from torch import Tensor
 from ..tokenflow_ops import spread
 from ..tokenflow_ops.libraries import library
 
-# Pixels; captions of frames as small as the embedded model's shall be legible, those of large ones in proportion.
+# Pixels; captions of frames as small as the embedded model's shall be legible, those of large ones
+# in proportion.
 SMALLEST_FONT, FRAME_PER_FONT = 12, 20
 SHRUNK = 0.8  # how far the letters of a long name shrink before it is cut
 
 
 def captioned_grid(clips: Mapping[str, Tensor], columns: int = 0) -> Tensor:
-    """Clips (N, h, w, 3 or more) in [0, 1], all of one size, in rows of `columns` (0: about as many as there are rows).
+    """Clips (N, h, w, 3 or more) in [0, 1], all of one size, in rows of `columns` (0: about as many
+    as there are rows).
 
-    Returns: (N, rows (h + bar), columns w, 3), cells without a clip black; under each clip a bar with its name, of even height.
+    Returns: (N, rows (h + bar), columns w, 3), cells without a clip black; under each clip a bar
+    with its name, of even height.
     """
     count, height, width = next(iter(clips.values())).shape[:3]
     columns = min(columns or math.ceil(math.sqrt(len(clips))), len(clips))
@@ -32,24 +35,40 @@ def captioned_grid(clips: Mapping[str, Tensor], columns: int = 0) -> Tensor:
     for i, (name, clip) in enumerate(clips.items()):
         top, left = i // columns * (height + bar), i % columns * width
         grid[:, top : top + height, left : left + width] = clip[..., :3]
-        grid[:, top + height : top + height + bar, left : left + width] = caption(name, width, bar, size)
+        grid[:, top + height : top + height + bar, left : left + width] = caption(
+            name, width, bar, size
+        )
     return grid
 
 
 def strip(clip: Tensor, moments: int) -> Tensor:
-    """Frames of a clip (N, h, w, c), spread evenly from the first to the last one, side by side: (1, h, moments w, c), fewer where N is."""
+    """Frames of a clip (N, h, w, c), spread evenly from the first to the last one, side by side:
+    (1, h, moments w, c), fewer where N is.
+    """
     return torch.cat(list(clip[spread(len(clip), moments)]), dim=1)[None]
 
 
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
-    """A name in white on black, (height, width, 3) in [0, 1]. Too long for its place it shrinks, and then ends in an ellipsis."""
+    """A name in white on black, (height, width, 3) in [0, 1].
+
+    Too long for its place it shrinks, and then ends in an ellipsis.
+    """
     name = "".join(filter(str.isprintable, name))  # at others the layout of text fails
-    font = ImageFont.truetype(library("matplotlib").font_manager.findfont("DejaVu Sans"), size)  # it comes with it
+    font = ImageFont.truetype(
+        library("matplotlib").font_manager.findfont("DejaVu Sans"), size
+    )  # it comes with it
     place = width - size // 2
     if font.getlength(name) > place:
         font = font.font_variant(size=round(SHRUNK * size))
     if font.getlength(name) > place:
-        name = next((cut for n in range(len(name), 0, -1) if font.getlength(cut := name[:n].rstrip() + "…") <= place), "…")
+        name = next(
+            (
+                cut
+                for n in range(len(name), 0, -1)
+                if font.getlength(cut := name[:n].rstrip() + "…") <= place
+            ),
+            "…",
+        )
     picture = Image.new("L", (width, height))
     ImageDraw.Draw(picture).text((width / 2, height / 2), name, font=font, fill=255, anchor="mm")
     return torch.from_numpy(np.asarray(picture).copy())[..., None].expand(-1, -1, 3).float() / 255

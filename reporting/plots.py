@@ -13,19 +13,34 @@ from torch import Tensor
 from ..tokenflow_ops.libraries import library
 
 FEW = 4  # lines that a legend inside the axes does not hide
-# Colours of what is least and most sure, told apart by the colour-blind as well; how much of the frame shows through.
+# Colours of what is least and most sure, told apart by the colour-blind as well; how much of the
+# frame shows through.
 SURENESS, FRAME_SHARE = "RdYlBu", 0.35
 
 
 def plot_lines(
-    lines: Mapping[str, Sequence[float]], x_label: str, y_label: str, from_zero: bool = True, x: Sequence[int] | None = None
+    lines: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    from_zero: bool = True,
+    x: Sequence[int] | None = None,
 ) -> Tensor:
-    """One line per name over `x` or 0, 1, 2, ..., the axis from zero or around the values. Returns: (1, 480, 800, 3) float32 in [0, 1]."""
+    """One line per name over `x` or 0, 1, 2, ..., the axis from zero or around the values.
+
+    Returns: (1, 480, 800, 3) float32 in [0, 1].
+    """
     figure, canvas, axes = _figure()
     colours = library("matplotlib").colormaps["tab10"].colors
-    axes.set_prop_cycle(linestyle=["-"] * len(colours) + ["--"] * len(colours), color=colours * 2)  # ten colours, then the same dashed
+    axes.set_prop_cycle(
+        linestyle=["-"] * len(colours) + ["--"] * len(colours), color=colours * 2
+    )  # ten colours, then the same dashed
     for name, values in lines.items():
-        axes.plot(range(len(values)) if x is None else x, values, label=name, marker="." if len(values) < 60 else "")
+        axes.plot(
+            range(len(values)) if x is None else x,
+            values,
+            label=name,
+            marker="." if len(values) < 60 else "",
+        )
     axes.set(xlabel=x_label, ylabel=y_label)
     if from_zero:
         axes.set_ylim(bottom=0)
@@ -37,23 +52,36 @@ def plot_lines(
 
 
 def plot_timeline(
-    keyframes: Sequence[Sequence[int]], frames: int, windows: Sequence[tuple[int, int]] = (), anchors: Sequence[int] = ()
+    keyframes: Sequence[Sequence[int]],
+    frames: int,
+    windows: Sequence[tuple[int, int]] = (),
+    anchors: Sequence[int] = (),
 ) -> Tensor:
-    """A dot for every keyframe: frames from left to right, sampling steps downwards. Returns: (1, 480, 800, 3) float32 in [0, 1].
+    """A dot for every keyframe: frames from left to right, sampling steps downwards.
 
-    keyframes: frame numbers of each step. windows: first frame and end of each; every other one is shaded.
-    anchors: positions, among a step's keyframes, of those that all windows attend to.
+    Returns: (1, 480, 800, 3) float32 in [0, 1].
+
+    keyframes: frame numbers of each step. windows: first frame and end of each; every other one is
+    shaded. anchors: positions, among a step's keyframes, of those that all windows attend to.
     """
     figure, canvas, axes = _figure()
     for first, end in windows[1::2]:
         axes.axvspan(first - 0.5, end - 0.5, color="black", alpha=0.08, linewidth=0)
     size = max(2.0, min(36.0, 4000 / len(keyframes) / max(1, len(keyframes[0]))))
-    chosen = {"keyframe": [i for i in range(len(keyframes[0])) if i not in anchors], "keyframe that all windows see": anchors}
+    chosen = {
+        "keyframe": [i for i in range(len(keyframes[0])) if i not in anchors],
+        "keyframe that all windows see": anchors,
+    }
     for name, positions in chosen.items():
         dots = [(numbers[i], step) for step, numbers in enumerate(keyframes) for i in positions]
         if dots:
             axes.scatter(*zip(*dots, strict=True), s=size, label=name)
-    axes.set(xlabel="frame", ylabel="sampling step", xlim=(-0.5, frames - 0.5), ylim=(len(keyframes) - 0.5, -0.5))
+    axes.set(
+        xlabel="frame",
+        ylabel="sampling step",
+        xlim=(-0.5, frames - 0.5),
+        ylim=(len(keyframes) - 0.5, -0.5),
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(library("matplotlib").ticker.MaxNLocator(integer=True))
     if len(windows) > 1:
@@ -62,12 +90,18 @@ def plot_timeline(
 
 
 def heat_map(values: Tensor, frames: Tensor) -> Tensor:
-    """Values (n, rows, columns) from 0, red, over yellow to 1, blue, on frames (n, h, w, 3) in grey. Returns: (n, h, w, 3) in [0, 1]."""
+    """Values (n, rows, columns) from 0, red, over yellow to 1, blue, on frames (n, h, w, 3) in
+    grey. Returns: (n, h, w, 3) in [0, 1].
+    """
     sureness, painted = library("matplotlib").colormaps[SURENESS], torch.empty(frames.shape)
-    for one, value, frame in zip(painted, values, frames, strict=True):  # all at once would be held several times
+    for one, value, frame in zip(
+        painted, values, frames, strict=True
+    ):  # all at once would be held several times
         colours = torch.from_numpy(sureness(value.numpy())[..., :3]).float().movedim(-1, 0)
         enlarged = F.interpolate(colours[None], frame.shape[:2], mode="nearest")[0].movedim(0, -1)
-        one.copy_(torch.lerp(enlarged, frame.mean(-1, keepdim=True).expand_as(enlarged), FRAME_SHARE))
+        one.copy_(
+            torch.lerp(enlarged, frame.mean(-1, keepdim=True).expand_as(enlarged), FRAME_SHARE)
+        )
     return painted
 
 
@@ -75,7 +109,11 @@ def _figure() -> tuple[Any, Any, Any]:
     """A figure of 800 x 480 pixels with its canvas and axes."""
     matplotlib = library("matplotlib")
     figure = matplotlib.figure.Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
-    return figure, matplotlib.backends.backend_agg.FigureCanvasAgg(figure), figure.add_subplot()  # no global figure: the host is a server
+    return (
+        figure,
+        matplotlib.backends.backend_agg.FigureCanvasAgg(figure),
+        figure.add_subplot(),
+    )  # no global figure: the host is a server
 
 
 def drawn(canvas: Any) -> Tensor:

@@ -21,7 +21,8 @@ DPI = 100
 
 
 def draw_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[Cell]]]) -> Tensor:
-    """A table as papers have them: names to the left, figures to the right; rules above, below and between head and groups of rows.
+    """A table as papers have them: names to the left, figures to the right; rules above, below and
+    between head and groups of rows.
 
     Returns: (1, H, W, 3) float32 in [0, 1], as wide as its texts are.
     """
@@ -32,16 +33,27 @@ def draw_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[Cell]]]) 
     canvas = matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     texts = [[_text(figure, cell) for cell in row] for row in rows]
     renderer = canvas.get_renderer()
-    widths = [max(text.get_window_extent(renderer).width for text in column) for column in zip(*texts, strict=True)]
-    rights = list(accumulate(widths, lambda right, width: right + SPACE + width, initial=MARGIN - SPACE))[1:]
+    widths = [
+        max(text.get_window_extent(renderer).width for text in column)
+        for column in zip(*texts, strict=True)
+    ]
+    rights = list(
+        accumulate(widths, lambda right, width: right + SPACE + width, initial=MARGIN - SPACE)
+    )[1:]
     width, height = round(rights[-1]) + MARGIN, ROW * len(rows) + 2 * MARGIN
     figure.set_size_inches(width / DPI, height / DPI)
     for i, row in enumerate(texts):
         for j, text in enumerate(row):
-            text.set(x=rights[j] if j else MARGIN, y=height - MARGIN - ROW * (i + 0.5), horizontalalignment="right" if j else "left")
+            text.set(
+                x=rights[j] if j else MARGIN,
+                y=height - MARGIN - ROW * (i + 0.5),
+                horizontalalignment="right" if j else "left",
+            )
     ends = list(accumulate((1, *map(len, groups)), initial=0))
     for end in ends:
-        _rule(figure, width, height - MARGIN - ROW * end, 1.6 if end in (ends[0], ends[-1]) else 0.8)
+        _rule(
+            figure, width, height - MARGIN - ROW * end, 1.6 if end in (ends[0], ends[-1]) else 0.8
+        )
     return drawn(canvas)
 
 
@@ -63,4 +75,6 @@ def _text(figure: Any, cell: Cell) -> Any:
 def _rule(figure: Any, width: int, y: float, thickness: float) -> None:
     matplotlib, ends = library("matplotlib"), [MARGIN / 2, width - MARGIN / 2]
     pixels = matplotlib.transforms.IdentityTransform()
-    figure.add_artist(matplotlib.lines.Line2D(ends, [y, y], transform=pixels, color="black", linewidth=thickness))
+    figure.add_artist(
+        matplotlib.lines.Line2D(ends, [y, y], transform=pixels, color="black", linewidth=thickness)
+    )

@@ -30,7 +30,9 @@ QUICK = (
 # Nothing that the tests run may use the network, this process, its workers and all servers alike.
 if "NETWORK_LOG" not in os.environ:
     os.environ["NETWORK_LOG"] = os.path.join(tempfile.mkdtemp(), "network.log")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(LOOPBACK), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(LOOPBACK), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 runpy.run_path(str(LOOPBACK / "sitecustomize.py"))
 
 
@@ -60,21 +62,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     more = folder / "more.yaml"
     more.write_text(f"tests:\n    custom_nodes: {ROOT / 'tests' / 'server_nodes'}\n")
     options = ("--extra-model-paths-config", str(more))
-    with Server(COMFYUI, folder, folder / "output", folder / "server.log", options=options) as running:
+    with Server(
+        COMFYUI, folder, folder / "output", folder / "server.log", options=options
+    ) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def queue(server: Any) -> Callable[..., Any]:
-    """Runs an API prompt on the server: `queue(prompt) -> launch.comfyui.client.Result`; raises `launch.comfyui.client.PromptError`."""
+    """Runs an API prompt on the server: `queue(prompt) -> launch.comfyui.client.Result`; raises
+    `launch.comfyui.client.PromptError`.
+    """
     from launch.comfyui.client import run_prompt
 
     return lambda prompt, *rest: run_prompt(server.address, prompt, *rest)
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str | None], None]]:
-    """`stand_in(module, code)`: what is imported as a library from now on, for this test. None: it is not installed."""
+def stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str | None], None]]:
+    """`stand_in(module, code)`: what is imported as a library from now on, for this test.
+
+    None: it is not installed.
+    """
     folder = tmp_path / "libraries"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -83,7 +94,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     def forget(module: str) -> dict[str, Any]:
         for known in [name for name in sys.modules if name.endswith("tokenflow_ops.libraries")]:
             sys.modules[known]._found.cache_clear()
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == module}
+        return {
+            name: sys.modules.pop(name)
+            for name in list(sys.modules)
+            if name.split(".")[0] == module
+        }
 
     def put(module: str, code: str | None) -> None:
         kept[module] = forget(module)

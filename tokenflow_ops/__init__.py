@@ -1,13 +1,23 @@
-"""TokenFlow (Geyer et al., ICLR 2024, arXiv 2307.10373) in plain torch: a library that knows neither ComfyUI nor any other host.
+"""TokenFlow (Geyer et al., ICLR 2024, arXiv 2307.10373) in plain torch: a library that knows
+neither ComfyUI nor any other host.
 
-Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of width C in a self-attention layer.
+Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of width C in a
+self-attention layer.
 """
 
 from .attention import extended_attention, join_frames, split_frames
 from .features import Descriptor, DiskStore, FeatureStore, MemoryStore, SourceFeatures
 from .injection import Injection
 from .inversion import Inversion, invert
-from .keyframes import JOINT_KEYFRAMES, Neighbours, Windows, attended_keyframes, choose_keyframes, neighbours, spread
+from .keyframes import (
+    JOINT_KEYFRAMES,
+    Neighbours,
+    Windows,
+    attended_keyframes,
+    choose_keyframes,
+    neighbours,
+    spread,
+)
 from .matching.build import build_correspondences
 from .matching.correspondence import Correspondences, PairMatches, StepMatches, carry
 from .matching.search import nearest_tokens

@@ -1,4 +1,6 @@
-"""Extended attention: every keyframe attends to the keys and values of all keyframes (paper, equation 5)."""
+"""Extended attention: every keyframe attends to the keys and values of all keyframes (paper,
+equation 5).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from torch import Tensor
 def join_frames(tokens: Tensor, rows: int) -> Tensor:
     """(rows * k, P, C) -> (rows, k * P, C): the frames of a row become one long sequence.
 
-    Attention over that sequence *is* extended attention: all queries of all keyframes against all keys of all keyframes.
+    Attention over that sequence *is* extended attention: all queries of all keyframes against all
+    keys of all keyframes.
     """
     return tokens.reshape(rows, -1, tokens.shape[-1])
 

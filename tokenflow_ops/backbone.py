@@ -1,4 +1,7 @@
-"""What the method must know of a model: which layers there are, and what each can do for it. A model family fills it in."""
+"""What the method must know of a model: which layers there are, and what each can do for it.
+
+A model family fills it in.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,8 @@ class Backbone:
     def injected_attention(self, choice: str = "decoder") -> tuple[str, ...]:
         """Names the self-attention whose queries and keys Plug-and-Play takes from the source.
 
-        All decoder blocks but the first (SD 1.5's and 2.x's output blocks 4 to 11, SDXL's 1 to 5); "late decoder" keeps the second half of
-        those.
+        All decoder blocks but the first (SD 1.5's and 2.x's output blocks 4 to 11, SDXL's 1 to 5);
+        "late decoder" keeps the second half of those.
 
         Args:
             choice: Of `Injection.layers`.
@@ -60,7 +63,8 @@ class Backbone:
 
     @property
     def injected_hidden(self) -> str | None:
-        """The layer whose hidden features Plug-and-Play takes from the source, beside the first of `injected_attention`; None for none.
+        """The layer whose hidden features Plug-and-Play takes from the source, beside the first of
+        `injected_attention`; None for none.
 
         SD 1.5's "output_blocks.4.0.out_layers".
         """
@@ -69,6 +73,10 @@ class Backbone:
 
     @property
     def shallow(self) -> frozenset[str]:
-        """What frames take from keyframes if they take what is deeper as a whole: that, and the output of the layers at full resolution."""
+        """What frames take from keyframes if they take what is deeper as a whole: that, and the
+        output of the layers at full resolution.
+        """
         below = tuple(f"{path}." for path in self.deep)
-        return frozenset((DEEP, *(layer for layer in self.attention if not layer.startswith(below))))
+        return frozenset(
+            (DEEP, *(layer for layer in self.attention if not layer.startswith(below)))
+        )

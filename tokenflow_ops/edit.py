@@ -1,6 +1,8 @@
-"""One step of an edit: keyframes edited jointly, window by window, and every frame from their tokens (paper, section 4.2).
+"""One step of an edit: keyframes edited jointly, window by window, and every frame from their
+tokens (paper, section 4.2).
 
-This is the method's one loop. It knows neither ComfyUI nor diffusers: what evaluates the model is behind `Denoiser`.
+This is the method's one loop. It knows neither ComfyUI nor diffusers: what evaluates the model is
+behind `Denoiser`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ NOTHING: frozenset[str] = frozenset()
 
 
 class Denoiser(Protocol):
-    """Evaluates the model on a clip's noisy frames at one noise level: what an adapter offers to the method."""
+    """Evaluates the model on a clip's noisy frames at one noise level: what an adapter offers to
+    the method.
+    """
 
     @property
     def x(self) -> Tensor:
@@ -39,7 +43,9 @@ class Denoiser(Protocol):
         """Denoises a pass's frames. Returns: (n, C, h, w) for each list."""
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Looks up the source's features of some frames (n,) at this noise level: tokens (n, P, C) or hidden features (n, C, h, w)."""
+        """Looks up the source's features of some frames (n,) at this noise level: tokens (n, P, C)
+        or hidden features (n, C, h, w).
+        """
 
     def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
         """Does the work for as many of the frames (n,) at once as memory allows, in order."""
@@ -102,9 +108,10 @@ class StepPlan:
 def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> list[Tensor]:
     """Denoises all frames of a clip consistently.
 
-    Windows of keyframes follow each other, each followed by the frames up to its last keyframe. Of a window's tokens only the last
-    keyframe's stay for the next one, so that device memory does not grow with the clip. Keyframes are not run again among the frames:
-    what they would be given there are the very tokens of their own. And as long as the denoised frames are carried, frames between
+    Windows of keyframes follow each other, each followed by the frames up to its last keyframe. Of
+    a window's tokens only the last keyframe's stay for the next one, so that device memory does not
+    grow with the clip. Keyframes are not run again among the frames: what they would be given there
+    are the very tokens of their own. And as long as the denoised frames are carried, frames between
     keyframes are not run at all: nothing of them would be left.
 
     Args:
@@ -122,18 +129,29 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> lis
     last: _Joint | None = None
     for own in windows.own:
         context = _joined(_rows(anchors.seen, windows.elsewhere(own)), last.seen if last else {})
-        before, last = last, _edit_keyframes(result, plan, torch.arange(own.start, own.stop), context, plan.banked, windows.tail)
+        before, last = (
+            last,
+            _edit_keyframes(
+                result, plan, torch.arange(own.start, own.stop), context, plan.banked, windows.tail
+            ),
+        )
         if not plan.carries or plan.at_once:
             _propagate(result, plan, own, before, last)
     result.exchange()
-    return [carry_denoised(plan, part) for part in result.denoised] if plan.carries else result.denoised
+    return (
+        [carry_denoised(plan, part) for part in result.denoised]
+        if plan.carries
+        else result.denoised
+    )
 
 
 def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
-    """Makes the denoised frames of the keyframes' along the finest matches, as their tokens are made.
+    """Makes the denoised frames of the keyframes' along the finest matches, as their tokens are
+    made.
 
-    Not in the paper, and for early steps only. Convolutions see every frame's own noise and decide on their own what stands where; later
-    steps only draw it out. Late in the schedule copies of whole patches would be seen, so what is left of the frames' own detail stays.
+    Not in the paper, and for early steps only. Convolutions see every frame's own noise and decide
+    on their own what stands where; later steps only draw it out. Late in the schedule copies of
+    whole patches would be seen, so what is left of the frames' own detail stays.
 
     Args:
         plan: The step's.
@@ -147,14 +165,20 @@ def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
     matches, finest = plan.matches, plan.features.finest
     keyframes, grid = denoised[matches.keyframes.to(denoised.device)], plan.features.grid(finest)
     carried = torch.empty_like(denoised)
-    for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):  # its indices are larger than the latents
-        carried[frames.to(carried.device)] = carry(keyframes, matches.near.of(frames), matches.tokens(finest, frames), grid)
+    for frames in torch.arange(len(denoised)).split(
+        CARRIED_AT_ONCE
+    ):  # its indices are larger than the latents
+        carried[frames.to(carried.device)] = carry(
+            keyframes, matches.near.of(frames), matches.tokens(finest, frames), grid
+        )
     return carried
 
 
 @dataclass
 class _Joint:
-    """What a joint pass leaves: `bank` and the source's features `hidden` for frames, `seen`, on its machine alone, for keyframes."""
+    """What a joint pass leaves: `bank` and the source's features `hidden` for frames, `seen`, on
+    its machine alone, for keyframes.
+    """
 
     bank: Bank = field(default_factory=dict)
     hidden: dict[str, Tensor] = field(default_factory=dict)
@@ -184,14 +208,21 @@ class _Result:
 
 
 def _edit_keyframes(
-    result: _Result, plan: StepPlan, positions: Tensor, context: Bank, banked: frozenset[str] | None, remembered: int
+    result: _Result,
+    plan: StepPlan,
+    positions: Tensor,
+    context: Bank,
+    banked: frozenset[str] | None,
+    remembered: int,
 ) -> _Joint:
     """The joint pass of some keyframes, on one machine for all."""
     frames, denoiser, seen = plan.matches.keyframes[positions], result.denoiser, dict[Any, Any]()
 
     def edit() -> tuple[Bank, dict[str, Tensor], list[Tensor]]:
         source = denoiser.source(frames, plan.injected)
-        joint = KeyframePass(frames, source=source, banked=banked, context=context, remembered=remembered)
+        joint = KeyframePass(
+            frames, source=source, banked=banked, context=context, remembered=remembered
+        )
         denoised = denoiser.run(joint)
         seen.update(joint.seen)
         carried = plan.hidden if plan.shallow is None and plan.hidden_along else ()
@@ -202,39 +233,64 @@ def _edit_keyframes(
     return _Joint(bank, hidden, seen)
 
 
-def _propagate(result: _Result, plan: StepPlan, own: range, before: _Joint | None, joint: _Joint) -> None:
-    """The frames whose future keyframe is one of the window's, from its tokens and those of the last keyframe before."""
+def _propagate(
+    result: _Result, plan: StepPlan, own: range, before: _Joint | None, joint: _Joint
+) -> None:
+    """The frames whose future keyframe is one of the window's, from its tokens and those of the
+    last keyframe before.
+    """
     near, denoiser = plan.matches.near, result.denoiser
     first = own.start - (before is not None)
     bank, hidden = joint.bank, joint.hidden
     if before:
         bank = _joined(_rows(before.bank, slice(-1, None)), bank)
-        hidden = {name: torch.cat([before.hidden[name][-1:].to(part.device), part]) for name, part in hidden.items()}
+        hidden = {
+            name: torch.cat([before.hidden[name][-1:].to(part.device), part])
+            for name, part in hidden.items()
+        }
     following = (near.future >= own.start) & (near.future < own.stop)
     if not plan.at_once:
         following &= ~_with_own_tokens(plan.matches)
-    finest = None if plan.shallow is None else (plan.features.finest[-1], plan.features.grid(plan.features.finest))
+    finest = (
+        None
+        if plan.shallow is None
+        else (plan.features.finest[-1], plan.features.grid(plan.features.finest))
+    )
 
     def work(part: Tensor) -> None:
         nearby = near.of(part).counted_from(first)
         tokens = partial(plan.correspondences.tokens, plan.step, frames=part)
         source = {} if finest else _hidden_of_frames(denoiser, plan, hidden, nearby, part)
-        result.keep(part, denoiser.run(PropagationPass(part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest)))
+        result.keep(
+            part,
+            denoiser.run(
+                PropagationPass(
+                    part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest
+                )
+            ),
+        )
         result.run_here.append(part)
 
     denoiser.in_parts(result.shards.own(following.nonzero().flatten()), work)
 
 
-def _hidden_of_frames(denoiser: Denoiser, plan: StepPlan, hidden: dict[str, Tensor], near: Neighbours, frames: Tensor) -> dict[str, Tensor]:
-    """The source's hidden features of some frames: the keyframes' along the matches, unless every frame has its own.
+def _hidden_of_frames(
+    denoiser: Denoiser, plan: StepPlan, hidden: dict[str, Tensor], near: Neighbours, frames: Tensor
+) -> dict[str, Tensor]:
+    """The source's hidden features of some frames: the keyframes' along the matches, unless every
+    frame has its own.
 
-    The source carried along its own matches is nearly the source, and the keyframes' features are computed anyway: it takes neither the
-    time nor the memory for all frames at all steps. Edits were the same within a thousandth of their warp error.
+    The source carried along its own matches is nearly the source, and the keyframes' features are
+    computed anyway: it takes neither the time nor the memory for all frames at all steps. Edits
+    were the same within a thousandth of their warp error.
     """
     if plan.hidden_along is None:
         return denoiser.source(frames, plan.hidden)
     tokens = plan.correspondences.tokens(plan.step, plan.hidden_along, frames)
-    return {name: carry(part, near, tokens, (part.shape[2], part.shape[3])) for name, part in hidden.items()}
+    return {
+        name: carry(part, near, tokens, (part.shape[2], part.shape[3]))
+        for name, part in hidden.items()
+    }
 
 
 def _with_own_tokens(matches: StepMatches) -> Tensor:
@@ -252,7 +308,10 @@ def _rows(bank: Bank, rows: Tensor | slice) -> Bank:
     def chosen(tokens: Tensor) -> Tensor:
         return tokens[rows].clone() if isinstance(rows, slice) else tokens[rows.to(tokens.device)]
 
-    return {key: chosen(held) if isinstance(held, Tensor) else [chosen(part) for part in held] for key, held in bank.items()}
+    return {
+        key: chosen(held) if isinstance(held, Tensor) else [chosen(part) for part in held]
+        for key, held in bank.items()
+    }
 
 
 def _joined(*banks: Bank) -> Bank:

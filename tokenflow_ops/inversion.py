@@ -12,22 +12,30 @@ from torch import Tensor
 
 from .storage.counted import Counted
 
-# More evaluations at the first step of an extrapolated inversion, which has nothing to start from and multiplies the noise level the most.
+# More evaluations at the first step of an extrapolated inversion, which has nothing to start from
+# and multiplies the noise level the most.
 FIRST_STEP_CALLS = 3
 
 
 def invert(
-    epsilon: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigmas: Tensor, iterations: int = 0, extrapolate: int = 0
+    epsilon: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    sigmas: Tensor,
+    iterations: int = 0,
+    extrapolate: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic DDIM (Euler) sampler.
+    """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic
+    DDIM (Euler) sampler.
 
-    In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is estimated at the *target* sigma,
-    where the sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1})
-    make the step the sampler's exact inverse; 0 iterations is plain DDIM inversion.
+    In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is
+    estimated at the *target* sigma, where the sampler will estimate it, so `iterations` fixed-point
+    steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1}) make the step the
+    sampler's exact inverse; 0 iterations is plain DDIM inversion.
 
-    extrapolate: 0, or 1: start each step's iterations not at x_j but where the picture that the model saw in the last two steps,
-    x - sigma eps, continues linearly over log sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from
-    the third step on only each n-th one up to the noisiest is evaluated, the others end where the picture continues.
+    extrapolate: 0, or 1: start each step's iterations not at x_j but where the picture that the
+    model saw in the last two steps, x - sigma eps, continues linearly over log sigma. This costs no
+    evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from the third step on only each
+    n-th one up to the noisiest is evaluated, the others end where the picture continues.
 
     epsilon: (x, sigma) -> predicted noise, shapes as x.
     x0: (N, C, h, w) clean latents. sigmas: (S+1,) descending, the last one 0.
@@ -54,23 +62,27 @@ def invert(
 
 
 def _continued(pictures: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:
-    """The line through the last two pictures over log sigma at `sigma`; the last picture if there is only one."""
+    """The line through the last two pictures over log sigma at `sigma`; the last picture if there
+    is only one.
+    """
     (before, first), (after, last) = pictures[0], pictures[-1]
-    return last if len(pictures) == 1 else last + (sigma.log() - after) / (after - before) * (last - first)
+    return (
+        last
+        if len(pictures) == 1
+        else last + (sigma.log() - after) / (after - before) * (last - first)
+    )
 
 
 @dataclass(frozen=True)
 class Inversion(Counted):
     """A source clip's path from its latents to noise.
 
-    sigmas: (S+1,) float32, descending, the last one 0; noise over signal, as ComfyUI's samplers count.
-    latents: (S+1, N, C, h, w) float32 in the model's latent space, latents[j] at sigmas[j].
-    conditioning: the source prompt, in the host's own form.
-    fingerprint: what it was made with, see the host's `fingerprint`.
-    steps: steps of the whole schedule, of which the last S were inverted.
-    scheduler: the schedule's name.
-    mask: (1 or N, H, W) in [0, 1] at any size, 1 where the clip is to be edited, or None for everywhere.
-    Raises: ValueError if shapes or order do not fit.
+    sigmas: (S+1,) float32, descending, the last one 0; noise over signal, as ComfyUI's samplers
+    count. latents: (S+1, N, C, h, w) float32 in the model's latent space, latents[j] at sigmas[j].
+    conditioning: the source prompt, in the host's own form. fingerprint: what it was made with, see
+    the host's `fingerprint`. steps: steps of the whole schedule, of which the last S were inverted.
+    scheduler: the schedule's name. mask: (1 or N, H, W) in [0, 1] at any size, 1 where the clip is
+    to be edited, or None for everywhere. Raises: ValueError if shapes or order do not fit.
     """
 
     sigmas: Tensor
@@ -82,13 +94,20 @@ class Inversion(Counted):
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.latents.ndim != 5 or self.sigmas.ndim != 1 or len(self.sigmas) != len(self.latents) or len(self.sigmas) < 2:
+        if (
+            self.latents.ndim != 5
+            or self.sigmas.ndim != 1
+            or len(self.sigmas) != len(self.latents)
+            or len(self.sigmas) < 2
+        ):
             raise ValueError(
                 f"need S+1 sigmas and (S+1, N, C, h, w) latents, got {tuple(self.sigmas.shape)} and {tuple(self.latents.shape)}"
             )
         if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()) or self.sigmas[-1] != 0:
             raise ValueError("sigmas must fall strictly and end at 0")
-        if self.mask is not None and (self.mask.ndim != 3 or len(self.mask) not in (1, self.frames)):
+        if self.mask is not None and (
+            self.mask.ndim != 3 or len(self.mask) not in (1, self.frames)
+        ):
             raise ValueError(f"need one mask (H, W) or {self.frames}, got {tuple(self.mask.shape)}")
 
     def held(self) -> Iterable[Tensor]:
@@ -105,7 +124,9 @@ class Inversion(Counted):
         return self.steps - (len(self.sigmas) - 1)
 
     def step_of(self, sigma: float) -> int:
-        """The step (0 to S-1) whose interval holds `sigma`: the last one that starts at or above it."""
+        """The step (0 to S-1) whose interval holds `sigma`: the last one that starts at or above
+        it.
+        """
         # A sampler's sigma went through other arithmetic: allow a relative hair.
         at_or_above = int((self.sigmas[:-1] >= sigma * (1 - 1e-4)).sum())
         return max(0, at_or_above - 1)
@@ -115,7 +136,9 @@ class Inversion(Counted):
         return int((self.sigmas[:-1].log() - math.log(max(sigma, 1e-10))).abs().argmin())
 
     def latents_at(self, sigma: float) -> Tensor:
-        """(N, C, h, w) source latents at `sigma`, linearly interpolated between the two stored neighbours."""
+        """(N, C, h, w) source latents at `sigma`, linearly interpolated between the two stored
+        neighbours.
+        """
         step = self.step_of(sigma)
         high, low = float(self.sigmas[step]), float(self.sigmas[step + 1])
         share = min(1.0, max(0.0, (high - sigma) / (high - low)))

@@ -1,4 +1,6 @@
-"""Which frames are edited jointly at a step, and which two of them every frame follows (paper, section 4.2)."""
+"""Which frames are edited jointly at a step, and which two of them every frame follows (paper,
+section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# Keyframes that are edited together if nothing else is asked for: clips of up to 64 frames at interval 8.
+# Keyframes that are edited together if nothing else is asked for: clips of up to 64 frames at
+# interval 8.
 JOINT_KEYFRAMES = 8
 
 
@@ -22,7 +25,8 @@ def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor
     """
     if frames < 1 or interval < 1:
         raise ValueError(f"frames and interval must be at least 1, got {frames} and {interval}")
-    # 2**64 is the generator's range; a large odd factor keeps neighbouring seeds from sharing draws with neighbouring steps.
+    # 2**64 is the generator's range; a large odd factor keeps neighbouring seeds from sharing draws
+    # with neighbouring steps.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**63)
     starts = torch.arange(0, frames, interval)
     lengths = (frames - starts).clamp(max=interval)
@@ -31,26 +35,32 @@ def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor
 
 
 def attended_keyframes(frames: Tensor, keyframes: Tensor, limit: int) -> Tensor:
-    """The `limit` keyframes closest in time to every frame, for extended attention whose cost stays linear in long clips.
+    """The `limit` keyframes closest in time to every frame, for extended attention whose cost stays
+    linear in long clips.
 
-    frames: (n,) and keyframes: (k,) frame numbers, k >= limit >= 1. Of two at the same distance the earlier one is taken.
-    Returns: (n, limit) int64 positions in `keyframes`, ascending.
+    frames: (n,) and keyframes: (k,) frame numbers, k >= limit >= 1. Of two at the same distance the
+    earlier one is taken. Returns: (n, limit) int64 positions in `keyframes`, ascending.
     """
     distance = (frames[:, None] - keyframes[None]).abs()
     return distance.argsort(dim=1, stable=True)[:, :limit].sort(1).values
 
 
 def spread(total: int, most: int) -> Tensor:
-    """At most `most` of `total` frames, evenly from the first to the last one. Returns: (n,) int64, ascending."""
+    """At most `most` of `total` frames, evenly from the first to the last one.
+
+    Returns: (n,) int64, ascending.
+    """
     return torch.linspace(0, total - 1, min(total, most)).round().long()
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which keyframes of a long clip are edited together, one window after the other, so that cost and memory do not grow with its square.
+    """Which keyframes of a long clip are edited together, one window after the other, so that cost
+    and memory do not grow with its square.
 
-    anchors: (a,) positions among the keyframes, spread over the clip; all windows attend to them. own: each window's keyframes, in order.
-    tail: how many keyframes of the window before a window attends to.
+    anchors: (a,) positions among the keyframes, spread over the clip; all windows attend to them.
+    own: each window's keyframes, in order. tail: how many keyframes of the window before a window
+    attends to.
     """
 
     anchors: Tensor
@@ -59,7 +69,8 @@ class Windows:
 
     @classmethod
     def of(cls, keyframes: int, limit: int) -> Windows:
-        """Windows in which each of so many keyframes attends to at most `limit` >= 1, itself included; one window if that is all of them.
+        """Windows in which each of so many keyframes attends to at most `limit` >= 1, itself
+        included; one window if that is all of them.
 
         A quarter of the limit each goes to anchors and to the window before.
         """
@@ -68,7 +79,9 @@ class Windows:
         few = limit // 4
         count = -(-keyframes // (limit - 2 * few))
         borders = [keyframes * i // count for i in range(count + 1)]
-        anchors = torch.tensor([keyframes * (2 * i + 1) // (2 * few) for i in range(few)], dtype=torch.int64)
+        anchors = torch.tensor(
+            [keyframes * (2 * i + 1) // (2 * few) for i in range(few)], dtype=torch.int64
+        )
         return cls(anchors, tuple(range(a, b) for a, b in pairwise(borders)), few)
 
     def before(self, window: range) -> range:
@@ -108,9 +121,10 @@ class Neighbours:
 def neighbours(frames: int, keyframes: Tensor, sigmoid: bool = False) -> Neighbours:
     """The closest keyframes before and after every frame, weighted by the true distances.
 
-    weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the weights run through an interval without a jump.
-    sigmoid: squash this ratio through a sigmoid, as the paper prints it: 0.5 to 0.73, so that a frame never follows its past keyframe most.
-    A frame outside the first or last keyframe uses the one it has.
+    weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the weights
+    run through an interval without a jump. sigmoid: squash this ratio through a sigmoid, as the
+    paper prints it: 0.5 to 0.73, so that a frame never follows its past keyframe most. A frame
+    outside the first or last keyframe uses the one it has.
 
     keyframes: (k,) int64, ascending frame numbers.
     """

@@ -1,4 +1,5 @@
-"""Libraries that only a part of all this needs: imported when they are first asked for, and refused in their own words.
+"""Libraries that only a part of all this needs: imported when they are first asked for, and refused
+in their own words.
 
 One that is missing or broken takes away what needs it and nothing else.
 """
@@ -19,7 +20,9 @@ LONGEST = 300  # letters of a library's own words
 
 @dataclass(frozen=True)
 class Library:
-    """name: as people call it. uses: what must be there, as `pkgutil.resolve_name` takes it. packages: what brings it, the usual first."""
+    """name: as people call it. uses: what must be there, as `pkgutil.resolve_name` takes it.
+    packages: what brings it, the usual first.
+    """
 
     name: str
     uses: tuple[str, ...]
@@ -28,16 +31,27 @@ class Library:
     @property
     def package(self) -> str:
         """The one that is installed, or that is to be."""
-        return next((package for package in self.packages if _is_installed(package)), self.packages[0])
+        return next(
+            (package for package in self.packages if _is_installed(package)), self.packages[0]
+        )
 
 
 # By module.
 LIBRARIES = {
-    "faiss": Library("FAISS", ("faiss:__version__", "faiss:IndexFlatIP"), ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")),
+    "faiss": Library(
+        "FAISS",
+        ("faiss:__version__", "faiss:IndexFlatIP"),
+        ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11"),
+    ),
     "cv2": Library(
         "OpenCV",
         ("cv2:DISOpticalFlow_create", "cv2:cvtColor"),
-        ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+        (
+            "opencv-python-headless",
+            "opencv-python",
+            "opencv-contrib-python",
+            "opencv-contrib-python-headless",
+        ),
     ),
     "kornia": Library(
         "kornia",
@@ -65,7 +79,10 @@ LIBRARIES = {
     ),
     "torchvision": Library(
         "torchvision",
-        ("torchvision.models.optical_flow:raft_large", "torchvision.models.optical_flow:raft_small"),
+        (
+            "torchvision.models.optical_flow:raft_large",
+            "torchvision.models.optical_flow:raft_small",
+        ),
         ("torchvision",),
     ),
 }
@@ -80,7 +97,10 @@ def _is_installed(package: str) -> bool:
 
 
 class LibraryError(ImportError):
-    """A library is missing, or does not do what is asked of it. The message says which and why, `remedy` how to get one that does."""
+    """A library is missing, or does not do what is asked of it.
+
+    The message says which and why, `remedy` how to get one that does.
+    """
 
     def __init__(self, module: str, error: Exception) -> None:
         wanted = LIBRARIES[module]
@@ -114,7 +134,9 @@ def _found(module: str) -> ModuleType | LibraryError:
 
 @contextmanager
 def working(module: str) -> Iterator[ModuleType]:
-    """The library while it is used: whatever is raised meanwhile is its own, and becomes a LibraryError. Raises: LibraryError."""
+    """The library while it is used: whatever is raised meanwhile is its own, and becomes a
+    LibraryError. Raises: LibraryError.
+    """
     found = library(module)
     try:
         yield found

@@ -1,6 +1,7 @@
 """Several machines that work on one clip together, each on its share of the frames.
 
-All of them make the same calls in the same order. Whoever connects them gives every one an object with what `Shards` asks for.
+All of them make the same calls in the same order. Whoever connects them gives every one an object
+with what `Shards` asks for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ class Shards(Protocol):
     """This machine's place among those that share a clip."""
 
     def own(self, frames: Tensor) -> Tensor:
-        """Those of some frames (n,) that are this machine's, in order; on the machines one after the other they are all. May be none."""
+        """Those of some frames (n,) that are this machine's, in order; on the machines one after
+        the other they are all. May be none.
+        """
 
     def once(self, make: Callable[[], T]) -> T:
         """What the first machine makes; the others wait for it. What it raises is raised on all."""
 
     def gather(self, part: Any) -> list[Any]:
-        """What every machine has made, in their order, this one's among it: tensors, also in lists, tuples and dictionaries."""
+        """What every machine has made, in their order, this one's among it: tensors, also in lists,
+        tuples and dictionaries.
+        """
 
 
 class Alone:

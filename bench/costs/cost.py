@@ -1,8 +1,11 @@
-"""What an edit costs by arithmetic: python3 run.py bench cost [--model sd15|sdxl|embedded] [--size 512 --frames 40 --steps 50 --interval 8]
+"""What an edit costs by arithmetic: python3 run.py bench cost [--model sd15|sdxl|embedded] [--size
+512 --frames 40 --steps 50 --interval 8]
 
-Nothing is timed: the UNet's layers are counted on tensors without memory (multiply-adds twice, by torch's own counter) and put together as
-the pack runs them. First table: one frame through the model, and its parts. Second: every stage of an edit in such frame-forwards, as
-TFLOP, and as a share of the host's plain sampling of the same frames, beside the public code's schedule. Third: what a frame leaves behind.
+Nothing is timed: the UNet's layers are counted on tensors without memory (multiply-adds twice, by
+torch's own counter) and put together as the pack runs them. First table: one frame through the
+model, and its parts. Second: every stage of an edit in such frame-forwards, as TFLOP, and as a
+share of the host's plain sampling of the same frames, beside the public code's schedule. Third:
+what a frame leaves behind.
 """
 
 from __future__ import annotations
@@ -34,9 +37,11 @@ HALF, FULL = 2, 4
 
 @dataclass(frozen=True)
 class Parts:
-    """Operations of one frame of one conditioning. products: self-attention's of queries, keys and values; projections: its linear layers.
+    """Operations of one frame of one conditioning. products: self-attention's of queries, keys and
+    values; projections: its linear layers.
 
-    deep: all below the UNet's full resolution, deep_attention its self-attention. tokens: (P, C) of every self-attention layer.
+    deep: all below the UNet's full resolution, deep_attention its self-attention. tokens: (P, C) of
+    every self-attention layer.
     """
 
     all: float
@@ -53,7 +58,9 @@ class Parts:
 
     @property
     def shallow(self) -> float:
-        """A frame whose features from below full resolution are the keyframes'; what is left has self-attention as propagated frames."""
+        """A frame whose features from below full resolution are the keyframes'; what is left has
+        self-attention as propagated frames.
+        """
         return self.propagated - (self.deep - self.deep_attention)
 
     def joint(self, keyframes: int) -> float:
@@ -67,17 +74,34 @@ def count(unet: Any, size: int) -> Parts:
     tokens: dict[str, tuple[int, int]] = {}
 
     def see(path: str) -> Any:
-        return lambda module, args, kwargs: tokens.update({path: tuple((*args, *kwargs.values())[0].shape[1:])})
+        return lambda module, args, kwargs: tokens.update(
+            {path: tuple((*args, *kwargs.values())[0].shape[1:])}
+        )
 
-    hooks = [unet.get_submodule(path).register_forward_pre_hook(see(path), with_kwargs=True) for path in layers]
+    hooks = [
+        unet.get_submodule(path).register_forward_pre_hook(see(path), with_kwargs=True)
+        for path in layers
+    ]
     cross = next(module for path, module in unet.named_modules() if path.endswith("attn2.to_k"))
-    vector = None if unet.num_classes is None else torch.empty(1, unet.label_emb[0][0].in_features, device="meta")
+    vector = (
+        None
+        if unet.num_classes is None
+        else torch.empty(1, unet.label_emb[0][0].in_features, device="meta")
+    )
     latents = torch.empty(1, unet.in_channels, size, size, device="meta")
     with FlopCounterMode(display=False) as counter:
-        unet(latents, torch.ones(1, device="meta"), context=torch.empty(1, TOKENS, cross.in_features, device="meta"), y=vector)
+        unet(
+            latents,
+            torch.ones(1, device="meta"),
+            context=torch.empty(1, TOKENS, cross.in_features, device="meta"),
+            y=vector,
+        )
     for hook in hooks:
         hook.remove()
-    by_module = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    by_module = {
+        name.partition(".")[2]: sum(found.values())
+        for name, found in counter.get_flop_counts().items()
+    }
     products = {path: 4.0 * rows * rows * width for path, (rows, width) in tokens.items()}
     projections = {path: 8.0 * rows * width * width for path, (rows, width) in tokens.items()}
     return Parts(
@@ -85,7 +109,11 @@ def count(unet: Any, size: int) -> Parts:
         products=sum(products.values()),
         projections=sum(projections.values()),
         deep=float(sum(by_module.get(path, 0) for path in deep)),
-        deep_attention=sum(products[path] + projections[path] for path in layers if path.startswith(tuple(f"{one}." for one in deep))),
+        deep_attention=sum(
+            products[path] + projections[path]
+            for path in layers
+            if path.startswith(tuple(f"{one}." for one in deep))
+        ),
         tokens=tokens,
     )
 
@@ -115,11 +143,18 @@ class Edit:
 
     @property
     def windowed(self) -> float:
-        """All keyframes once, one prompt: in windows if there are many, and the anchors before them."""
+        """All keyframes once, one prompt: in windows if there are many, and the anchors before
+        them.
+        """
         windows, parts = Windows.of(self.keyframes, JOINT_KEYFRAMES), self.parts
         few = len(windows.anchors)
-        attended = {own: int(windows.elsewhere(own).sum()) + len(windows.before(own)) + len(own) for own in windows.own}
-        return few * parts.joint(few) + sum(len(own) * parts.joint(count) for own, count in attended.items())
+        attended = {
+            own: int(windows.elsewhere(own).sum()) + len(windows.before(own)) + len(own)
+            for own in windows.own
+        }
+        return few * parts.joint(few) + sum(
+            len(own) * parts.joint(count) for own, count in attended.items()
+        )
 
     def stages(self) -> dict[str, float]:
         """Operations of every stage."""
@@ -128,7 +163,9 @@ class Edit:
         source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
         together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
         later = 1 - PRESETS[BALANCED].carry_until
-        pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)  # keyframes that are drawn again are not searched again
+        pairs = self.frames * min(
+            2.0 * steps, 2.5 * self.interval
+        )  # keyframes that are drawn again are not searched again
         widths = dict(parts.tokens.values())
         one_pass = self.frames * parts.all
         every_layer = sum(2.0 * rows * rows * width for rows, width in parts.tokens.values())
@@ -138,16 +175,25 @@ class Edit:
             "features": one_pass,
             "matches": self.search(pairs, sum(widths.values())),
             "sampling": steps * (together + later * 2 * rest * parts.shallow),
-            "sampling, propagation of attention": steps * (together + later * 2 * rest * parts.propagated),
-            "sampling with Plug-and-Play": steps * (source + together + later * 2 * rest * parts.shallow),
+            "sampling, propagation of attention": steps
+            * (together + later * 2 * rest * parts.propagated),
+            "sampling with Plug-and-Play": steps
+            * (source + together + later * 2 * rest * parts.shallow),
             "public code: inversion": one_pass * steps,
             "public code: sampling": steps
-            * (keyframes * parts.all + all_together + 3 * self.frames * parts.propagated + 2 * self.frames * every_layer),
+            * (
+                keyframes * parts.all
+                + all_together
+                + 3 * self.frames * parts.propagated
+                + 2 * self.frames * every_layer
+            ),
         }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="sd15")
     parser.add_argument("--size", type=int, help="pixels")
     for name, default in (("frames", 40), ("steps", 50), ("interval", 8)):
@@ -156,8 +202,16 @@ def main() -> None:
     size = options.size or SIZES[options.model]
     world = options.model == "embedded"
     unet, side = made_unet(options.model), size // (4 if world else 8)
-    edit = Edit(options.frames, options.steps, options.interval, count(unet, side), unet.in_channels * side**2)
-    print(f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n")
+    edit = Edit(
+        options.frames,
+        options.steps,
+        options.interval,
+        count(unet, side),
+        unet.in_channels * side**2,
+    )
+    print(
+        f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n"
+    )
     report(edit)
 
 
@@ -179,30 +233,46 @@ def report(edit: Edit) -> None:
         "below full resolution": parts.deep,
         "a frame that takes attention's output": parts.propagated,
         "a frame that takes deep features": parts.shallow,
-        f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more": edit.windowed / edit.keyframes,
+        f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more": edit.windowed
+        / edit.keyframes,
     }
     table(
-        ["one frame, one prompt", "TFLOP", "frame-forwards"], ([name, figure(x / 1e12), figure(x / parts.all)] for name, x in lines.items())
+        ["one frame, one prompt", "TFLOP", "frame-forwards"],
+        ([name, figure(x / 1e12), figure(x / parts.all)] for name, x in lines.items()),
     )
     print()
     stages = {"plain sampling": edit.plain, **edit.stages()}
-    rows = ([name, figure(x / parts.all), figure(x / 1e12), figure(x / edit.plain)] for name, x in stages.items())
+    rows = (
+        [name, figure(x / parts.all), figure(x / 1e12), figure(x / edit.plain)]
+        for name, x in stages.items()
+    )
     table(["stage", "frame-forwards", "TFLOP", "to plain"], rows)
-    ours = sum(stages[name] for name in ("inversion", "features", "matches", "sampling with Plug-and-Play"))
+    ours = sum(
+        stages[name] for name in ("inversion", "features", "matches", "sampling with Plug-and-Play")
+    )
     theirs = stages["public code: inversion"] + stages["public code: sampling"]
     second = stages["sampling with Plug-and-Play"]
     print()
     halved = ours - stages["inversion"] + stages[HALVED]
-    shares = {"first edit to its first": ours / theirs, f"first edit to its first, {HALVED}": halved / theirs}
-    shares |= {"second edit to its first": second / theirs, "second edit to its sampling alone": second / stages["public code: sampling"]}
+    shares = {
+        "first edit to its first": ours / theirs,
+        f"first edit to its first, {HALVED}": halved / theirs,
+    }
+    shares |= {
+        "second edit to its first": second / theirs,
+        "second edit to its sampling alone": second / stages["public code: sampling"],
+    }
     table(["to the public code", "share"], ([name, figure(x)] for name, x in shares.items()))
     print()
     by_rows = dict(parts.tokens.values())
     kept = {
         "path to noise": (edit.steps + 1) * edit.latents * FULL,
-        "features, where they are stored": sum(rows * width for rows, width in by_rows.items()) * HALF,
+        "features, where they are stored": sum(rows * width for rows, width in by_rows.items())
+        * HALF,
         "matches": min(2.0 * edit.steps, 2.5 * edit.interval) * sum(by_rows) * 2,
-        "on the device, for each keyframe of a window": 2 * sum(rows * width for rows, width in parts.tokens.values()) * HALF,
+        "on the device, for each keyframe of a window": 2
+        * sum(rows * width for rows, width in parts.tokens.values())
+        * HALF,
     }
     table(["a frame leaves", "MiB"], ([name, figure(x / 2**20)] for name, x in kept.items()))
 

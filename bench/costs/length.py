@@ -1,12 +1,14 @@
-"""Time and memory over the number of frames: python3 run.py bench length [--frames 8 16 32 64 128] [--steps 4] [--size 128] [--interval 8]
+"""Time and memory over the number of frames: python3 run.py bench length [--frames 8 16 32 64 128]
+[--steps 4] [--size 128] [--interval 8]
 
-The stages of an edit of the embedded clip, led to and fro until it is long enough, with the embedded model; the VAE is left out.
---frames 40 400 tells whether time grows faster than the clip.
+The stages of an edit of the embedded clip, led to and fro until it is long enough, with the
+embedded model; the VAE is left out. --frames 40 400 tells whether time grows faster than the clip.
 
-First table, of every stage: seconds and seconds a frame; the most MiB that were held at once beyond what was held before, by the process
-and on the device; MiB of tensors in what the stage hands on, beyond what it was given. Second table, of all stages: seconds a frame, and
-as a multiple of the shortest clip's; the most that was held at once beyond what was held before the first stage; MiB of tensors kept, by
-what they are. --rounds: medians of seconds and the highest peaks over so many.
+First table, of every stage: seconds and seconds a frame; the most MiB that were held at once beyond
+what was held before, by the process and on the device; MiB of tensors in what the stage hands on,
+beyond what it was given. Second table, of all stages: seconds a frame, and as a multiple of the
+shortest clip's; the most that was held at once beyond what was held before the first stage; MiB of
+tensors kept, by what they are. --rounds: medians of seconds and the highest peaks over so many.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ KEPT = ("inverted path", "features", "matches", "edit")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--size", type=int, default=128)
@@ -37,13 +41,21 @@ def main() -> None:
     lengths = sorted(set(options.frames))
     with torch.inference_mode():
         longest = make_subject("embedded", lengths[-1], options.size)
-        make_edit(longest, lengths[0], options)  # loads the model, and times the searches once and for all
+        make_edit(
+            longest, lengths[0], options
+        )  # loads the model, and times the searches once and for all
         edits: dict[int, list[Edit]] = {frames: [] for frames in lengths}
         for number in range(options.rounds):
             for frames in lengths:
                 edits[frames].append(make_edit(longest, frames, options))
-                print(f"round {number + 1}, {frames} frames: {edits[frames][-1].seconds:.1f} s", file=sys.stderr, flush=True)
-    print(f"\nembedded model, {options.size} x {options.size} pixels, {options.steps} steps, interval {options.interval}\n")
+                print(
+                    f"round {number + 1}, {frames} frames: {edits[frames][-1].seconds:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    print(
+        f"\nembedded model, {options.size} x {options.size} pixels, {options.steps} steps, interval {options.interval}\n"
+    )
     report(edits)
 
 
@@ -80,28 +92,63 @@ def make_edit(longest: Subject, frames: int, options: argparse.Namespace) -> Edi
     features, extracting = spent_on(lambda: subject.extract(inversion))
     found, building = spent_on(lambda: subject.build(features, options.interval))
     edited, sampling = spent_on(lambda: subject.sample(found))
-    held = [0.0, kept(inversion), kept(inversion, features), kept(features, found), kept(found, edited)]
-    return Edit([inverting, extracting, building, sampling], [after - before for before, after in pairwise(held)])
+    held = [
+        0.0,
+        kept(inversion),
+        kept(inversion, features),
+        kept(features, found),
+        kept(found, edited),
+    ]
+    return Edit(
+        [inverting, extracting, building, sampling],
+        [after - before for before, after in pairwise(held)],
+    )
 
 
 def report(edits: dict[int, list[Edit]]) -> None:
     """Prints the tables. edits: by number of frames."""
     memory = ["process MiB", "device MiB"]
-    rows = (_stage(frames, made, number) for frames, made in edits.items() for number in range(len(STAGES)))
+    rows = (
+        _stage(frames, made, number)
+        for frames, made in edits.items()
+        for number in range(len(STAGES))
+    )
     table(["frames", "stage", "seconds", "seconds a frame", *memory, "kept MiB"], rows)
     print()
     shortest = min(edits)
-    rows = (_whole(frames, made, edits[shortest], frames / shortest) for frames, made in edits.items())
+    rows = (
+        _whole(frames, made, edits[shortest], frames / shortest) for frames, made in edits.items()
+    )
     multiples = [f"to {shortest} frames", "a frame"]
-    table(["frames", "seconds", "seconds a frame", *multiples, *memory, *(f"{kind} MiB" for kind in KEPT)], rows)
+    table(
+        [
+            "frames",
+            "seconds",
+            "seconds a frame",
+            *multiples,
+            *memory,
+            *(f"{kind} MiB" for kind in KEPT),
+        ],
+        rows,
+    )
 
 
 def _stage(frames: int, edits: list[Edit], number: int) -> list[str]:
     spent = [edit.spent[number] for edit in edits]
     seconds = [one.seconds for one in spent]
-    memory = [highest([one.peak.process for one in spent]), highest([one.peak.device for one in spent])]
+    memory = [
+        highest([one.peak.process for one in spent]),
+        highest([one.peak.device for one in spent]),
+    ]
     per_frame = middle([each / frames for each in seconds])
-    return [str(frames), STAGES[number], middle(seconds), per_frame, *memory, figure(edits[0].kept[number])]
+    return [
+        str(frames),
+        STAGES[number],
+        middle(seconds),
+        per_frame,
+        *memory,
+        figure(edits[0].kept[number]),
+    ]
 
 
 def _whole(frames: int, edits: list[Edit], shortest: list[Edit], times: float) -> list[str]:
@@ -111,7 +158,14 @@ def _whole(frames: int, edits: list[Edit], shortest: list[Edit], times: float) -
     ratios = [edit.seconds / short.seconds for edit, short in zip(edits, shortest, strict=True)]
     multiples = [middle(ratios), middle([ratio / times for ratio in ratios])]
     memory = [highest([edit.process for edit in edits]), highest([edit.device for edit in edits])]
-    return [str(frames), middle(seconds), per_frame, *multiples, *memory, *map(figure, edits[0].kept)]
+    return [
+        str(frames),
+        middle(seconds),
+        per_frame,
+        *multiples,
+        *memory,
+        *map(figure, edits[0].kept),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""How near the search for nearest tokens comes to its matrix product: python3 run.py bench search [--tokens 64 255 ... --widths 320 ...]
+"""How near the search for nearest tokens comes to its matrix product: python3 run.py bench search
+[--tokens 64 255 ... --widths 320 ...]
 
-The tokens of up to 16 frames, which is how many share a keyframe at an interval of 8, search one keyframe's. First table: the rate of the
-bare matrix product of that shape into a buffer that is there already (float32; on a GPU float16, as features are there), what share of it
-each search reaches, and the most memory each takes beyond its input. Second table, on the CPU and for the first width: FAISS with an
-inverted file (IVF), which has to be trained for every keyframe, its time against the whole search and how many tokens find the same match.
-Features are random, and as hard to tell apart as the embedded model's: probing one of 32 lists finds 61 to 73 % of the matches there.
-Times are medians of interleaved rounds, shares medians over rounds.
+The tokens of up to 16 frames, which is how many share a keyframe at an interval of 8, search one
+keyframe's. First table: the rate of the bare matrix product of that shape into a buffer that is
+there already (float32; on a GPU float16, as features are there), what share of it each search
+reaches, and the most memory each takes beyond its input. Second table, on the CPU and for the first
+width: FAISS with an inverted file (IVF), which has to be trained for every keyframe, its time
+against the whole search and how many tokens find the same match. Features are random, and as hard
+to tell apart as the embedded model's: probing one of 32 lists finds 61 to 73 % of the matches
+there. Times are medians of interleaved rounds, shares medians over rounds.
 """
 
 from __future__ import annotations
@@ -36,11 +39,18 @@ Run = Callable[[], Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 255, 256, 1024, 4095, 4096])
     parser.add_argument("--widths", type=int, nargs="+", default=[320, 640, 1280])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--operations", type=float, default=3e10, help="floating-point operations of a product: fewer queries beyond it")
+    parser.add_argument(
+        "--operations",
+        type=float,
+        default=3e10,
+        help="floating-point operations of a product: fewer queries beyond it",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     shapes = [(tokens, width) for tokens in options.tokens for width in options.widths]
@@ -51,7 +61,10 @@ def main() -> None:
     print(f"{machine(torch.device(options.device))}; torch {torch.__version__}, {said}\n")
     with torch.inference_mode():
         memories = [f"{name}'s memory" for name in ("product", *backends)]
-        table(["tokens", "width", "queries", "product", *backends, *memories], (searched(*shape, backends, options) for shape in shapes))
+        table(
+            ["tokens", "width", "queries", "product", *backends, *memories],
+            (searched(*shape, backends, options) for shape in shapes),
+        )
         if "faiss" in backends:
             rows = (inverted_file(tokens, options.widths[0], options) for tokens in options.tokens)
             probed = [f"{count} probed: time, same match" for count in PROBED]
@@ -66,10 +79,14 @@ def table(columns: list[str], rows: Iterable[list[object]]) -> None:
     print()
 
 
-def searched(tokens: int, width: int, backends: list[str], options: argparse.Namespace) -> list[object]:
+def searched(
+    tokens: int, width: int, backends: list[str], options: argparse.Namespace
+) -> list[object]:
     """A row of the first table."""
     queries, targets = features(tokens, width, options)
-    runs: dict[str, Run] = {name: partial(nearest_tokens, queries[None], targets, name) for name in backends}
+    runs: dict[str, Run] = {
+        name: partial(nearest_tokens, queries[None], targets, name) for name in backends
+    }
     held = [memory(partial(torch.mm, queries, targets.T)), *(memory(run) for run in runs.values())]
     product = partial(torch.mm, queries, targets.T, out=queries.new_empty(len(queries), tokens))
     seconds = interleaved({"product": product, **runs}, options.rounds)
@@ -85,7 +102,9 @@ def inverted_file(tokens: int, width: int, options: argparse.Namespace) -> list[
     lists = round(tokens**0.5)
 
     def build() -> Any:
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT
+        )
         index.cp.min_points_per_centroid = 1  # else it warns of few tokens
         directions = F.normalize(targets, dim=-1).numpy()
         index.train(directions)
@@ -101,7 +120,10 @@ def inverted_file(tokens: int, width: int, options: argparse.Namespace) -> list[
     runs: dict[str, Run] = {str(probed): partial(find, probed) for probed in PROBED}
     seconds = interleaved({"whole": whole, "build": build, **runs}, options.rounds)
     same = [(find(probed) == whole()[0]).float().mean() for probed in PROBED]
-    cells = [f"{ratio(seconds, name, 'whole'):.0%}, {found:.0%}" for name, found in zip(runs, same, strict=True)]
+    cells = [
+        f"{ratio(seconds, name, 'whole'):.0%}, {found:.0%}"
+        for name, found in zip(runs, same, strict=True)
+    ]
     return [tokens, width, lists, f"{ratio(seconds, 'build', 'whole'):.0%}", *cells]
 
 
@@ -109,11 +131,15 @@ def features(tokens: int, width: int, options: argparse.Namespace) -> tuple[Tens
     """Queries (n, width) and targets (tokens, width)."""
     generator = torch.Generator().manual_seed(tokens * width)
     corners = torch.randn(1, VARIETY, 2 + tokens // VARIETY, generator=generator)
-    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[0].T  # else the first ones are the same, and so the last
+    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[
+        0
+    ].T  # else the first ones are the same, and so the last
     basis = torch.randn(VARIETY, width, generator=generator)
     count = min(FRAMES * tokens, max(tokens // 4, int(options.operations / (2 * tokens * width))))
     index = torch.arange(count)
-    moved = plane[(index + index // tokens) % tokens] + 0.5 * torch.randn(count, VARIETY, generator=generator)
+    moved = plane[(index + index // tokens) % tokens] + 0.5 * torch.randn(
+        count, VARIETY, generator=generator
+    )
     dtype = torch.float32 if options.device == "cpu" else torch.float16
     return (moved @ basis).to(options.device, dtype), (plane @ basis).to(options.device, dtype)
 
@@ -121,7 +147,9 @@ def features(tokens: int, width: int, options: argparse.Namespace) -> tuple[Tens
 def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
     """Seconds of each run by round; each round begins with another one."""
     names = list(runs)
-    repeats = {name: max(1, int(SECONDS / min(clocked(run), clocked(run)))) for name, run in runs.items()}
+    repeats = {
+        name: max(1, int(SECONDS / min(clocked(run), clocked(run)))) for name, run in runs.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -141,7 +169,9 @@ def clocked(run: Run, repeats: int = 1) -> float:
 
 def ratio(seconds: Mapping[str, list[float]], one: str, other: str) -> float:
     """How long one took against another in the same round."""
-    return median(first / second for first, second in zip(seconds[one], seconds[other], strict=True))
+    return median(
+        first / second for first, second in zip(seconds[one], seconds[other], strict=True)
+    )
 
 
 def memory(run: Run) -> str:

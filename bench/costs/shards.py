@@ -1,11 +1,15 @@
-"""Whether a clip on several hosts pays: python3 run.py bench shards [--model sd15 --frames 400 --tflops 30 --start 60] [--measure 24]
+"""Whether a clip on several hosts pays: python3 run.py bench shards [--model sd15 --frames 400
+--tflops 30 --start 60] [--measure 24]
 
-By arithmetic, as `bench cost` counts. First table: of an edit's operations, what the busiest host is left with; what the first one sends
-and another one receives. Second: from how many frames on it takes less time than one host, by the link between hosts; `--tflops` is what a
-host computes, `--start` the seconds until the others are ready (ComfyUI and the model), a call costs `--latency` milliseconds beside.
+By arithmetic, as `bench cost` counts. First table: of an edit's operations, what the busiest host
+is left with; what the first one sends and another one receives. Second: from how many frames on it
+takes less time than one host, by the link between hosts; `--tflops` is what a host computes,
+`--start` the seconds until the others are ready (ComfyUI and the model), a call costs `--latency`
+milliseconds beside.
 
-`--measure` runs so many frames of the embedded clip, in 6 steps, on one ComfyUI and on two that share it, a core each, on a Ray of this
-machine: seconds of every stage, and what was to be expected of two by those of one. It wants a machine with two idle cores.
+`--measure` runs so many frames of the embedded clip, in 6 steps, on one ComfyUI and on two that
+share it, a core each, on a Ray of this machine: seconds of every stage, and what was to be expected
+of two by those of one. It wants a machine with two idle cores.
 """
 
 from __future__ import annotations
@@ -51,10 +55,18 @@ class Shared:
 
     @property
     def work(self) -> dict[str, float]:
-        """Operations one after the other: keyframes are the first host's, and the others wait for what they leave."""
+        """Operations one after the other: keyframes are the first host's, and the others wait for
+        what they leave.
+        """
         stages, hosts = self.edit.stages(), self.hosts
         later = 1 - PRESETS[BALANCED].carry_until
-        frames = self.edit.steps * later * 2 * (self.edit.frames - self.edit.keyframes) * self.edit.parts.shallow
+        frames = (
+            self.edit.steps
+            * later
+            * 2
+            * (self.edit.frames - self.edit.keyframes)
+            * self.edit.parts.shallow
+        )
         sampling = stages["sampling with Plug-and-Play"]
         return {
             "inversion": stages["inversion"] / hosts,
@@ -70,7 +82,9 @@ class Shared:
 
     @property
     def sent(self) -> float:
-        """Bytes that the first host sends to all others together: keyframes' tokens and all that it has denoised."""
+        """Bytes that the first host sends to all others together: keyframes' tokens and all that it
+        has denoised.
+        """
         edit, later = self.edit, 1 - PRESETS[BALANCED].carry_until
         latents = edit.latents * FULL
         keyframes = 2 * edit.keyframes * edit.steps * (latents + later * self.tokens * HALF)
@@ -83,19 +97,34 @@ class Shared:
 
     @property
     def _exchanged(self) -> float:
-        """Bytes of what each host makes of its own frames for all: the denoised ones of inversion and edit, and features."""
+        """Bytes of what each host makes of its own frames for all: the denoised ones of inversion
+        and edit, and features.
+        """
         edit, later = self.edit, 1 - PRESETS[BALANCED].carry_until
-        features = sum(rows * width for rows, width in dict(edit.parts.tokens.values()).items()) * HALF
+        features = (
+            sum(rows * width for rows, width in dict(edit.parts.tokens.values()).items()) * HALF
+        )
         rest = 2 * (edit.frames - edit.keyframes) * later * edit.steps
-        return edit.latents * FULL * (edit.frames * (edit.steps + 3) + rest) + edit.frames * features
+        return (
+            edit.latents * FULL * (edit.frames * (edit.steps + 3) + rest) + edit.frames * features
+        )
 
     def seconds(self, rate: float, link: float, latency: float) -> float:
-        """rate: operations a second. link: bytes a second. latency: seconds of a call. Nothing is sent while something is computed."""
-        return sum(self.work.values()) / rate + max(self.sent, self.received) / link + self.calls * latency
+        """rate: operations a second. link: bytes a second. latency: seconds of a call.
+
+        Nothing is sent while something is computed.
+        """
+        return (
+            sum(self.work.values()) / rate
+            + max(self.sent, self.received) / link
+            + self.calls * latency
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="sd15")
     parser.add_argument("--size", type=int, help="pixels")
     for name, default in (("frames", 400), ("steps", 50), ("interval", 8)):
@@ -109,14 +138,24 @@ def main() -> None:
         return
     size = options.size or SIZES[options.model]
     unet, side = made_unet(options.model), size // (4 if options.model == "embedded" else 8)
-    edit = Edit(options.frames, options.steps, options.interval, count(unet, side), unet.in_channels * side**2)
+    edit = Edit(
+        options.frames,
+        options.steps,
+        options.interval,
+        count(unet, side),
+        unet.in_channels * side**2,
+    )
     left = left_by_a_keyframe(unet, edit)
-    print(f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n")
+    print(
+        f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n"
+    )
     report(edit, left, options.tflops * 1e12, options.start, options.latency / 1000)
 
 
 def measure(frames: int, steps: int) -> None:
-    """One host and two, a clip each time that they have not seen, after one for which everything was loaded."""
+    """One host and two, a clip each time that they have not seen, after one for which everything
+    was loaded.
+    """
     unet = made_unet("embedded")
     side = SIZES["embedded"] // 4
     edit = Edit(frames, steps, INTERVAL, count(unet, side), unet.in_channels * side**2)
@@ -125,14 +164,23 @@ def measure(frames: int, steps: int) -> None:
     shared = Shared(edit, 2, left_by_a_keyframe(unet, edit))
     work, stages = shared.work, edit.stages()
     stages["sampling"] = stages["sampling with Plug-and-Play"]
-    expected = {kind: one["seconds_by_node_type"][kind] * work[stage] / stages[stage] for stage, kind in NODES.items()}
+    expected = {
+        kind: one["seconds_by_node_type"][kind] * work[stage] / stages[stage]
+        for stage, kind in NODES.items()
+    }
     columns = one["seconds_by_node_type"], expected, two["seconds_by_node_type"]
-    rows = [[stage, *(figure(seconds[kind]) for seconds in columns)] for stage, kind in NODES.items()]
-    rows.append(["edit", *(figure(sum(seconds[kind] for kind in NODES.values())) for seconds in columns)])
+    rows = [
+        [stage, *(figure(seconds[kind]) for seconds in columns)] for stage, kind in NODES.items()
+    ]
+    rows.append(
+        ["edit", *(figure(sum(seconds[kind] for kind in NODES.values())) for seconds in columns)]
+    )
     print(f"\nembedded model, {frames} frames, {steps} steps, interval {INTERVAL}, seconds\n")
     table(["stage", "one host", "two, expected", "two"], rows)
     sent = {host: found["sent"] / 2**20 for host, found in two["shared"].items()}
-    print(f"\nsent: {sent['0']:.0f} MiB by the first host, {sent['1']:.0f} MiB by the other, in {two['shared']['0']['calls']} calls")
+    print(
+        f"\nsent: {sent['0']:.0f} MiB by the first host, {sent['1']:.0f} MiB by the other, in {two['shared']['0']['calls']} calls"
+    )
 
 
 def job_figures(folder: Path, edit: Edit, share: int) -> dict[str, Any]:
@@ -148,7 +196,9 @@ def job_figures(folder: Path, edit: Edit, share: int) -> dict[str, Any]:
         from cluster.progress import Progress
         from cluster.workers.pool import Pool
 
-        with closing(Pool(Path(os.environ["COMFYUI_PATH"]), workers=1, cores=1, share=share)) as pool:
+        with closing(
+            Pool(Path(os.environ["COMFYUI_PATH"]), workers=1, cores=1, share=share)
+        ) as pool:
             made = make_jobs(jobs, read_table(jobs), workflow, pool.object_info(), folder)
             with opened(folder / f"{share} hosts") as results:
                 if not Batch(pool, results, Progress(sys.stderr)).run(made):
@@ -158,31 +208,59 @@ def job_figures(folder: Path, edit: Edit, share: int) -> dict[str, Any]:
 
 
 def left_by_a_keyframe(unet: object, edit: Edit) -> int:
-    """Numbers that a frame asks a keyframe for: self-attention's output at full resolution, and what comes up from below it."""
+    """Numbers that a frame asks a keyframe for: self-attention's output at full resolution, and
+    what comes up from below it.
+    """
     below = tuple(f"{path}." for path in deep_layers(unet))
-    shallow = {path: shape for path, shape in edit.parts.tokens.items() if not path.startswith(below)}
+    shallow = {
+        path: shape for path, shape in edit.parts.tokens.items() if not path.startswith(below)
+    }
     last = unet.get_submodule(deep_layers(unet)[-1])
     rows = max(rows for rows, _ in edit.parts.tokens.values())
-    return sum(rows * width for rows, width in shallow.values()) + rows * getattr(last, "out_channels", 0)
+    return sum(rows * width for rows, width in shallow.values()) + rows * getattr(
+        last, "out_channels", 0
+    )
 
 
 def report(edit: Edit, left: int, rate: float, start: float, latency: float) -> None:
     """Prints the tables."""
     stages = edit.stages()
-    alone = sum(stages[name] for name in ("inversion", "features", "matches", "sampling with Plug-and-Play"))
+    alone = sum(
+        stages[name] for name in ("inversion", "features", "matches", "sampling with Plug-and-Play")
+    )
     rows = []
     for hosts in HOSTS:
         shared = Shared(edit, hosts, left)
-        shares = [figure(part / alone) for part in (sum(shared.work.values()), *shared.work.values())]
-        rows.append([str(hosts), *shares, figure(shared.sent / 2**30), figure(shared.received / 2**30)])
-    table(["hosts", "edit", "inversion", "features", "matches", "sampling", "first sends GiB", "another receives GiB"], rows)
+        shares = [
+            figure(part / alone) for part in (sum(shared.work.values()), *shared.work.values())
+        ]
+        rows.append(
+            [str(hosts), *shares, figure(shared.sent / 2**30), figure(shared.received / 2**30)]
+        )
+    table(
+        [
+            "hosts",
+            "edit",
+            "inversion",
+            "features",
+            "matches",
+            "sampling",
+            "first sends GiB",
+            "another receives GiB",
+        ],
+        rows,
+    )
     print()
     rows = []
     for hosts in HOSTS:
         shared = Shared(edit, hosts, left)
-        gains = [(alone / rate - shared.seconds(rate, link * 1e9 / 8, 0)) / edit.frames for link in LINKS]
+        gains = [
+            (alone / rate - shared.seconds(rate, link * 1e9 / 8, 0)) / edit.frames for link in LINKS
+        ]
         fixed = start + shared.calls * latency
-        rows.append([str(hosts), *(str(math.ceil(fixed / gain)) if gain > 0 else "never" for gain in gains)])
+        rows.append(
+            [str(hosts), *(str(math.ceil(fixed / gain)) if gain > 0 else "never" for gain in gains)]
+        )
     table(["hosts", *(f"{link} Gbit/s" for link in LINKS)], rows)
 
 

@@ -1,11 +1,14 @@
-"""Hours of mixed edits on one server, with a plot of memory and time: python3 run.py bench soak [--hours 2] [--seed 0] [--plot soak.png]
+"""Hours of mixed edits on one server, with a plot of memory and time: python3 run.py bench soak
+[--hours 2] [--seed 0] [--plot soak.png]
 
-Edits of the embedded model's world are drawn at random: clips of 1 to 24 frames, all modes, presets and ways to keep features, stored
-inversions, masks, tuned models, the host's samplers, edits that our nodes refuse. One in eight is interrupted at a random moment.
+Edits of the embedded model's world are drawn at random: clips of 1 to 24 frames, all modes, presets
+and ways to keep features, stored inversions, masks, tuned models, the host's samplers, edits that
+our nodes refuse. One in eight is interrupted at a random moment.
 
-After every ten the host is told to free its memory, and what it still holds is measured. Then the same edit as every time runs, and the
-host's own KSampler without our nodes: their latents have to be those of the first time, bit by bit. Seconds are the server's processor
-time. Anything that does not end as it should is printed, and ends in exit code 1.
+After every ten the host is told to free its memory, and what it still holds is measured. Then the
+same edit as every time runs, and the host's own KSampler without our nodes: their latents have to
+be those of the first time, bit by bit. Seconds are the server's processor time. Anything that does
+not end as it should is printed, and ends in exit code 1.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ REFERENCE, PLAIN = "the same edit", "KSampler alone"
 
 @dataclass(frozen=True)
 class Held:
-    """What the server has. memory: resident MiB, without pages of files, which the system may drop. files: descriptors that are open.
+    """What the server has. memory: resident MiB, without pages of files, which the system may drop.
+    files: descriptors that are open.
 
     kept: files in its temp folder.
     """
@@ -57,8 +61,9 @@ class Held:
 class Record:
     """What was seen. Hours are since the beginning.
 
-    after: hours and MiB after every edit. rested: hours and what is held once the host freed its memory. took: processor seconds of
-    REFERENCE and PLAIN, by their names. latents: theirs of the first time. ends: how many edits of a kind ended how.
+    after: hours and MiB after every edit. rested: hours and what is held once the host freed its
+    memory. took: processor seconds of REFERENCE and PLAIN, by their names. latents: theirs of the
+    first time. ends: how many edits of a kind ended how.
     """
 
     after: list[tuple[float, float]] = field(default_factory=list)
@@ -95,7 +100,11 @@ class Soak:
         """One of the mix; its prompts end well, unless they are to be refused or interrupted."""
         wanted = "refused" if kind == "refused" else "done"
         end = "done"
-        timer = threading.Timer(self.draw.uniform(0, LATEST), self.post, ("/interrupt",)) if self.draw.random() < INTERRUPTED else None
+        timer = (
+            threading.Timer(self.draw.uniform(0, LATEST), self.post, ("/interrupt",))
+            if self.draw.random() < INTERRUPTED
+            else None
+        )
         prompts = MIX[kind](self.draw)
         if timer:
             timer.start()
@@ -103,7 +112,13 @@ class Soak:
             for prompt in prompts:
                 run_prompt(self.server.address, prompt)
         except PromptError as error:
-            end = "interrupted" if str(error).endswith("interrupted") else "refused" if "NodeError" in str(error) else "failed"
+            end = (
+                "interrupted"
+                if str(error).endswith("interrupted")
+                else "refused"
+                if "NodeError" in str(error)
+                else "failed"
+            )
             if end not in ("interrupted" if timer else wanted, wanted):
                 self.record.wrong.append(f"{kind}: {error}")
         else:
@@ -127,7 +142,9 @@ class Soak:
             latents = self.latents(prompt)
             self.record.took[name].append(self.seconds() - before)
             if not np.array_equal(latents, self.record.latents.setdefault(name, latents)):
-                self.record.wrong.append(f"{name}: other latents than the first time, after {self.hours:.2f} hours")
+                self.record.wrong.append(
+                    f"{name}: other latents than the first time, after {self.hours:.2f} hours"
+                )
         self.forget()
 
     def latents(self, prompt: Prompt) -> np.ndarray:
@@ -140,7 +157,11 @@ class Soak:
             path.unlink()
 
     def post(self, path: str, body: object = None) -> None:
-        request = urllib.request.Request(self.server.address + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.server.address + path,
+            json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"},
+        )
         urllib.request.urlopen(request, timeout=60).close()
 
     @property
@@ -149,7 +170,9 @@ class Soak:
         return Path(f"/proc/{self.server.process.pid}")
 
     def held(self) -> Held:
-        status = dict(line.split(":", 1) for line in (self.process / "status").read_text().splitlines())
+        status = dict(
+            line.split(":", 1) for line in (self.process / "status").read_text().splitlines()
+        )
         files = len(os.listdir(self.process / "fd"))
         kept = sum(1 for path in (self.server.work / "temp").rglob("*") if path.is_file())
         return Held(int(status["RssAnon"].split()[0]) / 1024, files, int(status["Threads"]), kept)
@@ -162,13 +185,15 @@ class Soak:
     def summary(self) -> str:
         _, held = self.record.rested[-1]
         seconds = ", ".join(f"{name} {took[-1]:.1f} s" for name, took in self.record.took.items())
-        return (
-            f"{self.hours:.2f} h, {len(self.record.after)} edits: {held.memory:.0f} MiB at rest, {seconds}, {len(self.record.wrong)} wrong"
-        )
+        return f"{self.hours:.2f} h, {len(self.record.after)} edits: {held.memory:.0f} MiB at rest, {seconds}, {len(self.record.wrong)} wrong"
 
 
 def report(record: Record) -> None:
-    """Prints the tables. The first look comes before any edit, when nothing is loaded yet; quarters are of those after it."""
+    """Prints the tables.
+
+    The first look comes before any edit, when nothing is loaded yet; quarters are of those after
+    it.
+    """
     rested = [held for _, held in record.rested[1:]]
     rows = {f"{name}, processor seconds": took[1:] for name, took in record.took.items()}
     rows |= {
@@ -177,10 +202,16 @@ def report(record: Record) -> None:
         "threads at rest": [held.threads for held in rested],
         "files in the temp folder": [held.kept for held in rested],
     }
-    table(["", "first quarter", "last quarter", "lowest", "highest"], [[name, *_quarters(values)] for name, values in rows.items()])
+    table(
+        ["", "first quarter", "last quarter", "lowest", "highest"],
+        [[name, *_quarters(values)] for name, values in rows.items()],
+    )
     print(f"\nmost after an edit: {max(memory for _, memory in record.after):.0f} MiB\n")
     ends = ("done", "interrupted", "refused", "failed")
-    table(["edits", *ends], [[kind, *(str(record.ends.get((kind, end), 0)) for end in ends)] for kind in MIX])
+    table(
+        ["edits", *ends],
+        [[kind, *(str(record.ends.get((kind, end), 0)) for end in ends)] for kind in MIX],
+    )
     for line in record.wrong:
         print("wrong:", line)
 
@@ -188,7 +219,10 @@ def report(record: Record) -> None:
 def _quarters(values: list[float]) -> list[str]:
     """Medians of the first and the last quarter, lowest and highest."""
     few = max(1, len(values) // 4)
-    return [figure(value) for value in (median(values[:few]), median(values[-few:]), min(values), max(values))]
+    return [
+        figure(value)
+        for value in (median(values[:few]), median(values[-few:]), min(values), max(values))
+    ]
 
 
 def plot(record: Record, path: Path) -> None:
@@ -198,7 +232,13 @@ def plot(record: Record, path: Path) -> None:
     memory, seconds = picture.subplots(2, sharex=True)
     memory.scatter(*zip(*record.after, strict=True), s=6, alpha=0.5, label="after an edit")
     hours = [hour for hour, _ in record.rested]
-    memory.plot(hours, [held.memory for _, held in record.rested], color="tab:red", marker=".", label="at rest, models unloaded")
+    memory.plot(
+        hours,
+        [held.memory for _, held in record.rested],
+        color="tab:red",
+        marker=".",
+        label="at rest, models unloaded",
+    )
     memory.set(ylabel="resident memory of the server, MiB", ylim=(0, None))
     for name, took in record.took.items():
         seconds.plot(hours, took, marker=".", label=name)
@@ -210,14 +250,18 @@ def plot(record: Record, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, default=Path("soak.png"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        with Server(Path(os.environ["COMFYUI_PATH"]), work, work / "output", work / "server.log") as server:
+        with Server(
+            Path(os.environ["COMFYUI_PATH"]), work, work / "output", work / "server.log"
+        ) as server:
             write_clips(server.input)
             soak = Soak(server, options.seed)
             soak.run(options.hours)

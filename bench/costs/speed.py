@@ -1,14 +1,18 @@
-"""Seconds and memory of an edit: python3 run.py bench speed [--model embedded|sd15|sdxl] [--size 128 --frames 16 --steps 50 ...]
+"""Seconds and memory of an edit: python3 run.py bench speed [--model embedded|sd15|sdxl] [--size
+128 --frames 16 --steps 50 ...]
 
-Against the host's plain sampling, and against the schedule of the method's public code on the same UNet. sd15 and sdxl are the published
-layouts with random weights: small clips on a CPU, at full size (--size 512 --frames 40 --steps 50) where there is an accelerator.
+Against the host's plain sampling, and against the schedule of the method's public code on the same
+UNet. sd15 and sdxl are the published layouts with random weights: small clips on a CPU, at full
+size (--size 512 --frames 40 --steps 50) where there is an accelerator.
 
-Every round runs every line once, and begins with another one. Seconds are medians over the rounds, ratios medians of each round's own.
-Peaks are how much more than before was held, by the process and on the device. VAE and text encoder are left out, and so are the files
-that the public code writes. Without an accelerator seconds are this process's processor time: other programs do not count, and
+Every round runs every line once, and begins with another one. Seconds are medians over the rounds,
+ratios medians of each round's own. Peaks are how much more than before was held, by the process and
+on the device. VAE and text encoder are left out, and so are the files that the public code writes.
+Without an accelerator seconds are this process's processor time: other programs do not count, and
 OMP_NUM_THREADS=1 leaves out what threads wait for each other.
 
-Sampling: all from the inverted latents, with the same noise levels and guidance; plain is the host's euler without TokenFlow.
+Sampling: all from the inverted latents, with the same noise levels and guidance; plain is the
+host's euler without TokenFlow.
 
 Edits: a clip's first edit is the inversion without its check, features, matches, and sampling with Plug-and-Play; its second one is
 sampling alone. The public code inverts plainly, with one model call a step, then samples in the mode "tokenflow, public code": the source
@@ -20,8 +24,8 @@ the inversion's steps that are measured, 20 for each of --steps. By its attentio
                 has it with PyTorch 2
   unfused       self-attention in the inversion is that loop, too
 
-Inversion: each refinement in plain passes over the source, which are sampled with as many steps and no guidance. Few steps make the
-extrapolated one look dear: its first step alone takes more calls.
+Inversion: each refinement in plain passes over the source, which are sampled with as many steps and
+no guidance. Few steps make the extrapolated one look dear: its first step alone takes more calls.
 """
 
 from __future__ import annotations
@@ -34,7 +38,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
+from tokenflow_pack.nodes.inversion import (
+    EVERY_OTHER,
+    EXTRAPOLATED,
+    FIXED_POINT,
+    PLAIN,
+    InvertVideo,
+)
 from torch import Tensor
 
 from bench.tools.markdown import figure, middle, table
@@ -46,7 +56,10 @@ from bench.tools.public_code import loop_over_heads
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
 # The first edit's other stages:
 REFINEMENTS = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1), (EVERY_OTHER, 0))
-INVERTS = {f"inversion, {refinement}, {iterations}": (refinement, iterations) for refinement, iterations in REFINEMENTS}
+INVERTS = {
+    f"inversion, {refinement}, {iterations}": (refinement, iterations)
+    for refinement, iterations in REFINEMENTS
+}
 DEFAULTS = inspect.signature(InvertVideo.execute).parameters
 INVERSION = f"inversion, {DEFAULTS['refinement'].default}, {DEFAULTS['iterations'].default}"
 HALVED = f"inversion, {EVERY_OTHER}, 0"
@@ -55,7 +68,11 @@ FIRST_EDIT = (INVERSION, EXTRACT, BUILD, INJECTED)
 # The public code's:
 FUSED, FUSED_SAMPLING = "inversion, none, 0", "public code's sampling, fused"
 LOOPS, LOOPS_SAMPLING = "public code's inversion, loops", "public code's sampling, loops"
-PUBLIC = {"fused": (FUSED, FUSED_SAMPLING), "as published": (FUSED, LOOPS_SAMPLING), "unfused": (LOOPS, LOOPS_SAMPLING)}
+PUBLIC = {
+    "fused": (FUSED, FUSED_SAMPLING),
+    "as published": (FUSED, LOOPS_SAMPLING),
+    "unfused": (LOOPS, LOOPS_SAMPLING),
+}
 PUBLIC_STEPS, PUBLIC_INVERSION_STEPS = 50, 500 + 500
 PASS = "plain pass"
 
@@ -72,21 +89,37 @@ class Settings:
     interval: int = 8
 
     def __str__(self) -> str:
-        return f"{self.steps} steps, cfg {self.cfg:g}, interval {self.interval}, {self.rounds} rounds"
+        return (
+            f"{self.steps} steps, cfg {self.cfg:g}, interval {self.interval}, {self.rounds} rounds"
+        )
 
 
-ON_CPU = {"embedded": Settings(128, 16, 50, 3), "sd15": Settings(128, 8, 4, 1), "sdxl": Settings(256, 4, 2, 1)}
-ON_DEVICE = {"embedded": Settings(128, 16, 50, 3), "sd15": Settings(512, 40, 50, 3), "sdxl": Settings(1024, 16, 50, 3)}
+ON_CPU = {
+    "embedded": Settings(128, 16, 50, 3),
+    "sd15": Settings(128, 8, 4, 1),
+    "sdxl": Settings(256, 4, 2, 1),
+}
+ON_DEVICE = {
+    "embedded": Settings(128, 16, 50, 3),
+    "sd15": Settings(512, 40, 50, 3),
+    "sdxl": Settings(1024, 16, 50, 3),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="embedded")
     for name in vars(ON_CPU["embedded"]):
         parser.add_argument(f"--{name}", type=float if name == "cfg" else int)
-    options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    options = {
+        name: value for name, value in vars(parser.parse_args()).items() if value is not None
+    }
     model = options.pop("model")
-    settings = Settings(**vars((ON_DEVICE if torch.cuda.is_available() else ON_CPU)[model]) | options)
+    settings = Settings(
+        **vars((ON_DEVICE if torch.cuda.is_available() else ON_CPU)[model]) | options
+    )
     with torch.inference_mode():
         subject = make_subject(model, settings.frames, settings.size)
         print(f"\n{subject.name}, {settings}", flush=True)
@@ -108,7 +141,10 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
         INJECTED: lambda: subject.sample(found, cfg=cfg),
         FUSED_SAMPLING: lambda: subject.sample(chunks, **public),
         LOOPS_SAMPLING: lambda: subject.sample(chunks, model=looping, **public),
-        **{name: lambda how=how: subject.invert(steps, refinement=how[0], iterations=how[1]) for name, how in INVERTS.items()},
+        **{
+            name: lambda how=how: subject.invert(steps, refinement=how[0], iterations=how[1])
+            for name, how in INVERTS.items()
+        },
         LOOPS: lambda: subject.invert(steps, refinement=PLAIN, model=looping),
         PASS: lambda: subject.sample_plainly(inversion, 1.0),
         EXTRACT: lambda: subject.extract(inversion),
@@ -130,45 +166,78 @@ class Measured:
                 self.kept[name] = kept(result)
                 self.spent[name].append(spent)
                 del result
-                print(f"round {number + 1}, {name}: {spent.seconds:.1f} s", file=sys.stderr, flush=True)
+                print(
+                    f"round {number + 1}, {name}: {spent.seconds:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def seconds(self, *names: str) -> Tensor:
         """(rounds,) of these lines together."""
-        return torch.tensor([[spent.seconds for spent in self.spent[name]] for name in names]).sum(0)
+        return torch.tensor([[spent.seconds for spent in self.spent[name]] for name in names]).sum(
+            0
+        )
 
     def memory(self, name: str) -> list[str]:
-        """Cells: the process's peak and the device's in MiB, the highest of all rounds; what is kept."""
+        """Cells: the process's peak and the device's in MiB, the highest of all rounds; what is
+        kept.
+        """
         peaks = [spent.peak for spent in self.spent[name]]
-        return [highest([peak.process for peak in peaks]), highest([peak.device for peak in peaks]), figure(self.kept[name])]
+        return [
+            highest([peak.process for peak in peaks]),
+            highest([peak.device for peak in peaks]),
+            figure(self.kept[name]),
+        ]
 
 
 def report(measured: Measured, steps: int) -> None:
     """Prints the tables."""
     took, memory = measured.seconds, ["process MiB", "device MiB", "kept MiB"]
     print("\nSampling\n")
-    rows = ([name, middle(took(name)), middle(took(name) / took(HOST)), *measured.memory(name)] for name in (HOST, FREE, INJECTED))
+    rows = (
+        [name, middle(took(name)), middle(took(name) / took(HOST)), *measured.memory(name)]
+        for name in (HOST, FREE, INJECTED)
+    )
     table(["", "seconds", "to plain", *memory], rows)
 
     print("\nStages of an edit\n")
     stages = [*FIRST_EDIT, *dict.fromkeys(stage for both in PUBLIC.values() for stage in both)]
-    table(["", "seconds", *memory], ([name, middle(took(name)), *measured.memory(name)] for name in stages))
+    table(
+        ["", "seconds", *memory],
+        ([name, middle(took(name)), *measured.memory(name)] for name in stages),
+    )
 
     print("\nEdits to the public code's\n")
     scaled = PUBLIC_INVERSION_STEPS / PUBLIC_STEPS  # for `steps` of sampling instead of 50
-    public = {name: (took(inverting), took(sampling)) for name, (inverting, sampling) in PUBLIC.items()}
+    public = {
+        name: (took(inverting), took(sampling)) for name, (inverting, sampling) in PUBLIC.items()
+    }
     first, second = took(*FIRST_EDIT), took(INJECTED)
     halved = first - took(INVERSION) + took(HALVED)
     ratios: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        f"first edit to its first, {steps} + {steps} steps": lambda inverting, sampling: first / (inverting + sampling),
+        f"first edit to its first, {steps} + {steps} steps": lambda inverting, sampling: (
+            first / (inverting + sampling)
+        ),
         f"the same, {EVERY_OTHER}": lambda inverting, sampling: halved / (inverting + sampling),
-        "first edit to its first at its defaults, extrapolated": lambda inverting, sampling: first / (inverting * scaled + sampling),
+        "first edit to its first at its defaults, extrapolated": lambda inverting, sampling: (
+            first / (inverting * scaled + sampling)
+        ),
         "second edit to its first": lambda inverting, sampling: second / (inverting + sampling),
         "second edit to its sampling alone": lambda inverting, sampling: second / sampling,
     }
-    table(["", *public], ([name, *(middle(ratio(*stages)) for stages in public.values())] for name, ratio in ratios.items()))
+    table(
+        ["", *public],
+        (
+            [name, *(middle(ratio(*stages)) for stages in public.values())]
+            for name, ratio in ratios.items()
+        ),
+    )
 
     print("\nInversion\n")
-    table(["", "seconds", "in plain passes"], ([name, middle(took(name)), middle(took(name) / took(PASS))] for name in (PASS, *INVERTS)))
+    table(
+        ["", "seconds", "in plain passes"],
+        ([name, middle(took(name)), middle(took(name) / took(PASS))] for name in (PASS, *INVERTS)),
+    )
 
 
 if __name__ == "__main__":

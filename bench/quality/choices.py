@@ -1,10 +1,13 @@
-"""What each choice of ours is worth: python3 run.py bench choices [--clip 0] [--surface gold] [--frames 16] [--steps 12] [--rows ...]
+"""What each choice of ours is worth: python3 run.py bench choices [--clip 0] [--surface gold]
+[--frames 16] [--steps 12] [--rows ...]
 
-The default, the default with one choice changed at a time, then the way to the public code's: everything as in the paper; with its weights;
-with the keyframes of the own and the previous chunk; with matches searched again in every layer on rows that were propagated. Columns:
-end-point error of the matches against the world's true flow, mean in pixels over visible tokens (a token of the finest layer is 4 pixels
-wide), of all layers and steps, and of the last layer in the cleaner half of the steps; warp error x1e-3 along DIS flow and the true flow;
-fidelity; sharpness and the time of sampling, the first row = 1 (of single runs: the time is a rough figure).
+The default, the default with one choice changed at a time, then the way to the public code's:
+everything as in the paper; with its weights; with the keyframes of the own and the previous chunk;
+with matches searched again in every layer on rows that were propagated. Columns: end-point error of
+the matches against the world's true flow, mean in pixels over visible tokens (a token of the finest
+layer is 4 pixels wide), of all layers and steps, and of the last layer in the cleaner half of the
+steps; warp error x1e-3 along DIS flow and the true flow; fidelity; sharpness and the time of
+sampling, the first row = 1 (of single runs: the time is a rough figure).
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from bench.tools.case import SURFACES, Case, Settings, World, true_flow
 
 @dataclass(frozen=True)
 class Choice:
-    """features, build, sampling: inputs of Extract SA Features, Build NN Correspondences and TokenFlow Sampler other than the defaults."""
+    """features, build, sampling: inputs of Extract SA Features, Build NN Correspondences and
+    TokenFlow Sampler other than the defaults.
+    """
 
     name: str
     features: dict[str, Any] = field(default_factory=dict)
@@ -36,14 +41,20 @@ class Choice:
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
-PAPER: dict[str, Any] = {"features": {"steps": "every", "layers": "all"}, "sampling": {"carry_until": 0.0, "propagation": ATTENTION}}
+PAPER: dict[str, Any] = {
+    "features": {"steps": "every", "layers": "all"},
+    "sampling": {"carry_until": 0.0, "propagation": ATTENTION},
+}
 ROWS = (
     Choice("default"),
     Choice("no pictures carried", sampling={"carry_until": 0.0}),
     Choice("pictures carried for half of the schedule", sampling={"carry_until": 0.5}),
     Choice("attention's output carried, not deep features", sampling={"propagation": ATTENTION}),
     Choice("every layer matched on itself", features={"layers": "all"}),
-    Choice("every layer matched on itself at every noise level", features={"layers": "all", "steps": "every"}),
+    Choice(
+        "every layer matched on itself at every noise level",
+        features={"layers": "all", "steps": "every"},
+    ),
     Choice("matched within 8 latent pixels", build={"search_window": 8}),
     Choice("a keyframe in 4 frames", build={"keyframe_interval": 4}),
     Choice("as in the paper, our weights", **PAPER),
@@ -52,13 +63,20 @@ ROWS = (
     Choice("preset faithful", sampling={"preset": "faithful"}),
     Choice("preset fast", sampling={"preset": "fast"}),
     Choice("preset draft", sampling={"preset": "draft"}),
-    Choice("public code", PAPER["features"], {"blend": BLENDS[2]}, {"consistency": "tokenflow, public code"}),
+    Choice(
+        "public code",
+        PAPER["features"],
+        {"blend": BLENDS[2]},
+        {"consistency": "tokenflow, public code"},
+    ),
 )
 
 
 def main() -> None:
     names = [row.name for row in ROWS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clip", type=int, default=0)
     parser.add_argument("--surface", default="gold", choices=SURFACES)
     parser.add_argument("--frames", type=int, default=Settings().frames)
@@ -74,7 +92,10 @@ def compare(case: Case, surface: str, rows: list[Choice]) -> None:
     """Prints the table in Markdown."""
     inversion = case.invert()
     columns = "end-point error | last layer | warp error | true flow | fidelity | sharpness | time"
-    print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |\n|---|---|---|---|---|---|---|---|", flush=True)
+    print(
+        f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |\n|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     sharpest = longest = 0.0
     for row in rows:
         found = case.match(case.features(inversion, storage="memory", **row.features), **row.build)
@@ -113,7 +134,11 @@ class EndPointErrors:
         """All matches of the correspondences, both sides."""
         for number, step in enumerate(self.found.steps):
             for layer in self.found.features.shapes:
-                for side, tokens in zip((step.near.past, step.near.future), self.found.tokens(number, layer), strict=True):
+                for side, tokens in zip(
+                    (step.near.past, step.near.future),
+                    self.found.tokens(number, layer),
+                    strict=True,
+                ):
                     self.add(number, layer, torch.arange(len(side)), step.keyframes[side], tokens)
 
     @contextmanager
@@ -125,7 +150,11 @@ class EndPointErrors:
             out = attention(frames_pass, call)
             number = self.inversion.closest_step(float(call.options["sigmas"][0]))
             keyframes = self.found.steps[number].keyframes
-            for side, tokens in zip((frames_pass.near.past, frames_pass.near.future), frames_pass.tokens(call.layer), strict=True):
+            for side, tokens in zip(
+                (frames_pass.near.past, frames_pass.near.future),
+                frames_pass.tokens(call.layer),
+                strict=True,
+            ):
                 self.add(number, call.layer, frames_pass.frames, keyframes[side], tokens)
             return out
 
@@ -136,12 +165,17 @@ class EndPointErrors:
             SourceMatchPass.attention = attention
 
     def add(self, step: int, layer: str, frames: Tensor, keyframes: Tensor, tokens: Tensor) -> None:
-        """frames, keyframes: (n,) frame numbers. tokens: (n, P) matches. A frame to itself is no match."""
+        """frames, keyframes: (n,) frame numbers. tokens: (n, P) matches.
+
+        A frame to itself is no match.
+        """
         rows, columns = token_grid(tokens.shape[1], *self.inversion.latents.shape[-2:])
         patch = torch.tensor([128 / columns, 128 / rows])
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         here = (torch.stack([x, y], -1).reshape(-1, 2) + 0.5) * patch
-        for frame, keyframe, match in zip(frames.tolist(), keyframes.tolist(), tokens.long(), strict=True):
+        for frame, keyframe, match in zip(
+            frames.tolist(), keyframes.tolist(), tokens.long(), strict=True
+        ):
             if frame == keyframe:
                 continue
             flow, hidden = self.flow(frame, keyframe)
@@ -154,7 +188,9 @@ class EndPointErrors:
     def flow(self, frame: int, keyframe: int) -> tuple[Tensor, Tensor]:
         """True flow between two frames and its occlusion mask."""
         if (frame, keyframe) not in self.flows:
-            self.flows[frame, keyframe] = true_flow(self.case.scene, self.case.times[frame], self.case.times[keyframe])
+            self.flows[frame, keyframe] = true_flow(
+                self.case.scene, self.case.times[frame], self.case.times[keyframe]
+            )
         return self.flows[frame, keyframe]
 
 

@@ -1,9 +1,12 @@
-"""How much of a clip each inversion keeps: python3 run.py bench inversion [--steps 50] [--frames 4] [--clip PATH --prompt TEXT]
+"""How much of a clip each inversion keeps: python3 run.py bench inversion [--steps 50] [--frames 4]
+[--clip PATH --prompt TEXT]
 
-First table: frames spread over a clip, inverted and sampled back. PSNR to the source, and how far below the autoencoder's own; the
-embedded clip by default, any other one cut and scaled to the embedded model's 128 x 128 pixels. Second table (not with --clip), --edited
-clips of the embedded model's world, each to two surfaces that are drawn: means over the edits after each inversion. Warp error x1e-3 along
-DIS flow of the source and the world's true flow; fidelity: how sure a classifier of this world's surfaces is of the prompt's; sharpness.
+First table: frames spread over a clip, inverted and sampled back. PSNR to the source, and how far
+below the autoencoder's own; the embedded clip by default, any other one cut and scaled to the
+embedded model's 128 x 128 pixels. Second table (not with --clip), --edited clips of the embedded
+model's world, each to two surfaces that are drawn: means over the edits after each inversion. Warp
+error x1e-3 along DIS flow of the source and the world's true flow; fidelity: how sure a classifier
+of this world's surfaces is of the prompt's; sharpness.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ from typing import Any
 import torch
 from comfy.utils import common_upscale
 from tokenflow_pack.host.measuring.reconstruction import reconstruct_frames
-from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, FIXED_POINT, PLAIN, InvertVideo
+from tokenflow_pack.nodes.inversion import (
+    EVERY_OTHER,
+    EXTRAPOLATED,
+    FIXED_POINT,
+    PLAIN,
+    InvertVideo,
+)
 from tokenflow_pack.tokenflow_ops.measuring.metrics import psnr
 from torch import Tensor
 
@@ -26,13 +35,22 @@ from bench.tools.case import ROOT, Case, Settings, World, demo_clip, read_video
 
 SIZE = 128
 # Refinement and iterations.
-INVERSIONS = ((PLAIN, 0), (FIXED_POINT, 1), (FIXED_POINT, 2), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1), (EVERY_OTHER, 0))
+INVERSIONS = (
+    (PLAIN, 0),
+    (FIXED_POINT, 1),
+    (FIXED_POINT, 2),
+    (EXTRAPOLATED, 0),
+    (EXTRAPOLATED, 1),
+    (EVERY_OTHER, 0),
+)
 EDITED_AFTER = (PLAIN, EXTRAPOLATED, EVERY_OTHER)
 EDITED_FRAMES, SURFACES_EACH = 8, 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--clip", type=Path, default=ROOT / "demo" / "tokenflow_star.mp4")
@@ -55,7 +73,9 @@ def reconstructions(world: World, options: argparse.Namespace) -> None:
     prompt = world.encode(options.prompt)
 
     def quality(latents: Tensor) -> float:
-        return float(psnr(vae.decode(latents).clamp(0, 1).movedim(-1, 1), source.movedim(-1, 1)).mean())
+        return float(
+            psnr(vae.decode(latents).clamp(0, 1).movedim(-1, 1), source.movedim(-1, 1)).mean()
+        )
 
     calls: list[int] = []
 
@@ -66,20 +86,38 @@ def reconstructions(world: World, options: argparse.Namespace) -> None:
     counted = model.clone()
     counted.set_model_unet_function_wrapper(count)
     best = quality(latents["samples"])
-    print(f"\n{options.clip.name}, {options.frames} frames, {options.steps} steps, {options.scheduler}: autoencoder {best:.2f} dB\n")
-    print("| refinement | iterations | model calls a step | PSNR | below the autoencoder |\n|---|---|---|---|---|", flush=True)
+    print(
+        f"\n{options.clip.name}, {options.frames} frames, {options.steps} steps, {options.scheduler}: autoencoder {best:.2f} dB\n"
+    )
+    print(
+        "| refinement | iterations | model calls a step | PSNR | below the autoencoder |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for refinement, iterations in INVERSIONS:
         calls.clear()
-        choice = {"scheduler": options.scheduler, "refinement": refinement, "iterations": iterations}
-        inversion = InvertVideo.execute(counted, latents, prompt, steps=options.steps, check_reconstruction=False, **choice).args[0]
+        choice = {
+            "scheduler": options.scheduler,
+            "refinement": refinement,
+            "iterations": iterations,
+        }
+        inversion = InvertVideo.execute(
+            counted, latents, prompt, steps=options.steps, check_reconstruction=False, **choice
+        ).args[0]
         cost = len(calls) / options.steps
-        found = reconstruct_frames("bench", model, inversion, [], 1.0, latents["samples"], torch.arange(options.frames))
+        found = reconstruct_frames(
+            "bench", model, inversion, [], 1.0, latents["samples"], torch.arange(options.frames)
+        )
         reached = quality(model.model.process_latent_out(found))
-        print(f"| {refinement} | {iterations} | {cost:.2f} | {reached:.2f} dB | {best - reached:.2f} dB |", flush=True)
+        print(
+            f"| {refinement} | {iterations} | {cost:.2f} | {reached:.2f} dB | {best - reached:.2f} dB |",
+            flush=True,
+        )
 
 
 def spread(path: Path, count: int) -> Tensor:
-    """Evenly spread frames of a video, cut to a square and scaled: (count, SIZE, SIZE, 3) in [0, 1]."""
+    """Evenly spread frames of a video, cut to a square and scaled: (count, SIZE, SIZE, 3) in [0,
+    1].
+    """
     frames = read_video(path)
     chosen = frames[torch.arange(count) * len(frames) // count]
     return common_upscale(chosen.movedim(-1, 1), SIZE, SIZE, "area", "center").movedim(1, -1)
@@ -90,15 +128,23 @@ def edits(world: World, options: argparse.Namespace) -> None:
     settings = Settings(frames=EDITED_FRAMES, steps=options.steps)
     cases = [Case(world, settings, number) for number in range(options.edited)]
     columns = "warp error | true flow | fidelity | sharpness"
-    print(f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |\n|---|---|---|---|---|", flush=True)
+    print(
+        f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for refinement in EDITED_AFTER:
         found = []
         for number, case in enumerate(cases):
             matched = case.match(case.features(case.invert(refinement=refinement)))
             surfaces = case.other_surfaces(SURFACES_EACH, seed=number)
             found += [case.figures(case.edit(matched, surface), surface) for surface in surfaces]
-        warp, true, fidelity, sharp = (mean(getattr(one, name) for one in found) for name in ("warp", "true", "fidelity", "sharpness"))
-        print(f"| {refinement} | {warp:.2f} | {true:.2f} | {fidelity:.3f} | {sharp:.4f} |", flush=True)
+        warp, true, fidelity, sharp = (
+            mean(getattr(one, name) for one in found)
+            for name in ("warp", "true", "fidelity", "sharpness")
+        )
+        print(
+            f"| {refinement} | {warp:.2f} | {true:.2f} | {fidelity:.3f} | {sharp:.4f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

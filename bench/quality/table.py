@@ -1,12 +1,16 @@
-"""The table of the paper on the embedded model: python3 run.py bench table [--clips 3] [--edits 2] [--frames 16] [--out output/table]
+"""The table of the paper on the embedded model: python3 run.py bench table [--clips 3] [--edits 2]
+[--frames 16] [--out output/table]
 
-Every way of keeping frames together edits the same clips with the same prompts and seeds: the embedded clip and others of its world, to
-surfaces that are drawn, not picked. Each edit is a line in OUT/cases.csv as soon as it is done; what is there already is not run again,
-so that a stopped run goes on and a longer one adds to a shorter. From these lines come OUT/table.md, table.csv and table.png.
+Every way of keeping frames together edits the same clips with the same prompts and seeds: the
+embedded clip and others of its world, to surfaces that are drawn, not picked. Each edit is a line
+in OUT/cases.csv as soon as it is done; what is there already is not run again, so that a stopped
+run goes on and a longer one adds to a shorter. From these lines come OUT/table.md, table.csv and
+table.png.
 
-Warp error is x1e-3. Excess: warp error above the autoencoder's own; its mean over the edits, and the share of per frame's. Intervals are
-those that hold 95 % of 2,000 resamplings of clips and of their edits. Fidelity: how sure a classifier of this world's surfaces is of the
-prompt's. Sharpness, seconds of sampling and peak memory of sampling are shares of per frame's.
+Warp error is x1e-3. Excess: warp error above the autoencoder's own; its mean over the edits, and
+the share of per frame's. Intervals are those that hold 95 % of 2,000 resamplings of clips and of
+their edits. Fidelity: how sure a classifier of this world's surfaces is of the prompt's. Sharpness,
+seconds of sampling and peak memory of sampling are shares of per frame's.
 """
 
 from __future__ import annotations
@@ -31,9 +35,11 @@ from bench.tools.summary import COLUMNS, FLOOR, Line, summarize, write
 
 @dataclass(frozen=True)
 class Row:
-    """One way of keeping frames together. injected: with Plug-and-Play. fixed: the same keyframes at every step.
+    """One way of keeping frames together. injected: with Plug-and-Play. fixed: the same keyframes
+    at every step.
 
-    features, sampling: further inputs of Extract SA Features and of TokenFlow Sampler. tuned: with the model trained on the clip.
+    features, sampling: further inputs of Extract SA Features and of TokenFlow Sampler. tuned: with
+    the model trained on the clip.
     """
 
     name: str
@@ -46,7 +52,8 @@ class Row:
 
 
 TUNING_RATE = 1e-3  # of the embedded model: see the node's tooltip
-# Plug-and-Play on all frames asks for the source's features at every step; so do matches as in the paper.
+# Plug-and-Play on all frames asks for the source's features at every step; so do matches as in the
+# paper.
 EVERY = {"steps": "every", "layers": "all"}
 ROWS = (
     Row("per frame (PnP-Diffusion)", "per frame", features=EVERY),
@@ -58,20 +65,43 @@ ROWS = (
     Row("joint attention", "joint attention", features=EVERY),
     Row("TokenFlow, fixed keyframes", "tokenflow", fixed=True),
     Row("TokenFlow, public code", "tokenflow, public code", features=EVERY),
-    Row("TokenFlow, as in the paper, our weights", "tokenflow", features=EVERY, sampling={"carry_until": 0.0, "propagation": ATTENTION}),
+    Row(
+        "TokenFlow, as in the paper, our weights",
+        "tokenflow",
+        features=EVERY,
+        sampling={"carry_until": 0.0, "propagation": ATTENTION},
+    ),
     Row("TokenFlow", "tokenflow"),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=3, help="the embedded clip and others")
-    parser.add_argument("--first", type=int, default=0, help="the first clip's number: two processes may share the work and the output")
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        help="the first clip's number: two processes may share the work and the output",
+    )
     parser.add_argument("--edits", type=int, default=2, help="of every clip")
     for name, default in vars(Settings()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    parser.add_argument("--tuning", type=int, default=0, help="steps of Tune-A-Video's training on every clip; 0 leaves its row out")
-    parser.add_argument("--rows", nargs="+", default=[row.name for row in ROWS], choices=[row.name for row in ROWS], metavar="ROW")
+    parser.add_argument(
+        "--tuning",
+        type=int,
+        default=0,
+        help="steps of Tune-A-Video's training on every clip; 0 leaves its row out",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[row.name for row in ROWS],
+        choices=[row.name for row in ROWS],
+        metavar="ROW",
+    )
     parser.add_argument("--out", type=Path, default=Path("output/table"))
     options = parser.parse_args()
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
@@ -90,7 +120,11 @@ class Lines:
         self.all: list[Line] = []
         if path.exists():
             with path.open(newline="") as file:
-                self.all = [Line.read(record) for record in csv.DictReader(file) if record["settings"] == settings]
+                self.all = [
+                    Line.read(record)
+                    for record in csv.DictReader(file)
+                    if record["settings"] == settings
+                ]
 
     def has(self, clip: int, surface: str, row: str) -> bool:
         return any((line.clip, line.surface, line.row) == (clip, surface, row) for line in self.all)
@@ -105,7 +139,10 @@ class Lines:
                 writer.writeheader()
             writer.writerow({"settings": self.settings, **line.record()})
         took = "" if line.seconds is None else f", {line.seconds:.0f} s"
-        print(f"clip {line.clip}, to {line.surface or 'itself'}, {line.row}: warp error {line.warp:.2f}{took}", flush=True)
+        print(
+            f"clip {line.clip}, to {line.surface or 'itself'}, {line.row}: warp error {line.warp:.2f}{took}",
+            flush=True,
+        )
 
 
 def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
@@ -114,8 +151,15 @@ def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
     for number in range(options.first, options.first + options.clips):
         case = Case(world, settings, number)
         surfaces = case.other_surfaces(options.edits, seed=number)
-        chosen = [row for row in ROWS if row.name in options.rows and (options.tuning or not row.tuned)]
-        missing = [(surface, row) for surface in surfaces for row in chosen if not lines.has(number, surface, row.name)]
+        chosen = [
+            row for row in ROWS if row.name in options.rows and (options.tuning or not row.tuned)
+        ]
+        missing = [
+            (surface, row)
+            for surface in surfaces
+            for row in chosen
+            if not lines.has(number, surface, row.name)
+        ]
         if not missing:
             continue
         if not lines.has(number, "", FLOOR):
@@ -125,13 +169,19 @@ def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
             found = prepared.correspondences(row)
             with peak_memory() as peak:
                 start = time.perf_counter()
-                clip = case.edit(found, surface, row.mode, row.injected, prepared.model(row), **row.sampling)
+                clip = case.edit(
+                    found, surface, row.mode, row.injected, prepared.model(row), **row.sampling
+                )
                 seconds = time.perf_counter() - start
-            lines.add(Line.of(number, surface, row.name, case.figures(clip, surface), seconds, peak.mib))
+            lines.add(
+                Line.of(number, surface, row.name, case.figures(clip, surface), seconds, peak.mib)
+            )
 
 
 class Prepared:
-    """A clip's first stage, shared by rows with the same inputs. seed: draws the keyframes. tuning: steps of training."""
+    """A clip's first stage, shared by rows with the same inputs. seed: draws the keyframes. tuning:
+    steps of training.
+    """
 
     def __init__(self, case: Case, seed: int, tuning: int) -> None:
         self.case, self.seed, self.tuning = case, seed, tuning
@@ -145,13 +195,17 @@ class Prepared:
     def tuned(self) -> Any:
         case = self.case
         inputs = {"steps": self.tuning, "learning_rate": TUNING_RATE}
-        return TuneAVideo.execute(model=case.world.model, latents=case.latents, positive=case.source_prompt, **inputs).args[0]
+        return TuneAVideo.execute(
+            model=case.world.model, latents=case.latents, positive=case.source_prompt, **inputs
+        ).args[0]
 
     def correspondences(self, row: Row) -> Any:
         source = str(row.features), row.tuned
         if source not in self.features:
             model = self.model(row)
-            self.features[source] = self.case.features(self.case.invert(model), model, **{"storage": "memory", **row.features})
+            self.features[source] = self.case.features(
+                self.case.invert(model), model, **{"storage": "memory", **row.features}
+            )
         inputs = (*source, row.fixed)
         if inputs not in self.found:
             fixed = {"keyframes": FIXED} if row.fixed else {}

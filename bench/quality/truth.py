@@ -1,9 +1,11 @@
-"""How right edits are: python3 run.py bench truth [--clips 4] [--edits 2] [--kinds plain enter ...] [--quick] [--json FILE]
+"""How right edits are: python3 run.py bench truth [--clips 4] [--edits 2] [--kinds plain enter ...]
+[--quick] [--json FILE]
 
-On the embedded model's world every edit has a true answer: the same scene drawn with another surface. Clips of every kind
-(demo/clips.py) are drawn by number and edited by every row with the same prompts and seeds. Each edit is a line in OUT/cases.csv as soon
-as it is done; what is there already is not run again. From these lines come OUT/truth.md, truth.csv and worst.png: of each kind the frame
-that ours got most wrong, beside its ideal.
+On the embedded model's world every edit has a true answer: the same scene drawn with another
+surface. Clips of every kind (demo/clips.py) are drawn by number and edited by every row with the
+same prompts and seeds. Each edit is a line in OUT/cases.csv as soon as it is done; what is there
+already is not run again. From these lines come OUT/truth.md, truth.csv and worst.png: of each kind
+the frame that ours got most wrong, beside its ideal.
 
 structure: overlap (IoU) of the pixels that the judge takes for the asked surface with the object's true outline, mean over the frames;
     what another object hides is left out.
@@ -15,8 +17,9 @@ fidelity: how sure the judge is of the asked surface.
 sharpness, cost: shares of per frame's; cost is the processor time of sampling.
 Intervals hold 95 % of 2,000 resamplings of clips and of their edits.
 
---json FILE: one flat object, <figure>.<group> for ours, <row>.<figure>.<group> for others, with .low and .high. Groups are the kinds,
-"hard" for all but plain, and "all". judge.* are the shares of the model's samples that show what the prompt says.
+--json FILE: one flat object, <figure>.<group> for ours, <row>.<figure>.<group> for others, with
+.low and .high. Groups are the kinds, "hard" for all but plain, and "all". judge.* are the shares of
+the model's samples that show what the prompt says.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ EVERY: dict[str, Any] = {"steps": "every", "layers": "all"}
 
 @dataclass(frozen=True)
 class Row:
-    """One way to edit. features, matches, sampling: inputs of Extract SA Features, Build NN Correspondences and TokenFlow Sampler.
+    """One way to edit. features, matches, sampling: inputs of Extract SA Features, Build NN
+    Correspondences and TokenFlow Sampler.
 
     public: from the public code's own inversion and noise levels.
     """
@@ -72,7 +76,9 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One edit and what was measured on it; None where there is nothing to measure. seconds: of sampling, processor time."""
+    """One edit and what was measured on it; None where there is nothing to measure. seconds: of
+    sampling, processor time.
+    """
 
     kind: str
     number: int
@@ -103,27 +109,49 @@ class Line:
 
 
 MEASURED = [field.name for field in fields(Line)][4:]
-SHARES = {"excess": "excess", "sharpness": "sharpness", "seconds": "cost"}  # of per frame's, and what they are called then
+SHARES = {
+    "excess": "excess",
+    "sharpness": "sharpness",
+    "seconds": "cost",
+}  # of per frame's, and what they are called then
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [row.name for row in ROWS]
     parser.add_argument("--clips", type=int, default=4, help="of each kind")
     parser.add_argument("--first", type=int, default=1, help="the first clip's number")
     parser.add_argument("--edits", type=int, default=2, help="of each clip")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), metavar="KIND")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), metavar="KIND"
+    )
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW")
-    parser.add_argument("--samples", type=int, default=400, help="of the model, for the judge's rates; 0 leaves them out")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=400,
+        help="of the model, for the judge's rates; 0 leaves them out",
+    )
     for name, default in vars(Settings()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--out", type=Path, default=Path("output/truth"))
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="one edit of one short clip of each kind, two rows: minutes, and no intervals")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one edit of one short clip of each kind, two rows: minutes, and no intervals",
+    )
     options = parser.parse_args()
     if options.quick:
         options.clips, options.edits, options.rows, options.samples = 1, 1, [BASE, OURS], 16
-        options.frames, options.steps, options.interval, options.out = 8, 8, 4, options.out / "quick"
+        options.frames, options.steps, options.interval, options.out = (
+            8,
+            8,
+            4,
+            options.out / "quick",
+        )
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
     with torch.inference_mode():
         world = World()
@@ -132,18 +160,32 @@ def main() -> None:
     groups = groups_of(lines)
     write(options.out, groups, settings)
     if options.json:
-        options.json.write_text(json.dumps(flat(groups) | {f"judge.{kind}": rate for kind, rate in rates.items()}, indent=1))
+        options.json.write_text(
+            json.dumps(
+                flat(groups) | {f"judge.{kind}": rate for kind, rate in rates.items()}, indent=1
+            )
+        )
     print((options.out / "truth.md").read_text())
-    print("the model's samples as prompted: " + ", ".join(f"{kind} {rate:.3f}" for kind, rate in rates.items()))
+    print(
+        "the model's samples as prompted: "
+        + ", ".join(f"{kind} {rate:.3f}" for kind, rate in rates.items())
+    )
 
 
 def run(world: World, options: argparse.Namespace, settings: Settings) -> list[Line]:
-    """Every edit that is not done yet. Returns: all lines of these settings, the wanted rows and clips."""
+    """Every edit that is not done yet.
+
+    Returns: all lines of these settings, the wanted rows and clips.
+    """
     path, head = options.out / "cases.csv", ["settings", *(field.name for field in fields(Line))]
     done: list[Line] = []
     if path.exists():
         with path.open(newline="") as file:
-            done = [Line.read(record) for record in csv.DictReader(file) if record["settings"] == str(settings)]
+            done = [
+                Line.read(record)
+                for record in csv.DictReader(file)
+                if record["settings"] == str(settings)
+            ]
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(",".join(head) + "\n")
@@ -154,29 +196,46 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
         for number in range(options.first, options.first + options.clips):
             clip = Clip(kind, number, settings.frames)
             surfaces = clip.surfaces(options.edits)
-            wanted += [(kind, number, surface, name) for surface in surfaces for name in [IDEAL, *(row.name for row in rows)]]
+            wanted += [
+                (kind, number, surface, name)
+                for surface in surfaces
+                for name in [IDEAL, *(row.name for row in rows)]
+            ]
             missing = [key for key in wanted if key[:2] == (kind, number) and key not in known]
             if not missing:
                 continue
             with path.open("a", newline="") as file:
                 writer = csv.writer(file)
-                for line in edits_of(TruthCase(world, settings, clip), surfaces, rows, known, options.out):
+                for line in edits_of(
+                    TruthCase(world, settings, clip), surfaces, rows, known, options.out
+                ):
                     done.append(line)
                     writer.writerow([str(settings), *astuple(line)])
                     file.flush()
                     told = f"structure {line.structure:.2f}" if line.structure is not None else ""
-                    print(f"{kind} {number} to {line.surface}, {line.row}: {told}, {line.seconds:.0f} s", flush=True)
+                    print(
+                        f"{kind} {number} to {line.surface}, {line.row}: {told}, {line.seconds:.0f} s",
+                        flush=True,
+                    )
     return [line for line in done if (*line.edit, line.row) in set(wanted)]
 
 
-def edits_of(case: TruthCase, surfaces: list[str], rows: list[Row], known: set[Any], out: Path) -> Any:
+def edits_of(
+    case: TruthCase, surfaces: list[str], rows: list[Row], known: set[Any], out: Path
+) -> Any:
     """The lines of a clip that are not known yet, as they are made."""
     prepared: dict[str, Any] = {}
     inversions: dict[bool, Any] = {}
     for surface in surfaces:
         pictures = {"source": case.source, "ideal": case.ideal(surface)}
         if (*case.key, surface, IDEAL) not in known:
-            yield Line.of(case.clip, surface, IDEAL, 0.0, case.figures(case.world.reconstruct(case.ideal(surface)), surface))
+            yield Line.of(
+                case.clip,
+                surface,
+                IDEAL,
+                0.0,
+                case.figures(case.world.reconstruct(case.ideal(surface)), surface),
+            )
         for row in rows:
             if (*case.key, surface, row.name) in known:
                 continue
@@ -184,7 +243,9 @@ def edits_of(case: TruthCase, surfaces: list[str], rows: list[Row], known: set[A
                 inversions[row.public] = public_inversion(case) if row.public else case.invert()
             first_stage = repr((row.features, row.matches, row.public))
             if first_stage not in prepared:
-                features = case.features(inversions[row.public], storage="recompute", **row.features)
+                features = case.features(
+                    inversions[row.public], storage="recompute", **row.features
+                )
                 prepared[first_stage] = case.match(features, seed=case.clip.number, **row.matches)
             start = time.process_time()
             edited = case.edit(prepared[first_stage], surface, **row.sampling)
@@ -196,8 +257,12 @@ def edits_of(case: TruthCase, surfaces: list[str], rows: list[Row], known: set[A
             yield line
 
 
-def keep_worst(out: Path, case: TruthCase, surface: str, clips: dict[str, torch.Tensor], line: Line) -> None:
-    """The frame that an edit got most wrong beside its ideal, as a picture, if it is the kind's worst so far."""
+def keep_worst(
+    out: Path, case: TruthCase, surface: str, clips: dict[str, torch.Tensor], line: Line
+) -> None:
+    """The frame that an edit got most wrong beside its ideal, as a picture, if it is the kind's
+    worst so far.
+    """
     from PIL import Image
 
     folder = out / "worst"
@@ -209,8 +274,12 @@ def keep_worst(out: Path, case: TruthCase, surface: str, clips: dict[str, torch.
     for path in folder.glob(f"{case.clip.kind} *.png"):
         path.unlink()
     worst = case.worst_frame(clips[OURS], surface)
-    grid = captioned_grid({name: clip[worst : worst + 1] for name, clip in clips.items()}, columns=len(clips))[0]
-    Image.fromarray((grid * 255).round().byte().numpy()).save(folder / f"{case.clip.kind} {overlap:.4f}.png")
+    grid = captioned_grid(
+        {name: clip[worst : worst + 1] for name, clip in clips.items()}, columns=len(clips)
+    )[0]
+    Image.fromarray((grid * 255).round().byte().numpy()).save(
+        folder / f"{case.clip.kind} {overlap:.4f}.png"
+    )
 
 
 @dataclass(frozen=True)
@@ -223,16 +292,25 @@ class Group:
     def column(self, row: str, name: str) -> Any:
         """(n,) float, NaN where nothing was measured."""
         values = [getattr(line, name) for line in self.lines[row]]
-        return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)
+        return torch.tensor(
+            [float("nan") if value is None else value for value in values], dtype=torch.float64
+        )
 
     def figure(self, row: str, name: str, share: bool = False) -> tuple[float, float, float]:
         """The mean, or the share of per frame's mean, and its interval."""
-        return interval(self.column(row, name), self.column(BASE, name) if share else None, resampled(self.clips))
+        return interval(
+            self.column(row, name),
+            self.column(BASE, name) if share else None,
+            resampled(self.clips),
+        )
 
 
 def groups_of(lines: list[Line]) -> dict[str, Group]:
     """Kinds, "hard" and "all", of the edits that all rows have."""
-    rows = sorted({line.row for line in lines}, key=lambda name: [IDEAL, *(row.name for row in ROWS)].index(name))
+    rows = sorted(
+        {line.row for line in lines},
+        key=lambda name: [IDEAL, *(row.name for row in ROWS)].index(name),
+    )
     found = {(line.row, line.edit): line for line in lines}
     edits = sorted({line.edit for line in lines if all((row, line.edit) in found for row in rows)})
     kinds = [kind for kind in KINDS if any(edit[0] == kind for edit in edits)]
@@ -242,7 +320,10 @@ def groups_of(lines: list[Line]) -> dict[str, Group]:
     for name, belongs in parts.items():
         chosen = [edit for edit in edits if belongs(edit[0])]
         if chosen:
-            groups[name] = Group({row: [found[row, edit] for edit in chosen] for row in rows}, [edit[:2] for edit in chosen])
+            groups[name] = Group(
+                {row: [found[row, edit] for edit in chosen] for row in rows},
+                [edit[:2] for edit in chosen],
+            )
     return groups
 
 
@@ -252,7 +333,9 @@ def flat(groups: dict[str, Group]) -> dict[str, float]:
     for name, group in groups.items():
         for row in group.lines:
             for measured in MEASURED:
-                key = ".".join([*([] if row == OURS else [row]), SHARES.get(measured, measured), name])
+                key = ".".join(
+                    [*([] if row == OURS else [row]), SHARES.get(measured, measured), name]
+                )
                 value, low, high = group.figure(row, measured, share=measured in SHARES)
                 found |= {key: value, f"{key}.low": low, f"{key}.high": high}
     return {key: value for key, value in found.items() if value == value}

@@ -1,4 +1,6 @@
-"""A clip of the embedded model's world, edits of it through the pack's own nodes, and everything that is measured on them."""
+"""A clip of the embedded model's world, edits of it through the pack's own nodes, and everything
+that is measured on them.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,18 @@ class Settings:
     interval: int = 8
 
     def __str__(self) -> str:
-        return f"{self.frames} frames, {self.steps} steps, cfg {self.cfg:g}, interval {self.interval}"
+        return (
+            f"{self.frames} frames, {self.steps} steps, cfg {self.cfg:g}, interval {self.interval}"
+        )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured on a clip. warp, true: warp error x1e-3 along DIS flow of the source and along the world's true flow.
+    """What is measured on a clip. warp, true: warp error x1e-3 along DIS flow of the source and
+    along the world's true flow.
 
-    fidelity: how sure a classifier of this world's surfaces is of the prompt's, mean over the frames; None where nothing is asked for.
+    fidelity: how sure a classifier of this world's surfaces is of the prompt's, mean over the
+    frames; None where nothing is asked for.
     """
 
     warp: float
@@ -80,7 +86,9 @@ class World:
         return self.decode(nodes.VAEEncode().encode(self.vae, pictures)[0])
 
     def rates(self, count: int) -> dict[str, float]:
-        """Shares of the model's own samples that show the surface, shape and ground of their prompts."""
+        """Shares of the model's own samples that show the surface, shape and ground of their
+        prompts.
+        """
         found, wanted = judge.samples(count)
         shares = (self.critic.verdict(found) == wanted).float().mean(0).tolist()
         return dict(zip(judge.NAMES, shares, strict=True))
@@ -92,7 +100,9 @@ class World:
 
 
 class Editable:
-    """A source clip to be edited through the pack's nodes. source: (N, h, w, 3). caption: what it shows."""
+    """A source clip to be edited through the pack's nodes. source: (N, h, w, 3). caption: what it
+    shows.
+    """
 
     def __init__(self, world: World, settings: Settings, source: Tensor, caption: str) -> None:
         self.world, self.settings, self.source, self.caption = world, settings, source, caption
@@ -113,18 +123,33 @@ class Editable:
         """choices: inputs of DDIM Invert Video."""
         few = {"iterations": 1} if self.settings.steps < FEW_STEPS else {}
         choices = {"steps": self.settings.steps, "check_reconstruction": False} | few | choices
-        return InvertVideo.execute(model=model or self.world.model, latents=self.latents, positive=self.source_prompt, **choices).args[0]
+        return InvertVideo.execute(
+            model=model or self.world.model,
+            latents=self.latents,
+            positive=self.source_prompt,
+            **choices,
+        ).args[0]
 
     def features(self, inversion: Any, model: Any = None, **choices: Any) -> Any:
         """choices: inputs of Extract SA Features."""
-        return ExtractFeatures.execute(model=model or self.world.model, inversion=inversion, **choices).args[0]
+        return ExtractFeatures.execute(
+            model=model or self.world.model, inversion=inversion, **choices
+        ).args[0]
 
     def match(self, features: Any, **choices: Any) -> Any:
         """choices: inputs of Build NN Correspondences."""
         choices = {"keyframe_interval": self.settings.interval, "seed": 1} | choices
         return BuildCorrespondences.execute(features=features, **choices).args[0]
 
-    def edit(self, found: Any, surface: str, mode: str = "tokenflow", injected: bool = True, model: Any = None, **choices: Any) -> Tensor:
+    def edit(
+        self,
+        found: Any,
+        surface: str,
+        mode: str = "tokenflow",
+        injected: bool = True,
+        model: Any = None,
+        **choices: Any,
+    ) -> Tensor:
         """An edit, decoded: (N, h, w, 3). choices: inputs of TokenFlow Sampler."""
         choices = {
             "cfg": self.settings.cfg,
@@ -134,16 +159,23 @@ class Editable:
             "positive": self.edit_prompt(surface),
             "negative": self.world.encode(""),
         } | choices
-        return self.world.decode(Sampler.execute(model=model or self.world.model, correspondences=found, **choices).args[0])
+        return self.world.decode(
+            Sampler.execute(model=model or self.world.model, correspondences=found, **choices).args[
+                0
+            ]
+        )
 
 
 class Case(Editable):
-    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing picked, and encoded in the same way.
+    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing
+    picked, and encoded in the same way.
 
     slowed: the scene's whole length in as many frames as the settings ask for.
     """
 
-    def __init__(self, world: World, settings: Settings, number: int = 0, slowed: bool = False) -> None:
+    def __init__(
+        self, world: World, settings: Settings, number: int = 0, slowed: bool = False
+    ) -> None:
         if number == 0 and not slowed:
             self.scene, times = demo_clip()
             frames = read_video(ROOT / "demo" / "tokenflow_star.mp4")
@@ -158,7 +190,9 @@ class Case(Editable):
         super().__init__(world, settings, frames[: settings.frames], self.scene.caption())
         self.motion = source_motion(channels_first(self.source))
         pairs = zip(self.times, self.times[1:], strict=False)
-        self.truth = [(flow, ~occluded) for flow, occluded in (true_flow(self.scene, a, b) for a, b in pairs)]
+        self.truth = [
+            (flow, ~occluded) for flow, occluded in (true_flow(self.scene, a, b) for a, b in pairs)
+        ]
 
     def other_surfaces(self, count: int, seed: int) -> list[str]:
         """Surfaces to edit to, drawn from all but the clip's own."""
@@ -188,4 +222,12 @@ def channels_first(clip: Tensor) -> Tensor:
 def read_video(path: Path) -> Tensor:
     """All frames, (N, h, w, 3) in [0, 1]."""
     with av.open(str(path)) as file:
-        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]).float() / 255
+        return (
+            torch.stack(
+                [
+                    torch.from_numpy(frame.to_ndarray(format="rgb24"))
+                    for frame in file.decode(video=0)
+                ]
+            ).float()
+            / 255
+        )

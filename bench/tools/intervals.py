@@ -11,7 +11,8 @@ RESAMPLINGS = 2000
 
 
 def resampled(clips: Sequence[Hashable]) -> np.ndarray:
-    """Positions of edits, (RESAMPLINGS, n): clips drawn with replacement, then as many of each clip's edits: edits of a clip are alike.
+    """Positions of edits, (RESAMPLINGS, n): clips drawn with replacement, then as many of each
+    clip's edits: edits of a clip are alike.
 
     clips: of each edit, which clip it is of.
     """
@@ -20,13 +21,19 @@ def resampled(clips: Sequence[Hashable]) -> np.ndarray:
     each = len(clips) // len(of_clip)
 
     def resample() -> list[int]:
-        return [draw.choice(of_clip[clip]) for clip in draw.integers(len(of_clip), size=len(of_clip)) for _ in range(each)]
+        return [
+            draw.choice(of_clip[clip])
+            for clip in draw.integers(len(of_clip), size=len(of_clip))
+            for _ in range(each)
+        ]
 
     return np.array([resample() for _ in range(RESAMPLINGS)])
 
 
 def interval(values: Tensor, base: Tensor | None, drawn: np.ndarray) -> tuple[float, float, float]:
-    """The mean of values (n,), or its share of the mean of `base` (n,), and the ends of its interval; NaN values are left out."""
+    """The mean of values (n,), or its share of the mean of `base` (n,), and the ends of its
+    interval; NaN values are left out.
+    """
 
     def mean(of: Tensor) -> np.ndarray:
         taken = of.numpy()[drawn]

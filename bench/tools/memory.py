@@ -1,4 +1,6 @@
-"""Seconds and peak memory of a piece of work: of this process, and of the device where there is one."""
+"""Seconds and peak memory of a piece of work: of this process, and of the device where there is
+one.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,19 @@ class Peak:
 
     @property
     def mib(self) -> float | None:
-        """How much more than at the beginning was held at once: on the device where there is one, else by the process."""
+        """How much more than at the beginning was held at once: on the device where there is one,
+        else by the process.
+        """
         held = self.device or self.process
         return None if held is None else held.more
 
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Fills the Peak it gives when the block ends. The process: Linux's resident set, freed memory handed back to the system before."""
+    """Fills the Peak it gives when the block ends.
+
+    The process: Linux's resident set, freed memory handed back to the system before.
+    """
     found = Peak()
     gc.collect()
     on_device, in_process = torch.cuda.is_available(), CLEAR.exists()
@@ -73,14 +80,19 @@ def _status(name: str) -> float:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a piece of work took. seconds: of the clock with an accelerator, else of this process on all cores: others do not count."""
+    """What a piece of work took. seconds: of the clock with an accelerator, else of this process on
+    all cores: others do not count.
+    """
 
     seconds: float
     peak: Peak
 
 
 def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
-    """Does the work, and waits for what it started on the device. Returns: what it gave, what it took."""
+    """Does the work, and waits for what it started on the device.
+
+    Returns: what it gave, what it took.
+    """
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     with peak_memory() as peak:
         start = clock()
@@ -92,14 +104,22 @@ def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
 
 
 def highest(rounds: Sequence[Held | None]) -> str:
-    """The most of all rounds that was held beyond what was held before, for people; empty where it is not known."""
+    """The most of all rounds that was held beyond what was held before, for people; empty where it
+    is not known.
+    """
     known = [held.more for held in rounds if held is not None]
     return f"{max(known):.0f}" if known else ""
 
 
 def kept(*things: Any) -> float:
-    """MiB of all tensors that these objects hold in containers and attributes, however deep. What is shared counts once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(things, set())}
+    """MiB of all tensors that these objects hold in containers and attributes, however deep.
+
+    What is shared counts once.
+    """
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in _tensors(things, set())
+    }
     return sum(storages.values()) / MIB
 
 

@@ -1,4 +1,6 @@
-"""What speed is measured on: the embedded model, or a published layout with random weights, each with a moving clip and prompts."""
+"""What speed is measured on: the embedded model, or a published layout with random weights, each
+with a moving clip and prompts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from torch import Tensor
 from bench.tools.case import World, demo_clip
 
 # What the host does not say about a layout: see comfy/model_detection.py.
-COMMON = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False}
+COMMON = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "use_spatial_transformer": True,
+    "legacy": False,
+}
 SD15: dict[str, Any] = {
     "channel_mult": (1, 2, 4, 4),
     "num_res_blocks": [2] * 4,
@@ -42,7 +50,8 @@ MODELS = ("embedded", *LAYOUTS)
 TOKENS = 77  # of a prompt
 POOLED = 1280
 POOL = 1 << 25  # more than any layer has weights
-# Branches small enough that the noise changes no faster than the latents do, attention neither flat nor one-hot.
+# Branches small enough that the noise changes no faster than the latents do, attention neither flat
+# nor one-hot.
 GAINS = {
     "out_layers.3.weight": 0.3,
     "proj_out.weight": 0.3,
@@ -69,7 +78,13 @@ class Subject:
 
     def invert(self, steps: int, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
-        inputs = {"model": self.model, "latents": self.clip, "positive": self.source, "steps": steps, "check_reconstruction": False}
+        inputs = {
+            "model": self.model,
+            "latents": self.clip,
+            "positive": self.source,
+            "steps": steps,
+            "check_reconstruction": False,
+        }
         return InvertVideo.execute(**inputs | choices).args[0]
 
     def extract(self, inversion: Any) -> Any:
@@ -80,13 +95,29 @@ class Subject:
 
     def sample(self, found: Any, **choices: Any) -> Tensor:
         """With Plug-and-Play. choices: inputs of TokenFlow Sampler."""
-        prompts = {"positive": self.edit, "negative": self.negative, "injection": PlugAndPlay.execute().args[0]}
-        return _finite(Sampler.execute(**{"model": self.model, "correspondences": found} | prompts | choices).args[0])
+        prompts = {
+            "positive": self.edit,
+            "negative": self.negative,
+            "injection": PlugAndPlay.execute().args[0],
+        }
+        return _finite(
+            Sampler.execute(
+                **{"model": self.model, "correspondences": found} | prompts | choices
+            ).args[0]
+        )
 
     def sample_plainly(self, inversion: Any, cfg: float) -> Tensor:
         """The host's own sampling, frame by frame, from the inverted latents."""
         noisy = self.model.get_model_object("latent_format").process_out(inversion.latents[0])
-        inputs = (torch.zeros_like(noisy), cfg, comfy.samplers.sampler_object("euler"), inversion.sigmas, self.edit, self.negative, noisy)
+        inputs = (
+            torch.zeros_like(noisy),
+            cfg,
+            comfy.samplers.sampler_object("euler"),
+            inversion.sigmas,
+            self.edit,
+            self.negative,
+            noisy,
+        )
         return _finite({"samples": comfy.sample.sample_custom(self.model, *inputs, seed=0)})
 
 
@@ -99,7 +130,9 @@ def _finite(latents: dict[str, Tensor]) -> Tensor:
 def make_subject(model: str, frames: int, size: int) -> Subject:
     """model: one of MODELS. size: height and width in pixels."""
     name = f"{model} model, {size} x {size} pixels, {frames} frames"
-    return _embedded(name, frames, size) if model == "embedded" else _random(name, model, frames, size)
+    return (
+        _embedded(name, frames, size) if model == "embedded" else _random(name, model, frames, size)
+    )
 
 
 def _embedded(name: str, frames: int, size: int) -> Subject:
@@ -109,11 +142,15 @@ def _embedded(name: str, frames: int, size: int) -> Subject:
     latents = world.vae.encode(pictures)
     source = scene.caption()
     prompts = (world.encode(text) for text in (source, source.replace(scene.surface, "gold"), ""))
-    return Subject(name, world.model, {"samples": latents[to_and_fro(len(times), frames)]}, *prompts)
+    return Subject(
+        name, world.model, {"samples": latents[to_and_fro(len(times), frames)]}, *prompts
+    )
 
 
 def to_and_fro(length: int, frames: int) -> Tensor:
-    """(frames,) positions in a clip of `length` frames, forwards and backwards for as long as it takes."""
+    """(frames,) positions in a clip of `length` frames, forwards and backwards for as long as it
+    takes.
+    """
     return length - 1 - (torch.arange(frames) % (2 * length - 2) - (length - 1)).abs()
 
 
@@ -122,7 +159,12 @@ def _random(name: str, layout: str, frames: int, size: int) -> Subject:
     pooled = family.unet_config["adm_in_channels"] is not None
     latents = _moving_plane(frames, size // 8) / family.latent_format().scale_factor
     prompts = (_prompt(seed, family.unet_config["context_dim"], pooled) for seed in range(3))
-    return Subject(name.replace("model", "layout"), _random_unet(family, blocks), {"samples": latents}, *prompts)
+    return Subject(
+        name.replace("model", "layout"),
+        _random_unet(family, blocks),
+        {"samples": latents},
+        *prompts,
+    )
 
 
 def _random_unet(family: type, blocks: dict[str, Any]) -> ModelPatcher:
@@ -137,11 +179,17 @@ def _random_unet(family: type, blocks: dict[str, Any]) -> ModelPatcher:
     model = config.get_model({}, "")
     with torch.no_grad():
         draw_weights(model.diffusion_model)
-    return ModelPatcher(model, load_device=device, offload_device=model_management.unet_offload_device())
+    return ModelPatcher(
+        model, load_device=device, offload_device=model_management.unet_offload_device()
+    )
 
 
 def draw_weights(unet: torch.nn.Module) -> None:
-    """Random weights, none zero. All are cut from one pool of random numbers: there are billions, and drawing each takes a minute."""
+    """Random weights, none zero.
+
+    All are cut from one pool of random numbers: there are billions, and drawing each takes a
+    minute.
+    """
     generator = torch.Generator().manual_seed(0)
     pool = torch.empty(POOL).uniform_(-1, 1, generator=generator)
     for path, weight in unet.named_parameters():
@@ -165,7 +213,9 @@ def _prompt(seed: int, width: int, pooled: bool) -> list:
 
 
 def _moving_plane(frames: int, size: int) -> Tensor:
-    """(N, 4, size, size): a textured plane that moves one latent pixel a frame, with a little noise."""
+    """(N, 4, size, size): a textured plane that moves one latent pixel a frame, with a little
+    noise.
+    """
     generator = torch.Generator().manual_seed(0)
     plane = torch.randn(4, size, size + frames, generator=generator)
     clip = torch.stack([plane[:, :, i : i + size] for i in range(frames)])

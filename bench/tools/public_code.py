@@ -1,4 +1,6 @@
-"""What the method's public code (omerbt/TokenFlow, commit 5dd6a69) does otherwise: how it attends, and how it inverts."""
+"""What the method's public code (omerbt/TokenFlow, commit 5dd6a69) does otherwise: how it attends,
+and how it inverts.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,19 @@ SCHEDULER = "ddim_uniform"  # diffusers' DDIM levels, as its pipeline sets them
 
 
 def loop_over_heads(model: Any) -> Any:
-    """A clone of the model whose self-attention is a loop over heads: tokenflow_utils.py, `register_extended_attention_pnp`."""
+    """A clone of the model whose self-attention is a loop over heads: tokenflow_utils.py,
+    `register_extended_attention_pnp`.
+    """
 
-    def attention(fused: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **options: Any) -> Tensor:
+    def attention(
+        fused: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        *rest: Any,
+        **options: Any,
+    ) -> Tensor:
         if k.shape[1] % q.shape[1]:  # a prompt's tokens, not whole frames'
             return fused(q, k, v, heads, *rest, **options)
         q, k, v = (part.unflatten(2, (heads, -1)).movedim(2, 0).contiguous() for part in (q, k, v))
@@ -30,7 +42,9 @@ def loop_over_heads(model: Any) -> Any:
         for q_head, k_head, v_head in zip(q, k, v, strict=True):
             similarity = torch.bmm(q_head, k_head.transpose(1, 2)) * q_head.shape[2] ** -0.5
             # Under autocast, as there, a softmax is in float32.
-            out.append(torch.bmm(similarity.softmax(2, dtype=torch.float32).to(v_head.dtype), v_head))
+            out.append(
+                torch.bmm(similarity.softmax(2, dtype=torch.float32).to(v_head.dtype), v_head)
+            )
         return torch.cat(out, 2)
 
     clone = model.clone()
@@ -41,14 +55,24 @@ def loop_over_heads(model: Any) -> Any:
 def public_inversion(case: Editable) -> Inversion:
     """A clip's path to noise as preprocess.py's `ddim_inversion` takes it, at its noise levels.
 
-    It asks the UNet for the noise at the next level and shows it the latents of the level before, in that level's scale.
+    It asks the UNet for the noise at the next level and shows it the latents of the level before,
+    in that level's scale.
     """
     model, steps, source = case.world.model, case.settings.steps, case.source_prompt
-    sigmas = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler=SCHEDULER).sigmas
+    sigmas = comfy.samplers.KSampler(
+        model, steps=steps, device="cpu", sampler="euler", scheduler=SCHEDULER
+    ).sigmas
     cleanest = float(model.get_model_object("model_sampling").sigmas[0])
     path: list[Tensor] = []
 
-    def climb(model_k: Any, x: Tensor, upwards: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+    def climb(
+        model_k: Any,
+        x: Tensor,
+        upwards: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool | None = None,
+    ) -> Tensor:
         path.append(x.clone())
         before = torch.tensor(cleanest).to(x)
         for sigma in upwards[1:]:
@@ -58,5 +82,20 @@ def public_inversion(case: Editable) -> Inversion:
             path.append(x.clone())
         return x
 
-    run_as_sampler(climb, patch(model, lambda: SourceRun("public code")), source, [], 1.0, sigmas.flip(0), case.latents["samples"])
-    return Inversion(sigmas.clone(), torch.stack(path[::-1]), source, model_fingerprint(model), len(sigmas) - 1, SCHEDULER)
+    run_as_sampler(
+        climb,
+        patch(model, lambda: SourceRun("public code")),
+        source,
+        [],
+        1.0,
+        sigmas.flip(0),
+        case.latents["samples"],
+    )
+    return Inversion(
+        sigmas.clone(),
+        torch.stack(path[::-1]),
+        source,
+        model_fingerprint(model),
+        len(sigmas) - 1,
+        SCHEDULER,
+    )

@@ -1,4 +1,6 @@
-"""From the lines of single edits to the table: means, shares of the per-frame edit, intervals; as Markdown, CSV and a figure."""
+"""From the lines of single edits to the table: means, shares of the per-frame edit, intervals; as
+Markdown, CSV and a figure.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ FLOOR = "autoencoder"
 BASE = "per frame (PnP-Diffusion)"
 OURS = "TokenFlow"
 NONE = "–"
-INTERVALS, LETTERS = 420, 15  # pixels of the figure's right side, points of what is written beside the table
+INTERVALS, LETTERS = (
+    420,
+    15,
+)  # pixels of the figure's right side, points of what is written beside the table
 FLOOR_OF_PAPER, BASE_OF_PAPER = 2.0, 11.3
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Figures of the paper's table, for 40 frames and 50 steps. warp: warp error x1e-3. clip: CLIP score. preferred: share of users who
-    preferred TokenFlow."""
+    """Figures of the paper's table, for 40 frames and 50 steps. warp: warp error x1e-3. clip: CLIP
+    score. preferred: share of users who preferred TokenFlow.
+    """
 
     warp: float | None
     clip: float | None
@@ -55,7 +61,9 @@ ORDER: dict[str, Paper | None] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One edit: clip number, surface asked for, row of the table, and what was measured; memory in MiB."""
+    """One edit: clip number, surface asked for, row of the table, and what was measured; memory in
+    MiB.
+    """
 
     clip: int
     surface: str
@@ -68,12 +76,22 @@ class Line:
     memory: float | None = None
 
     @classmethod
-    def of(cls, clip: int, surface: str, row: str, figures: Figures, seconds: float | None = None, memory: float | None = None) -> Line:
+    def of(
+        cls,
+        clip: int,
+        surface: str,
+        row: str,
+        figures: Figures,
+        seconds: float | None = None,
+        memory: float | None = None,
+    ) -> Line:
         return cls(clip, surface, row, **asdict(figures), seconds=seconds, memory=memory)
 
     @classmethod
     def read(cls, record: Mapping[str, str]) -> Line:
-        values: dict[str, float | None] = {name: float(record[name]) if record[name] else None for name in COLUMNS[3:]}
+        values: dict[str, float | None] = {
+            name: float(record[name]) if record[name] else None for name in COLUMNS[3:]
+        }
         return cls(int(record["clip"]), record["surface"], record["row"], **values)  # type: ignore[arg-type]
 
     def record(self) -> dict[str, object]:
@@ -92,12 +110,19 @@ class Share:
     high: float
 
     def __str__(self) -> str:
-        return NONE if np.isnan(self.value) else f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return (
+            NONE
+            if np.isnan(self.value)
+            else f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of the table. warp: mean warp error. All else as shares of the per-frame edits' mean; excess: warp error above the floor."""
+    """A row of the table. warp: mean warp error.
+
+    All else as shares of the per-frame edits' mean; excess: warp error above the floor.
+    """
 
     row: str
     warp: float
@@ -123,7 +148,10 @@ Edit = tuple[int, str]
 
 
 def summarize(lines: Sequence[Line]) -> Table:
-    """Over the edits that all rows have. Raises: ValueError if there is none, or no per-frame edit."""
+    """Over the edits that all rows have.
+
+    Raises: ValueError if there is none, or no per-frame edit.
+    """
     floors = {line.clip: line for line in lines if line.row == FLOOR}
     rows: dict[str, dict[Edit, Line]] = {}
     for line in lines:
@@ -160,24 +188,54 @@ def summarize(lines: Sequence[Line]) -> Table:
 
     clips = {clip for clip, _ in edits}
     return Table(
-        [summary(row) for row in ORDER if row in rows], len(edits), len(clips), float(np.mean([floors[clip].warp for clip in clips]))
+        [summary(row) for row in ORDER if row in rows],
+        len(edits),
+        len(clips),
+        float(np.mean([floors[clip].warp for clip in clips])),
     )
 
 
-HEADINGS = ("", "warp error", "excess", "excess, true flow", "fidelity", "sharpness", "seconds", "memory")
-PAPER_HEADINGS = ("paper: warp error", "paper: excess", "paper: CLIP", "paper: seconds", "paper: users for TokenFlow")
+HEADINGS = (
+    "",
+    "warp error",
+    "excess",
+    "excess, true flow",
+    "fidelity",
+    "sharpness",
+    "seconds",
+    "memory",
+)
+PAPER_HEADINGS = (
+    "paper: warp error",
+    "paper: excess",
+    "paper: CLIP",
+    "paper: seconds",
+    "paper: users for TokenFlow",
+)
 
 
 def cells(table: Table) -> list[list[str]]:
     """The table as text, the paper's figures at the end of each row."""
     found = {row.row: row for row in table.rows}
     shown = [name for name in ORDER if name in found or name in (FLOOR, GEN_1, TUNED)]
-    return [[name, *(own(found[name]) if name in found else missing(name, table)), *published(ORDER[name])] for name in shown]
+    return [
+        [
+            name,
+            *(own(found[name]) if name in found else missing(name, table)),
+            *published(ORDER[name]),
+        ]
+        for name in shown
+    ]
 
 
 def own(row: Summary) -> list[str]:
     shares = (row.excess, row.true_excess, row.fidelity, row.sharpness)
-    return [number(row.warp, ".2f"), *map(str, shares), number(row.seconds, ".2f"), number(row.memory, ".2f")]
+    return [
+        number(row.warp, ".2f"),
+        *map(str, shares),
+        number(row.seconds, ".2f"),
+        number(row.memory, ".2f"),
+    ]
 
 
 def missing(name: str, table: Table) -> list[str]:
@@ -187,8 +245,18 @@ def missing(name: str, table: Table) -> list[str]:
 def published(paper: Paper | None) -> list[str]:
     if paper is None:
         return [NONE] * 5
-    share = None if paper.warp is None else (paper.warp - FLOOR_OF_PAPER) / (BASE_OF_PAPER - FLOOR_OF_PAPER)
-    return [number(paper.warp), number(share, ".2f"), number(paper.clip), number(paper.seconds), paper.preferred or NONE]
+    share = (
+        None
+        if paper.warp is None
+        else (paper.warp - FLOOR_OF_PAPER) / (BASE_OF_PAPER - FLOOR_OF_PAPER)
+    )
+    return [
+        number(paper.warp),
+        number(share, ".2f"),
+        number(paper.clip),
+        number(paper.seconds),
+        paper.preferred or NONE,
+    ]
 
 
 def number(value: float | None, form: str = "g") -> str:
@@ -208,7 +276,9 @@ def write(folder: Path, table: Table, settings: str) -> None:
 
 
 def draw(text: list[list[str]], table: Table, about: str) -> Figure:
-    """The table as the metrics node draws it, the paper's figures at its end, and every row's excess with its interval beside it."""
+    """The table as the metrics node draws it, the paper's figures at its end, and every row's
+    excess with its interval beside it.
+    """
     heads = ["", *HEADINGS[1:3], *HEADINGS[4:], *PAPER_HEADINGS[:3]]
     shown = [[row[0], *(cell.split(" ")[0] for cell in (*row[1:3], *row[4:11]))] for row in text]
     picture = draw_table(heads, [[[(cell, row[0] == OURS) for cell in row] for row in shown]])[0]
@@ -217,12 +287,21 @@ def draw(text: list[list[str]], table: Table, about: str) -> Figure:
     left = figure.add_axes((0, 0, width / (width + INTERVALS), 1))
     left.imshow(picture)
     left.axis("off")
-    right = figure.add_axes((width / (width + INTERVALS), 0, 0.96 * INTERVALS / (width + INTERVALS), 1))
+    right = figure.add_axes(
+        (width / (width + INTERVALS), 0, 0.96 * INTERVALS / (width + INTERVALS), 1)
+    )
     places = {row[0]: MARGIN + ROW * (i + 1.5) for i, row in enumerate(text)}
     for row in table.rows:
         excess = row.excess
         spread = [[excess.value - excess.low], [excess.high - excess.value]]
-        right.errorbar(excess.value, places[row.row], xerr=spread, fmt="o", color="C3" if row.row == OURS else "C0", capsize=3)
+        right.errorbar(
+            excess.value,
+            places[row.row],
+            xerr=spread,
+            fmt="o",
+            color="C3" if row.row == OURS else "C0",
+            capsize=3,
+        )
     right.set(xlim=(0, None), ylim=(height, 0), yticks=[])
     right.set_xlabel("excess and its interval", size=LETTERS)
     right.tick_params(labelsize=LETTERS)

@@ -58,7 +58,9 @@ class TruthCase(Editable):
 
     @cached_property
     def hidden(self) -> Tensor:
-        """(N, H, W) bool: what another object before it covers, with a margin: nothing is measured there."""
+        """(N, H, W) bool: what another object before it covers, with a margin: nothing is measured
+        there.
+        """
         found = torch.zeros_like(self.masks)
         for i, (scene, t) in enumerate(zip(self.clip.shots, self.clip.times, strict=True)):
             for sprite in scene.sprites()[1:]:
@@ -81,10 +83,14 @@ class TruthCase(Editable):
         return [(flow, ~occluded) for flow, occluded in pairs]
 
     def overlaps(self, clip: Tensor, surface: str) -> Tensor:
-        """(N,): IoU of the asked surface with the true outline; where nothing shall be, 1 if nothing is there and else 0."""
+        """(N,): IoU of the asked surface with the true outline; where nothing shall be, 1 if
+        nothing is there and else 0.
+        """
         found = self._made_of(clip, surface) & ~self.hidden
         wanted = self.masks & ~self.hidden
-        both, either = ((part.flatten(1).float().mean(1)) for part in (found & wanted, found | wanted))
+        both, either = (
+            (part.flatten(1).float().mean(1)) for part in (found & wanted, found | wanted)
+        )
         nothing = wanted.flatten(1).float().mean(1) <= ABSENT
         return torch.where(nothing, (either <= ABSENT).float(), both / either.clamp(min=1e-9))
 
@@ -102,7 +108,10 @@ class TruthCase(Editable):
             ghosts=self._mean_over(self._made_of(clip, surface).float(), self.ground),
             ground=self._psnr(squared, self.ground),
             outline=self._psnr(squared, self.band),
-            excess=float(warp_errors(pictures, self.motion).nanmean() - warp_errors(through, self.motion).nanmean()),
+            excess=float(
+                warp_errors(pictures, self.motion).nanmean()
+                - warp_errors(through, self.motion).nanmean()
+            ),
             drift=self._drift(pictures - ideal),
             fidelity=self.world.sureness(pictures[seen], surface) if seen else None,
             sharpness=float(sharpness(pictures).mean()),
@@ -120,7 +129,9 @@ class TruthCase(Editable):
         return None if mean is None else -10 * float(torch.tensor(max(mean, 1e-12)).log10())
 
     def _drift(self, error: Tensor) -> float | None:
-        """Largest channel's change of the ground's mean error (N, 3, H, W) from the first quarter of the frames to the last, in 1/255."""
+        """Largest channel's change of the ground's mean error (N, 3, H, W) from the first quarter
+        of the frames to the last, in 1/255.
+        """
         quarter = max(1, len(error) // 4)
 
         def mean(frames: slice) -> Tensor:

@@ -1,6 +1,8 @@
-"""Loaded by a worker's ComfyUI as a custom node: connects it to others that share a clip with it, if TOKENFLOW_SHARD says so.
+"""Loaded by a worker's ComfyUI as a custom node: connects it to others that share a clip with it,
+if TOKENFLOW_SHARD says so.
 
-That is JSON: Ray's address and namespace, the name of the board, this host's rank, and how many hosts there are.
+That is JSON: Ray's address and namespace, the name of the board, this host's rank, and how many
+hosts there are.
 """
 
 import json
@@ -23,14 +25,21 @@ def pack(module: str) -> ModuleType:
     for name, loaded in list(sys.modules.items()):
         if name.endswith(module) and hasattr(loaded, "connect") and hasattr(loaded, "ALONE"):
             return loaded
-    raise RuntimeError("TokenFlow is not among this ComfyUI's custom nodes, or too old to share a clip")
+    raise RuntimeError(
+        "TokenFlow is not among this ComfyUI's custom nodes, or too old to share a clip"
+    )
 
 
 def connect(place: dict[str, Any]) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from cluster.shares.shards import INTERRUPTED, OUT_OF_MEMORY, Failure, RayShards
 
-    ray.init(address=place["address"], namespace=place["namespace"], configure_logging=False, log_to_driver=False)
+    ray.init(
+        address=place["address"],
+        namespace=place["namespace"],
+        configure_logging=False,
+        log_to_driver=False,
+    )
     shards = pack(".host.shards")
     is_oom = import_module(".memory", shards.__package__).is_oom
     interrupt = model_management.InterruptProcessingException
@@ -40,7 +49,11 @@ def connect(place: dict[str, Any]) -> None:
     }
     check = model_management.throw_exception_if_processing_interrupted
     device = torch.device(model_management.get_torch_device())
-    shards.connect(RayShards(place["rank"], place["count"], ray.get_actor(place["board"]), device, check, errors))
+    shards.connect(
+        RayShards(
+            place["rank"], place["count"], ray.get_actor(place["board"]), device, check, errors
+        )
+    )
 
 
 if os.environ.get("TOKENFLOW_SHARD"):

@@ -30,8 +30,9 @@ Problem = tuple[str | None, str, str]
 class Job:
     """A prompt to run.
 
-    `cells` is the row as written. `key` names the prompt, its files by their content, and `group` that part of it which is the same for all
-    edits of a clip. `files` is {name in the input folder: file}. What the nodes save goes to a folder with the job's name.
+    `cells` is the row as written. `key` names the prompt, its files by their content, and `group`
+    that part of it which is the same for all edits of a clip. `files` is {name in the input folder:
+    file}. What the nodes save goes to a folder with the job's name.
     """
 
     name: str
@@ -43,7 +44,9 @@ class Job:
     files: dict[str, Path]
 
 
-def make_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path) -> list[Job]:
+def make_jobs(
+    table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path
+) -> list[Job]:
     """Jobs of all rows, see `draft_jobs`. Raises TableError with every problem of every row."""
     jobs, problems = draft_jobs(table, rows, prompt, info, inputs)
     if problems:
@@ -51,13 +54,18 @@ def make_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inpu
     return jobs
 
 
-def draft_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path) -> tuple[list[Job], list[str]]:
-    """Jobs of the rows that fit a workflow, for a server with these node definitions, and what is wrong with the others.
+def draft_jobs(
+    table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path
+) -> tuple[list[Job], list[str]]:
+    """Jobs of the rows that fit a workflow, for a server with these node definitions, and what is
+    wrong with the others.
 
-    Files that the table names are relative to it; those of the workflow are looked for in the folder `inputs`, or are the embedded clip.
-    What is wrong in several rows alike is told once.
+    Files that the table names are relative to it; those of the workflow are looked for in the
+    folder `inputs`, or are the embedded clip. What is wrong in several rows alike is told once.
     """
-    columns = Columns({node: {**entry, "inputs": entry.get("inputs", {})} for node, entry in prompt.items()}, info)
+    columns = Columns(
+        {node: {**entry, "inputs": entry.get("inputs", {})} for node, entry in prompt.items()}, info
+    )
     jobs: list[Job] = []
     wrong: dict[Problem, list[int]] = {}
     for row in rows:
@@ -67,14 +75,19 @@ def draft_jobs(table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inp
             wrong.setdefault(found, []).append(row.number)
         if not draft.problems:
             jobs.append(draft.job())
-    return jobs, [problem(table, place(numbers, column), found, remedy) for (column, found, remedy), numbers in wrong.items()]
+    return jobs, [
+        problem(table, place(numbers, column), found, remedy)
+        for (column, found, remedy), numbers in wrong.items()
+    ]
 
 
 def place(numbers: list[int], column: str | None) -> str:
     """Where the same is wrong: rows, and the column if it is one's."""
     few = [str(number) for number in numbers[:LISTED]]
     more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
-    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(few)}{more}" + ("" if column is None else f", column {column!r}")
+    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(few)}{more}" + (
+        "" if column is None else f", column {column!r}"
+    )
 
 
 class Draft:
@@ -102,7 +115,10 @@ class Draft:
     def job(self) -> Job:
         """The job of a row without problems."""
         try:
-            seeds = [self.prompt[place.node]["inputs"].get(place.input, 0) for place in self.columns.places("seed")]
+            seeds = [
+                self.prompt[place.node]["inputs"].get(place.input, 0)
+                for place in self.columns.places("seed")
+            ]
         except ColumnError:
             seeds = []  # other workflows may have none
         stage_1 = upstream(self.prompt, of_types(self.prompt, STAGE_1))
@@ -111,24 +127,46 @@ class Draft:
         for entry in prompt.values():
             if isinstance(entry["inputs"].get(PREFIX), str):
                 entry["inputs"][PREFIX] = f"{self.row.name}/{entry['inputs'][PREFIX]}"
-        return Job(self.row.name, self.row.cells, prompt, key, group, tuple(dict.fromkeys(seeds)), self.files)
+        return Job(
+            self.row.name,
+            self.row.cells,
+            prompt,
+            key,
+            group,
+            tuple(dict.fromkeys(seeds)),
+            self.files,
+        )
 
     def _set(self, column: str, place: Place, cell: Any) -> None:
         """Sets one input, unless another column has said something else."""
         other = self.set_by.setdefault((place.node, place.input), column)
         if self.row.cells[other] != cell:
             found = f"{label(self.prompt, place.node)}, input {place.input}, is set by column {other!r} too, to another value"
-            self._wrong(column, found, "Give each a node of its own in the workflow, or both columns the same value")
+            self._wrong(
+                column,
+                found,
+                "Give each a node of its own in the workflow, or both columns the same value",
+            )
             return
         try:
-            value = self._file(self.table.parent / str(cell)) if is_upload(place.options) else converted(place, cell)
+            value = (
+                self._file(self.table.parent / str(cell))
+                if is_upload(place.options)
+                else converted(place, cell)
+            )
         except ValueError as error:
-            self._wrong(column, repr(cell), f"{label(self.prompt, place.node)}, input {place.input}, {error}")
+            self._wrong(
+                column,
+                repr(cell),
+                f"{label(self.prompt, place.node)}, input {place.input}, {error}",
+            )
         else:
             self.prompt[place.node]["inputs"][place.input] = value
 
     def _adopt(self, place: Place) -> None:
-        """A file that the workflow itself names, as the editor means it: in ComfyUI's input folder and nowhere else."""
+        """A file that the workflow itself names, as the editor means it: in ComfyUI's input folder
+        and nowhere else.
+        """
         name = str(self.prompt[place.node]["inputs"].get(place.input, "")).removesuffix(" [input]")
         for folder in (self.inputs, ROOT / "demo"):
             path = (folder / name).resolve()
@@ -136,10 +174,15 @@ class Draft:
                 self.prompt[place.node]["inputs"][place.input] = self._file(path)
                 return
         where = f"{label(self.prompt, place.node)}, input {place.input}"
-        self._wrong(None, f"no file for {where}: {name!r} is not in {self.inputs}", "Give it a column")
+        self._wrong(
+            None, f"no file for {where}: {name!r} is not in {self.inputs}", "Give it a column"
+        )
 
     def _file(self, path: Path) -> str:
-        """The name that a file gets in the input folder. It is made of its content: two clips called alike are two. Raises ValueError."""
+        """The name that a file gets in the input folder.
+
+        It is made of its content: two clips called alike are two. Raises ValueError.
+        """
         if not path.is_file():
             raise ValueError(f"takes a file, and there is none at {path}")
         suffix = path.suffix if re.fullmatch(r"\.\w{1,9}", path.suffix) else ""

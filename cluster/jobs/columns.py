@@ -6,15 +6,32 @@ from dataclasses import dataclass
 
 from launch.comfyui.workflow import Json, Prompt, WorkflowError
 
-from .graph import INVERSIONS, inputs_of, is_link, is_upload, label, links, of_types, samplers, texts_behind, title, upstream
+from .graph import (
+    INVERSIONS,
+    inputs_of,
+    is_link,
+    is_upload,
+    label,
+    links,
+    of_types,
+    samplers,
+    texts_behind,
+    title,
+    upstream,
+)
 from .table import HEADS
 
 SEEDS = ("seed", "noise_seed")
-BY_NAME = "Name the column as the node's title, type or id, a dot and the input, e.g. 'Load Video.file'"
+BY_NAME = (
+    "Name the column as the node's title, type or id, a dot and the input, e.g. 'Load Video.file'"
+)
 
 
 class ColumnError(ValueError):
-    """A column that sets nothing, or it is not clear what. The message is what was found, `remedy` what to do."""
+    """A column that sets nothing, or it is not clear what.
+
+    The message is what was found, `remedy` what to do.
+    """
 
     def __init__(self, found: str, remedy: str = BY_NAME) -> None:
         super().__init__(found)
@@ -23,7 +40,9 @@ class ColumnError(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """An input of a node that is a value, no link: its type (INT, FLOAT, STRING, BOOLEAN, COMBO) and options."""
+    """An input of a node that is a value, no link: its type (INT, FLOAT, STRING, BOOLEAN, COMBO)
+    and options.
+    """
 
     node: str
     input: str
@@ -38,17 +57,32 @@ class Columns:
         self.prompt, self.info = prompt, info
 
     def places(self, column: str) -> list[Place]:
-        """What a column sets: `clip`, `source`, `prompt`, `seed`, or an input by its name. Raises ColumnError."""
-        special = {"clip": self._clip, "source": self._source, "prompt": self._prompt, "seed": self._seeds}
+        """What a column sets: `clip`, `source`, `prompt`, `seed`, or an input by its name.
+
+        Raises ColumnError.
+        """
+        special = {
+            "clip": self._clip,
+            "source": self._source,
+            "prompt": self._prompt,
+            "seed": self._seeds,
+        }
         try:
             return special[column]() if column in special else [self._named(column)]
         except WorkflowError as error:
-            raise ColumnError(str(error).rstrip("."), "Install the pack on every machine and start again") from error
+            raise ColumnError(
+                str(error).rstrip("."), "Install the pack on every machine and start again"
+            ) from error
 
     def _clip(self) -> list[Place]:
         """The file of what loads the clip that is inverted."""
         reaching = upstream(self.prompt, of_types(self.prompt, INVERSIONS))
-        found = [place for node in sorted(reaching) for place in self._values(node) if place.options.get("video_upload")]
+        found = [
+            place
+            for node in sorted(reaching)
+            for place in self._values(node)
+            if place.options.get("video_upload")
+        ]
         return [self._only(found, "node that loads a video and reaches the inversion")]
 
     def _source(self) -> list[Place]:
@@ -56,7 +90,10 @@ class Columns:
         return [self._text(of_types(self.prompt, INVERSIONS), "the inversion")]
 
     def _prompt(self) -> list[Place]:
-        """The text of the edit. One node for both texts is no mistake as long as both columns say the same."""
+        """The text of the edit.
+
+        One node for both texts is no mistake as long as both columns say the same.
+        """
         return [self._text(samplers(self.prompt, self.info), "the samplers of TokenFlow")]
 
     def _seeds(self) -> list[Place]:
@@ -64,13 +101,20 @@ class Columns:
         found = []
         for node in samplers(self.prompt, self.info):
             noises = [origin for link, origin, _ in links(self.prompt, node) if link == "noise"]
-            found += [place for maker in (node, *noises) for place in self._values(maker) if place.input in SEEDS]
+            found += [
+                place
+                for maker in (node, *noises)
+                for place in self._values(maker)
+                if place.input in SEEDS
+            ]
         if not found:
             raise ColumnError("no sampler of TokenFlow has a seed of its own")
         return list({(place.node, place.input): place for place in found}.values())
 
     def _text(self, nodes: list[str], what: str) -> Place:
-        texts = set().union(*(texts_behind(self.prompt, self.info, node, "positive") for node in nodes))
+        texts = set().union(
+            *(texts_behind(self.prompt, self.info, node, "positive") for node in nodes)
+        )
         found = [self._named(f"{node}.text") for node in sorted(texts)]
         return self._only(found, f"text behind positive of {what}")
 
@@ -78,7 +122,11 @@ class Columns:
         if len(found) == 1:
             return found[0]
         several = ", ".join(label(self.prompt, place.node) for place in found)
-        raise ColumnError(f"{len(found)} places to set, {several}: more than one {what}" if found else f"no {what}")
+        raise ColumnError(
+            f"{len(found)} places to set, {several}: more than one {what}"
+            if found
+            else f"no {what}"
+        )
 
     def _named(self, column: str) -> Place:
         """The place that a column names by a node's id, title or type."""
@@ -90,23 +138,40 @@ class Columns:
         nodes = [name] if name in self.prompt else titles or kinds
         if len(nodes) != 1:
             several = f"{len(nodes)} nodes of that name, {', '.join(label(self.prompt, node) for node in nodes)}"
-            raise ColumnError(several if nodes else f"no node {name!r} in the workflow", "Give the node's id or another title")
+            raise ColumnError(
+                several if nodes else f"no node {name!r} in the workflow",
+                "Give the node's id or another title",
+            )
         (node,) = nodes
         for link, origin, _ in links(self.prompt, node):
             if link == input:
-                raise ColumnError(f"{label(self.prompt, node)} gets {input} from {label(self.prompt, origin)}", "Set that node's input")
+                raise ColumnError(
+                    f"{label(self.prompt, node)} gets {input} from {label(self.prompt, origin)}",
+                    "Set that node's input",
+                )
         for place in self._values(node):
             if place.input == input:
                 return place
         known = ", ".join(place.input for place in self._values(node)) or "none"
-        raise ColumnError(f"{label(self.prompt, node)} has no value {input!r}", f"Its values are: {known}")
+        raise ColumnError(
+            f"{label(self.prompt, node)} has no value {input!r}", f"Its values are: {known}"
+        )
 
     def _values(self, node: str) -> list[Place]:
         """Inputs of a node that are values in this prompt."""
         values = self.prompt[node]["inputs"]
         found = inputs_of(self.prompt, self.info, node).items()
-        return [Place(node, name, kind, options) for name, (kind, options) in found if not is_link(self.prompt, values.get(name))]
+        return [
+            Place(node, name, kind, options)
+            for name, (kind, options) in found
+            if not is_link(self.prompt, values.get(name))
+        ]
 
     def uploads(self) -> list[Place]:
         """All inputs that take a file which the user gives."""
-        return [place for node in self.prompt for place in self._values(node) if is_upload(place.options)]
+        return [
+            place
+            for node in self.prompt
+            for place in self._values(node)
+            if is_upload(place.options)
+        ]

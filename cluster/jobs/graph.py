@@ -1,4 +1,6 @@
-"""Where things are in a prompt: what leads to a node, what follows from it, whose text a conditioning is."""
+"""Where things are in a prompt: what leads to a node, what follows from it, whose text a
+conditioning is.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from launch.comfyui.workflow import UNKNOWN, Json, Prompt, WorkflowError, widget
 
 INVERSIONS = ("TokenFlowInvertVideo", "TokenFlowLoadInversion")
 # What is computed once per clip, whatever the edit.
-STAGE_1 = (*INVERSIONS, "TokenFlowExtractFeatures", "TokenFlowBuildCorrespondences", "TokenFlowTuneAVideo")
+STAGE_1 = (
+    *INVERSIONS,
+    "TokenFlowExtractFeatures",
+    "TokenFlowBuildCorrespondences",
+    "TokenFlowTuneAVideo",
+)
 SAMPLER, APPLY = "TokenFlowSampler", "TokenFlowApply"
 
 
@@ -22,7 +29,12 @@ def links(prompt: Prompt, node: str) -> Iterator[tuple[str, str, int]]:
 
 def is_link(prompt: Prompt, value: Any) -> bool:
     """Whether an input's value is the output of a node."""
-    return isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt and isinstance(value[1], int)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and str(value[0]) in prompt
+        and isinstance(value[1], int)
+    )
 
 
 def of_types(prompt: Prompt, types: Iterable[str]) -> list[str]:
@@ -43,12 +55,15 @@ def upstream(prompt: Prompt, nodes: Iterable[str]) -> set[str]:
 
 
 def samplers(prompt: Prompt, info: Json) -> list[str]:
-    """TokenFlow Samplers, and what a model from Apply TokenFlow reaches: samplers of the host, guiders."""
+    """TokenFlow Samplers, and what a model from Apply TokenFlow reaches: samplers of the host,
+    guiders.
+    """
     reached = of_types(prompt, (APPLY,))
     for node in reached:  # grows while it is walked
         for other in prompt:
             follows = any(
-                origin == node and _output(prompt, info, node, at) in ("MODEL", "GUIDER") for _, origin, at in links(prompt, other)
+                origin == node and _output(prompt, info, node, at) in ("MODEL", "GUIDER")
+                for _, origin, at in links(prompt, other)
             )
             if follows and other not in reached:
                 reached.append(other)
@@ -56,14 +71,20 @@ def samplers(prompt: Prompt, info: Json) -> list[str]:
 
 
 def texts_behind(prompt: Prompt, info: Json, node: str, name: str) -> set[str]:
-    """Nodes with a CLIP and no conditioning that a node's conditioning comes from: prompts, before what was made of them."""
+    """Nodes with a CLIP and no conditioning that a node's conditioning comes from: prompts, before
+    what was made of them.
+    """
     found: set[str] = set()
     for link, origin, output in links(prompt, node):
         if link != name:
             continue
-        inputs = {link: _output(prompt, info, other, at) for link, other, at in links(prompt, origin)}
+        inputs = {
+            link: _output(prompt, info, other, at) for link, other, at in links(prompt, origin)
+        }
         behind = [link for link, kind in inputs.items() if kind == "CONDITIONING"]
-        side = _output(prompt, info, origin, output, "output_name")  # what has a positive and a negative side keeps them apart
+        side = _output(
+            prompt, info, origin, output, "output_name"
+        )  # what has a positive and a negative side keeps them apart
         for link in [side] if side in behind else behind:
             found |= texts_behind(prompt, info, origin, link)
         if not behind and "CLIP" in inputs.values():
@@ -72,13 +93,18 @@ def texts_behind(prompt: Prompt, info: Json, node: str, name: str) -> set[str]:
 
 
 def _output(prompt: Prompt, info: Json, node: str, output: int, what: str = "output") -> str:
-    """The type of a node's output, or its "output_name"; nothing of a node that the server does not know."""
+    """The type of a node's output, or its "output_name"; nothing of a node that the server does not
+    know.
+    """
     found = info.get(prompt[node]["class_type"], {}).get(what, [])
     return str(found[output]) if output < len(found) else ""
 
 
 def inputs_of(prompt: Prompt, info: Json, node: str) -> dict[str, tuple[str, Json]]:
-    """{input: (type, options)} of what a node has besides links. Raises WorkflowError for a node that the server does not know."""
+    """{input: (type, options)} of what a node has besides links.
+
+    Raises WorkflowError for a node that the server does not know.
+    """
     kind = prompt[node]["class_type"]
     if kind not in info:
         raise WorkflowError(f"{label(prompt, node)} {UNKNOWN}")

@@ -18,7 +18,9 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 class TableError(ValueError):
-    """Wrong rows of a table: `problems` has a line for each, which names table, row, column, what was found and what to do."""
+    """Wrong rows of a table: `problems` has a line for each, which names table, row, column, what
+    was found and what to do.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -27,7 +29,9 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its number below the header, counted from 1, the job's name, and {column: value} of the cells that are not empty."""
+    """One row: its number below the header, counted from 1, the job's name, and {column: value} of
+    the cells that are not empty.
+    """
 
     number: int
     name: str
@@ -40,7 +44,10 @@ def problem(table: Path, place: str, found: str, remedy: str) -> str:
 
 
 def read_table(table: Path) -> list[Row]:
-    """The rows of a table. Raises TableError for what is wrong with it, or OSError if there is no such file."""
+    """The rows of a table.
+
+    Raises TableError for what is wrong with it, or OSError if there is no such file.
+    """
     rows, problems = look_over(table)
     if problems:
         raise TableError(problems)
@@ -48,20 +55,33 @@ def read_table(table: Path) -> list[Row]:
 
 
 def look_over(table: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a .csv, .tsv (UTF-8, with a header) or .jsonl file, and what is wrong with them. Raises OSError if there is no such file.
+    """The rows of a .csv, .tsv (UTF-8, with a header) or .jsonl file, and what is wrong with them.
+
+    Raises OSError if there is no such file.
 
     Rows that say nothing are left out, and not counted.
     """
     content = table.read_bytes()
     read = READERS.get(table.suffix.lower())
     if read is None:
-        return [], [problem(table, "its name", f"it ends in {table.suffix!r}", f"Give a {', '.join(READERS)} file")]
+        return [], [
+            problem(
+                table,
+                "its name",
+                f"it ends in {table.suffix!r}",
+                f"Give a {', '.join(READERS)} file",
+            )
+        ]
     try:
         text = content.decode("utf-8-sig")
         if "\0" in text:  # UTF-16 without a mark
-            raise UnicodeDecodeError("utf-8", content, content.index(0), content.index(0) + 1, "NUL")
+            raise UnicodeDecodeError(
+                "utf-8", content, content.index(0), content.index(0) + 1, "NUL"
+            )
     except UnicodeDecodeError as error:
-        return [], [problem(table, f"byte {error.start}", "this is no UTF-8", "Save the table as UTF-8")]
+        return [], [
+            problem(table, f"byte {error.start}", "this is no UTF-8", "Save the table as UTF-8")
+        ]
     problems: list[str] = []
     rows = []
     for number, found in enumerate(read(table, text, problems), 1):
@@ -77,7 +97,9 @@ def _is_empty(value: Any) -> bool:
 
 
 def _head(text: str) -> str:
-    """A column's name: those that are known in any letters, as spreadsheets begin them with capitals."""
+    """A column's name: those that are known in any letters, as spreadsheets begin them with
+    capitals.
+    """
     name = text.strip()
     return name.lower() if name.lower() in HEADS else name
 
@@ -85,35 +107,62 @@ def _head(text: str) -> str:
 def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     text = text.lstrip("\r\n")
     delimiter, text = _delimiter(text)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     try:
         written = [_without_end([cell.strip() for cell in line]) for line in lines]
     except csv.Error as error:
-        problems.append(problem(table, f"line {lines.line_num}", f"this is no CSV ({error})", "Close its quotes"))
+        problems.append(
+            problem(
+                table, f"line {lines.line_num}", f"this is no CSV ({error})", "Close its quotes"
+            )
+        )
         return []
     header, *rows = [row for row in written if row] or [[]]
     columns = [_head(cell) for cell in header]
     for column in sorted({column for column in columns if column and columns.count(column) > 1}):
         problems.append(
-            problem(table, "its header", f"{column!r} in {columns.count(column)} columns", "Give every column a name of its own")
+            problem(
+                table,
+                "its header",
+                f"{column!r} in {columns.count(column)} columns",
+                "Give every column a name of its own",
+            )
         )
     for number, row in enumerate(rows, 1):
         nameless = [cell for column, cell in zip(columns, row, strict=False) if cell and not column]
         if len(row) > len(columns):
-            found, remedy = f"{len(row)} cells below {len(columns)} columns", f"Put cells with {SEPARATORS[delimiter]} in quotes"
+            found, remedy = (
+                f"{len(row)} cells below {len(columns)} columns",
+                f"Put cells with {SEPARATORS[delimiter]} in quotes",
+            )
             problems.append(problem(table, f"row {number}", found, remedy))
         elif nameless:
-            problems.append(problem(table, f"row {number}", f"{nameless[0]!r} in a column without a name", "Give the column a name"))
-    return [{column: cell for column, cell in zip(columns, row, strict=False) if column} for row in rows]
+            problems.append(
+                problem(
+                    table,
+                    f"row {number}",
+                    f"{nameless[0]!r} in a column without a name",
+                    "Give the column a name",
+                )
+            )
+    return [
+        {column: cell for column, cell in zip(columns, row, strict=False) if column} for row in rows
+    ]
 
 
 def _delimiter(text: str) -> tuple[str, str]:
-    """What stands between a CSV's cells, and its text without the line by which Excel says so: what parts its header most."""
+    """What stands between a CSV's cells, and its text without the line by which Excel says so: what
+    parts its header most.
+    """
     first, _, rest = text.partition("\n")
     told = re.fullmatch(r"sep=([,;\t])\s*", first)
     if told:
         return told[1], rest
-    return max(SEPARATORS, key=lambda delimiter: len(next(csv.reader([first], delimiter=delimiter), []))), text
+    return max(
+        SEPARATORS, key=lambda delimiter: len(next(csv.reader([first], delimiter=delimiter), []))
+    ), text
 
 
 def _without_end(cells: list[str]) -> list[str]:
@@ -129,7 +178,9 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for line in (line for line in text.split("\n") if line.strip()):  # JSON has other line ends in its texts
+    for line in (
+        line for line in text.split("\n") if line.strip()
+    ):  # JSON has other line ends in its texts
         number = len(rows) + 1
         try:
             found = json.loads(line, object_pairs_hook=_Pairs)
@@ -146,16 +197,34 @@ def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
             continue
         columns = [_head(column) for column, _ in found]
         for column in sorted({column for column in columns if columns.count(column) > 1}):
-            problems.append(problem(table, f"row {number}, column {column!r}", "it comes more than once", "Give every column once"))
+            problems.append(
+                problem(
+                    table,
+                    f"row {number}, column {column!r}",
+                    "it comes more than once",
+                    "Give every column once",
+                )
+            )
         for column, value in row.items():
             if isinstance(value, list):
                 place, shown = f"row {number}, column {column!r}", json.dumps(value)[:60]
-                problems.append(problem(table, place, f"{shown} is no single value", "Give text, a number, true or false"))
+                problems.append(
+                    problem(
+                        table,
+                        place,
+                        f"{shown} is no single value",
+                        "Give text, a number, true or false",
+                    )
+                )
         rows.append(row)
     return rows
 
 
-READERS: dict[str, Callable[[Path, str, list[str]], list[dict[str, Any]]]] = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl}
+READERS: dict[str, Callable[[Path, str, list[str]], list[dict[str, Any]]]] = {
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".jsonl": _jsonl,
+}
 
 
 def _wrong_names(table: Path, rows: list[Row]) -> list[str]:
@@ -167,7 +236,16 @@ def _wrong_names(table: Path, rows: list[Row]) -> list[str]:
         first = before.setdefault(row.name.casefold(), row.number)
         if not NAME.fullmatch(row.name) or row.name.casefold() == MANIFEST:
             remedy = "Give letters, digits and any of _ . + = , @ - between them, 100 at most"
-            problems.append(problem(table, place, f"{row.name!r} cannot name a folder of results", remedy))
+            problems.append(
+                problem(table, place, f"{row.name!r} cannot name a folder of results", remedy)
+            )
         elif first != row.number:
-            problems.append(problem(table, place, f"{row.name!r} is the name of row {first} too", "Give every job a name of its own"))
+            problems.append(
+                problem(
+                    table,
+                    place,
+                    f"{row.name!r} is the name of row {first} too",
+                    "Give every job a name of its own",
+                )
+            )
     return problems

@@ -13,7 +13,10 @@ TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
 def converted(place: Place, value: Any) -> Any:
-    """A cell's value in the type of the input it sets. Raises ValueError, whose message is what the input takes."""
+    """A cell's value in the type of the input it sets.
+
+    Raises ValueError, whose message is what the input takes.
+    """
     if place.kind in ("INT", "FLOAT"):
         return _number(place, value)
     if place.kind == "BOOLEAN":
@@ -34,7 +37,11 @@ def _number(place: Place, value: Any) -> int | float:
         wanted += ", written with a point"
     try:
         number = kind(value) if isinstance(value, str) else value
-        known = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        known = (
+            isinstance(number, (int, float))
+            and not isinstance(number, bool)
+            and math.isfinite(number)
+        )
         if known and kind(number) == number and low <= number <= high:
             return kind(number)
     except (ValueError, OverflowError):
@@ -44,10 +51,15 @@ def _number(place: Place, value: Any) -> int | float:
 
 def _choice(place: Place, value: Any) -> Any:
     """One of the list's entries, which may be other things than text."""
-    options = [option["key"] if isinstance(option, dict) else option for option in place.options.get("options") or []]
+    options = [
+        option["key"] if isinstance(option, dict) else option
+        for option in place.options.get("options") or []
+    ]
     for option in options:
         if str(option) == str(value):
             return option
     if options:
-        raise ValueError(f"takes one of {', '.join(map(str, options[:12]))}{', ...' if len(options) > 12 else ''}")
+        raise ValueError(
+            f"takes one of {', '.join(map(str, options[:12]))}{', ...' if len(options) > 12 else ''}"
+        )
     return value

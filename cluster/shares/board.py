@@ -1,4 +1,6 @@
-"""Where hosts that share a clip leave what they have made for each other: references into Ray's object store."""
+"""Where hosts that share a clip leave what they have made for each other: references into Ray's
+object store.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ PATIENCE = 1.0  # seconds until a host that waits looks whether it is interrupte
 
 @dataclass
 class Figures:
-    """What sharing has cost a host. calls: of `once` and `gather`. sent: bytes put into the object store. waited: seconds for others."""
+    """What sharing has cost a host. calls: of `once` and `gather`. sent: bytes put into the object
+    store. waited: seconds for others.
+    """
 
     calls: int = 0
     sent: int = 0
@@ -19,7 +23,11 @@ class Figures:
 
 
 class Board:
-    """An actor. Where hosts leave references to what they have made, by call and host, until all the others have taken them."""
+    """An actor.
+
+    Where hosts leave references to what they have made, by call and host, until all the others have
+    taken them.
+    """
 
     def __init__(self, hosts: int) -> None:
         self.hosts = hosts
@@ -35,10 +43,14 @@ class Board:
             self.changed.notify_all()
 
     async def take(self, call: int, host: int, by: int) -> list[Any]:
-        """What `host` has left at a call, for the host `by`; nothing if it has not come within PATIENCE."""
+        """What `host` has left at a call, for the host `by`; nothing if it has not come within
+        PATIENCE.
+        """
         async with self.changed:
             try:
-                await asyncio.wait_for(self.changed.wait_for(lambda: (call, host) in self.left), PATIENCE)
+                await asyncio.wait_for(
+                    self.changed.wait_for(lambda: (call, host) in self.left), PATIENCE
+                )
             except asyncio.TimeoutError:
                 return []
             references, taken = self.left[call, host]

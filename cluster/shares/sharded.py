@@ -37,7 +37,10 @@ class Sharer(Worker):
         return super().start()
 
     def follow(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> None:
-        """Runs a prompt whose results are the first host's to give. Raises like `run`; ComfyUI that has ended is not for it to start."""
+        """Runs a prompt whose results are the first host's to give.
+
+        Raises like `run`; ComfyUI that has ended is not for it to start.
+        """
         if not self._is_running():
             raise HostLost("another host's ComfyUI has ended between two jobs")
         try:
@@ -48,12 +51,16 @@ class Sharer(Worker):
 
 
 class Sharded(Sharer):
-    """The first of `hosts` workers that share every clip; the others are asked of Ray with the same `resources`, and end with it.
+    """The first of `hosts` workers that share every clip; the others are asked of Ray with the same
+    `resources`, and end with it.
 
-    They have to know and not know the same things of former jobs: where one of them fails, all begin anew.
+    They have to know and not know the same things of former jobs: where one of them fails, all
+    begin anew.
     """
 
-    def __init__(self, comfyui: Path, threads: int, hosts: int, resources: Mapping[str, float]) -> None:
+    def __init__(
+        self, comfyui: Path, threads: int, hosts: int, resources: Mapping[str, float]
+    ) -> None:
         super().__init__(comfyui, threads)
         self.hosts = hosts
         sharer: Any = ray.remote(Sharer)
@@ -69,15 +76,25 @@ class Sharded(Sharer):
             self.board = ray.remote(Board).options(name=name, num_cpus=0).remote(self.hosts)
             ray.get(self.board.figures.remote())  # it is there
             context = ray.get_runtime_context()
-            place = {"address": context.gcs_address, "namespace": context.namespace, "board": name, "count": self.hosts}
+            place = {
+                "address": context.gcs_address,
+                "namespace": context.namespace,
+                "board": name,
+                "count": self.hosts,
+            }
             self.others = [self.make_other() for _ in range(1, self.hosts)]
-            beginning = [other.begin.remote({**place, "rank": rank}) for rank, other in enumerate(self.others, 1)]
+            beginning = [
+                other.begin.remote({**place, "rank": rank})
+                for rank, other in enumerate(self.others, 1)
+            ]
             about = self.begin({**place, "rank": 0})
             abouts = [about, *ray.get(beginning)]
             self.about = replace(about, device=" + ".join(one.device for one in abouts))
         return self.about
 
-    def run(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> Iterator[Step | Saved | Done]:
+    def run(
+        self, name: str, prompt: Prompt, files: Mapping[str, Any]
+    ) -> Iterator[Step | Saved | Done]:
         """As a worker alone; the last event says what sharing has cost every host."""
         self.start()
         following = [other.follow.remote(name, prompt, files) for other in self.others]
@@ -90,7 +107,10 @@ class Sharded(Sharer):
                 if isinstance(event, Done):
                     watching.join()
                     ray.get(following)
-                    shared = {str(host): asdict(figures) for host, figures in ray.get(self.board.figures.remote()).items()}
+                    shared = {
+                        str(host): asdict(figures)
+                        for host, figures in ray.get(self.board.figures.remote()).items()
+                    }
                     event = replace(event, figures={**event.figures, "shared": shared})
                 yield event
         except Exception as error:
@@ -102,14 +122,22 @@ class Sharded(Sharer):
             ended.set()
 
     def _watch(self, following: list[Any], lost: list[Exception], ended: threading.Event) -> None:
-        """Interrupts the first host when another one fails, until it has ended: it would wait for ever, and may only be about to begin."""
+        """Interrupts the first host when another one fails, until it has ended: it would wait for
+        ever, and may only be about to begin.
+        """
         while following:
             done, following = ray.wait(following)
             try:
                 ray.get(done)
             except (RayActorError, RayTaskError) as error:
-                lost.append(error.cause if isinstance(error, RayTaskError) else HostLost(f"another host was lost: {error}"))
-                interrupt = urllib.request.Request(f"{self._server().address}/interrupt", method="POST")
+                lost.append(
+                    error.cause
+                    if isinstance(error, RayTaskError)
+                    else HostLost(f"another host was lost: {error}")
+                )
+                interrupt = urllib.request.Request(
+                    f"{self._server().address}/interrupt", method="POST"
+                )
                 while not ended.wait(AGAIN):
                     with suppress(OSError):  # it may have ended as well
                         urllib.request.urlopen(interrupt, timeout=60).close()

@@ -1,4 +1,5 @@
-"""Hosts that share one clip, connected by Ray: what one of them makes reaches the others through Ray's object store.
+"""Hosts that share one clip, connected by Ray: what one of them makes reaches the others through
+Ray's object store.
 
 Runs inside ComfyUI, connected by `host_nodes/share_clips.py`. The pack's side is `host/shards.py`.
 """
@@ -21,11 +22,15 @@ OUT_OF_MEMORY, INTERRUPTED = "out of memory", "interrupted"
 
 
 class OutOfStep(RuntimeError):
-    """The hosts run different graphs, or one of them has failed in a way that the others cannot follow."""
+    """The hosts run different graphs, or one of them has failed in a way that the others cannot
+    follow.
+    """
 
 
 class Failure(NamedTuple):
-    """An error that all hosts answer alike. is_it: whether one of the first host's is such. raised: what the others raise then."""
+    """An error that all hosts answer alike. is_it: whether one of the first host's is such. raised:
+    what the others raise then.
+    """
 
     is_it: Callable[[BaseException], bool]
     raised: type[BaseException]
@@ -35,8 +40,8 @@ class Failure(NamedTuple):
 class RayShards:
     """This host's place among `count` that share a clip: `Shards` of the pack.
 
-    device: where tensors go that come from others. check: called while waiting; may raise. errors: what OUT_OF_MEMORY and INTERRUPTED
-    are.
+    device: where tensors go that come from others. check: called while waiting; may raise. errors:
+    what OUT_OF_MEMORY and INTERRUPTED are.
     """
 
     rank: int
@@ -66,7 +71,9 @@ class RayShards:
     def gather(self, part: Any) -> list[Any]:
         self.figures.calls += 1
         self._leave("gather", part)
-        return [part if host == self.rank else self._take("gather", host) for host in range(self.count)]
+        return [
+            part if host == self.rank else self._take("gather", host) for host in range(self.count)
+        ]
 
     def _leave(self, kind: str, value: Any, failure: str = "") -> None:
         packed = _packed(value)
@@ -76,14 +83,18 @@ class RayShards:
 
     def _take(self, kind: str, host: int) -> Any:
         began = time.monotonic()
-        while not (references := ray.get(self.board.take.remote(self.figures.calls, host, self.rank))):
+        while not (
+            references := ray.get(self.board.take.remote(self.figures.calls, host, self.rank))
+        ):
             self.check()
         their_kind, failure, packed = ray.get(references[0])
         self.figures.waited += time.monotonic() - began
         if failure in self.errors:
             raise self.errors[failure].raised(f"{failure} on host {host}")
         if failure or their_kind != kind:
-            raise OutOfStep(f"host {host} of {self.count}: {failure or f'{their_kind} where this host has {kind}'}")
+            raise OutOfStep(
+                f"host {host} of {self.count}: {failure or f'{their_kind} where this host has {kind}'}"
+            )
         return _unpacked(packed, self.device)
 
 
@@ -99,7 +110,11 @@ def _packed(value: Any) -> Any:
     """With numpy's arrays for tensors, which Ray hands over without a copy on one machine."""
     if isinstance(value, Tensor):
         held = value.detach().cpu().contiguous()
-        return Packed(held.view(torch.int16).numpy(), "bfloat16") if held.dtype == torch.bfloat16 else Packed(held.numpy())
+        return (
+            Packed(held.view(torch.int16).numpy(), "bfloat16")
+            if held.dtype == torch.bfloat16
+            else Packed(held.numpy())
+        )
     if isinstance(value, Mapping):
         return {key: _packed(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -111,7 +126,9 @@ def _unpacked(value: Any, device: torch.device) -> Any:
     if isinstance(value, Packed):
         held = torch.from_numpy(value.numbers.copy())  # what lies in the store cannot be written
         held = held.view(torch.bfloat16) if value.bits_of else held
-        return held if held.dtype == torch.int64 else held.to(device)  # frame numbers stay on the CPU
+        return (
+            held if held.dtype == torch.int64 else held.to(device)
+        )  # frame numbers stay on the CPU
     if isinstance(value, Mapping):
         return {key: _unpacked(part, device) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -122,5 +139,11 @@ def _unpacked(value: Any, device: torch.device) -> Any:
 def _size(value: Any) -> int:
     if isinstance(value, Packed):
         return value.numbers.nbytes
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    parts = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return sum(map(_size, parts))

@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class About:
-    """What a worker is: its machine, the device that its ComfyUI uses, versions, and the seconds that it took to start."""
+    """What a worker is: its machine, the device that its ComfyUI uses, versions, and the seconds
+    that it took to start.
+    """
 
     machine: str
     device: str

@@ -19,7 +19,9 @@ from ..shares.sharded import Sharded
 from .events import About, Done, Saved, Step
 from .worker import HostLost, Worker
 
-MOST_CORES = 4  # of a worker without a GPU, unless asked for: more servers do more than more threads
+MOST_CORES = (
+    4  # of a worker without a GPU, unless asked for: more servers do more than more threads
+)
 STARTS = 3
 ENDING = 15.0  # seconds
 
@@ -30,7 +32,9 @@ class PoolError(RuntimeError):
 
 @dataclass(eq=False)
 class Slot:
-    """A worker's place: its actor, what it said of itself when it was ready, and how often it has not become so since."""
+    """A worker's place: its actor, what it said of itself when it was ready, and how often it has
+    not become so since.
+    """
 
     name: str
     actor: Any
@@ -40,7 +44,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job's attempt has ended with an error, of a node, or because its worker or the worker's ComfyUI is `lost`."""
+    """A job's attempt has ended with an error, of a node, or because its worker or the worker's
+    ComfyUI is `lost`.
+    """
 
     error: str
     lost: bool = False
@@ -52,20 +58,33 @@ Event = About | Step | Saved | Done | Failed
 class Pool:
     """Workers, one per GPU of the cluster, or one per so many `cores` where there is none.
 
-    `comfyui` is for machines without a COMFYUI_PATH of their own; `share` ComfyUIs are a worker together. Raises PoolError, also later,
-    when no worker is left.
+    `comfyui` is for machines without a COMFYUI_PATH of their own; `share` ComfyUIs are a worker
+    together. Raises PoolError, also later, when no worker is left.
     """
 
-    def __init__(self, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1) -> None:
+    def __init__(
+        self, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1
+    ) -> None:
         machines: list[dict[str, Any]] = ray.nodes()
-        count, cores, resources = shares([machine["Resources"] for machine in machines if machine["Alive"]], cores)
+        count, cores, resources = shares(
+            [machine["Resources"] for machine in machines if machine["Alive"]], cores
+        )
         if count < share:
-            raise PoolError(f"{share} ComfyUIs are to share every clip, and the cluster has room for {count}.")
+            raise PoolError(
+                f"{share} ComfyUIs are to share every clip, and the cluster has room for {count}."
+            )
         names = [f"worker {number}" for number in range(1, (workers or count // share) + 1)]
         kind, more = (Worker, ()) if share == 1 else (Sharded, (share, resources))
         actor: Any = ray.remote(kind)
-        options = {"max_restarts": -1, "max_concurrency": 2, **resources}  # two calls at once: a job, and what stops it
-        self.slots = [Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more)) for name in names]
+        options = {
+            "max_restarts": -1,
+            "max_concurrency": 2,
+            **resources,
+        }  # two calls at once: a job, and what stops it
+        self.slots = [
+            Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more))
+            for name in names
+        ]
         self.idle: list[Slot] = []
         self.waiting: dict[ObjectRef | ObjectRefGenerator, Slot] = {}
         for slot in self.slots:
@@ -73,7 +92,11 @@ class Pool:
 
     def close(self) -> None:
         """Ends the servers and the workers, also in the middle of a job."""
-        ray.wait([slot.actor.stop.remote() for slot in self.slots], num_returns=len(self.slots), timeout=ENDING)
+        ray.wait(
+            [slot.actor.stop.remote() for slot in self.slots],
+            num_returns=len(self.slots),
+            timeout=ENDING,
+        )
         for slot in self.slots:
             ray.kill(slot.actor)
 
@@ -92,7 +115,10 @@ class Pool:
         self.waiting[run.remote(job.name, job.prompt, dict(files))] = slot
 
     def events(self, patience: float = 0.2) -> Iterator[tuple[Slot, Event]]:
-        """What has happened in the last seconds. After Done and Failed the worker is idle, unless it is lost: then after its next About."""
+        """What has happened in the last seconds.
+
+        After Done and Failed the worker is idle, unless it is lost: then after its next About.
+        """
         ready, _ = ray.wait(list(self.waiting), num_returns=len(self.waiting), timeout=patience)
         for item in ready:
             slot = self.waiting[item]
@@ -106,7 +132,10 @@ class Pool:
         try:
             event: Event = ray.get(item if isinstance(item, ObjectRef) else next(item))
         except RayTaskError as error:
-            event = Failed(str(error.cause) or type(error.cause).__name__, isinstance(error.cause, (HostLost, ServerError)))
+            event = Failed(
+                str(error.cause) or type(error.cause).__name__,
+                isinstance(error.cause, (HostLost, ServerError)),
+            )
         except RayError as error:
             event = Failed(f"{slot.name} was lost: {first_line(error)}", lost=True)
         if isinstance(event, (Step, Saved)):
@@ -133,18 +162,29 @@ class Pool:
         if slot.failures < STARTS:
             self._start(slot)
         elif not self.waiting and not self.idle:
-            raise PoolError(f"no worker is left. {slot.name} did not start {STARTS} times; at last: {event.error}")
+            raise PoolError(
+                f"no worker is left. {slot.name} did not start {STARTS} times; at last: {event.error}"
+            )
 
 
-def shares(machines: list[dict[str, float]], cores: int | None) -> tuple[int, int, dict[str, float]]:
-    """(workers, cores of each, what Ray is asked for) for these machines' resources. Raises PoolError if they are too small."""
+def shares(
+    machines: list[dict[str, float]], cores: int | None
+) -> tuple[int, int, dict[str, float]]:
+    """(workers, cores of each, what Ray is asked for) for these machines' resources.
+
+    Raises PoolError if they are too small.
+    """
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
-    wanted = cores or max(1, min([MOST_CORES, *(int(machine.get("CPU", 1)) for machine in machines)]))
+    wanted = cores or max(
+        1, min([MOST_CORES, *(int(machine.get("CPU", 1)) for machine in machines)])
+    )
     if gpus:
         return gpus, wanted, {"num_gpus": 1}
     count = sum(int(machine.get("CPU", 0)) // wanted for machine in machines)
     if not count:
-        raise PoolError(f"no machine of the cluster has a GPU or {wanted} free cores. Give fewer by --cores.")
+        raise PoolError(
+            f"no machine of the cluster has a GPU or {wanted} free cores. Give fewer by --cores."
+        )
     return count, wanted, {"num_cpus": wanted}
 
 

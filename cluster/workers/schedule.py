@@ -1,4 +1,6 @@
-"""Which worker takes which job: those of a clip go to one worker one after the other, whose server still knows what they share."""
+"""Which worker takes which job: those of a clip go to one worker one after the other, whose server
+still knows what they share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ from ..jobs import Job
 
 
 class Queue:
-    """Jobs that wait, by group. A group belongs to the worker that took its first job, until it is empty or the worker is lost."""
+    """Jobs that wait, by group.
+
+    A group belongs to the worker that took its first job, until it is empty or the worker is lost.
+    """
 
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         self.groups: dict[str, deque[Job]] = {}
@@ -29,7 +34,9 @@ class Queue:
         self.owners.pop(worker, None)
 
     def take(self, worker: str) -> Job | None:
-        """A worker's next job: of its own group, of the first that is nobody's, or else the last of the largest one; None if none waits."""
+        """A worker's next job: of its own group, of the first that is nobody's, or else the last of
+        the largest one; None if none waits.
+        """
         group = self.owners.get(worker)
         if group not in self.groups:
             group = next((free for free in self.groups if free not in self.owners.values()), None)

@@ -17,7 +17,9 @@ from .events import Step
 
 
 class Watch:
-    """Listens to a prompt: seconds of every type of node, and the most memory of the server's process that was seen."""
+    """Listens to a prompt: seconds of every type of node, and the most memory of the server's
+    process that was seen.
+    """
 
     def __init__(self, process: psutil.Process, prompt: Prompt) -> None:
         self.process, self.prompt = process, prompt
@@ -42,7 +44,9 @@ class Watch:
             tell(Step(title(self.prompt, self.node), data["value"], data["max"]))
 
     def _is_due(self) -> bool:
-        """Whether a step is worth telling: the first of its node, or some time after the last one told."""
+        """Whether a step is worth telling: the first of its node, or some time after the last one
+        told.
+        """
         node, before = self.told
         due = node != self.node or time.monotonic() - before > 0.25
         if due:
@@ -53,7 +57,9 @@ class Watch:
         """What the manifest says of the run; memory in bytes."""
         return {
             "seconds": round(time.monotonic() - self.began, 3),
-            "seconds_by_node_type": {kind: round(seconds, 3) for kind, seconds in self.seconds.items()},
+            "seconds_by_node_type": {
+                kind: round(seconds, 3) for kind, seconds in self.seconds.items()
+            },
             "nodes_cached": len(cached & set(self.prompt)),
             "nodes_run": len(self.ran),
             "peak_host_memory": self.peak,

@@ -1,4 +1,7 @@
-"""The worker: one headless ComfyUI, and the jobs it runs one after the other. Made an actor by `pool`."""
+"""The worker: one headless ComfyUI, and the jobs it runs one after the other.
+
+Made an actor by `pool`.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,8 @@ class HostLost(RuntimeError):
 class Worker:
     """Starts ComfyUI in a folder of its own and runs prompts on it.
 
-    COMFYUI_PATH of the worker's machine names the ComfyUI, else it is where the run was started from (`comfyui`). `threads` is for the
-    libraries that compute on the CPU.
+    COMFYUI_PATH of the worker's machine names the ComfyUI, else it is where the run was started
+    from (`comfyui`). `threads` is for the libraries that compute on the CPU.
     """
 
     def __init__(self, comfyui: Path, threads: int) -> None:
@@ -55,7 +58,11 @@ class Worker:
         self.lock.acquire()  # before there is anything that another worker could take for a leftover
         self.folder.mkdir(mode=0o700)
         # For the server, which inherits them.
-        os.environ |= {"WORKER_PID": str(os.getpid()), "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        os.environ |= {
+            "WORKER_PID": str(os.getpid()),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
         self.server: Server | None = None
         self.failures = 0
 
@@ -72,7 +79,11 @@ class Worker:
             self.failures = 0
         said = self._server().get("/system_stats")
         system, devices = said["system"], said["devices"]
-        versions = {"tokenflow": pack_version(self.comfyui), "comfyui": system["comfyui_version"], "torch": system["pytorch_version"]}
+        versions = {
+            "tokenflow": pack_version(self.comfyui),
+            "comfyui": system["comfyui_version"],
+            "torch": system["pytorch_version"],
+        }
         versions |= {"ray": version("ray"), "python": sys.version.split()[0]}
         return About(platform.node(), devices[0]["name"], versions, time.monotonic() - began)
 
@@ -89,8 +100,11 @@ class Worker:
         found: Json = self._server().get("/object_info")
         return found
 
-    def run(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> Iterator[Step | Saved | Done]:
-        """Runs a prompt whose nodes save below the folder `name`; `files` are references to the contents of what they load.
+    def run(
+        self, name: str, prompt: Prompt, files: Mapping[str, Any]
+    ) -> Iterator[Step | Saved | Done]:
+        """Runs a prompt whose nodes save below the folder `name`; `files` are references to the
+        contents of what they load.
 
         Yields its steps, its files, and at last its figures.
         Raises launch.comfyui.client.PromptError for what a node or the host says, HostLost.
@@ -105,7 +119,13 @@ class Worker:
 
         def follow() -> None:
             try:
-                events.put(run_prompt(self._server().address, prompt, lambda kind, data: watch.hear(kind, data, events.put)))
+                events.put(
+                    run_prompt(
+                        self._server().address,
+                        prompt,
+                        lambda kind, data: watch.hear(kind, data, events.put),
+                    )
+                )
             except Exception as error:
                 events.put(error)
 
@@ -116,7 +136,10 @@ class Worker:
             raise self._told(event)
         self.failures = 0
         yield from self._saved(name, event)
-        yield Done({title(prompt, node): texts for node, texts in event.texts().items() if node in prompt}, watch.figures(event.cached))
+        yield Done(
+            {title(prompt, node): texts for node, texts in event.texts().items() if node in prompt},
+            watch.figures(event.cached),
+        )
 
     def _take(self, files: Mapping[str, Any]) -> None:
         """Fetches the files that are not there yet, and removes those of former clips."""
@@ -132,7 +155,11 @@ class Worker:
                 path.write_bytes(ray.get(content))
 
     def _saved(self, name: str, result: Result) -> Iterator[Saved]:
-        """The files that nodes saved. The job's folder is removed; what lies elsewhere a cached node may give to a later job as well."""
+        """The files that nodes saved.
+
+        The job's folder is removed; what lies elsewhere a cached node may give to a later job as
+        well.
+        """
         output = self._server().output
         for file in result.files():
             yield Saved(file.removeprefix(f"{name}/"), confined(output, file).read_bytes())
@@ -141,11 +168,19 @@ class Worker:
     def _told(self, error: Exception) -> Exception:
         """What to say of a job that did not end well."""
         with suppress(subprocess.TimeoutExpired):
-            self._process().wait(1)  # the connection to a server that ends is closed a moment before
+            self._process().wait(
+                1
+            )  # the connection to a server that ends is closed a moment before
         if not self._is_running():
             code = self._process().returncode
-            return HostLost(f"ComfyUI ended with exit code {code} in the middle of the job. Its log ends with:\n{self._server().tail()}")
-        return error if isinstance(error, PromptError) else PromptError(f"{type(error).__name__}: {error}")
+            return HostLost(
+                f"ComfyUI ended with exit code {code} in the middle of the job. Its log ends with:\n{self._server().tail()}"
+            )
+        return (
+            error
+            if isinstance(error, PromptError)
+            else PromptError(f"{type(error).__name__}: {error}")
+        )
 
     def _is_running(self) -> bool:
         return self.server is not None and self._process().poll() is None
@@ -163,7 +198,10 @@ class Worker:
 def remove_leftovers() -> None:
     """Removes the folders of workers that were killed: a lock goes with its process."""
     for lock in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*{LOCK}"):
-        with suppress(OSError), FileLock(lock).acquire(timeout=0):  # a lock that is held is an OSError too
+        with (
+            suppress(OSError),
+            FileLock(lock).acquire(timeout=0),
+        ):  # a lock that is held is an OSError too
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()
 

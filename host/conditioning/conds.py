@@ -1,4 +1,6 @@
-"""Cuts processed conditionings (what the host's `process_conds` made of them) down to the frames of one pass."""
+"""Cuts processed conditionings (what the host's `process_conds` made of them) down to the frames of
+one pass.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,40 @@ Place = tuple[int, int]
 
 
 class PassConds:
-    """The conditionings of one pass: `lists` for the host, `place` to know a row of the batch again by its uuid.
+    """The conditionings of one pass: `lists` for the host, `place` to know a row of the batch again
+    by its uuid.
 
-    The host batches and splits conditionings by free memory, in any order; an area conditioning may stand in two lists with one uuid; and
-    caching packs key by uuid. So every pass has uuids of its own, the same at every step, derived from original, place and pass.
+    The host batches and splits conditionings by free memory, in any order; an area conditioning may
+    stand in two lists with one uuid; and caching packs key by uuid. So every pass has uuids of its
+    own, the same at every step, derived from original, place and pass.
     """
 
     def __init__(self, conds: Conds, frames: Tensor, total: int, name: str) -> None:
         self.place: dict[uuid.UUID, Place] = {}
         views: dict[int, Any] = {}  # the host batches cond and uncond only if they share a control
         self.lists: Conds = [
-            None if entries is None else [self._cut(entry, (i, j), frames, total, name, views) for j, entry in enumerate(entries)]
+            None
+            if entries is None
+            else [
+                self._cut(entry, (i, j), frames, total, name, views)
+                for j, entry in enumerate(entries)
+            ]
             for i, entries in enumerate(conds)
         ]
 
-    def _cut(self, entry: dict[str, Any], place: Place, frames: Tensor, total: int, name: str, views: dict[int, Any]) -> dict[str, Any]:
+    def _cut(
+        self,
+        entry: dict[str, Any],
+        place: Place,
+        frames: Tensor,
+        total: int,
+        name: str,
+        views: dict[int, Any],
+    ) -> dict[str, Any]:
         cut = entry.copy()
-        cut["model_conds"] = {key: _cut_cond(cond, frames) for key, cond in entry["model_conds"].items()}
+        cut["model_conds"] = {
+            key: _cut_cond(cond, frames) for key, cond in entry["model_conds"].items()
+        }
         if "mask" in entry:
             cut["mask"] = rows_of(entry["mask"], frames)
         if (control := entry.get("control")) is not None:

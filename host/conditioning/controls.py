@@ -1,7 +1,8 @@
 """A ControlNet's view on some of the frames.
 
-`get_control` cuts the hints to the first n of a smaller batch and overwrites its cache with them, so that every frame beyond would see
-another frame's hint, in this run and after an interrupt in the user's next. A pass therefore works on a shallow copy with hints of its own.
+`get_control` cuts the hints to the first n of a smaller batch and overwrites its cache with them,
+so that every frame beyond would see another frame's hint, in this run and after an interrupt in the
+user's next. A pass therefore works on a shallow copy with hints of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor
 
 
 def control_view(control: Any, frames: Tensor, total: int) -> Any:
-    """A shallow copy of a control and its chain that holds the hints of `frames` (positions among `total`) only.
+    """A shallow copy of a control and its chain that holds the hints of `frames` (positions among
+    `total`) only.
 
-    Fewer hints than frames repeat in order, as the host does. The model, pre-run results and strengths are shared.
+    Fewer hints than frames repeat in order, as the host does. The model, pre-run results and
+    strengths are shared.
     """
     view = copy.copy(control)
     for name, value in vars(control).items():
@@ -35,22 +38,29 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
         view.extra_concat_orig = [rows_of(extra, frames) for extra in view.extra_concat_orig]
     if hasattr(view, "control_input"):
         view.get_control = partial(_adapter_control, view, view.get_control)
-    if clones := getattr(view, "multigpu_clones", None):  # newer hosts': the same control on other devices
-        view.multigpu_clones = {device: control_view(clone, frames, total) for device, clone in clones.items()}
+    if clones := getattr(
+        view, "multigpu_clones", None
+    ):  # newer hosts': the same control on other devices
+        view.multigpu_clones = {
+            device: control_view(clone, frames, total) for device, clone in clones.items()
+        }
     if view.previous_controlnet is not None:
         view.previous_controlnet = control_view(view.previous_controlnet, frames, total)
     return view
 
 
 def _adapter_control(view: Any, get_control: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """T2I adapters keep what they made of the hints, but the host's next batch may hold more or fewer conditionings."""
+    """T2I adapters keep what they made of the hints, but the host's next batch may hold more or
+    fewer conditionings.
+    """
     if view.cond_hint is not None and len(view.cond_hint) not in (1, len(x)):
         view.control_input = None
     return get_control(x, *args)
 
 
 def shallow_control(control: dict[str, Any], deep: Sequence[str]) -> dict[str, Any]:
-    """A control's residuals for the UNet's blocks, without those of the deep ones (by the paths of their layers), which do not run.
+    """A control's residuals for the UNet's blocks, without those of the deep ones (by the paths of
+    their layers), which do not run.
 
     The host takes the last of each list for the first block.
     """
@@ -61,14 +71,20 @@ def shallow_control(control: dict[str, Any], deep: Sequence[str]) -> dict[str, A
         if not isinstance(residuals, list):
             return residuals
         numbers = range(len(residuals) - 1, -1, -1)
-        deeper = [name == "middle" or (parts.get(name, ""), str(number)) in blocks for number in numbers]
-        return [None if below else residual for residual, below in zip(residuals, deeper, strict=True)]
+        deeper = [
+            name == "middle" or (parts.get(name, ""), str(number)) in blocks for number in numbers
+        ]
+        return [
+            None if below else residual for residual, below in zip(residuals, deeper, strict=True)
+        ]
 
     return {name: left(name, residuals) for name, residuals in control.items()}
 
 
 def rows_of(tensor: Tensor | None, frames: Tensor) -> Any:
-    """The rows that belong to `frames`: a single row belongs to all, fewer rows than frames repeat in order."""
+    """The rows that belong to `frames`: a single row belongs to all, fewer rows than frames repeat
+    in order.
+    """
     if tensor is None or tensor.ndim == 0 or len(tensor) <= 1:
         return tensor
     return tensor[(frames % len(tensor)).to(tensor.device)]

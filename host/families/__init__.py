@@ -1,4 +1,7 @@
-"""The model families that the pack works on. A new one is a module of its own, and a line in FAMILIES."""
+"""The model families that the pack works on.
+
+A new one is a module of its own, and a line in FAMILIES.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ class Family(Protocol):
         """Finds a model's layers; None for a model of another family."""
 
     def wrapper(self, backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
-        """Makes what takes the place of a layer's forward during a run: called with (original forward, *args, **kwargs)."""
+        """Makes what takes the place of a layer's forward during a run: called with (original
+        forward, *args, **kwargs).
+        """
 
 
 FAMILIES: list[Family] = [unet]

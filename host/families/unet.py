@@ -26,15 +26,25 @@ def find(diffusion_model: Any) -> Backbone | None:
     if not attention:
         return None
     known = {path for path, _ in diffusion_model.named_modules()}
-    cross = {layer: path for layer in attention if (path := layer.removesuffix(SELF_ATTENTION) + CROSS_ATTENTION) in known}
-    decoder = sorted((layer for layer in attention if layer.startswith("output_blocks.")), key=_block_number)
+    cross = {
+        layer: path
+        for layer in attention
+        if (path := layer.removesuffix(SELF_ATTENTION) + CROSS_ATTENTION) in known
+    }
+    decoder = sorted(
+        (layer for layer in attention if layer.startswith("output_blocks.")), key=_block_number
+    )
     blocks = tuple(tuple(layers) for _, layers in groupby(decoder, _block_number))
     hidden = {layer: f"output_blocks.{_block_number(layer)}.0.out_layers" for layer in decoder}
-    return Backbone(attention, blocks, cross, hidden, _blocks(attention), deep_layers(diffusion_model))
+    return Backbone(
+        attention, blocks, cross, hidden, _blocks(attention), deep_layers(diffusion_model)
+    )
 
 
 def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
-    """What takes the place of a layer's forward during a run: called with (original forward, *args, **kwargs)."""
+    """What takes the place of a layer's forward during a run: called with (original forward, *args,
+    **kwargs).
+    """
     if path == backbone.injected_hidden:
         return _wrap_hidden(path)
     if path in backbone.deep:
@@ -45,20 +55,24 @@ def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
 def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
     """Module paths of every self-attention (`attn1`) in the order the UNet runs them.
 
-    Blocks whose first attention is a cross-attention (`disable_self_attn`) are left out.
-    Returns: e.g. "output_blocks.4.1.transformer_blocks.0.attn1"; empty for models without such blocks.
+    Blocks whose first attention is a cross-attention (`disable_self_attn`) are left out. Returns:
+    e.g. "output_blocks.4.1.transformer_blocks.0.attn1"; empty for models without such blocks.
     """
     return tuple(
         f"{path}.attn1"
         for path, module in diffusion_model.named_modules()
-        if isinstance(module, BasicTransformerBlock) and not module.disable_self_attn and path.startswith(("input_", "middle_", "output_"))
+        if isinstance(module, BasicTransformerBlock)
+        and not module.disable_self_attn
+        and path.startswith(("input_", "middle_", "output_"))
     )
 
 
 def deep_layers(diffusion_model: Any) -> tuple[str, ...]:
-    """Module paths of all that runs below the UNet's full resolution, in order: from the first Downsample to the last Upsample.
+    """Module paths of all that runs below the UNet's full resolution, in order: from the first
+    Downsample to the last Upsample.
 
-    Returns: e.g. "input_blocks.3.0" ... "middle_block.2" ... "output_blocks.8.2"; empty for models without such a part.
+    Returns: e.g. "input_blocks.3.0" ... "middle_block.2" ... "output_blocks.8.2"; empty for models
+    without such a part.
     """
     known = [
         (f"{part}.{i}.{j}", layer)
@@ -66,7 +80,10 @@ def deep_layers(diffusion_model: Any) -> tuple[str, ...]:
         for i, block in enumerate(getattr(diffusion_model, part, ()))
         for j, layer in enumerate(block)
     ]
-    middle = [(f"middle_block.{j}", layer) for j, layer in enumerate(getattr(diffusion_model, "middle_block", None) or ())]
+    middle = [
+        (f"middle_block.{j}", layer)
+        for j, layer in enumerate(getattr(diffusion_model, "middle_block", None) or ())
+    ]
     split = sum(path.startswith("input_") for path, _ in known)
     known[split:split] = middle
     down = [position for position, (_, layer) in enumerate(known) if isinstance(layer, Downsample)]
@@ -76,13 +93,20 @@ def deep_layers(diffusion_model: Any) -> tuple[str, ...]:
 
 def _wrap_attention(path: str, module: Any, cross: bool) -> Callable[..., Tensor]:
     def forward(
-        original: Callable[..., Tensor], x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **kwargs: Any
+        original: Callable[..., Tensor],
+        x: Tensor,
+        context: Any = None,
+        value: Any = None,
+        mask: Any = None,
+        **kwargs: Any,
     ) -> Tensor:
         options = kwargs.get("transformer_options") or {}
         now = Handover.of(options)
         if now is None:
             return original(x, context=context, value=value, mask=mask, **kwargs)
-        call = HostAttention(path, module, x, context, value, now.of_batch(options), original, mask, options)
+        call = HostAttention(
+            path, module, x, context, value, now.of_batch(options), original, mask, options
+        )
         if cross:
             return now.work.cross_attention(call)
         if not now.work.plain:
@@ -130,19 +154,30 @@ class UNetDeep(DeepCall):
         return self.original(self.x, *self.args, **self.kwargs)
 
     def nothing(self) -> Tensor:
-        """An output without channels: the host joins it to others and takes its height and width for the way up, at no cost."""
+        """An output without channels: the host joins it to others and takes its height and width
+        for the way up, at no cost.
+        """
         height, width = self.x.shape[2:]
         if self.kwargs.get("output_shape") is not None:
             height, width = self.kwargs["output_shape"][2:]
-        elif not self.args:  # a Downsample; ResBlocks and transformers are given an embedding or a context
+        elif (
+            not self.args
+        ):  # a Downsample; ResBlocks and transformers are given an embedding or a context
             height, width = -(-height // 2), -(-width // 2)
         return self.x.new_empty(len(self.x), 0, height, width)
 
 
 def _blocks(layers: tuple[str, ...]) -> tuple[str, ...]:
-    """The UNet's blocks that layers belong to, in their order, e.g. "input_blocks.1", "middle_block", "output_blocks.3"."""
+    """The UNet's blocks that layers belong to, in their order, e.g.
+
+    "input_blocks.1", "middle_block", "output_blocks.3".
+    """
     parts = (layer.split(".") for layer in layers)
-    return tuple(dict.fromkeys(part[0] if part[0] == "middle_block" else ".".join(part[:2]) for part in parts))
+    return tuple(
+        dict.fromkeys(
+            part[0] if part[0] == "middle_block" else ".".join(part[:2]) for part in parts
+        )
+    )
 
 
 def _block_number(layer: str) -> int:

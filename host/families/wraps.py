@@ -17,17 +17,23 @@ _ABSENT = object()
 
 
 def _eager(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Kept out of a compiled model's graphs: every pass would be traced anew. The import, which takes seconds, is the compiling user's."""
+    """Kept out of a compiled model's graphs: every pass would be traced anew.
+
+    The import, which takes seconds, is the compiling user's.
+    """
     return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
 
 
 class ForwardWraps:
     """Installed before a run, undone after it, each run its own.
 
-    make: called with (path, module), returns the wrapper, called with (original forward, *args, **kwargs).
+    make: called with (path, module), returns the wrapper, called with (original forward, *args,
+    **kwargs).
     """
 
-    def __init__(self, paths: tuple[str, ...], make: Callable[[str, Any], Callable[..., Any]]) -> None:
+    def __init__(
+        self, paths: tuple[str, ...], make: Callable[[str, Any], Callable[..., Any]]
+    ) -> None:
         self._paths = paths
         self._make = make
         self._installed: list[list[tuple[Any, Any, Any]]] = []
@@ -37,7 +43,9 @@ class ForwardWraps:
 
         Not until ON_CLEANUP: the host leaves out the callbacks that come after one that fails.
         """
-        patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, lambda loaded: self._install(loaded.model.diffusion_model))
+        patcher.add_callback_with_key(
+            CallbacksMP.ON_PRE_RUN, key, lambda loaded: self._install(loaded.model.diffusion_model)
+        )
         patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, self._sample)
 
     def _install(self, diffusion_model: Any) -> None:
@@ -50,7 +58,9 @@ class ForwardWraps:
             module.forward = ours
 
     def _sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Samples, and puts back what was there before; a forward that somebody wrapped after us stays (ours is inert inside it)."""
+        """Samples, and puts back what was there before; a forward that somebody wrapped after us
+        stays (ours is inert inside it).
+        """
         before = len(self._installed)
         try:
             return executor(*args, **kwargs)

@@ -1,1 +1,3 @@
-"""Files in ComfyUI's own folders: stored inversions, the embedded clip and model, what was measured."""
+"""Files in ComfyUI's own folders: stored inversions, the embedded clip and model, what was
+measured.
+"""

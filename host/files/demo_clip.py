@@ -15,14 +15,20 @@ CLIP = Path(__file__).resolve().parents[2] / "demo" / "tokenflow_star.mp4"
 def offer_clip() -> None:
     """Puts the embedded clip into the host's input folder, under its own name, whole or not at all.
 
-    What is there by that name stays as it is. A folder that cannot be written is told in the log: all else works without it.
+    What is there by that name stays as it is. A folder that cannot be written is told in the log:
+    all else works without it.
     """
     folder = Path(folder_paths.get_input_directory())
     try:
         if not os.path.lexists(folder / CLIP.name):
             _put(folder)
     except OSError as error:
-        logging.warning("TokenFlow: the templates' clip could not be put into %s (%s). Copy %s there.", folder, error, CLIP)
+        logging.warning(
+            "TokenFlow: the templates' clip could not be put into %s (%s). Copy %s there.",
+            folder,
+            error,
+            CLIP,
+        )
 
 
 def _put(folder: Path) -> None:

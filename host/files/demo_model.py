@@ -1,7 +1,9 @@
-"""The embedded demo model: a tiny Stable Diffusion of a made-up world, as objects that every node of the host takes.
+"""The embedded demo model: a tiny Stable Diffusion of a made-up world, as objects that every node
+of the host takes.
 
-The UNet has the layout of SD 1.5 made narrow (the same 12 input and 12 output blocks), the text encoder is a two-layer CLIP on
-SD 1's tokenizer, and the autoencoder is linear: 4 x 4 patches on 16 principal axes. How they were trained is in demo/README.md.
+The UNet has the layout of SD 1.5 made narrow (the same 12 input and 12 output blocks), the text
+encoder is a two-layer CLIP on SD 1's tokenizer, and the autoencoder is linear: 4 x 4 patches on 16
+principal axes. How they were trained is in demo/README.md.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ import comfy.utils
 import folder_paths
 import torch
 import torch.nn.functional as F
-from comfy import latent_formats, model_base, model_management, sd1_clip, supported_models, supported_models_base
+from comfy import (
+    latent_formats,
+    model_base,
+    model_management,
+    sd1_clip,
+    supported_models,
+    supported_models_base,
+)
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,8 +32,9 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "model.safetensors"
 PATCH = 4
 CHANNELS = 16
 HEAD_WIDTH = 32
-# SD's schedule (betas linear in their roots) led on to a noise of deviation 66. Where SD's ends, at 14.6, the mean colour of so small
-# a picture can still be read: a model learns to find it there instead of in the prompt, and pure noise leads it to a random one.
+# SD's schedule (betas linear in their roots) led on to a noise of deviation 66. Where SD's ends, at
+# 14.6, the mean colour of so small a picture can still be read: a model learns to find it there
+# instead of in the prompt, and pure noise leads it to a random one.
 SCHEDULE = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.02}
 TEXT_ENCODER = {
     "num_hidden_layers": 2,
@@ -38,7 +48,8 @@ TEXT_ENCODER = {
 
 
 class PatchAutoencoder(torch.nn.Module):
-    """A linear autoencoder: 4 x 4 patches on their first 16 principal axes, each over the root of its deviation, variance one overall.
+    """A linear autoencoder: 4 x 4 patches on their first 16 principal axes, each over the root of
+    its deviation, variance one overall.
 
     Pictures are (B, 3, H, W) in [-1, 1], latents (B, 16, H / 4, W / 4).
     """
@@ -49,21 +60,29 @@ class PatchAutoencoder(torch.nn.Module):
     gain: Tensor
 
     def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor, gain: Tensor) -> None:
-        """mean: (48,) the mean patch; basis: (48, 16) its axes; scale: (16,) and gain: () what latents are divided and multiplied by."""
+        """mean: (48,) the mean patch; basis: (48, 16) its axes; scale: (16,) and gain: () what
+        latents are divided and multiplied by.
+        """
         super().__init__()
         for name, values in (("mean", mean), ("basis", basis), ("scale", scale), ("gain", gain)):
             self.register_buffer(name, values)
 
     def encode(self, pictures: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(pictures, PATCH).movedim(1, -1)
-        return ((patches - self.mean) @ self.basis / self.scale * self.gain).movedim(-1, 1).contiguous()
+        return (
+            ((patches - self.mean) @ self.basis / self.scale * self.gain)
+            .movedim(-1, 1)
+            .contiguous()
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         patches = latents.movedim(1, -1) / self.gain * self.scale @ self.basis.T + self.mean
         return F.pixel_shuffle(patches.movedim(-1, 1), PATCH).contiguous()
 
     def rgb_factors(self) -> tuple[list[list[float]], list[float]]:
-        """The linear map from latents to each patch's mean colour in [-1, 1], for previews: (16, 3) and (3,)."""
+        """The linear map from latents to each patch's mean colour in [-1, 1], for previews: (16, 3)
+        and (3,).
+        """
 
         def colour(patch: Tensor) -> list:
             return patch.unflatten(-1, (3, PATCH * PATCH)).mean(-1).tolist()
@@ -91,43 +110,77 @@ class _Config(supported_models.SD15):
 
 
 class _TextModel(sd1_clip.SDClipModel):
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict | None = None,
+    ) -> None:
         settings = {"textmodel_json_config": dict(TEXT_ENCODER), "return_projected_pooled": False}
         super().__init__(device=device, dtype=dtype, model_options=model_options or {}, **settings)
 
 
 class _TextEncoder(sd1_clip.SD1ClipModel):
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict | None = None) -> None:
-        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=_TextModel)
+    def __init__(
+        self,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict | None = None,
+    ) -> None:
+        super().__init__(
+            device=device, dtype=dtype, model_options=model_options or {}, clip_model=_TextModel
+        )
 
 
 class _WordTokenizer(sd1_clip.SDTokenizer):
-    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict | None = None) -> None:
+    def __init__(
+        self, embedding_directory: str | None = None, tokenizer_data: dict | None = None
+    ) -> None:
         width = TEXT_ENCODER["hidden_size"]
-        super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, embedding_size=width)
+        super().__init__(
+            embedding_directory=embedding_directory,
+            tokenizer_data=tokenizer_data or {},
+            embedding_size=width,
+        )
 
 
 class _Tokenizer(sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict | None = None) -> None:
-        super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, tokenizer=_WordTokenizer)
+    def __init__(
+        self, embedding_directory: str | None = None, tokenizer_data: dict | None = None
+    ) -> None:
+        super().__init__(
+            embedding_directory=embedding_directory,
+            tokenizer_data=tokenizer_data or {},
+            tokenizer=_WordTokenizer,
+        )
 
 
 class _VAE(comfy.sd.VAE):
     def __init__(self, autoencoder: PatchAutoencoder) -> None:
-        # The base class builds its model from weights it knows; a pixel-space one is the cheapest to replace.
+        # The base class builds its model from weights it knows; a pixel-space one is the cheapest
+        # to replace.
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
         self.first_stage_model = autoencoder.train(False)
         self.downscale_ratio = self.upscale_ratio = PATCH
         self.latent_channels = CHANNELS
-        self.memory_used_encode = lambda shape, dtype: 16 * shape[2] * shape[3] * model_management.dtype_size(dtype)
-        self.memory_used_decode = lambda shape, dtype: 16 * shape[2] * shape[3] * PATCH**2 * model_management.dtype_size(dtype)
-        self.patcher = ModelPatcher(autoencoder, load_device=self.device, offload_device=model_management.vae_offload_device())
+        self.memory_used_encode = lambda shape, dtype: (
+            16 * shape[2] * shape[3] * model_management.dtype_size(dtype)
+        )
+        self.memory_used_decode = lambda shape, dtype: (
+            16 * shape[2] * shape[3] * PATCH**2 * model_management.dtype_size(dtype)
+        )
+        self.patcher = ModelPatcher(
+            autoencoder,
+            load_device=self.device,
+            offload_device=model_management.vae_offload_device(),
+        )
 
 
 def load_demo_model(path: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """MODEL, CLIP and VAE from the weights at `path`.
 
-    Raises FileNotFoundError without the file, and ValueError where it is only the pointer that Git LFS left in its place.
+    Raises FileNotFoundError without the file, and ValueError where it is only the pointer that Git
+    LFS left in its place.
     """
     with path.open("rb") as file:
         if file.read(8) == b"version ":
@@ -135,27 +188,43 @@ def load_demo_model(path: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, 
     weights = load_file(path)
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): value
+            for name, value in weights.items()
+            if name.startswith(prefix)
+        }
 
     autoencoder = PatchAutoencoder(**part("codec."))
-    return _load_unet(part("unet."), autoencoder), _load_text_encoder(part("text.")), _VAE(autoencoder)
+    return (
+        _load_unet(part("unet."), autoencoder),
+        _load_text_encoder(part("text.")),
+        _VAE(autoencoder),
+    )
 
 
 def _load_unet(weights: dict[str, Tensor], autoencoder: PatchAutoencoder) -> ModelPatcher:
     device = model_management.get_torch_device()
     config = _Config(comfy.model_detection.detect_unet_config(weights, ""))
-    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = autoencoder.rgb_factors()
+    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = (
+        autoencoder.rgb_factors()
+    )
     supported = config.supported_inference_dtypes
-    dtype = model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=supported)
+    dtype = model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=supported
+    )
     config.set_inference_dtype(dtype, model_management.unet_manual_cast(dtype, device, supported))
     model = config.get_model(weights, "")
     model.load_model_weights(weights, "")
-    return ModelPatcher(model, load_device=device, offload_device=model_management.unet_offload_device())
+    return ModelPatcher(
+        model, load_device=device, offload_device=model_management.unet_offload_device()
+    )
 
 
 def _load_text_encoder(weights: dict[str, Tensor]) -> comfy.sd.CLIP:
     target = supported_models_base.ClipTarget(_Tokenizer, _TextEncoder)
     embeddings = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, parameters=comfy.utils.calculate_parameters(weights))
+    clip = comfy.sd.CLIP(
+        target, embedding_directory=embeddings, parameters=comfy.utils.calculate_parameters(weights)
+    )
     clip.load_sd(weights)
     return clip

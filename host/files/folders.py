@@ -1,4 +1,6 @@
-"""Names of stored inversions in the host's input and output folders, by the host's conventions, and nowhere else."""
+"""Names of stored inversions in the host's input and output folders, by the host's conventions, and
+nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,20 @@ LONGEST_PART, LONGEST = 180, 1000
 
 
 def stored_names() -> list[str]:
-    """All stored inversions, those of the output folder annotated as the host does: `name`, `sub/name [output]`."""
+    """All stored inversions, those of the output folder annotated as the host does: `name`,
+    `sub/name [output]`.
+    """
     found = []
-    for root, annotation in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), " [output]")):
-        paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names if name.endswith(SUFFIX))
+    for root, annotation in (
+        (folder_paths.get_input_directory(), ""),
+        (folder_paths.get_output_directory(), " [output]"),
+    ):
+        paths = (
+            Path(folder, name)
+            for folder, _, names in os.walk(root)
+            for name in names
+            if name.endswith(SUFFIX)
+        )
         found += sorted(path.relative_to(root).as_posix() + annotation for path in paths)
     return found
 
@@ -29,28 +41,48 @@ def stored_names() -> list[str]:
 def stored_path(node: str, socket: str, name: str) -> Path:
     """The stored inversion of that name, as `stored_names` gives it.
 
-    Raises: NodeError if it is none, is not there or lies, by its name or through links, outside the input and output folders.
+    Raises: NodeError if it is none, is not there or lies, by its name or through links, outside the
+    input and output folders.
     """
     name = str(name)  # prompts of the API may hold anything
     inner, root = folder_paths.annotated_filepath(name)
     _check_name(node, socket, inner)
-    if root is not None and root not in (folder_paths.get_input_directory(), folder_paths.get_output_directory()):
-        raise NodeError(node, socket, f"{_shown(name)} is neither in the input nor in the output folder.", "Move the file to one of them.")
+    if root is not None and root not in (
+        folder_paths.get_input_directory(),
+        folder_paths.get_output_directory(),
+    ):
+        raise NodeError(
+            node,
+            socket,
+            f"{_shown(name)} is neither in the input nor in the output folder.",
+            "Move the file to one of them.",
+        )
     path = Path(root or folder_paths.get_input_directory(), inner)
     if not inner.endswith(SUFFIX):
-        raise NodeError(node, socket, f"{_shown(name)} does not end in {SUFFIX}.", "Choose a file that Save Inversion wrote.")
+        raise NodeError(
+            node,
+            socket,
+            f"{_shown(name)} does not end in {SUFFIX}.",
+            "Choose a file that Save Inversion wrote.",
+        )
     _check_inside(node, socket, name, path, root or folder_paths.get_input_directory())
     if not os.path.isfile(path):
         raise NodeError(
-            node, socket, f"{_shown(name)} is not there.", "Press R to read the folders again, and choose a file from the list."
+            node,
+            socket,
+            f"{_shown(name)} is not there.",
+            "Press R to read the folders again, and choose a file from the list.",
         )
     return path
 
 
 def new_path(node: str, socket: str, prefix: str) -> Path:
-    """Where the next file of a prefix goes: in the output folder, with the host's counter. Makes the folders of the prefix.
+    """Where the next file of a prefix goes: in the output folder, with the host's counter.
 
-    Raises: NodeError if the prefix is no name or leads outside the output folder, or the folder cannot be made.
+    Makes the folders of the prefix.
+
+    Raises: NodeError if the prefix is no name or leads outside the output folder, or the folder
+    cannot be made.
     """
     _check_name(node, socket, prefix)
     root = os.path.abspath(folder_paths.get_output_directory())
@@ -58,9 +90,16 @@ def new_path(node: str, socket: str, prefix: str) -> Path:
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
     except OSError as error:
-        raise NodeError(node, socket, f"the folder of {_shown(prefix)} cannot be made ({error}).", "Choose another name.") from error
+        raise NodeError(
+            node,
+            socket,
+            f"the folder of {_shown(prefix)} cannot be made ({error}).",
+            "Choose another name.",
+        ) from error
     path = Path(folder, f"{name}_{counter:05}_{SUFFIX}")
-    _check_inside(node, socket, prefix, path, root)  # the host has put the date in place of its signs
+    _check_inside(
+        node, socket, prefix, path, root
+    )  # the host has put the date in place of its signs
     return path
 
 
@@ -68,17 +107,34 @@ def _check_name(node: str, socket: str, name: str) -> None:
     """Raises: NodeError unless a name is a relative path of plain parts that any file system takes."""
     parts = name.split("/")
     if not name or any(part.strip() in ("", ".", "..") for part in parts):
-        raise NodeError(node, socket, f"{_shown(name)} is no name inside a folder.", "Use a name, or folder/name, without '..'.")
+        raise NodeError(
+            node,
+            socket,
+            f"{_shown(name)} is no name inside a folder.",
+            "Use a name, or folder/name, without '..'.",
+        )
     if re.search(FORBIDDEN, name) or not _is_unicode(name):
-        raise NodeError(node, socket, f"{_shown(name)} has signs that no file name may have.", "Use letters, digits, '-', '_' and '/'.")
+        raise NodeError(
+            node,
+            socket,
+            f"{_shown(name)} has signs that no file name may have.",
+            "Use letters, digits, '-', '_' and '/'.",
+        )
     if len(name.encode()) > LONGEST or any(len(part.encode()) > LONGEST_PART for part in parts):
-        raise NodeError(node, socket, f"a name of {len(name)} signs, {_shown(name)}.", "Use a shorter name.")
+        raise NodeError(
+            node, socket, f"a name of {len(name)} signs, {_shown(name)}.", "Use a shorter name."
+        )
 
 
 def _check_inside(node: str, socket: str, name: str, path: Path, root: str) -> None:
     """Raises: NodeError if a path leads, through links, out of a folder."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise NodeError(node, socket, f"{_shown(name)} leads out of the folder through a link.", "Use a name without links.")
+        raise NodeError(
+            node,
+            socket,
+            f"{_shown(name)} leads out of the folder through a link.",
+            "Use a name without links.",
+        )
 
 
 def _is_unicode(name: str) -> bool:

@@ -20,7 +20,8 @@ LONGEST = 3600.0
 
 
 class StoredTimings(UserDict[str, dict[str, float]]):
-    """Seconds by backend (`tokenflow_ops.matching.fastest.Timings`), kept in memory and, where it can be written, in a JSON file.
+    """Seconds by backend (`tokenflow_ops.matching.fastest.Timings`), kept in memory and, where it
+    can be written, in a JSON file.
 
     What cannot be read or is no timing counts as not measured.
     """
@@ -31,7 +32,9 @@ class StoredTimings(UserDict[str, dict[str, float]]):
         self.data = _read(path)
 
     def __setitem__(self, key: str, timing: dict[str, float]) -> None:
-        self.data = _read(self._path) | self.data | {key: timing}  # another process may have written meanwhile
+        self.data = (
+            _read(self._path) | self.data | {key: timing}
+        )  # another process may have written meanwhile
         beside = self._path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             beside.write_text(json.dumps(self.data, indent=1), encoding="utf-8")
@@ -54,7 +57,11 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {key: timing for key, timing in kept.items() if _is_timing(timing)} if isinstance(kept, dict) else {}
+    return (
+        {key: timing for key, timing in kept.items() if _is_timing(timing)}
+        if isinstance(kept, dict)
+        else {}
+    )
 
 
 def _is_timing(found: object) -> bool:

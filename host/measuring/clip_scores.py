@@ -1,7 +1,9 @@
-"""Embeddings in CLIP's common space of pictures and texts, from the host's CLIP_VISION and CLIP objects.
+"""Embeddings in CLIP's common space of pictures and texts, from the host's CLIP_VISION and CLIP
+objects.
 
-Both halves of a CLIP end in a projection into that space. The host's vision models apply theirs. Of its text encoders, those of ViT-H
-(SD 2.x) and ViT-bigG (SDXL) do; ViT-L's does not, as SD 1.x needs no projection and its checkpoints hold none.
+Both halves of a CLIP end in a projection into that space. The host's vision models apply theirs. Of
+its text encoders, those of ViT-H (SD 2.x) and ViT-bigG (SDXL) do; ViT-L's does not, as SD 1.x needs
+no projection and its checkpoints hold none.
 """
 
 from __future__ import annotations
@@ -16,17 +18,28 @@ from ..validation.errors import NodeError
 
 
 def frame_embedding(node: str, socket: str, clip_vision: Any) -> Callable[[Tensor], Tensor]:
-    """Embeds a (3, h, w) image in [0, 1] as (1, C), float32 on the CPU, after CLIP's own preparation: the middle square, resized.
+    """Embeds a (3, h, w) image in [0, 1] as (1, C), float32 on the CPU, after CLIP's own
+    preparation: the middle square, resized.
 
-    Raises: NodeError for vision models without CLIP's projection (DINOv2, SigLIP), and from what it returns for files without its weights.
+    Raises: NodeError for vision models without CLIP's projection (DINOv2, SigLIP), and from what it
+    returns for files without its weights.
     """
     projection = getattr(clip_vision.model, "visual_projection", None)
-    if not hasattr(projection, "out_features"):  # the host puts a function or an Identity in its place
+    if not hasattr(
+        projection, "out_features"
+    ):  # the host puts a function or an Identity in its place
         kind = type(clip_vision.model).__name__
-        raise NodeError(node, socket, f"{kind} without CLIP's projection.", "Load CLIP ViT-L, ViT-H or ViT-bigG with Load CLIP Vision.")
+        raise NodeError(
+            node,
+            socket,
+            f"{kind} without CLIP's projection.",
+            "Load CLIP ViT-L, ViT-H or ViT-bigG with Load CLIP Vision.",
+        )
 
     def embed(image: Tensor) -> Tensor:
-        embedding: Tensor = clip_vision.encode_image(image.movedim(0, -1)[None]).image_embeds.float().cpu()
+        embedding: Tensor = (
+            clip_vision.encode_image(image.movedim(0, -1)[None]).image_embeds.float().cpu()
+        )
         if not _usable(embedding):
             remedy = "Load a file with all weights, visual_projection among them."
             raise NodeError(node, socket, "it gives a frame no embedding.", remedy)
@@ -36,12 +49,17 @@ def frame_embedding(node: str, socket: str, clip_vision: Any) -> Callable[[Tenso
 
 
 def prompt_embedding(node: str, socket: str, clip: Any, prompt: str, clip_vision: Any) -> Tensor:
-    """A prompt as (1, C), float32 on the CPU. Emphasis does not count, nor does what comes after 75 tokens.
+    """A prompt as (1, C), float32 on the CPU.
 
-    Raises: NodeError if the text encoder does not project, or not into a space as wide as the vision model's.
+    Emphasis does not count, nor does what comes after 75 tokens.
+
+    Raises: NodeError if the text encoder does not project, or not into a space as wide as the
+    vision model's.
     """
     tokens = clip.tokenize(prompt)
-    projected, pooled = (clip.encode_from_tokens(tokens, return_pooled=kind)[1] for kind in (True, "unprojected"))
+    projected, pooled = (
+        clip.encode_from_tokens(tokens, return_pooled=kind)[1] for kind in (True, "unprojected")
+    )
     if projected is None or torch.equal(projected, pooled) or not _usable(projected):
         raise NodeError(
             node,

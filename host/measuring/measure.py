@@ -8,17 +8,31 @@ import torch
 from torch import Tensor
 
 from ...reporting.report import Report
-from ...tokenflow_ops.measuring.metrics import Flow, frame_similarities, prompt_scores, sharpness, source_motion, warp_errors
+from ...tokenflow_ops.measuring.metrics import (
+    Flow,
+    frame_similarities,
+    prompt_scores,
+    sharpness,
+    source_motion,
+    warp_errors,
+)
 from ..progress import Progress
 
 # CLIP's embedding (1, C) of a (3, h, w) image in [0, 1].
 Embed = Callable[[Tensor], Tensor]
 
 
-def measure(clips: Mapping[str, Tensor], flow: Flow, flow_name: str, embed: Embed | None = None, prompt: Tensor | None = None) -> Report:
+def measure(
+    clips: Mapping[str, Tensor],
+    flow: Flow,
+    flow_name: str,
+    embed: Embed | None = None,
+    prompt: Tensor | None = None,
+) -> Report:
     """Warp error and sharpness of clips (N, 3, h, w) in [0, 1], of which "source" gives the motion.
 
-    With `embed` also how alike neighbouring frames are, with an embedded `prompt`, (1, C), how well they show it.
+    With `embed` also how alike neighbouring frames are, with an embedded `prompt`, (1, C), how well
+    they show it.
     """
     source = clips["source"]
     done = Progress(len(source) - 1 + (len(clips) * len(source) if embed else 0))
@@ -30,7 +44,10 @@ def measure(clips: Mapping[str, Tensor], flow: Flow, flow_name: str, embed: Embe
         for name, clip in clips.items():
             errors[name].append(warp_errors(clip[i : i + 2], motion))
         done()
-    figures = {name: {"warp_error": torch.cat(errors[name]), "sharpness": sharpness(clip)} for name, clip in clips.items()}
+    figures = {
+        name: {"warp_error": torch.cat(errors[name]), "sharpness": sharpness(clip)}
+        for name, clip in clips.items()
+    }
     if embed:
         for name, clip in clips.items():
             embeddings = []

@@ -1,4 +1,5 @@
-"""Optical flow by name: DIS, which needs nothing, or RAFT with weights from the host's folder models/optical_flow.
+"""Optical flow by name: DIS, which needs nothing, or RAFT with weights from the host's folder
+models/optical_flow.
 
 Hosts that have nodes for optical flow themselves (2026) keep torchvision's RAFT in the same folder.
 """
@@ -20,7 +21,8 @@ from ..validation.errors import NodeError, library_error
 
 FOLDER = "optical_flow"
 DIS = "DIS"
-# torchvision's default weights, under the names of its files: offered before they are there, so that the error can say what is missing.
+# torchvision's default weights, under the names of its files: offered before they are there, so
+# that the error can say what is missing.
 RAFT_FILES = ("raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_small_C_T_V2-01064c6d.pth")
 
 
@@ -33,7 +35,8 @@ def flow_choices() -> list[str]:
 def load_flow(node: str, socket: str, choice: str) -> Flow:
     """The optical flow of that name, run where the host wants it, one pair at a time.
 
-    Raises: NodeError if the file is missing or holds anything but torchvision's weights of RAFT, or if what runs them is.
+    Raises: NodeError if the file is missing or holds anything but torchvision's weights of RAFT, or
+    if what runs them is.
     """
     try:
         library("cv2" if choice == DIS else "torchvision")
@@ -45,17 +48,30 @@ def load_flow(node: str, socket: str, choice: str) -> Flow:
     folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
     path = folder_paths.get_full_path(FOLDER, choice)
     if path is None:
-        raise NodeError(node, socket, f"no file {choice} in {folders}.", f"Put torchvision's weights of RAFT there, or choose {DIS}.")
+        raise NodeError(
+            node,
+            socket,
+            f"no file {choice} in {folders}.",
+            f"Put torchvision's weights of RAFT there, or choose {DIS}.",
+        )
     try:
         raft = load_raft(comfy.utils.load_torch_file(path, safe_load=True))
     except Exception as error:  # a foreign file makes the loaders raise anything
         remedy = f"Choose weights of raft_large or raft_small, or {DIS}."
-        raise NodeError(node, socket, f"{path} does not hold torchvision's weights of RAFT.", remedy) from error
-    patcher = ModelPatcher(raft, load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device())
+        raise NodeError(
+            node, socket, f"{path} does not hold torchvision's weights of RAFT.", remedy
+        ) from error
+    patcher = ModelPatcher(
+        raft,
+        load_device=model_management.get_torch_device(),
+        offload_device=model_management.unet_offload_device(),
+    )
 
     def flow(first: Tensor, second: Tensor) -> Tensor:
         model_management.load_models_gpu([patcher], memory_required=raft_memory(*first.shape[1:]))
-        return raft_flow(patcher.model, first.to(patcher.load_device), second.to(patcher.load_device)).cpu()
+        return raft_flow(
+            patcher.model, first.to(patcher.load_device), second.to(patcher.load_device)
+        ).cpu()
 
     return flow
 

@@ -24,10 +24,12 @@ from ..validation.errors import NodeError
 from .cropping import in_words, size_of
 
 MOST_FRAMES = 4
-# Frames decoded at once, and how much their differences are brightened: what is lost is hard to see.
+# Frames decoded at once, and how much their differences are brightened: what is lost is hard to
+# see.
 BLOCK_FRAMES, BRIGHTER = 8, 5
-# Noise levels above this leave next to nothing of the source in the picture: Stable Diffusion's end at 14.6. The embedded model with its
-# schedule made zero-terminal-SNR (up to 4519, 20 steps) has -2.7 dB, with the steps above 100 left out 23.7 dB.
+# Noise levels above this leave next to nothing of the source in the picture: Stable Diffusion's end
+# at 14.6. The embedded model with its schedule made zero-terminal-SNR (up to 4519, 20 steps) has
+# -2.7 dB, with the steps above 100 left out 23.7 dB.
 HIGHEST = 100.0
 BACK, ALONE = "reconstruction", "autoencoder alone"
 
@@ -52,24 +54,36 @@ def reconstruct_frames(
 
     Frames are independent of each other here, so the rest need not be sampled.
 
-    node: the node's name for errors. latents: (N, C, h, w) the source, as on a LATENT socket. frames: (n,). asked: frames per pass, or 0.
-    progress: counts the steps.
-    Returns: (n, C, h, w) in the model's latent space.
+    node: the node's name for errors. latents: (N, C, h, w) the source, as on a LATENT socket.
+    frames: (n,). asked: frames per pass, or 0. progress: counts the steps. Returns: (n, C, h, w) in
+    the model's latent space.
     """
     reached = inversion.latents[0]
 
-    def descend(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None = None) -> Tensor:
+    def descend(
+        model_k: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        disable: bool | None = None,
+    ) -> Tensor:
         nonlocal reached
         reached = sample_euler(model_k, reached.to(x), sigmas, extra_args, callback, disable)
         return x
 
     patched = patch(model, lambda: SomeFramesRun(node, asked, frames), asked)
-    run_as_sampler(descend, patched, inversion.conditioning, negative, cfg, inversion.sigmas, latents, progress)
+    run_as_sampler(
+        descend, patched, inversion.conditioning, negative, cfg, inversion.sigmas, latents, progress
+    )
     return reached[frames.to(reached.device)].to(inversion.latents)
 
 
 class SomeFramesRun(SourceRun):
-    """Only some frames go through the model. The others are taken for clean already, and stay as they are."""
+    """Only some frames go through the model.
+
+    The others are taken for clean already, and stay as they are.
+    """
 
     def __init__(self, node: str, asked: int, frames: Tensor) -> None:
         super().__init__(node, asked)
@@ -87,15 +101,22 @@ class SomeFramesRun(SourceRun):
 
 
 def compare_pictures(
-    node: str, model: Any, vae: Any, found: Tensor, wanted: Tensor, frames: Tensor | None, done: Callable[[], None]
+    node: str,
+    model: Any,
+    vae: Any,
+    found: Tensor,
+    wanted: Tensor,
+    frames: Tensor | None,
+    done: Callable[[], None],
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Reconstructed latents `found` decoded and compared with the source.
 
-    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space. frames: (n, H, W, 3) the source in [0, 1],
-    as large as what is decoded; without them the decoded `wanted` take their place. done: called once a frame.
-    Returns: the reconstruction (n, H, W, 3); source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
-    source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted` (ALONE).
-    Raises: NodeError if the VAE cannot decode the latents.
+    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space.
+    frames: (n, H, W, 3) the source in [0, 1], as large as what is decoded; without them the decoded
+    `wanted` take their place. done: called once a frame. Returns: the reconstruction (n, H, W, 3);
+    source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
+    source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted`
+    (ALONE). Raises: NodeError if the VAE cannot decode the latents.
     """
     back, beside, figures = torch.empty(0), torch.empty(0), {}
     for first in range(0, len(found), BLOCK_FRAMES):
@@ -103,7 +124,9 @@ def compare_pictures(
         decoded, pure = (_decode(node, model, vae, latents[part]) for latents in (found, wanted))
         source = pure if frames is None else frames[part, ..., :3].float().cpu()
         difference = (BRIGHTER * (source - decoded).abs()).clamp(max=1)
-        grid = captioned_grid({"source": source, BACK: decoded, f"difference x{BRIGHTER}": difference}, columns=3)
+        grid = captioned_grid(
+            {"source": source, BACK: decoded, f"difference x{BRIGHTER}": difference}, columns=3
+        )
         measured = {BACK: decoded} if frames is None else {BACK: decoded, ALONE: pure}
         if not first:  # room for all: lists would have to be joined, and held twice
             back, beside = (torch.empty(len(found), *one.shape[1:]) for one in (decoded, grid))
@@ -117,9 +140,14 @@ def compare_pictures(
 
 
 def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
-    """The pictures (n, H, W, 3) in [0, 1] of latents (n, C, h, w). Raises: NodeError if the VAE cannot decode them."""
+    """The pictures (n, H, W, 3) in [0, 1] of latents (n, C, h, w).
+
+    Raises: NodeError if the VAE cannot decode them.
+    """
     try:
-        pictures: Tensor = vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
+        pictures: Tensor = (
+            vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
+        )
         if pictures.ndim != 4:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
         if not torch.isfinite(pictures).all():
@@ -130,14 +158,17 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
         if is_oom(error):
             raise
         found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."
-        raise NodeError(node, "vae", found, "Connect the VAE that the frames were encoded with.") from error
+        raise NodeError(
+            node, "vae", found, "Connect the VAE that the frames were encoded with."
+        ) from error
     return pictures.clamp(0, 1)
 
 
 def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Tensor | None) -> None:
     """Decodes one frame of the inverted clip, before much is sampled to be decoded.
 
-    Raises: NodeError if the VAE cannot decode it, or not to the size of the source's frames (N, H, W, 3).
+    Raises: NodeError if the VAE cannot decode it, or not to the size of the source's frames (N, H,
+    W, 3).
     """
     decoded = size_of(_decode(node, model, vae, inversion.latents[-1][:1]))
     if frames is not None and size_of(frames) != decoded:
@@ -146,9 +177,11 @@ def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Ten
 
 
 def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) -> str:
-    """What reconstructed latents `found` lose against `wanted`, both (n, C, h, w) in the model's latent space, in words.
+    """What reconstructed latents `found` lose against `wanted`, both (n, C, h, w) in the model's
+    latent space, in words.
 
-    In dB, mean and lowest frame: PSNR of the decoded frames if there is a VAE that can decode them; signal to error of the latents.
+    In dB, mean and lowest frame: PSNR of the decoded frames if there is a VAE that can decode them;
+    signal to error of the latents.
     """
     ratio = f"latents {_mean_and_lowest(_signal_to_error(found, wanted))} signal to error"
     if vae is None:
@@ -166,7 +199,8 @@ def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) ->
 
 
 def warn_if_lost(node: str, inversion: Inversion, found: Tensor, wanted: Tensor, cfg: float) -> str:
-    """A line about reconstructed latents `found`, (n, C, h, w) as `wanted`, with more error than source in them, and the likely cause.
+    """A line about reconstructed latents `found`, (n, C, h, w) as `wanted`, with more error than
+    source in them, and the likely cause.
 
     It goes to the log too. Returns: nothing in it for an inversion that has kept the source.
     """
@@ -199,4 +233,8 @@ def _signal_to_error(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _mean_and_lowest(values: Tensor) -> str:
-    return f"{values.mean():.1f} dB (lowest of {len(values)}: {values.min():.1f})" if len(values) > 1 else f"{values.mean():.1f} dB"
+    return (
+        f"{values.mean():.1f} dB (lowest of {len(values)}: {values.min():.1f})"
+        if len(values) > 1
+        else f"{values.mean():.1f} dB"
+    )

@@ -23,26 +23,49 @@ SAME_FRAME = 0.05
 
 def check_model(node: str, model: Any) -> Backbone:
     """The layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
-    unet = getattr(model.model, "diffusion_model", None)  # a VAE's or a text encoder's patcher has none
+    unet = getattr(
+        model.model, "diffusion_model", None
+    )  # a VAE's or a text encoder's patcher has none
     found = None if unet is None else backbone_of(unet)
-    kind = type(model.model.model_config).__name__ if hasattr(model.model, "model_config") else type(model.model).__name__
+    kind = (
+        type(model.model.model_config).__name__
+        if hasattr(model.model, "model_config")
+        else type(model.model).__name__
+    )
     if found is None:
         raise NodeError(
-            node, "model", f"{kind} has no self-attention layers of a UNet.", "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL."
+            node,
+            "model",
+            f"{kind} has no self-attention layers of a UNet.",
+            "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL.",
         )
-    if any(isinstance(module, SpatialVideoTransformer) for module in model.model.diffusion_model.modules()):
+    if any(
+        isinstance(module, SpatialVideoTransformer)
+        for module in model.model.diffusion_model.modules()
+    ):
         raise NodeError(
-            node, "model", f"{kind} is a video model, which attends over time by itself.", "Connect an SD 1.x, SD 2.x or SDXL model."
+            node,
+            "model",
+            f"{kind} is a video model, which attends over time by itself.",
+            "Connect an SD 1.x, SD 2.x or SDXL model.",
         )
     if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise NodeError(
-            node, "model", f"{kind} is a flow model, whose start is not noise over signal.", "Connect an SD 1.x, SD 2.x or SDXL model."
+            node,
+            "model",
+            f"{kind} is a flow model, whose start is not noise over signal.",
+            "Connect an SD 1.x, SD 2.x or SDXL model.",
         )
     return found[1]
 
 
-def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = "latents") -> Tensor:
-    """The samples (N, C, h, w) of a LATENT, float32. Raises: NodeError if it is no batch of image latents that this model takes."""
+def check_latents(
+    node: str, model: Any, latents: dict[str, Any], socket: str = "latents"
+) -> Tensor:
+    """The samples (N, C, h, w) of a LATENT, float32.
+
+    Raises: NodeError if it is no batch of image latents that this model takes.
+    """
     samples = latents["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         shape = "nested" if getattr(samples, "is_nested", False) else tuple(samples.shape)
@@ -53,12 +76,27 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
             "Encode the frames with the VAE of an image model: (N, C, h, w).",
         )
     if len(samples) == 0 or samples.numel() == 0:
-        raise NodeError(node, socket, f"an empty batch of latents {tuple(samples.shape)}.", "Connect at least one frame.")
+        raise NodeError(
+            node,
+            socket,
+            f"an empty batch of latents {tuple(samples.shape)}.",
+            "Connect at least one frame.",
+        )
     if not samples.is_floating_point():
-        raise NodeError(node, socket, f"latents of type {samples.dtype}.", "Connect latents as VAE Encode gives them.")
+        raise NodeError(
+            node,
+            socket,
+            f"latents of type {samples.dtype}.",
+            "Connect latents as VAE Encode gives them.",
+        )
     if min(samples.shape[2:]) < SMALLEST:
         found = f"latents of {samples.shape[3]} x {samples.shape[2]}, pictures of a few pixels."
-        raise NodeError(node, socket, found, f"Encode larger frames: at least {SMALLEST} x {SMALLEST} latent pixels.")
+        raise NodeError(
+            node,
+            socket,
+            found,
+            f"Encode larger frames: at least {SMALLEST} x {SMALLEST} latent pixels.",
+        )
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise NodeError(
@@ -78,8 +116,13 @@ def check_latents(node: str, model: Any, latents: dict[str, Any], socket: str = 
     return samples.float()
 
 
-def noise_mask(node: str, latents: dict[str, Any], frames: int, socket: str = "latents") -> Tensor | None:
-    """The mask (1 or N, H, W) in [0, 1] that a LATENT of so many frames says to sample inside of. Raises: NodeError for another number."""
+def noise_mask(
+    node: str, latents: dict[str, Any], frames: int, socket: str = "latents"
+) -> Tensor | None:
+    """The mask (1 or N, H, W) in [0, 1] that a LATENT of so many frames says to sample inside of.
+
+    Raises: NodeError for another number.
+    """
     mask = latents.get("noise_mask")
     if mask is None:
         return None
@@ -91,18 +134,26 @@ def noise_mask(node: str, latents: dict[str, Any], frames: int, socket: str = "l
 
 
 def others_kept(latents: dict[str, Any]) -> dict[str, Any]:
-    """What a LATENT holds beside its samples and belongs to what became of them too, as the host's samplers pass it on.
+    """What a LATENT holds beside its samples and belongs to what became of them too, as the host's
+    samplers pass it on.
 
-    Not the noise mask: under the host's samplers it would keep the inverted noise outside of itself. The inversion has it.
+    Not the noise mask: under the host's samplers it would keep the inverted noise outside of
+    itself. The inversion has it.
     """
     return {
-        name: value for name, value in latents.items() if name not in ("samples", "noise_mask") and not name.startswith("downscale_ratio")
+        name: value
+        for name, value in latents.items()
+        if name not in ("samples", "noise_mask") and not name.startswith("downscale_ratio")
     }
 
 
 def check_injection(node: str, backbone: Backbone, injection: Injection | None) -> None:
     """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
-    if injection is None or not (injection.attention_until or injection.features_until) or backbone.injected_attention(injection.layers):
+    if (
+        injection is None
+        or not (injection.attention_until or injection.features_until)
+        or backbone.injected_attention(injection.layers)
+    ):
         return
     raise NodeError(
         node,
@@ -113,7 +164,10 @@ def check_injection(node: str, backbone: Backbone, injection: Injection | None) 
 
 
 def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:
-    """Raises: NodeError if the inversion was made by another model or noise schedule. The model's precision does not matter."""
+    """Raises: NodeError if the inversion was made by another model or noise schedule.
+
+    The model's precision does not matter.
+    """
     if not is_same_model(model, inversion.fingerprint):
         raise NodeError(
             node,
@@ -130,7 +184,10 @@ def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
     count = 1 if mask.ndim == 2 else len(mask)
     if count not in (1, inversion.frames):
         raise NodeError(
-            node, "mask", f"{count} masks for {inversion.frames} inverted frames.", "Connect one mask for all frames, or one for each."
+            node,
+            "mask",
+            f"{count} masks for {inversion.frames} inverted frames.",
+            "Connect one mask for all frames, or one for each.",
         )
 
 
@@ -138,14 +195,25 @@ def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
     """Raises: NodeError if the source's pictures (N, H, W, 3) are not one for each inverted frame."""
     if len(frames) != inversion.frames:
         raise NodeError(
-            node, "frames", f"{len(frames)} images for {inversion.frames} inverted frames.", "Connect the frames that were encoded."
+            node,
+            "frames",
+            f"{len(frames)} images for {inversion.frames} inverted frames.",
+            "Connect the frames that were encoded.",
         )
 
 
 def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> Tensor:
-    """The source's pictures (N, H, W, 3), which a mode needs. Raises: NodeError if they are missing or not one for each inverted frame."""
+    """The source's pictures (N, H, W, 3), which a mode needs.
+
+    Raises: NodeError if they are missing or not one for each inverted frame.
+    """
     if frames is None:
-        raise NodeError(node, "frames", f"nothing, and the mode {mode} follows the source's motion.", "Connect the source frames.")
+        raise NodeError(
+            node,
+            "frames",
+            f"nothing, and the mode {mode} follows the source's motion.",
+            "Connect the source frames.",
+        )
     check_frame_count(node, frames, inversion)
     return frames
 
@@ -162,16 +230,27 @@ def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, soc
         found = f"latents of shape {shape} here, {known} in the inversion."
         remedy = "Encode the frames with the VAE that belongs to the model."
     else:
-        found = f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
+        found = (
+            f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
+        )
         remedy = "Use the same resolution for both."
     raise NodeError(node, socket, found, remedy)
 
 
-def check_inverted_clip(node: str, latents: Tensor, inversion: Inversion, socket: str = "latents") -> None:
-    """Raises: NodeError if these clean latents (N, C, h, w), in the model's space, are not what was inverted, but for rounding."""
+def check_inverted_clip(
+    node: str, latents: Tensor, inversion: Inversion, socket: str = "latents"
+) -> None:
+    """Raises: NodeError if these clean latents (N, C, h, w), in the model's space, are not what was
+    inverted, but for rounding.
+    """
     check_same_clip(node, tuple(latents.shape), inversion, socket)
     wanted = inversion.latents[-1].to(latents)
     error, size = (part.flatten(1).norm(dim=1) for part in (latents - wanted, wanted))
     others = (error > SAME_FRAME * size).nonzero().flatten().tolist()
     if others:
-        raise NodeError(node, socket, f"frames {others[:8]} are not those that were inverted.", "Connect the same frames, or invert these.")
+        raise NodeError(
+            node,
+            socket,
+            f"frames {others[:8]} are not those that were inverted.",
+            "Connect the same frames, or invert these.",
+        )

@@ -1,4 +1,6 @@
-"""What users put on a model or a prompt that TokenFlow cannot work with: an error that says so instead of a crash or a wrong video."""
+"""What users put on a model or a prompt that TokenFlow cannot work with: an error that says so
+instead of a crash or a wrong video.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .errors import NodeError
 DOWNSCALE = "Patches that change the resolution inside the model (PatchModelAddDownscale) must halve it, at all steps and in all nodes."
 
 
-def check_areas(node: str, socket: str, conds: Iterable[Iterable[Mapping[str, Any]] | None]) -> None:
+def check_areas(
+    node: str, socket: str, conds: Iterable[Iterable[Mapping[str, Any]] | None]
+) -> None:
     """Raises: NodeError for processed conditionings that are limited to an area."""
     if any("area" in entry for entries in conds for entry in entries or ()):
         raise NodeError(
@@ -26,12 +30,17 @@ def check_areas(node: str, socket: str, conds: Iterable[Iterable[Mapping[str, An
 
 
 def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError for what splits or skips passes by itself: context windows, motion models, and the host's EasyCache.
+    """Raises: NodeError for what splits or skips passes by itself: context windows, motion models,
+    and the host's EasyCache.
 
     options: the host's model_options.
     """
-    animatediff = options["transformer_options"].get("ADGS")  # AnimateDiff-Evolved's state of the run
-    if options.get("context_handler") is not None or (animatediff is not None and animatediff.is_using_sliding_context()):
+    animatediff = options["transformer_options"].get(
+        "ADGS"
+    )  # AnimateDiff-Evolved's state of the run
+    if options.get("context_handler") is not None or (
+        animatediff is not None and animatediff.is_using_sliding_context()
+    ):
         raise NodeError(
             node,
             "model",
@@ -46,11 +55,17 @@ def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
             "Connect the model without it.",
         )
     if getattr(options["transformer_options"].get("easycache"), "name", None) == "EasyCache":
-        raise NodeError(node, "model", "EasyCache, which skips passes that TokenFlow needs.", "Use LazyCache, which skips whole steps.")
+        raise NodeError(
+            node,
+            "model",
+            "EasyCache, which skips passes that TokenFlow needs.",
+            "Use LazyCache, which skips whole steps.",
+        )
 
 
 def check_controls(node: str, conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None:
-    """Raises: NodeError for a control that keeps what it reads in self-attention by itself (Advanced-ControlNet's Reference).
+    """Raises: NodeError for a control that keeps what it reads in self-attention by itself
+    (Advanced-ControlNet's Reference).
 
     conds: the host's processed conditionings by the name of their socket.
     """
@@ -59,12 +74,18 @@ def check_controls(node: str, conds: Mapping[str, Iterable[Mapping[str, Any]] | 
             control = entry.get("control")
             while control is not None:
                 if hasattr(control, "ref_opts"):
-                    raise NodeError(node, socket, "a Reference ControlNet, which takes self-attention over.", "Use an IPAdapter instead.")
+                    raise NodeError(
+                        node,
+                        socket,
+                        "a Reference ControlNet, which takes self-attention over.",
+                        "Use an IPAdapter instead.",
+                    )
                 control = control.previous_controlnet
 
 
 def check_every_layer_runs(node: str, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError for what keeps the source from being seen by all layers at all steps: caches, and replaced self-attention (SAG).
+    """Raises: NodeError for what keeps the source from being seen by all layers at all steps:
+    caches, and replaced self-attention (SAG).
 
     options: the host's model_options.
     """
@@ -75,11 +96,14 @@ def check_every_layer_runs(node: str, options: Mapping[str, Any]) -> None:
         found = "a patch that replaces self-attention (Self-Attention Guidance)."
     else:
         return
-    raise NodeError(node, "model", found, "Connect the model without it here, and with it to the sampler alone.")
+    raise NodeError(
+        node, "model", found, "Connect the model without it here, and with it to the sampler alone."
+    )
 
 
 def check_all_tokens(node: str, layer: str, x: Tensor, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError if a self-attention gets other tokens (rows, P, C) than its block has: merged (ToMe) or tiled (HyperTile) ones.
+    """Raises: NodeError if a self-attention gets other tokens (rows, P, C) than its block has:
+    merged (ToMe) or tiled (HyperTile) ones.
 
     options: the host's transformer_options, which hold the block's activations' shape.
     """
@@ -93,8 +117,16 @@ def check_all_tokens(node: str, layer: str, x: Tensor, options: Mapping[str, Any
         )
 
 
-def check_captured(node: str, step: int, found: Mapping[str, Tensor], names: Iterable[str], shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Raises: NodeError if a layer among `names` was not recorded at a step, not with the tokens and width of `shapes`, or not finite."""
+def check_captured(
+    node: str,
+    step: int,
+    found: Mapping[str, Tensor],
+    names: Iterable[str],
+    shapes: Mapping[str, tuple[int, int]],
+) -> None:
+    """Raises: NodeError if a layer among `names` was not recorded at a step, not with the tokens
+    and width of `shapes`, or not finite.
+    """
     for name in names:
         if name not in found:
             raise NodeError(
@@ -112,11 +144,18 @@ def check_captured(node: str, step: int, found: Mapping[str, Tensor], names: Ite
                 DOWNSCALE,
             )
         if not torch.isfinite(tokens).all():
-            raise NodeError(node, "model", f"NaN or infinite features in {name} at step {step}.", "Run the model in a higher precision.")
+            raise NodeError(
+                node,
+                "model",
+                f"NaN or infinite features in {name} at step {step}.",
+                "Run the model in a higher precision.",
+            )
 
 
 def check_levels(node: str, shapes: Mapping[str, tuple[int, int]], height: int, width: int) -> None:
-    """Raises: NodeError if a layer's tokens (P, C) are none of the levels of a UNet on latents of height x width."""
+    """Raises: NodeError if a layer's tokens (P, C) are none of the levels of a UNet on latents of
+    height x width.
+    """
     for name, (tokens, _) in shapes.items():
         try:
             token_grid(tokens, height, width)

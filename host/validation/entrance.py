@@ -1,7 +1,8 @@
 """What comes to the UNet, compared with what the host made ready for it.
 
-Patches between the two (`model_function_wrapper`: Tiled Diffusion and its like) may hand the UNet tiles, other rows or another size. Whole
-conditionings with all their keys may come in any number of calls; of anything else the passes would make other frames' features.
+Patches between the two (`model_function_wrapper`: Tiled Diffusion and its like) may hand the UNet
+tiles, other rows or another size. Whole conditionings with all their keys may come in any number of
+calls; of anything else the passes would make other frames' features.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SAME, OTHER = 1e-4, 1e-3
 class Entrance:
     """One pass's way into the UNet.
 
-    node: the node's name for errors. latents: (n, C, h, w) of the pass's frames. conds: their conditionings. place: by uuid.
-    patched: whether the model has a patch that stands between the host and the UNet.
+    node: the node's name for errors. latents: (n, C, h, w) of the pass's frames. conds: their
+    conditionings. place: by uuid. patched: whether the model has a patch that stands between the
+    host and the UNet.
     """
 
     node: str
@@ -38,7 +40,9 @@ class Entrance:
     _reached: set[Place] = field(default_factory=set)
 
     def check(self, x: Tensor, options: Mapping[str, Any]) -> None:
-        """Raises: NodeError if the UNet's input (rows * n, C, h, w) is not whole conditionings of the pass, as `options` name them."""
+        """Raises: NodeError if the UNet's input (rows * n, C, h, w) is not whole conditionings of
+        the pass, as `options` name them.
+        """
         places = [self.place.get(uuid) for uuid in options.get("uuids", ())]
         if not places or None in places:
             self._refuse("its batch without the keys of its conditionings", "rebuilds the batch")
@@ -46,36 +50,57 @@ class Entrance:
         found, size = tuple(x.shape[2:]), f"{self.latents.shape[3]} x {self.latents.shape[2]}"
         if found not in self._sizes():
             smaller = x.shape[2] * x.shape[3] < height * width
-            kind = "cuts frames into tiles (Tiled Diffusion, MultiDiffusion)" if smaller else "enlarges frames"
-            self._refuse(f"pictures of {x.shape[3]} x {x.shape[2]} latent pixels instead of {size}", kind)
+            kind = (
+                "cuts frames into tiles (Tiled Diffusion, MultiDiffusion)"
+                if smaller
+                else "enlarges frames"
+            )
+            self._refuse(
+                f"pictures of {x.shape[3]} x {x.shape[2]} latent pixels instead of {size}", kind
+            )
         if len(x) != len(places) * frames:
-            kind = "cuts the batch between frames" if len(x) < len(places) * frames else "repeats frames"
+            kind = (
+                "cuts the batch between frames"
+                if len(x) < len(places) * frames
+                else "repeats frames"
+            )
             self._refuse(f"a batch of {len(x)} instead of {len(places)} x {frames} pictures", kind)
         if self.patched and found == (height, width):
             self._check_order(x[:, : self.latents.shape[1]].unflatten(0, (len(places), frames)))
         self._reached.update(place for place in places if place is not None)
 
     def check_reached(self, denoised: Sequence[Tensor]) -> None:
-        """Raises: NodeError if a list of conditionings has an answer (n, C, h, w) that did not come through `check`; idle ones are zero."""
+        """Raises: NodeError if a list of conditionings has an answer (n, C, h, w) that did not come
+        through `check`; idle ones are zero.
+        """
         reached = {listed for listed, _ in self._reached}
         if any(i not in reached and bool(part.any()) for i, part in enumerate(denoised)):
             self._refuse(
-                "no batch with what TokenFlow hands over", "leaves calls out or drops transformer_options (caches such as TeaCache)"
+                "no batch with what TokenFlow hands over",
+                "leaves calls out or drops transformer_options (caches such as TeaCache)",
             )
 
     def _sizes(self) -> set[tuple[int, ...]]:
-        """Of whole frames, and of the areas that conditionings are limited to, which end where the frame does."""
+        """Of whole frames, and of the areas that conditionings are limited to, which end where the
+        frame does.
+        """
         height, width = self.latents.shape[2:]
-        areas = [entry["area"] for entries in self.conds for entry in entries or () if "area" in entry]
+        areas = [
+            entry["area"] for entries in self.conds for entry in entries or () if "area" in entry
+        ]
         return {(height, width), *((min(h, height - y), min(w, width - x)) for h, w, y, x in areas)}
 
     def _check_order(self, rows: Tensor) -> None:
         """rows: (conditionings, n, C, h, w), the latents scaled."""
-        wanted = torch.nn.functional.normalize(self.latents.flatten(1).to(rows.device, torch.float32))
+        wanted = torch.nn.functional.normalize(
+            self.latents.flatten(1).to(rows.device, torch.float32)
+        )
         alike = torch.nn.functional.normalize(rows.flatten(2).float(), dim=-1) @ wanted.T
         best, own = alike.amax(-1), alike.diagonal(dim1=1, dim2=2)
         if bool(((best > 1 - SAME) & (own < 1 - OTHER)).any()):
             self._refuse("frames in another order", "rearranges the batch")
 
     def _refuse(self, found: str, kind: str) -> None:
-        raise NodeError(self.node, "model", f"the UNet gets {found}: a patch on the model {kind}.", REMEDY)
+        raise NodeError(
+            self.node, "model", f"the UNet gets {found}: a patch on the model {kind}.", REMEDY
+        )

@@ -13,7 +13,11 @@ class NodeError(ValueError):
         self.node, self.socket, self.found, self.remedy = node, socket, found, remedy
 
 
-def library_error(node: str, error: LibraryError, socket: str | None = None, instead: str = "") -> NodeError:
-    """The error of a node that cannot do without a library. instead: what else to choose at an input."""
+def library_error(
+    node: str, error: LibraryError, socket: str | None = None, instead: str = ""
+) -> NodeError:
+    """The error of a node that cannot do without a library. instead: what else to choose at an
+    input.
+    """
     remedy = f"In ComfyUI's environment: {error.remedy}, and start ComfyUI again{f'; or choose {instead}' if instead else ''}."
     return NodeError(node, socket, f"{error}.", remedy)

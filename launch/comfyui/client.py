@@ -22,7 +22,10 @@ class PromptError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a prompt left behind. `outputs` is {node id: what the node shows}, `cached` the ids of nodes that did not run again."""
+    """What a prompt left behind.
+
+    `outputs` is {node id: what the node shows}, `cached` the ids of nodes that did not run again.
+    """
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]]
@@ -30,14 +33,29 @@ class Result:
 
     def texts(self) -> dict[str, list[str]]:
         """{node id: its text outputs}."""
-        found = {node: [t for t in shown.get("text", []) if isinstance(t, str)] for node, shown in self.outputs.items()}
+        found = {
+            node: [t for t in shown.get("text", []) if isinstance(t, str)]
+            for node, shown in self.outputs.items()
+        }
         return {node: texts for node, texts in found.items() if texts}
 
     def files(self) -> list[str]:
         """Files saved into the output folder, relative to it, each once."""
-        entries = [e for shown in self.outputs.values() for items in shown.values() if isinstance(items, list) for e in items]
-        saved = [e for e in entries if isinstance(e, dict) and e.get("type") == "output" and "filename" in e]
-        return list(dict.fromkeys(f"{e.get('subfolder', '')}/{e['filename']}".lstrip("/") for e in saved))
+        entries = [
+            e
+            for shown in self.outputs.values()
+            for items in shown.values()
+            if isinstance(items, list)
+            for e in items
+        ]
+        saved = [
+            e
+            for e in entries
+            if isinstance(e, dict) and e.get("type") == "output" and "filename" in e
+        ]
+        return list(
+            dict.fromkeys(f"{e.get('subfolder', '')}/{e['filename']}".lstrip("/") for e in saved)
+        )
 
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -47,21 +65,34 @@ def silent(kind: str, data: dict[str, Any]) -> None:
     """A listener that does nothing."""
 
 
-def run_prompt(address: str, prompt: Prompt, listener: Listener = silent, workflow: dict[str, Any] | None = None) -> Result:
-    """Runs a prompt to its end. `listener` gets (type, data) of every message about it; `workflow` is embedded in saved files.
+def run_prompt(
+    address: str,
+    prompt: Prompt,
+    listener: Listener = silent,
+    workflow: dict[str, Any] | None = None,
+) -> Result:
+    """Runs a prompt to its end.
+
+    `listener` gets (type, data) of every message about it; `workflow` is embedded in saved files.
 
     Raises PromptError.
     """
     return asyncio.run(_run_prompt(address, prompt, listener, workflow))
 
 
-async def _run_prompt(address: str, prompt: Prompt, listener: Listener, workflow: dict[str, Any] | None) -> Result:
+async def _run_prompt(
+    address: str, prompt: Prompt, listener: Listener, workflow: dict[str, Any] | None
+) -> Result:
     client_id = uuid.uuid4().hex
     async with (
         aiohttp.ClientSession(address) as session,
         session.ws_connect(f"/ws?clientId={client_id}", max_msg_size=0) as socket,
     ):
-        body = {"prompt": prompt, "client_id": client_id, "extra_data": {"extra_pnginfo": {"workflow": workflow}} if workflow else {}}
+        body = {
+            "prompt": prompt,
+            "client_id": client_id,
+            "extra_data": {"extra_pnginfo": {"workflow": workflow}} if workflow else {},
+        }
         async with session.post("/prompt", json=body) as response:
             answer = await response.json()
         if response.status != 200 or answer.get("node_errors"):
@@ -83,7 +114,9 @@ async def _outputs(session: aiohttp.ClientSession, prompt_id: str) -> dict[str, 
         await asyncio.sleep(0.05)
 
 
-async def _follow(socket: aiohttp.ClientWebSocketResponse, prompt_id: str, prompt: Prompt, listener: Listener) -> frozenset[str]:
+async def _follow(
+    socket: aiohttp.ClientWebSocketResponse, prompt_id: str, prompt: Prompt, listener: Listener
+) -> frozenset[str]:
     """Passes the prompt's messages on until it ends well; returns the ids of cached nodes."""
     cached: frozenset[str] = frozenset()
     async for message in socket:
@@ -97,7 +130,9 @@ async def _follow(socket: aiohttp.ClientWebSocketResponse, prompt_id: str, promp
         if kind == "execution_cached":
             cached |= frozenset(data["nodes"])
         elif kind == "execution_error":
-            raise PromptError(f"{node_name(data['node_id'], prompt)}: {data['exception_type']}: {data['exception_message'].strip()}")
+            raise PromptError(
+                f"{node_name(data['node_id'], prompt)}: {data['exception_type']}: {data['exception_message'].strip()}"
+            )
         elif kind == "execution_interrupted":
             raise PromptError(f"{node_name(data['node_id'], prompt)}: interrupted")
         elif kind == "execution_success":
@@ -109,10 +144,17 @@ def refusal(answer: dict[str, Any], prompt: Prompt) -> str:
     """The server's reasons for not taking a prompt, or a part of it, one a line."""
     lines = []
     for node, report in answer.get("node_errors", {}).items():
-        lines += [f"{node_name(node, prompt)}: {e['type']}: {e['message']}: {e['details']}" for e in report["errors"]]
+        lines += [
+            f"{node_name(node, prompt)}: {e['type']}: {e['message']}: {e['details']}"
+            for e in report["errors"]
+        ]
     general = answer.get("error")
     if not lines and general:
-        lines = [f"{general['type']}: {general['message']} {general['details']}" if isinstance(general, dict) else str(general)]
+        lines = [
+            f"{general['type']}: {general['message']} {general['details']}"
+            if isinstance(general, dict)
+            else str(general)
+        ]
     return "\n".join(["the server refused the prompt", *lines])
 
 
@@ -126,7 +168,9 @@ def node_name(node: str, prompt: Prompt) -> str:
 
 
 class Progress:
-    """A listener that prints one line per node: its title, step i/n while it runs, seconds when it is done."""
+    """A listener that prints one line per node: its title, step i/n while it runs, seconds when it
+    is done.
+    """
 
     def __init__(self, prompt: Prompt, stream: TextIO = sys.stdout) -> None:
         self.prompt, self.stream = prompt, stream
@@ -146,13 +190,18 @@ class Progress:
 
     def _show(self, step: str) -> None:
         if self.live and self.node is not None:
-            self.stream.write(f"\r\033[K  {self._title()}  {step}  {time.monotonic() - self.start:.0f} s")
+            self.stream.write(
+                f"\r\033[K  {self._title()}  {step}  {time.monotonic() - self.start:.0f} s"
+            )
             self.stream.flush()
 
     def _finish(self, remark: str = "") -> None:
         if self.node is not None:
             clear = "\r\033[K" if self.live else ""
-            self.stream.write(f"{clear}  {self._title()}  {time.monotonic() - self.start:.1f} s  {remark}".rstrip() + "\n")
+            self.stream.write(
+                f"{clear}  {self._title()}  {time.monotonic() - self.start:.1f} s  {remark}".rstrip()
+                + "\n"
+            )
             self.stream.flush()
         self.node = None
 

@@ -13,7 +13,9 @@ PACK = "tokenflow_pack"
 
 
 def import_comfyui(comfyui: Path) -> None:
-    """Makes ComfyUI's modules importable, before anything else of the same name, on the CPU where there is nothing better."""
+    """Makes ComfyUI's modules importable, before anything else of the same name, on the CPU where
+    there is nothing better.
+    """
     sys.path.insert(0, str(comfyui))
     argv, sys.argv = sys.argv, sys.argv[:1]
     from comfy.cli_args import args
@@ -24,8 +26,12 @@ def import_comfyui(comfyui: Path) -> None:
 
 
 def import_pack() -> None:
-    """Imports the pack from its folder as ComfyUI does, under the name tokenflow_pack, whatever the folder is called."""
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    """Imports the pack from its folder as ComfyUI does, under the name tokenflow_pack, whatever the
+    folder is called.
+    """
+    spec = importlib.util.spec_from_file_location(
+        PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -20,10 +20,14 @@ class ServerError(RuntimeError):
 
 
 def has_accelerator() -> bool:
-    """Whether torch sees a device that ComfyUI can use; without one it has to be started with --cpu."""
+    """Whether torch sees a device that ComfyUI can use; without one it has to be started with
+    --cpu.
+    """
     import torch
 
-    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    return (
+        torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    )
 
 
 def free_port() -> int:
@@ -37,9 +41,9 @@ def free_port() -> int:
 class Server:
     """Runs the ComfyUI in `comfyui` from entering to leaving the context.
 
-    `work` gets the folders input, user and temp (nothing is written into ComfyUI's own), `output` what the nodes save,
-    `log` all that the server prints; `options` are further ones of its command line.
-    Raises ServerError when it does not answer within `patience` seconds.
+    `work` gets the folders input, user and temp (nothing is written into ComfyUI's own), `output`
+    what the nodes save, `log` all that the server prints; `options` are further ones of its command
+    line. Raises ServerError when it does not answer within `patience` seconds.
     """
 
     comfyui: Path
@@ -67,7 +71,12 @@ class Server:
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C reaches only us, and we stop the server.
             self.process = subprocess.Popen(
-                self.command(), cwd=self.comfyui, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self.command(),
+                cwd=self.comfyui,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             self._wait_until_ready()
@@ -83,12 +92,28 @@ class Server:
         """The server's command line."""
         folders = {"--input-directory": self.input, "--output-directory": self.output}
         folders |= {"--user-directory": self.work / "user", "--temp-directory": self.work}
-        options = [text for option, folder in folders.items() for text in (option, str(folder.absolute()))]
-        options += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
+        options = [
+            text for option, folder in folders.items() for text in (option, str(folder.absolute()))
+        ]
+        options += [
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+        ]
         options += ["--preview-method", "auto"]  # the host's own choice is none
         # ComfyUI's own choice for a CPU is a slower attention than torch's.
         options += [] if has_accelerator() else ["--cpu", "--use-pytorch-cross-attention"]
-        return [sys.executable, "main.py", "--listen", HOST, "--port", str(self.port), *options, *self.options]
+        return [
+            sys.executable,
+            "main.py",
+            "--listen",
+            HOST,
+            "--port",
+            str(self.port),
+            *options,
+            *self.options,
+        ]
 
     def stop(self) -> None:
         """Ends the server process and waits for it; does nothing when it has ended."""
@@ -114,10 +139,14 @@ class Server:
         end = time.monotonic() + self.patience
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise ServerError(f"ComfyUI ended with exit code {self.process.returncode}. {self.log} ends with:\n{self.tail()}")
+                raise ServerError(
+                    f"ComfyUI ended with exit code {self.process.returncode}. {self.log} ends with:\n{self.tail()}"
+                )
             try:
                 self.get("/system_stats")
                 return
             except OSError:
                 time.sleep(0.2)
-        raise ServerError(f"ComfyUI does not answer after {self.patience:.0f} s. {self.log} ends with:\n{self.tail()}")
+        raise ServerError(
+            f"ComfyUI does not answer after {self.patience:.0f} s. {self.log} ends with:\n{self.tail()}"
+        )

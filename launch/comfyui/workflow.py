@@ -1,7 +1,8 @@
 """From the workflow that ComfyUI's editor saves to the prompt that its server runs.
 
-The saved file lists widget values without names. The names and their order come from the server's `/object_info`, as in the
-editor (`graphToPrompt` of ComfyUI_frontend), so that one file serves both the user who opens it and the API.
+The saved file lists widget values without names. The names and their order come from the server's
+`/object_info`, as in the editor (`graphToPrompt` of ComfyUI_frontend), so that one file serves both
+the user who opens it and the API.
 """
 
 from __future__ import annotations
@@ -35,26 +36,38 @@ Prompt = dict[str, PromptNode]
 
 
 class WorkflowError(ValueError):
-    """The workflow cannot be turned into a prompt; the message has a line for each node that is wrong."""
+    """The workflow cannot be turned into a prompt; the message has a line for each node that is
+    wrong.
+    """
 
 
 def to_prompt(workflow: Json, object_info: Json) -> Prompt:
     """Converts a saved workflow with the node definitions of `/object_info`.
 
-    Muted nodes and notes are left out, bypassed ones pass their inputs on by type. A file that is an API prompt
-    already is returned as it is. Raises WorkflowError.
+    Muted nodes and notes are left out, bypassed ones pass their inputs on by type. A file that is
+    an API prompt already is returned as it is. Raises WorkflowError.
     """
     if "nodes" not in workflow:
-        if not workflow or not all(isinstance(node, dict) and "class_type" in node for node in workflow.values()):
-            raise WorkflowError("the file is neither a workflow saved by the editor nor an API prompt")
-        unknown = [f"node {node} ({entry['class_type']})" for node, entry in workflow.items() if entry["class_type"] not in object_info]
+        if not workflow or not all(
+            isinstance(node, dict) and "class_type" in node for node in workflow.values()
+        ):
+            raise WorkflowError(
+                "the file is neither a workflow saved by the editor nor an API prompt"
+            )
+        unknown = [
+            f"node {node} ({entry['class_type']})"
+            for node, entry in workflow.items()
+            if entry["class_type"] not in object_info
+        ]
         if unknown:
             raise WorkflowError("\n".join(f"{name} {UNKNOWN}" for name in unknown))
         return workflow
     try:
         return Graph(workflow, object_info).prompt()
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise WorkflowError(f"the file is no workflow as the editor saves it ({type(error).__name__}: {error})") from error
+        raise WorkflowError(
+            f"the file is no workflow as the editor saves it ({type(error).__name__}: {error})"
+        ) from error
 
 
 class Graph:
@@ -63,12 +76,18 @@ class Graph:
     def __init__(self, workflow: Json, object_info: Json) -> None:
         self.nodes: dict[Any, Json] = {node["id"]: node for node in workflow["nodes"]}
         self.links: dict[Any, list[Any]] = {link[0]: link for link in workflow.get("links", [])}
-        self.subgraphs = {graph["id"] for graph in workflow.get("definitions", {}).get("subgraphs", [])}
+        self.subgraphs = {
+            graph["id"] for graph in workflow.get("definitions", {}).get("subgraphs", [])
+        }
         self.object_info = object_info
 
     def prompt(self) -> Prompt:
         """The API prompt of all nodes that run. Raises WorkflowError for all that cannot."""
-        running = [n for n in self.nodes.values() if n.get("mode", 0) not in (MUTED, BYPASSED) and n["type"] not in NOTES]
+        running = [
+            n
+            for n in self.nodes.values()
+            if n.get("mode", 0) not in (MUTED, BYPASSED) and n["type"] not in NOTES
+        ]
         found, wrong = {}, []
         for node in running:
             try:
@@ -94,7 +113,9 @@ class Graph:
         """The server's definition of a node's type."""
         kind = node["type"]
         if kind in self.subgraphs:
-            raise WorkflowError(f"{label(node)} is a subgraph. Unpack it in the editor and save again.")
+            raise WorkflowError(
+                f"{label(node)} is a subgraph. Unpack it in the editor and save again."
+            )
         if kind in UNSUPPORTED:
             raise WorkflowError(f"{label(node)} exists in the editor only: {UNSUPPORTED[kind]}.")
         if kind not in self.object_info:
@@ -103,7 +124,9 @@ class Graph:
         return found
 
     def source(self, link_id: Any) -> list[Any] | None:
-        """[node id, output index] at the other end of a link, through bypassed nodes; None where nothing comes."""
+        """[node id, output index] at the other end of a link, through bypassed nodes; None where
+        nothing comes.
+        """
         if link_id is None or link_id not in self.links:
             return None
         _, origin_id, output = self.links[link_id][:3]
@@ -118,7 +141,9 @@ class Graph:
 
 
 def bypass_link(node: Json, output: int) -> Any:
-    """The link that a bypassed node passes on to an output: of the input in the same place, else the first of the same type."""
+    """The link that a bypassed node passes on to an output: of the input in the same place, else
+    the first of the same type.
+    """
     inputs: list[Json] = node.get("inputs", [])
     wanted = node["outputs"][output]["type"]
     same_place = inputs[output : output + 1]
@@ -129,7 +154,10 @@ def bypass_link(node: Json, output: int) -> Any:
 
 
 def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
-    """(name, value) of a node's widgets. Values missing at the end are the definition's defaults; the editor's own extras are ignored."""
+    """(name, value) of a node's widgets.
+
+    Values missing at the end are the definition's defaults; the editor's own extras are ignored.
+    """
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         yield from values.items()
@@ -147,10 +175,18 @@ def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
             continue
         yield name, {"__value__": value} if isinstance(value, list) else value
         if kind == DYNAMIC_COMBO:  # what the choice brings comes next, named after it
-            brought: list[Json] = [option["inputs"] for option in options["options"] if option["key"] == value]
-            waiting[:0] = [(f"{name}.{inner}", kind, more) for inputs in brought for inner, kind, more in widgets(inputs, {})]
+            brought: list[Json] = [
+                option["inputs"] for option in options["options"] if option["key"] == value
+            ]
+            waiting[:0] = [
+                (f"{name}.{inner}", kind, more)
+                for inputs in brought
+                for inner, kind, more in widgets(inputs, {})
+            ]
         asked = options.get("control_after_generate")
-        has_control = asked if asked is not None else kind == "INT" and name in ("seed", "noise_seed")
+        has_control = (
+            asked if asked is not None else kind == "INT" and name in ("seed", "noise_seed")
+        )
         if has_control and position < len(values) and values[position] in CONTROL_VALUES:
             position += 1
             if kind == "COMBO":  # the editor adds a filter for the list as well

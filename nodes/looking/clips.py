@@ -11,9 +11,12 @@ from ...host.measuring.cropping import common_size, crop, describe_crop, in_word
 from ...host.validation.errors import NodeError
 from ..schema import lines
 
-# Inputs that grow as they are connected are half made on the oldest host, so there are enough for all modes and some more.
-# By their ids, the first two of which are older than their names, what they are called on the node and where the user gives no names.
-EDITS = {"edited": "edit_1", "reference": "edit_2"} | {f"edit_{i}": f"edit_{i}" for i in range(3, 13)}
+# Inputs that grow as they are connected are half made on the oldest host, so there are enough for
+# all modes and some more. By their ids, the first two of which are older than their names, what
+# they are called on the node and where the user gives no names.
+EDITS = {"edited": "edit_1", "reference": "edit_2"} | {
+    f"edit_{i}": f"edit_{i}" for i in range(3, 13)
+}
 
 LONGEST_NAME = 200  # plots and captions are slow to find out that it has no place
 
@@ -22,8 +25,13 @@ def edit_inputs() -> list[Any]:
     """A socket for each of `EDITS`, of which only the first must be connected."""
     (first, name), *more = EDITS.items()
     return [
-        io.Image.Input(first, name, tooltip="The edited frames, as many and as large as the source's."),
-        *(io.Image.Input(socket, name, optional=True, tooltip="One more edit to compare with.") for socket, name in more),
+        io.Image.Input(
+            first, name, tooltip="The edited frames, as many and as large as the source's."
+        ),
+        *(
+            io.Image.Input(socket, name, optional=True, tooltip="One more edit to compare with.")
+            for socket, name in more
+        ),
     ]
 
 
@@ -39,38 +47,71 @@ def names_input() -> Any:
 
 
 def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], str]:
-    """The connected ones of clips (N, H, W, C) by socket: source, reconstruction, edits in order, whatever the order they come in.
+    """The connected ones of clips (N, H, W, C) by socket: source, reconstruction, edits in order,
+    whatever the order they come in.
 
-    Returns: the clips, all of one size, without the margin that VAE Encode has cut off of some; and what was cut, in words.
-    Raises: NodeError for another length than the source's, or a size that differs by more.
+    Returns: the clips, all of one size, without the margin that VAE Encode has cut off of some; and
+    what was cut, in words. Raises: NodeError for another length than the source's, or a size that
+    differs by more.
     """
-    connected = {socket: clip for socket in ("source", "reconstruction", *EDITS) if (clip := clips.get(socket)) is not None}
+    connected = {
+        socket: clip
+        for socket in ("source", "reconstruction", *EDITS)
+        if (clip := clips.get(socket)) is not None
+    }
     source = connected["source"]
     for socket, clip in connected.items():
         if len(clip) != len(source):
             found = f"{len(clip)} frames, the source has {len(source)}."
-            raise NodeError(node, EDITS.get(socket, socket), found, "Connect clips of equal length.")
+            raise NodeError(
+                node, EDITS.get(socket, socket), found, "Connect clips of equal length."
+            )
     size = common_size({socket: size_of(clip) for socket, clip in connected.items()})
     if isinstance(size, str):
         found = f"frames of {in_words(size_of(connected[size]))} pixels, the source's are {in_words(size_of(source))}."
-        raise NodeError(node, EDITS.get(size, size), found, "Connect clips of equal size; as the source the frames that were encoded.")
-    words = lines(*(describe_crop(EDITS.get(socket, socket), size_of(clip), size) for socket, clip in connected.items()))
+        raise NodeError(
+            node,
+            EDITS.get(size, size),
+            found,
+            "Connect clips of equal size; as the source the frames that were encoded.",
+        )
+    words = lines(
+        *(
+            describe_crop(EDITS.get(socket, socket), size_of(clip), size)
+            for socket, clip in connected.items()
+        )
+    )
     return {socket: crop(clip, size) for socket, clip in connected.items()}, words
 
 
 def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:
-    """The clips under the names that the user gave the edits, or their inputs'. Raises: NodeError for names too many, or twice the same."""
+    """The clips under the names that the user gave the edits, or their inputs'.
+
+    Raises: NodeError for names too many, or twice the same.
+    """
     edits = [socket for socket in EDITS if socket in clips]
     names = names.strip()
     given = [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
     if len(given) > len(edits):
-        raise NodeError(node, "names", f"{len(given)} names for {len(edits)} edits.", "Give as many names as edits are connected, or none.")
+        raise NodeError(
+            node,
+            "names",
+            f"{len(given)} names for {len(edits)} edits.",
+            "Give as many names as edits are connected, or none.",
+        )
     if any(len(name) > LONGEST_NAME for name in given):
-        raise NodeError(node, "names", f"a name of more than {LONGEST_NAME} signs.", "Use shorter names.")
+        raise NodeError(
+            node, "names", f"a name of more than {LONGEST_NAME} signs.", "Use shorter names."
+        )
     chosen = dict(zip(edits, given, strict=False))
-    renamed = {chosen.get(socket) or EDITS.get(socket, socket): clip for socket, clip in clips.items()}
+    renamed = {
+        chosen.get(socket) or EDITS.get(socket, socket): clip for socket, clip in clips.items()
+    }
     if len(renamed) < len(clips):
         raise NodeError(
-            node, "names", f"a name twice among {', '.join(given)}.", "Give every edit a name of its own, none of another input."
+            node,
+            "names",
+            f"a name twice among {', '.join(given)}.",
+            "Give every edit a name of its own, none of another input.",
         )
     return renamed

@@ -28,7 +28,12 @@ class CompareClips(io.ComfyNode):
                 *edit_inputs(),
                 names_input(),
                 io.Int.Input(
-                    "columns", default=0, min=0, max=16, optional=True, tooltip="Clips in a row. 0: about as many as there are rows."
+                    "columns",
+                    default=0,
+                    min=0,
+                    max=16,
+                    optional=True,
+                    tooltip="Clips in a row. 0: about as many as there are rows.",
                 ),
                 io.Int.Input(
                     "moments",
@@ -41,7 +46,8 @@ class CompareClips(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="grid", tooltip="As many frames as a clip has, or one with moments. Cells without a clip are black."
+                    display_name="grid",
+                    tooltip="As many frames as a clip has, or one with moments. Cells without a clip are black.",
                 )
             ],
         )
@@ -58,7 +64,9 @@ class CompareClips(io.ComfyNode):
         moments: int = 0,
         **more_edits: Tensor | None,
     ) -> io.NodeOutput:
-        clips, words = like_source(NAME, {"source": source, "edited": edited, "reference": reference, **more_edits})
+        clips, words = like_source(
+            NAME, {"source": source, "edited": edited, "reference": reference, **more_edits}
+        )
         named = called(NAME, clips, names)
         if moments:
             named, columns = {name: strip(clip, moments) for name, clip in named.items()}, 1

@@ -29,7 +29,15 @@ class Metrics(io.ComfyNode):
             NAME,
             "Measures flicker: every frame against the next one moved back along the source's optical flow (warp error, lower is steadier). "
             "Beside it sharpness and, with CLIP, how alike neighbouring frames are and how well they show the prompt.",
-            ["warp error", "temporal consistency", "flicker", "metrics", "optical flow", "RAFT", "CLIP score"],
+            [
+                "warp error",
+                "temporal consistency",
+                "flicker",
+                "metrics",
+                "optical flow",
+                "RAFT",
+                "CLIP score",
+            ],
             inputs=[
                 io.Image.Input("source", tooltip="The source frames: they give the motion."),
                 first,
@@ -44,7 +52,8 @@ class Metrics(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    display_name="figures", tooltip="A line per clip: mean warp error x1e-3 and sharpness, with CLIP the similarities."
+                    display_name="figures",
+                    tooltip="A line per clip: mean warp error x1e-3 and sharpness, with CLIP the similarities.",
                 ),
                 io.Image.Output(
                     display_name="plot",
@@ -72,14 +81,22 @@ class Metrics(io.ComfyNode):
                 optional=True,
                 tooltip="What finds the source's motion. DIS needs no weights. RAFT, which the paper takes, needs torchvision's file in models/optical_flow.",
             ),
-            io.ClipVision.Input("clip_vision", optional=True, tooltip="CLIP's vision model, to measure how alike neighbouring frames are."),
+            io.ClipVision.Input(
+                "clip_vision",
+                optional=True,
+                tooltip="CLIP's vision model, to measure how alike neighbouring frames are.",
+            ),
             io.Clip.Input(
                 "clip",
                 optional=True,
                 tooltip="The text encoder of the same CLIP, to score the prompt: ViT-H's (SD 2.x) or ViT-bigG's (SDXL). SD 1.x's does not fit.",
             ),
             io.String.Input(
-                "prompt", default="", multiline=True, optional=True, tooltip="What the edits shall show. Needs clip and clip_vision."
+                "prompt",
+                default="",
+                multiline=True,
+                optional=True,
+                tooltip="What the edits shall show. Needs clip and clip_vision.",
             ),
         ]
 
@@ -99,10 +116,19 @@ class Metrics(io.ComfyNode):
         **more_edits: Tensor | None,
     ) -> io.NodeOutput:
         clips, words = like_source(
-            NAME, {"source": source, "reconstruction": reconstruction, "edited": edited, "reference": reference, **more_edits}
+            NAME,
+            {
+                "source": source,
+                "reconstruction": reconstruction,
+                "edited": edited,
+                "reference": reference,
+                **more_edits,
+            },
         )
         if len(source) < 2:
-            raise NodeError(NAME, "source", f"{len(source)} frame(s).", "Connect a clip of at least two frames.")
+            raise NodeError(
+                NAME, "source", f"{len(source)} frame(s).", "Connect a clip of at least two frames."
+            )
         if min(source.shape[1:3]) < 2:
             found = f"frames of {source.shape[2]} x {source.shape[1]} pixels."
             raise NodeError(NAME, "source", found, "Connect frames of at least 2 x 2 pixels.")
@@ -115,14 +141,23 @@ class Metrics(io.ComfyNode):
             _prompt(clip_vision, clip, prompt),
         )
         text = lines(report.text(), words)
-        return io.NodeOutput(text, report.plots(), report.json(), report.table(), ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            text, report.plots(), report.json(), report.table(), ui=ui.PreviewText(text)
+        )
 
 
 def _prompt(clip_vision: Any, clip: Any, prompt: str) -> Tensor | None:
-    """The embedded prompt, if one shall be scored. Raises: NodeError if anything for it is missing or does not fit."""
+    """The embedded prompt, if one shall be scored.
+
+    Raises: NodeError if anything for it is missing or does not fit.
+    """
     if clip is None and not prompt.strip():
         return None
-    for socket, missing in (("clip", clip is None), ("clip_vision", clip_vision is None), ("prompt", not prompt.strip())):
+    for socket, missing in (
+        ("clip", clip is None),
+        ("clip_vision", clip_vision is None),
+        ("prompt", not prompt.strip()),
+    ):
         if missing:
             remedy = "A score of the prompt takes clip, clip_vision and the prompt; leave clip and prompt empty for none."
             raise NodeError(NAME, socket, "nothing there.", remedy)

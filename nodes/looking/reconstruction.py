@@ -8,7 +8,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...host.measuring.cropping import as_encoded
-from ...host.measuring.reconstruction import ALONE, BACK, check_vae, compare_pictures, reconstruct_frames, spread_frames, warn_if_lost
+from ...host.measuring.reconstruction import (
+    ALONE,
+    BACK,
+    check_vae,
+    compare_pictures,
+    reconstruct_frames,
+    spread_frames,
+    warn_if_lost,
+)
 from ...host.progress import Progress
 from ...host.validation.checks import check_frame_count, check_model, check_same_model
 from ...host.validation.errors import NodeError
@@ -16,7 +24,15 @@ from ...host.validation.prompts import check_prompts
 from ...reporting.plots import plot_lines
 from ...tokenflow_ops import Inversion
 from ..inputs import checked
-from ..schema import InversionSocket, frames_per_pass_input, lines, most_frames_input, preview, schema, shown_frames
+from ..schema import (
+    InversionSocket,
+    frames_per_pass_input,
+    lines,
+    most_frames_input,
+    preview,
+    schema,
+    shown_frames,
+)
 
 NAME = "Check Reconstruction"
 MOST_CHECKED = 16
@@ -32,10 +48,19 @@ class CheckReconstruction(io.ComfyNode):
             "CheckReconstruction",
             NAME,
             "Samples frames back from the inverted noise with the source prompt and compares them with the source: what is lost here no edit can keep.",
-            ["inversion quality", "psnr", "reconstruct", "ddim inversion check", "bad edit", "debug"],
+            [
+                "inversion quality",
+                "psnr",
+                "reconstruct",
+                "ddim inversion check",
+                "bad edit",
+                "debug",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model the frames were inverted with."),
-                InversionSocket.Input("inversion", tooltip="From DDIM Invert Video or Load Inversion."),
+                InversionSocket.Input(
+                    "inversion", tooltip="From DDIM Invert Video or Load Inversion."
+                ),
                 io.Vae.Input("vae", tooltip="The VAE the frames were encoded with."),
                 most_frames_input(MOST_CHECKED),
                 io.Image.Input(
@@ -44,21 +69,38 @@ class CheckReconstruction(io.ComfyNode):
                     tooltip="The source frames. Without them the autoencoder's pictures of the inverted latents stand for the source.",
                 ),
                 io.Float.Input(
-                    "cfg", default=1.0, min=1.0, max=30.0, step=0.1, optional=True, tooltip="As in DDIM Invert Video, 1 for nearly all."
+                    "cfg",
+                    default=1.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="As in DDIM Invert Video, 1 for nearly all.",
                 ),
-                io.Conditioning.Input("negative", optional=True, tooltip="As in DDIM Invert Video, only with cfg above 1."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="As in DDIM Invert Video, only with cfg above 1.",
+                ),
                 frames_per_pass_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="reconstruction", tooltip="The frames as the inversion gives them back."),
                 io.Image.Output(
-                    display_name="comparison", tooltip="Source, reconstruction and their difference, five times as bright, side by side."
+                    display_name="reconstruction",
+                    tooltip="The frames as the inversion gives them back.",
+                ),
+                io.Image.Output(
+                    display_name="comparison",
+                    tooltip="Source, reconstruction and their difference, five times as bright, side by side.",
                 ),
                 io.Image.Output(
                     display_name="plot",
                     tooltip="PSNR of each frame in dB, the reconstruction's beside the autoencoder's own: the closer the lines, the better.",
                 ),
-                io.String.Output(display_name="figures", tooltip="PSNR in dB: mean and lowest frame, and what the inversion loses."),
+                io.String.Output(
+                    display_name="figures",
+                    tooltip="PSNR in dB: mean and lowest frame, and what the inversion loses.",
+                ),
             ],
             is_output_node=True,
         )
@@ -79,7 +121,12 @@ class CheckReconstruction(io.ComfyNode):
         check_model(NAME, model)
         check_same_model(NAME, model, inversion)
         if cfg > 1 and not negative:
-            raise NodeError(NAME, "negative", f"nothing connected with cfg {cfg}.", "Set cfg to 1, or connect a negative prompt.")
+            raise NodeError(
+                NAME,
+                "negative",
+                f"nothing connected with cfg {cfg}.",
+                "Set cfg to 1, or connect a negative prompt.",
+            )
         if negative:
             check_prompts(NAME, model, negative, "negative")
         cut = ""
@@ -90,20 +137,43 @@ class CheckReconstruction(io.ComfyNode):
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]
         latents = model.get_model_object("latent_format").process_out(clean)
         progress = Progress(len(inversion.sigmas) - 1 + len(shown))
-        found = reconstruct_frames(NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass, progress)
+        found = reconstruct_frames(
+            NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass, progress
+        )
         chosen = None if frames is None else frames[shown]
-        pictures, comparison, figures = compare_pictures(NAME, model, vae, found, clean[shown], chosen, progress)
-        plot = plot_lines({name: values.tolist() for name, values in figures.items()}, "frame", "PSNR, dB", x=shown.tolist())
-        text = _text(figures, shown, inversion.frames) + warn_if_lost(NAME, inversion, found, clean[shown], cfg)
+        pictures, comparison, figures = compare_pictures(
+            NAME, model, vae, found, clean[shown], chosen, progress
+        )
+        plot = plot_lines(
+            {name: values.tolist() for name, values in figures.items()},
+            "frame",
+            "PSNR, dB",
+            x=shown.tolist(),
+        )
+        text = _text(figures, shown, inversion.frames) + warn_if_lost(
+            NAME, inversion, found, clean[shown], cfg
+        )
         text = lines(text, cut)
-        return io.NodeOutput(pictures, comparison, plot, text, ui=preview(comparison[spread_frames(len(shown))], text))
+        return io.NodeOutput(
+            pictures,
+            comparison,
+            plot,
+            text,
+            ui=preview(comparison[spread_frames(len(shown))], text),
+        )
 
 
 def _text(figures: dict[str, Tensor], shown: Tensor, total: int) -> str:
     """In words. figures: PSNR (n,) by name, of the frames `shown` (n,) of all."""
-    lines = [f"{len(shown)} of {total} frames sampled back from the noise; PSNR to the {'source' if ALONE in figures else VAES_SOURCE}"]
+    lines = [
+        f"{len(shown)} of {total} frames sampled back from the noise; PSNR to the {'source' if ALONE in figures else VAES_SOURCE}"
+    ]
     for name, values in figures.items():
-        lines.append(f"{name:20} {values.mean():.1f} dB (lowest, frame {int(shown[values.argmin()])}: {values.min():.1f})")
+        lines.append(
+            f"{name:20} {values.mean():.1f} dB (lowest, frame {int(shown[values.argmin()])}: {values.min():.1f})"
+        )
     if ALONE in figures:
-        lines.append(f"{'lost by the inversion':20} {figures[ALONE].mean() - figures[BACK].mean():.1f} dB")
+        lines.append(
+            f"{'lost by the inversion':20} {figures[ALONE].mean() - figures[BACK].mean():.1f} dB"
+        )
     return "\n".join(lines)

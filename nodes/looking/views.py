@@ -14,7 +14,13 @@ from ...reporting.grid import captioned_grid
 from ...reporting.plots import heat_map, plot_timeline
 from ...tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures, Windows
 from ...tokenflow_ops.features import token_grid
-from ...tokenflow_ops.measuring.views import feature_colours, match_motion, match_similarity, motion_colours, rebuild
+from ...tokenflow_ops.measuring.views import (
+    feature_colours,
+    match_motion,
+    match_similarity,
+    motion_colours,
+    rebuild,
+)
 from ..inputs import checked
 from ..presets import MOST_KEYFRAMES, NUMBER_BY_PRESET
 from ..schema import (
@@ -73,7 +79,8 @@ class PreviewFeatures(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="components", tooltip="A picture per frame, as large as the clip. All frames share their colours."
+                    display_name="components",
+                    tooltip="A picture per frame, as large as the clip. All frames share their colours.",
                 )
             ],
             is_output_node=True,
@@ -96,14 +103,21 @@ class PreviewFeatures(io.ComfyNode):
         if frames is not None:
             frames, cut = as_encoded(FEATURES, frames, inversion)
             height, width = size_of(frames)
-        descriptor = _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
+        descriptor = (
+            _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
+        )
         step = step_at(noise_level, len(inversion.sigmas) - 1)
         shown = shown_frames(inversion.frames, most_frames)
         colours = feature_colours(features, descriptor, step, shown, Progress(len(shown)))
         components = as_image(colours, height, width)
         rows, columns = features.grid(descriptor)
-        text = f"{columns} x {rows} tokens at sigma {float(inversion.sigmas[step]):.2f}\n" + "\n".join(descriptor)
-        return io.NodeOutput(components, ui=preview(components[spread_frames(len(shown))], lines(text, cut)))
+        text = (
+            f"{columns} x {rows} tokens at sigma {float(inversion.sigmas[step]):.2f}\n"
+            + "\n".join(descriptor)
+        )
+        return io.NodeOutput(
+            components, ui=preview(components[spread_frames(len(shown))], lines(text, cut))
+        )
 
 
 def _descriptor(features: SourceFeatures, resolution: str) -> Descriptor:
@@ -116,7 +130,12 @@ def _descriptor(features: SourceFeatures, resolution: str) -> Descriptor:
         sizes = sorted({tokens for tokens, _ in features.shapes.values()}, reverse=True)
         grids = [token_grid(tokens, *features.inversion.latents.shape[-2:]) for tokens in sizes]
         listed = ", ".join(f"{columns} x {rows}" for rows, columns in grids)
-        raise NodeError(FEATURES, "resolution", f"{resolution}, {columns} x {rows} tokens; this model has {listed}.", "Choose a finer one.")
+        raise NodeError(
+            FEATURES,
+            "resolution",
+            f"{resolution}, {columns} x {rows} tokens; this model has {listed}.",
+            "Choose a finer one.",
+        )
     return features.matched_by[found[-1]]
 
 
@@ -126,7 +145,12 @@ def _layer(features: SourceFeatures, layer: str) -> Descriptor:
         names = list(features.shapes)
         listed = ", ".join(names[-LISTED:])
         more = f", {len(names) - LISTED} before them" if len(names) > LISTED else ""
-        raise NodeError(FEATURES, "layer", f"no self-attention layer is called {layer[:80]!r}.", f"Leave it empty, or take {listed}{more}.")
+        raise NodeError(
+            FEATURES,
+            "layer",
+            f"no self-attention layer is called {layer[:80]!r}.",
+            f"Leave it empty, or take {listed}{more}.",
+        )
     return (layer,)
 
 
@@ -139,10 +163,21 @@ class PreviewCorrespondences(io.ComfyNode):
             "PreviewCorrespondences",
             CORRESPONDENCES,
             "Shows what the matches carry from keyframes to frames: each frame rebuilt from its keyframes, how sure the matches are and how they move, and when which frame is a keyframe.",
-            ["visualize matches", "confidence", "optical flow", "keyframe timeline", "warp check", "debug"],
+            [
+                "visualize matches",
+                "confidence",
+                "optical flow",
+                "keyframe timeline",
+                "warp check",
+                "debug",
+            ],
             inputs=[
-                CorrespondencesSocket.Input("correspondences", tooltip="From Build NN Correspondences."),
-                io.Image.Input("frames", tooltip="The source frames, the images that were encoded."),
+                CorrespondencesSocket.Input(
+                    "correspondences", tooltip="From Build NN Correspondences."
+                ),
+                io.Image.Input(
+                    "frames", tooltip="The source frames, the images that were encoded."
+                ),
                 noise_level_input(NOISE_LEVEL),
                 io.Int.Input(
                     "attended_keyframes",
@@ -189,19 +224,32 @@ class PreviewCorrespondences(io.ComfyNode):
         check_frame_count(CORRESPONDENCES, frames, features.inversion)
         frames, cut = as_encoded(CORRESPONDENCES, frames, features.inversion)
         frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
-        step, descriptor, grid = step_at(noise_level, len(correspondences.steps)), features.finest, features.grid(features.finest)
+        step, descriptor, grid = (
+            step_at(noise_level, len(correspondences.steps)),
+            features.finest,
+            features.grid(features.finest),
+        )
         matches, done = correspondences.steps[step], Progress(2 * len(shown))
         pictures = rebuild(frames.movedim(-1, 1), matches, descriptor, grid, shown, done)
         similarity = match_similarity(features, matches, descriptor, step, shown, done)
         views = {
             "rebuilt": _sized(pictures, frames),
             "confidence": heat_map(_sureness(similarity), frames[shown]),
-            "motion": as_image(motion_colours(match_motion(matches, descriptor, grid, shown)), *frames.shape[1:3]),
+            "motion": as_image(
+                motion_colours(match_motion(matches, descriptor, grid, shown)), *frames.shape[1:3]
+            ),
         }
         few = spread_frames(len(shown))
-        overview = captioned_grid({"source": frames[shown[few]], **{name: view[few] for name, view in views.items()}}, columns=4)
+        overview = captioned_grid(
+            {"source": frames[shown[few]], **{name: view[few] for name, view in views.items()}},
+            columns=4,
+        )
         text = f"keyframes {', '.join(map(str, matches.keyframes.tolist()))}\nsimilarity of matches {similarity.mean():.3f} in the mean, {_least(similarity):.3f} where least sure"
-        return io.NodeOutput(*views.values(), _timeline(correspondences, attended_keyframes), ui=preview(overview, lines(text, cut)))
+        return io.NodeOutput(
+            *views.values(),
+            _timeline(correspondences, attended_keyframes),
+            ui=preview(overview, lines(text, cut)),
+        )
 
 
 def _sized(pictures: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -224,7 +272,16 @@ def _sureness(similarity: torch.Tensor) -> torch.Tensor:
 
 
 def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torch.Tensor:
-    keyframes, interval = [step.keyframes.tolist() for step in correspondences.steps], correspondences.interval
-    windows = Windows.of(len(keyframes[0]), attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES)
-    spans = [(own.start * interval, own.stop * interval) for own in windows.own]  # an interval has one keyframe
-    return plot_timeline(keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist())
+    keyframes, interval = (
+        [step.keyframes.tolist() for step in correspondences.steps],
+        correspondences.interval,
+    )
+    windows = Windows.of(
+        len(keyframes[0]), attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES
+    )
+    spans = [
+        (own.start * interval, own.stop * interval) for own in windows.own
+    ]  # an interval has one keyframe
+    return plot_timeline(
+        keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist()
+    )

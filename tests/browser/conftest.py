@@ -27,7 +27,8 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# No tour, nothing in front of the graph, nodes drawn on the canvas; two clicks are a double click on a busy machine too.
+# No tour, nothing in front of the graph, nodes drawn on the canvas; two clicks are a double click
+# on a busy machine too.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
@@ -42,12 +43,19 @@ PATIENCE = 60_000  # milliseconds, on a machine that does much else
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--pictures", action="store_true", help="write the documentation's pictures of the page into docs/screenshots")
+    parser.addoption(
+        "--pictures",
+        action="store_true",
+        help="write the documentation's pictures of the page into docs/screenshots",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)  # before a server is started in vain
 def chromium() -> str:
-    """The browser's path. Without a browser tests of the page are skipped, where CI is true they fail."""
+    """The browser's path.
+
+    Without a browser tests of the page are skipped, where CI is true they fail.
+    """
     for name in NAMES:
         if path := shutil.which(name):
             return path
@@ -65,7 +73,11 @@ def with_pictures(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def editor(server: Any, chromium: str) -> Iterator[Editor]:
-    """The open page. One browser for a module: Playwright keeps an event loop running, which tests of other modules cannot have."""
+    """The open page.
+
+    One browser for a module: Playwright keeps an event loop running, which tests of other modules
+    cannot have.
+    """
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE)
@@ -86,20 +98,26 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
 def change_settings(server: Any, settings: dict[str, Any]) -> None:
     """Changes the page's settings of the server's user; the page takes them up when it is loaded."""
     body = json.dumps(settings).encode()
-    request = urllib.request.Request(f"{server.address}/settings", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{server.address}/settings", body, {"Content-Type": "application/json"}
+    )
     urllib.request.urlopen(request, timeout=60).close()
 
 
 @pytest.fixture
 def picture(editor: Editor, with_pictures: bool) -> Callable[..., None]:
-    """`picture(name)`: keeps what the page shows as docs/screenshots/name.jpg, if pictures are asked for."""
+    """`picture(name)`: keeps what the page shows as docs/screenshots/name.jpg, if pictures are
+    asked for.
+    """
 
     def take(name: str) -> None:
         if with_pictures:
             PICTURES.mkdir(exist_ok=True)
             taken = PICTURES / f"{name}.png"
             editor.page.screenshot(path=taken)
-            Image.open(taken).convert("RGB").save(taken.with_suffix(".jpg"), quality=82, optimize=True)
+            Image.open(taken).convert("RGB").save(
+                taken.with_suffix(".jpg"), quality=82, optimize=True
+            )
             taken.unlink()
 
     return take

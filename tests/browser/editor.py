@@ -1,4 +1,6 @@
-"""The page as its user has it: where things are is asked of the page, what is done is done by mouse and keyboard."""
+"""The page as its user has it: where things are is asked of the page, what is done is done by mouse
+and keyboard.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,10 @@ SHOW = """([ids, left, top, right, bottom, most]) => {
 
 
 class Editor:
-    """ComfyUI's editor in a browser. Nodes are named by the ids that they have in the graph, slots and widgets by their names."""
+    """ComfyUI's editor in a browser.
+
+    Nodes are named by the ids that they have in the graph, slots and widgets by their names.
+    """
 
     def __init__(self, page: Page, address: str) -> None:
         self.page, self.address = page, address
@@ -69,13 +74,17 @@ class Editor:
     def open(self) -> None:
         """Loads the page, or loads it anew, and waits until it can be worked with."""
         self.page.goto(self.address)
-        self.page.wait_for_function("() => window.app?.extensionManager?.command && app.canvas && LiteGraph.registered_node_types.KSampler")
+        self.page.wait_for_function(
+            "() => window.app?.extensionManager?.command && app.canvas && LiteGraph.registered_node_types.KSampler"
+        )
         self.page.get_by_test_id("queue-button").wait_for()
         self.settle()
 
     def settle(self) -> None:
         """Waits until what was done is drawn: slots and widgets get their places when they are."""
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
 
     def version(self) -> tuple[int, ...]:
         """The page's version."""
@@ -91,7 +100,9 @@ class Editor:
 
     def clear(self) -> None:
         """Empties the graph."""
-        self.page.evaluate("() => { app.graph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }")
+        self.page.evaluate(
+            "() => { app.graph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }"
+        )
         self.settle()
 
     def prompt(self) -> dict[str, Any]:
@@ -124,7 +135,9 @@ class Editor:
         content = base64.b64encode(file.read_bytes()).decode()
         self.page.evaluate("() => app.graph.nodes.forEach((node) => { node.before_drop = true })")
         self.page.evaluate(DROP, [CANVAS, file.name, content])
-        self.page.wait_for_function("() => app.graph.nodes.length && !app.graph.nodes.some((node) => node.before_drop)")
+        self.page.wait_for_function(
+            "() => app.graph.nodes.length && !app.graph.nodes.some((node) => node.before_drop)"
+        )
         self.settle()
 
     def open_search(self, x: float = 640, y: float = 400) -> None:
@@ -159,7 +172,9 @@ class Editor:
         return int(added)
 
     def connect(self, origin: int, output: str, target: int, name: str, tries: int = TRIES) -> None:
-        """Drags a link from an output to an input; a busy page may miss that, and then it is done again."""
+        """Drags a link from an output to an input; a busy page may miss that, and then it is done
+        again.
+        """
         for _ in range(tries):
             start, end = self.slot(origin, "outputs", output), self.slot(target, "inputs", name)
             self.page.mouse.move(*start)
@@ -171,7 +186,9 @@ class Editor:
             self.settle()
             if self.page.evaluate(LINKED, [origin, target, name]):
                 return
-            self.page.keyboard.press("Escape")  # a link let go of over the canvas opens the search box
+            self.page.keyboard.press(
+                "Escape"
+            )  # a link let go of over the canvas opens the search box
             self.settle()
 
     def slot(self, node: int, side: str, name: str) -> Sequence[float]:
@@ -187,7 +204,9 @@ class Editor:
     def type(self, node: int, widget: str, value: str) -> None:
         """Types a number, or a short text, into the box that a click on its widget opens."""
         box = self.page.locator(".graphdialog input")
-        for _ in range(TRIES):  # a page that moves its view to a new graph takes the click elsewhere
+        for _ in range(
+            TRIES
+        ):  # a page that moves its view to a new graph takes the click elsewhere
             self.page.mouse.move(*self.place(node, widget), steps=3)
             self.settle()
             self.page.mouse.click(*self.place(node, widget), delay=50)
@@ -215,8 +234,11 @@ class Editor:
         self.page.mouse.click(*self.page.evaluate(TITLE, node))
         self.settle()
 
-    def show(self, *nodes: int, within: Sequence[float] = (80, 120, 1260, 720), most: float = 1.0) -> None:
-        """Moves the view so that these nodes, or all, fill a part of the window (left, top, right, bottom), not larger than `most`.
+    def show(
+        self, *nodes: int, within: Sequence[float] = (80, 120, 1260, 720), most: float = 1.0
+    ) -> None:
+        """Moves the view so that these nodes, or all, fill a part of the window (left, top, right,
+        bottom), not larger than `most`.
 
         Nothing is selected then.
         """

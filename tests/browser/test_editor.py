@@ -22,7 +22,11 @@ PICTURED = "TokenFlowBuildCorrespondences"
 @pytest.fixture(scope="module")
 def known(server: Any) -> dict[str, Any]:
     """Our nodes' definitions, as the server gives them to the page."""
-    return {name: node for name, node in server.get("/object_info").items() if name.startswith("TokenFlow")}
+    return {
+        name: node
+        for name, node in server.get("/object_info").items()
+        if name.startswith("TokenFlow")
+    }
 
 
 @pytest.fixture
@@ -32,7 +36,9 @@ def empty(editor: Editor) -> Editor:
     return editor
 
 
-def test_the_search_finds_every_node(empty: Editor, known: dict[str, Any], picture: Callable[..., None]) -> None:
+def test_the_search_finds_every_node(
+    empty: Editor, known: dict[str, Any], picture: Callable[..., None]
+) -> None:
     """By its name, and by other words where host (since 0.10) and page know them."""
     aliases = empty.version() >= KNOWS_ALIASES
     empty.open_search()
@@ -45,12 +51,16 @@ def test_the_search_finds_every_node(empty: Editor, known: dict[str, Any], pictu
     empty.page.keyboard.press("Escape")
 
 
-def test_nodes_are_dragged_in_connected_and_set(empty: Editor, picture: Callable[..., None]) -> None:
+def test_nodes_are_dragged_in_connected_and_set(
+    empty: Editor, picture: Callable[..., None]
+) -> None:
     page = empty.page
     page.locator(".node-library-tab-button").click()
     library = page.locator(".comfy-vue-side-bar-container")
     library.get_by_text("TokenFlow", exact=True).click()
-    library.get_by_text("DDIM Invert Video").drag_to(page.locator("#graph-canvas"), target_position={"x": 900, "y": 200})
+    library.get_by_text("DDIM Invert Video").drag_to(
+        page.locator("#graph-canvas"), target_position={"x": 900, "y": 200}
+    )
     page.locator(".node-library-tab-button").click()
     library.wait_for(state="detached")
     inversion = empty.node("TokenFlowInvertVideo")
@@ -68,18 +78,28 @@ def test_nodes_are_dragged_in_connected_and_set(empty: Editor, picture: Callable
     assert sent[str(prompt)]["inputs"] == {"text": "a wood star on grass", "clip": [str(model), 1]}
     given = sent[str(inversion)]["inputs"]
     assert (given["model"], given["positive"]) == ([str(model), 0], [str(prompt), 0])
-    assert (given["steps"], given["refinement"], given["check_reconstruction"]) == (12, "fixed point", False)
+    assert (given["steps"], given["refinement"], given["check_reconstruction"]) == (
+        12,
+        "fixed point",
+        False,
+    )
 
 
-def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(empty: Editor, known: dict[str, Any]) -> None:
+def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(
+    empty: Editor, known: dict[str, Any]
+) -> None:
     page = empty.page
     controls = """() => app.graph.nodes.filter((node) => node.type.startsWith('TokenFlow'))
         .flatMap((node) => node.widgets ?? []).filter((widget) => widget.name === 'control_after_generate').map((widget) => widget.value)"""
-    page.evaluate("(names) => names.forEach((name) => app.graph.add(LiteGraph.createNode(name)))", list(known))
+    page.evaluate(
+        "(names) => names.forEach((name) => app.graph.add(LiteGraph.createNode(name)))", list(known)
+    )
     assert page.evaluate(controls) == ["fixed", "fixed"]
     saved = json.loads((ROOT / "workflows" / "sdedit.json").read_text())
     (sampler,) = (node for node in saved["nodes"] if node["type"] == "TokenFlowSampler")
-    sampler["widgets_values"] = ["randomize" if value == "fixed" else value for value in sampler["widgets_values"]]
+    sampler["widgets_values"] = [
+        "randomize" if value == "fixed" else value for value in sampler["widgets_values"]
+    ]
     empty.load(saved)
     assert page.evaluate(controls) == ["randomize"]
 
@@ -95,7 +115,9 @@ def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> No
     assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 5
 
 
-def test_a_node_that_has_nothing_more_to_say_shows_nothing_of_before(empty: Editor, known: dict[str, Any]) -> None:
+def test_a_node_that_has_nothing_more_to_say_shows_nothing_of_before(
+    empty: Editor, known: dict[str, Any]
+) -> None:
     shown = """([name, texts]) => {
         const node = LiteGraph.createNode(name)
         app.graph.add(node)
@@ -117,24 +139,36 @@ def test_wires_go_only_where_they_fit(empty: Editor) -> None:
     assert empty.prompt()[str(matches)]["inputs"]["features"] == [str(features), 0]
 
 
-def test_templates_open_with_a_click(editor: Editor, server: Any, picture: Callable[..., None]) -> None:
+def test_templates_open_with_a_click(
+    editor: Editor, server: Any, picture: Callable[..., None]
+) -> None:
     page = editor.page
-    (pack,) = (name for name, offered in server.get("/workflow_templates").items() if "quickstart" in offered)
+    (pack,) = (
+        name
+        for name, offered in server.get("/workflow_templates").items()
+        if "quickstart" in offered
+    )
     page.locator(".templates-tab-button").click()
     page.get_by_test_id("template-workflows-content").wait_for()
     page.get_by_text(pack, exact=True).click()
     quickstart = page.get_by_test_id("template-workflow-quickstart")
     quickstart.scroll_into_view_if_needed()
-    page.wait_for_function("(card) => card.querySelector('img')?.naturalWidth", arg=quickstart.element_handle())
+    page.wait_for_function(
+        "(card) => card.querySelector('img')?.naturalWidth", arg=quickstart.element_handle()
+    )
     picture("templates")
     quickstart.click()
     quickstart.wait_for(state="detached")
     page.wait_for_function("() => app.graph.nodes.length")
     saved = json.loads((ROOT / "workflows" / "quickstart.json").read_text())
-    assert sorted(node["type"] for node in editor.nodes()) == sorted(node["type"] for node in saved["nodes"])
+    assert sorted(node["type"] for node in editor.nodes()) == sorted(
+        node["type"] for node in saved["nodes"]
+    )
 
 
-def test_a_dropped_file_is_saved_and_opened_again_as_the_same_graph(editor: Editor, tmp_path: Path) -> None:
+def test_a_dropped_file_is_saved_and_opened_again_as_the_same_graph(
+    editor: Editor, tmp_path: Path
+) -> None:
     page, file = editor.page, tmp_path / "edit.json"
     editor.clear()
     editor.drop(ROOT / "workflows" / "sdedit.json")
@@ -143,7 +177,10 @@ def test_a_dropped_file_is_saved_and_opened_again_as_the_same_graph(editor: Edit
     editor.type(sampler, "cfg", "6.5")
     editor.choose(sampler, "noise", "fresh")
     sent, kept = editor.prompt(), essence(editor.serialized())
-    assert (sent[str(sampler)]["inputs"]["cfg"], sent[str(sampler)]["inputs"]["noise"]) == (6.5, "fresh")
+    assert (sent[str(sampler)]["inputs"]["cfg"], sent[str(sampler)]["inputs"]["noise"]) == (
+        6.5,
+        "fresh",
+    )
     page.locator(".comfy-menu-button-wrapper").click()
     page.locator(".p-tieredmenu-item").get_by_text("File", exact=True).hover()
     with page.expect_download() as download:
@@ -158,12 +195,20 @@ def test_a_dropped_file_is_saved_and_opened_again_as_the_same_graph(editor: Edit
 
 
 def essence(saved: dict[str, Any]) -> list[Any]:
-    """What makes a saved graph: nodes with place, size, values, title and colour; groups; and what is connected to what."""
+    """What makes a saved graph: nodes with place, size, values, title and colour; groups; and what
+    is connected to what.
+    """
     parts = ("id", "type", "pos", "size", "mode", "title", "widgets_values", "color")
-    return [[[node.get(part) for part in parts] for node in saved["nodes"]], saved["links"], saved["groups"]]
+    return [
+        [[node.get(part) for part in parts] for node in saved["nodes"]],
+        saved["links"],
+        saved["groups"],
+    ]
 
 
-def test_what_the_mouse_rests_on_is_explained(empty: Editor, known: dict[str, Any], picture: Callable[..., None]) -> None:
+def test_what_the_mouse_rests_on_is_explained(
+    empty: Editor, known: dict[str, Any], picture: Callable[..., None]
+) -> None:
     node, tooltip = empty.add("DDIM Invert Video", 500, 250), empty.page.locator(".node-tooltip")
     definition = known["TokenFlowInvertVideo"]
     given = definition["input"]["required"] | definition["input"]["optional"]
@@ -179,19 +224,28 @@ def test_what_the_mouse_rests_on_is_explained(empty: Editor, known: dict[str, An
     picture("tooltip")
 
 
-def test_help_opens_beside_the_graph(empty: Editor, known: dict[str, Any], picture: Callable[..., None], with_pictures: bool) -> None:
+def test_help_opens_beside_the_graph(
+    empty: Editor, known: dict[str, Any], picture: Callable[..., None], with_pictures: bool
+) -> None:
     """The page of every node with its pictures, from the button above the node."""
     page, panel = empty.page, empty.page.locator(".node-help-content")
     for number, name in enumerate(sorted(known, key=lambda name: name == PICTURED)):
         empty.clear()
         pos = [800 - 20 * (number % 2), 250]  # two clicks at one place would be a double click
-        page.evaluate("([name, pos]) => { app.graph.add(Object.assign(LiteGraph.createNode(name), { pos })) }", [name, pos])
+        page.evaluate(
+            "([name, pos]) => { app.graph.add(Object.assign(LiteGraph.createNode(name), { pos })) }",
+            [name, pos],
+        )
         empty.settle()
         empty.select(empty.node(name))
         page.get_by_test_id("info-button").click()
         expect(panel.get_by_role("heading", level=1)).to_have_text(known[name]["display_name"])
-        page.wait_for_function("() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth)")
-        assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator("img").count()
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth)"
+        )
+        assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator(
+            "img"
+        ).count()
     if with_pictures:
         edge = page.locator(".p-splitter-gutter").first.bounding_box()
         assert edge
@@ -205,7 +259,9 @@ def test_help_opens_beside_the_graph(empty: Editor, known: dict[str, Any], pictu
 
 def test_nodes_speak_the_pages_language(editor: Editor, server: Any, known: dict[str, Any]) -> None:
     if DROPS_TRANSLATIONS <= editor.version() < KEEPS_TRANSLATIONS:
-        pytest.skip("this version of the page drops all packs' translations when it loads a language (ComfyUI_frontend, #7214)")
+        pytest.skip(
+            "this version of the page drops all packs' translations when it loads a language (ComfyUI_frontend, #7214)"
+        )
     translated = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text())
     change_settings(server, {"Comfy.Locale": "fr"})
     try:

@@ -1,4 +1,6 @@
-"""Runs from the page's own button: progress, previews, results, interrupts and errors, where users see them."""
+"""Runs from the page's own button: progress, previews, results, interrupts and errors, where users
+see them.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ PLAYER = "(id) => app.graph.getNodeById(id).videoContainer?.querySelector('video
 
 @pytest.fixture(scope="module")
 def opened(editor: Editor, with_pictures: bool) -> Editor:
-    """The page with an edit of the embedded clip, ready to run; pictures are taken of all its frames and steps."""
+    """The page with an edit of the embedded clip, ready to run; pictures are taken of all its
+    frames and steps.
+    """
     editor.clear()
     editor.drop(ROOT / "workflows" / "sdedit.json")
     if not with_pictures:
@@ -66,11 +70,15 @@ def test_progress_and_previews_while_it_runs_then_the_result_plays(
     page.evaluate(WATCH, sampler)
     opened.run()
     enough = 0.6 if with_pictures else 0
-    page.wait_for_function("(enough) => window.seen.progress > enough && window.seen.preview", arg=enough, timeout=RUN)
+    page.wait_for_function(
+        "(enough) => window.seen.progress > enough && window.seen.preview", arg=enough, timeout=RUN
+    )
     picture("running")
     player = page.wait_for_function(PLAYER, arg=result, timeout=RUN).as_element()
     assert player is not None
-    page.wait_for_function("(player) => player.readyState >= HTMLMediaElement.HAVE_FUTURE_DATA", arg=player)
+    page.wait_for_function(
+        "(player) => player.readyState >= HTMLMediaElement.HAVE_FUTURE_DATA", arg=player
+    )
     player.click()  # Chromium's own play button
     page.wait_for_function("(player) => !player.paused && player.currentTime > 0", arg=player)
     assert player.evaluate("(player) => player.videoWidth") > 0
@@ -78,10 +86,18 @@ def test_progress_and_previews_while_it_runs_then_the_result_plays(
     picture("result")
 
 
-def test_what_a_node_says_is_read_on_it_and_kept_out_of_workflow_and_prompt(opened: Editor, server: Any) -> None:
+def test_what_a_node_says_is_read_on_it_and_kept_out_of_workflow_and_prompt(
+    opened: Editor, server: Any
+) -> None:
     """After a run, and after Undo, which makes all nodes anew."""
-    inversion, matches, sampler = (opened.node(f"TokenFlow{kind}") for kind in ("InvertVideo", "BuildCorrespondences", "Sampler"))
-    said = {inversion: r"^\d+ frames inverted .*\n.* dB .*PSNR", matches: r"^\d+ frames, .* matched by "}
+    inversion, matches, sampler = (
+        opened.node(f"TokenFlow{kind}")
+        for kind in ("InvertVideo", "BuildCorrespondences", "Sampler")
+    )
+    said = {
+        inversion: r"^\d+ frames inverted .*\n.* dB .*PSNR",
+        matches: r"^\d+ frames, .* matched by ",
+    }
 
     def check() -> None:
         for node, text in said.items():
@@ -95,7 +111,9 @@ def test_what_a_node_says_is_read_on_it_and_kept_out_of_workflow_and_prompt(open
     kept = json.loads((ROOT / "workflows" / "sdedit.json").read_text())
     assert places(opened.serialized()) == places(kept)
     sent, wanted = opened.prompt(), to_prompt(kept, server.get("/object_info"))
-    assert {node: set(entry["inputs"]) for node, entry in sent.items()} == {node: set(entry["inputs"]) for node, entry in wanted.items()}
+    assert {node: set(entry["inputs"]) for node, entry in sent.items()} == {
+        node: set(entry["inputs"]) for node, entry in wanted.items()
+    }
     opened.show(sampler)
     cfg = sent[str(sampler)]["inputs"]["cfg"]
     opened.type(sampler, "cfg", "2")
@@ -112,7 +130,11 @@ def places(saved: dict[str, Any]) -> dict[int, int]:
 
 
 def test_an_interrupted_run_makes_way_for_the_next(opened: Editor, server: Any) -> None:
-    page, inversion, sampler = opened.page, opened.node("TokenFlowInvertVideo"), opened.node("TokenFlowSampler")
+    page, inversion, sampler = (
+        opened.page,
+        opened.node("TokenFlowInvertVideo"),
+        opened.node("TokenFlowSampler"),
+    )
     steps = opened.prompt()[str(inversion)]["inputs"]["steps"]
     before = set(server.get("/history"))
     opened.show(inversion, sampler)
@@ -132,7 +154,9 @@ def test_an_interrupted_run_makes_way_for_the_next(opened: Editor, server: Any) 
     assert "execution_success" in kinds[1]
 
 
-def test_an_error_shows_on_its_node_with_our_words(opened: Editor, picture: Callable[..., None]) -> None:
+def test_an_error_shows_on_its_node_with_our_words(
+    opened: Editor, picture: Callable[..., None]
+) -> None:
     page, sampler = opened.page, opened.node("TokenFlowSampler")
     opened.show(sampler, within=(700, 120, 1260, 780))  # beside the report
     opened.choose(sampler, "consistency", "rerender")

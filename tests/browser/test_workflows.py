@@ -1,4 +1,6 @@
-"""Every workflow that the pack offers, in the page: what it sends to the server, whether the server takes it, how it lies there."""
+"""Every workflow that the pack offers, in the page: what it sends to the server, whether the server
+takes it, how it lies there.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,32 @@ from .editor import Editor
 FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 WEIGHTS = ".ckpt", ".pt", ".pth", ".safetensors"
 # Nodes on which pictures appear, and how high these make them at least beyond their widgets.
-PICTURED = ["TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowSampler", "PreviewImage", "SaveImage", "MaskPreview"]
-PICTURED += ["TokenFlowCheckReconstruction", "TokenFlowPreviewFeatures", "TokenFlowPreviewCorrespondences"]
+PICTURED = [
+    "TokenFlowInvertVideo",
+    "TokenFlowExtractFeatures",
+    "TokenFlowSampler",
+    "PreviewImage",
+    "SaveImage",
+    "MaskPreview",
+]
+PICTURED += [
+    "TokenFlowCheckReconstruction",
+    "TokenFlowPreviewFeatures",
+    "TokenFlowPreviewCorrespondences",
+]
 PICTURE = 212
 # Nodes that say something, and how high a text of most lines is.
-SAYING = ["TokenFlowInvertVideo", "TokenFlowBuildCorrespondences", "TokenFlowSaveInversion", "TokenFlowLoadInversion"]
-SAYING += ["TokenFlowCheckReconstruction", "TokenFlowPreviewFeatures", "TokenFlowPreviewCorrespondences"]
+SAYING = [
+    "TokenFlowInvertVideo",
+    "TokenFlowBuildCorrespondences",
+    "TokenFlowSaveInversion",
+    "TokenFlowLoadInversion",
+]
+SAYING += [
+    "TokenFlowCheckReconstruction",
+    "TokenFlowPreviewFeatures",
+    "TokenFlowPreviewCorrespondences",
+]
 SAYING += ["TokenFlowMetrics", "TokenFlowTuneAVideo"]
 TEXT = 105
 AREAS = """([pictured, picture, saying, text]) => app.graph.nodes.map((node) => {
@@ -34,7 +56,9 @@ AREAS = """([pictured, picture, saying, text]) => app.graph.nodes.map((node) => 
     const needed = more ? LiteGraph.NODE_TITLE_HEIGHT + node.computeSize()[1] + more : 0
     return [`${node.title} (${node.id})`, x, y, width, Math.max(most, needed)]
 })"""
-SHOWS_CLIPS = "() => app.graph.nodes.every((node) => node.type !== 'LoadVideo' || node.videoContainer)"
+SHOWS_CLIPS = (
+    "() => app.graph.nodes.every((node) => node.type !== 'LoadVideo' || node.videoContainer)"
+)
 GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingRect])"
 
 
@@ -46,7 +70,9 @@ def workflow(editor: Editor, request: pytest.FixtureRequest) -> dict[str, Any]:
     return saved
 
 
-def test_the_page_sends_what_the_scripts_send_and_the_server_takes_it(editor: Editor, server: Any, workflow: dict[str, Any]) -> None:
+def test_the_page_sends_what_the_scripts_send_and_the_server_takes_it(
+    editor: Editor, server: Any, workflow: dict[str, Any]
+) -> None:
     prompt = editor.prompt()
     known = server.get("/object_info")
     assert prompt == to_prompt(workflow, known)
@@ -61,13 +87,17 @@ def unknown_choices(prompt: dict[str, Any], known: dict[str, Any]) -> list[str]:
         for node in prompt.values()
         for group in known[node["class_type"]]["input"].values()
         for name, spec in group.items()
-        if spec[0] == "COMBO" and isinstance(node["inputs"].get(name), str) and node["inputs"][name] not in spec[1].get("options", [])
+        if spec[0] == "COMBO"
+        and isinstance(node["inputs"].get(name), str)
+        and node["inputs"][name] not in spec[1].get("options", [])
     ]
 
 
 def refused(server: Any, prompt: dict[str, Any]) -> list[dict[str, Any]]:
     """The server's objections to a prompt, each with its node. Nothing of it runs on."""
-    request = urllib.request.Request(f"{server.address}/prompt", json.dumps({"prompt": prompt}).encode())
+    request = urllib.request.Request(
+        f"{server.address}/prompt", json.dumps({"prompt": prompt}).encode()
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
@@ -75,27 +105,42 @@ def refused(server: Any, prompt: dict[str, Any]) -> list[dict[str, Any]]:
         answer = json.load(error)
     while any(server.get("/queue").values()):
         for path, body in (("queue", b'{"clear": true}'), ("interrupt", b"{}")):
-            urllib.request.urlopen(urllib.request.Request(f"{server.address}/{path}", body), timeout=60).close()
+            urllib.request.urlopen(
+                urllib.request.Request(f"{server.address}/{path}", body), timeout=60
+            ).close()
         time.sleep(0.05)
-    objections = [{"node": node, **error} for node, report in answer["node_errors"].items() for error in report["errors"]]
+    objections = [
+        {"node": node, **error}
+        for node, report in answer["node_errors"].items()
+        for error in report["errors"]
+    ]
     assert objections or "error" not in answer, answer["error"]
     return objections
 
 
 def names_missing_weights(error: dict[str, Any]) -> bool:
     """Whether all that is wrong is a checkpoint, LoRA or ControlNet that is not on this machine."""
-    return error["type"] == "value_not_in_list" and str(error["extra_info"]["received_value"]).endswith(WEIGHTS)
+    return error["type"] == "value_not_in_list" and str(
+        error["extra_info"]["received_value"]
+    ).endswith(WEIGHTS)
 
 
 def test_nothing_covers_anything(editor: Editor, workflow: dict[str, Any]) -> None:
-    """A node takes at least the room that its widgets need, whatever the file says, and grows when it shows pictures or says something."""
+    """A node takes at least the room that its widgets need, whatever the file says, and grows when
+    it shows pictures or says something.
+    """
     editor.page.wait_for_function(SHOWS_CLIPS)
     editor.settle()
     nodes = editor.page.evaluate(AREAS, [PICTURED, PICTURE, SAYING, TEXT])
     assert [(a[0], b[0]) for a, b in combinations(nodes, 2) if overlap(a, b)] == []
     groups = editor.page.evaluate(GROUPS)
     assert [(a[0], b[0]) for a, b in combinations(groups, 2) if overlap(a, b)] == []
-    assert [(node[0], group[0]) for node in nodes for group in groups if overlap(node, group) and not inside(node, group)] == []
+    assert [
+        (node[0], group[0])
+        for node in nodes
+        for group in groups
+        if overlap(node, group) and not inside(node, group)
+    ] == []
 
 
 def overlap(a: list[Any], b: list[Any]) -> bool:

@@ -1,4 +1,6 @@
-"""A workflow that edits a clip of three frames in two steps, as an API prompt, with clips and tables for it."""
+"""A workflow that edits a clip of three frames in two steps, as an API prompt, with clips and
+tables for it.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,29 @@ def node(kind: str, **inputs: Any) -> Any:
 
 def prompt() -> dict[str, Any]:
     """The edit, its latents saved."""
-    schedule = {"cfg": 1.0, "steps": 2, "scheduler": "normal", "refinement": "none", "iterations": 0, "depth": 1.0}
+    schedule = {
+        "cfg": 1.0,
+        "steps": 2,
+        "scheduler": "normal",
+        "refinement": "none",
+        "iterations": 0,
+        "depth": 1.0,
+    }
     kept = {"layers": "all", "steps": "every", "every": 1, "noise_level": 0.2, "storage": "memory"}
-    matched = {"keyframe_interval": 2, "keyframes": "fixed", "seed": 0, "backend": "torch", "search_window": 0}
-    sampled = {"cfg": 4.0, "sampler_name": "euler", "seed": 0, "start": 1.0, "consistency": "tokenflow"}
+    matched = {
+        "keyframe_interval": 2,
+        "keyframes": "fixed",
+        "seed": 0,
+        "backend": "torch",
+        "search_window": 0,
+    }
+    sampled = {
+        "cfg": 4.0,
+        "sampler_name": "euler",
+        "seed": 0,
+        "start": 1.0,
+        "consistency": "tokenflow",
+    }
     return {
         "demo": node("TokenFlowLoadDemoModel"),
         "source": node("CLIPTextEncode", clip=["demo", 1], text="a red ball on grass"),
@@ -31,11 +52,24 @@ def prompt() -> dict[str, Any]:
         "video": node("LoadVideo", file=CLIP),
         "parts": node("GetVideoComponents", video=["video", 0]),
         "encoded": node("VAEEncode", pixels=["parts", 0], vae=["demo", 2]),
-        "invert": node("TokenFlowInvertVideo", model=["demo", 0], latents=["encoded", 0], positive=["source", 0], **schedule),
-        "extract": node("TokenFlowExtractFeatures", model=["demo", 0], inversion=["invert", 0], **kept),
+        "invert": node(
+            "TokenFlowInvertVideo",
+            model=["demo", 0],
+            latents=["encoded", 0],
+            positive=["source", 0],
+            **schedule,
+        ),
+        "extract": node(
+            "TokenFlowExtractFeatures", model=["demo", 0], inversion=["invert", 0], **kept
+        ),
         "build": node("TokenFlowBuildCorrespondences", features=["extract", 0], **matched),
         "edit": node(
-            "TokenFlowSampler", model=["demo", 0], correspondences=["build", 0], positive=["target", 0], negative=["source", 0], **sampled
+            "TokenFlowSampler",
+            model=["demo", 0],
+            correspondences=["build", 0],
+            positive=["target", 0],
+            negative=["source", 0],
+            **sampled,
         ),
         "keep": node("SaveLatent", samples=["edit", 0], filename_prefix="edits/edited"),
     }

@@ -1,4 +1,6 @@
-"""Batches on two real workers of a Ray on this machine: what is shared, what fails, what is killed, what a second run leaves alone."""
+"""Batches on two real workers of a Ray on this machine: what is shared, what fails, what is killed,
+what a second run leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ from launch.environment import link_pack
 from ..conftest import COMFYUI
 from . import made
 
-BAD = {"build.backend": "faiss", "build.search_window": 1}  # which Build NN Correspondences refuses when it runs
+BAD = {
+    "build.backend": "faiss",
+    "build.search_window": 1,
+}  # which Build NN Correspondences refuses when it runs
 STAGE_1 = {"TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowBuildCorrespondences"}
 
 
@@ -39,7 +44,10 @@ def pool() -> Iterator[Any]:
 
     link_pack(COMFYUI)
     cores = torch.get_num_threads()
-    with connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False), closing(Pool(COMFYUI, cores=cores)) as pool:
+    with (
+        connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False),
+        closing(Pool(COMFYUI, cores=cores)) as pool,
+    ):
         assert len(pool.slots) == 2
         yield pool
 
@@ -54,13 +62,20 @@ class Night:
     said: str
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "manifest.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line) for line in (self.folder / "manifest.jsonl").read_text().splitlines()
+        ]
 
     def record(self, name: str) -> dict[str, Any]:
         return next(record for record in reversed(self.records()) if record["job"] == name)
 
 
-def run(pool: Any, table: Path, folder: Path, on_step: Callable[[str, str], None] = lambda worker, job: None) -> Night:
+def run(
+    pool: Any,
+    table: Path,
+    folder: Path,
+    on_step: Callable[[str, str], None] = lambda worker, job: None,
+) -> Night:
     from cluster.batch import Batch
     from cluster.progress import Progress
 
@@ -80,7 +95,9 @@ def processes(slot: Any) -> tuple[int, int]:
     """Ids of a worker's process and of its server's."""
     import ray
 
-    found: tuple[int, int] = ray.get(slot.actor.__ray_call__.remote(lambda worker: (os.getpid(), worker.server.process.pid)))
+    found: tuple[int, int] = ray.get(
+        slot.actor.__ray_call__.remote(lambda worker: (os.getpid(), worker.server.process.pid))
+    )
     return found
 
 
@@ -90,7 +107,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.write_clip(folder / "one.mp4", 80)
     made.write_clip(folder / "two.mp4", 140)
     one, two = {"clip": "one.mp4"}, {"clip": "two.mp4"}
-    rows = [{"name": "one gold", **one}, {"name": "two gold", **two}, {"name": "one ice", **one, "prompt": "an ice ball on grass"}]
+    rows = [
+        {"name": "one gold", **one},
+        {"name": "two gold", **two},
+        {"name": "one ice", **one, "prompt": "an ice ball on grass"},
+    ]
     rows += [{"name": "two seven", **two, "seed": 7}, {"name": "one bad", **one, **BAD}]
     return made.write_table(folder / "jobs.csv", rows)
 
@@ -120,7 +141,9 @@ def night(pool: Any, table: Path, tmp_path_factory: pytest.TempPathFactory) -> N
 
 def test_every_job_ends_with_its_files_and_a_record(night: Night) -> None:
     assert not night.good
-    assert sorted(record["job"] for record in night.records()) == sorted(job.name for job in night.jobs)
+    assert sorted(record["job"] for record in night.records()) == sorted(
+        job.name for job in night.jobs
+    )
     for job in night.jobs[:4]:
         record = night.record(job.name)
         assert record["state"] == "done", record["attempts"]
@@ -154,17 +177,23 @@ def test_a_job_that_fails_is_tried_again_and_its_errors_are_kept(night: Night) -
     record = night.record("one bad")
     assert record["state"] == "failed"
     assert len(record["attempts"]) == 2
-    assert all("input 'search_window': FAISS searches" in attempt["error"] for attempt in record["attempts"])
+    assert all(
+        "input 'search_window': FAISS searches" in attempt["error"]
+        for attempt in record["attempts"]
+    )
     assert not (night.folder / "one bad").exists()
 
 
-def test_the_bits_are_those_of_a_plain_server(night: Night, server: Any, queue: Callable[..., Any]) -> None:
+def test_the_bits_are_those_of_a_plain_server(
+    night: Night, server: Any, queue: Callable[..., Any]
+) -> None:
     job = next(job for job in night.jobs if job.name == "one ice")
     for name, path in job.files.items():
         shutil.copy(path, server.input / name)
     (file,) = queue(job.prompt).files()
     alone, ours = (
-        load_file(path)["latent_tensor"] for path in (server.output / file, night.folder / "one ice" / "edits" / Path(file).name)
+        load_file(path)["latent_tensor"]
+        for path in (server.output / file, night.folder / "one ice" / "edits" / Path(file).name)
     )
     assert torch.equal(alone, ours)
 
@@ -186,7 +215,9 @@ def test_a_server_that_died_is_started_again(pool: Any, table: Path, tmp_path: P
             os.kill(processes(slot)[1], signal.SIGKILL)
 
     pending = True
-    short = made.write_table(table.parent / "short.csv", [{"name": "one", "clip": "one.mp4", "seed": 3}])
+    short = made.write_table(
+        table.parent / "short.csv", [{"name": "one", "clip": "one.mp4", "seed": 3}]
+    )
     night = run(pool, short, tmp_path, kill)
     assert night.good
     lost, fine = night.record("one")["attempts"]

@@ -1,4 +1,6 @@
-"""The output folder: what a run that was killed leaves, what the next one makes of it, and who may write."""
+"""The output folder: what a run that was killed leaves, what the next one makes of it, and who may
+write.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_a_failed_job_is_not_done_and_the_last_record_counts(tmp_path: Path) -> 
         assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 2
 
 
-def test_what_was_killed_before_its_record_leaves_nothing_in_the_jobs_folder(tmp_path: Path) -> None:
+def test_what_was_killed_before_its_record_leaves_nothing_in_the_jobs_folder(
+    tmp_path: Path,
+) -> None:
     with opened(tmp_path) as results:
         finish(results, job(), b"first")
         results.save(job("second"), "edits/more.mp4", b"half")
@@ -68,11 +72,16 @@ def test_what_was_killed_before_its_record_leaves_nothing_in_the_jobs_folder(tmp
 
 
 @given(st.integers(0, 200))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_line_that_was_torn_anywhere_costs_its_own_job_only(tmp_path: Path, kept: int) -> None:
     manifest = tmp_path / "manifest.jsonl"
     lines = [
-        json.dumps({"job": name, "state": "done", "files": [], "prompt": "ein Bär"}, ensure_ascii=False).encode() + b"\n"
+        json.dumps(
+            {"job": name, "state": "done", "files": [], "prompt": "ein Bär"}, ensure_ascii=False
+        ).encode()
+        + b"\n"
         for name in ("a", "b")
     ]
     cut = len(lines[0]) + min(kept, len(lines[1]))
@@ -85,11 +94,22 @@ def test_a_line_that_was_torn_anywhere_costs_its_own_job_only(tmp_path: Path, ke
 
 
 @pytest.mark.parametrize(
-    "line", ["half", "[1]", '{"name": "wolf"}', '{"job": "wolf"}', '{"job": "wolf", "files": [{"name": "a"}]}', "\u00e4"]
+    "line",
+    [
+        "half",
+        "[1]",
+        '{"name": "wolf"}',
+        '{"job": "wolf"}',
+        '{"job": "wolf", "files": [{"name": "a"}]}',
+        "\u00e4",
+    ],
 )
 def test_a_file_that_is_no_manifest_is_left_alone(tmp_path: Path, line: str) -> None:
     (tmp_path / "manifest.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    with pytest.raises(OutputError, match=r"manifest\.jsonl, line 1, is no record"), opened(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"manifest\.jsonl, line 1, is no record"),
+        opened(tmp_path),
+    ):
         pass
     assert (tmp_path / "manifest.jsonl").read_text(encoding="utf-8") == f"{line}\n"
 
@@ -101,7 +121,9 @@ def test_a_workers_file_stays_in_its_jobs_folder(tmp_path: Path, name: str) -> N
 
 
 def test_two_runs_cannot_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, cwd=ROOT) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, cwd=ROOT
+    ) as holder:
         assert holder.stdout
         assert holder.stdout.readline()
         with pytest.raises(OutputError, match="another run"), opened(tmp_path):
@@ -115,7 +137,11 @@ def test_what_a_job_saved_before_and_does_not_save_any_more_is_removed(tmp_path:
     with opened(tmp_path) as results:
         finish(results, job())
         files = [results.save(job("second"), "other.mp4", b"second")]
-        results.finish(job("second"), {"job": "wolf", "state": "done", "key": "second", "files": files})
+        results.finish(
+            job("second"), {"job": "wolf", "state": "done", "key": "second", "files": files}
+        )
         assert [path.name for path in (tmp_path / "wolf").rglob("*.mp4")] == ["other.mp4"]
-        results.finish(job("third"), {"job": "wolf", "state": "failed", "key": "third", "files": []})
+        results.finish(
+            job("third"), {"job": "wolf", "state": "failed", "key": "third", "files": []}
+        )
         assert (tmp_path / "wolf" / "other.mp4").exists()

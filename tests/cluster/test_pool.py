@@ -1,4 +1,6 @@
-"""Workers without their ComfyUI: how many there are, when one is given up, when one starts its server anew."""
+"""Workers without their ComfyUI: how many there are, when one is given up, when one starts its
+server anew.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_a_worker_that_does_not_start_is_given_up_and_the_last_one_ends_the_run(
     pool._again(slot, Failed("no such luck"))
     assert len(started) == 2
     pool.waiting = {}
-    with pytest.raises(PoolError, match=r"no worker is left. worker 1 did not start 3 times; at last: no such luck"):
+    with pytest.raises(
+        PoolError, match=r"no worker is left. worker 1 did not start 3 times; at last: no such luck"
+    ):
         pool._again(slot, Failed("no such luck"))
 
 
@@ -56,7 +60,9 @@ class Stub:
     def __init__(self, comfyui: Path, work: Path, *_: Any, **options: Any) -> None:
         self.input = work / "input"
         self.address = ""
-        self.process = SimpleNamespace(pid=1, returncode=None, poll=lambda: self.process.returncode, wait=lambda seconds: None)
+        self.process = SimpleNamespace(
+            pid=1, returncode=None, poll=lambda: self.process.returncode, wait=lambda seconds: None
+        )
 
     def __enter__(self) -> None:
         type(self).starts += 1
@@ -66,10 +72,15 @@ class Stub:
         self.process.returncode = 0
 
     def get(self, path: str) -> Any:
-        return {"system": {"comfyui_version": "0", "pytorch_version": "0"}, "devices": [{"name": "none"}]}
+        return {
+            "system": {"comfyui_version": "0", "pytorch_version": "0"},
+            "devices": [{"name": "none"}],
+        }
 
 
-def test_comfyui_is_started_anew_after_failures_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comfyui_is_started_anew_after_failures_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> Any:
         raise PromptError("node 1: CUDA error: an illegal memory access was encountered")
 
@@ -89,7 +100,9 @@ def test_comfyui_is_started_anew_after_failures_in_a_row(tmp_path: Path, monkeyp
     assert not list(tmp_path.glob(f"{FOLDERS}*"))
 
 
-def test_folders_of_killed_workers_are_removed_and_those_of_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_killed_workers_are_removed_and_those_of_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_module.tempfile, "tempdir", str(tmp_path))
     for name in ("WORKER_PID", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
@@ -110,7 +123,9 @@ def test_a_server_ends_with_its_worker_whatever_ray_does() -> None:
     server = f"import runpy, time; runpy.run_path({str(node)!r}); print('up', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as worker:
         environment = {**os.environ, "WORKER_PID": str(worker.pid)}
-        with subprocess.Popen([sys.executable, "-c", server], env=environment, stdout=subprocess.PIPE) as started:
+        with subprocess.Popen(
+            [sys.executable, "-c", server], env=environment, stdout=subprocess.PIPE
+        ) as started:
             assert started.stdout
             assert started.stdout.readline() == b"up\n"
             assert started.poll() is None

@@ -31,6 +31,20 @@ def test_a_nodes_first_step_is_a_line_and_the_bar_is_for_terminals(stream: io.St
 def test_the_table_at_the_end_has_a_line_a_job_with_the_errors_first_line() -> None:
     from cluster.progress import table
 
-    failed = {"job": "bear", "state": "failed", "figures": {}, "attempts": [{"error": "one\ntwo"}, {"error": "three\nfour"}]}
-    done = {"job": "wolf", "state": "done", "figures": {"seconds": 12.34}, "attempts": [{"error": "one"}, {"error": ""}]}
-    assert table([done, failed]).splitlines() == ["job   state   seconds", "wolf  done    12.3", "bear  failed  0.0      three"]
+    failed = {
+        "job": "bear",
+        "state": "failed",
+        "figures": {},
+        "attempts": [{"error": "one\ntwo"}, {"error": "three\nfour"}],
+    }
+    done = {
+        "job": "wolf",
+        "state": "done",
+        "figures": {"seconds": 12.34},
+        "attempts": [{"error": "one"}, {"error": ""}],
+    }
+    assert table([done, failed]).splitlines() == [
+        "job   state   seconds",
+        "wolf  done    12.3",
+        "bear  failed  0.0      three",
+    ]

@@ -36,9 +36,14 @@ def test_a_lost_workers_clip_is_anybodys() -> None:
     assert queue.take("three").name == "a2"  # type: ignore[union-attr]
 
 
-@given(st.lists(st.sampled_from("abc")), st.lists(st.tuples(st.sampled_from(["one", "two", "three"]), st.booleans())))
+@given(
+    st.lists(st.sampled_from("abc")),
+    st.lists(st.tuples(st.sampled_from(["one", "two", "three"]), st.booleans())),
+)
 @settings(max_examples=200, deadline=None)
-def test_every_job_is_taken_once_however_often_it_is_put_back(groups: list[str], turns: list[tuple[str, bool]]) -> None:
+def test_every_job_is_taken_once_however_often_it_is_put_back(
+    groups: list[str], turns: list[tuple[str, bool]]
+) -> None:
     jobs = [job(str(number), group) for number, group in enumerate(groups)]
     queue = Queue(jobs)
     done = []

@@ -1,4 +1,6 @@
-"""A clip on two real ComfyUIs that share it: the latents of one, also after one of them was killed or has refused its input."""
+"""A clip on two real ComfyUIs that share it: the latents of one, also after one of them was killed
+or has refused its input.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,18 @@ from ..conftest import COMFYUI
 from . import made
 
 FRAMES = 7
-# Windows of keyframes, features that are computed when they are needed, Plug-and-Play, what the defaults carry.
-WINDOWS = {"build.keyframe_interval": 2, "build.keyframes": "random at every step", "edit.attended_keyframes": 3}
-ASKED = {"extract.storage": "recompute", "extract.layers": "coarse to fine", "extract.steps": "one noise level"}
+# Windows of keyframes, features that are computed when they are needed, Plug-and-Play, what the
+# defaults carry.
+WINDOWS = {
+    "build.keyframe_interval": 2,
+    "build.keyframes": "random at every step",
+    "edit.attended_keyframes": 3,
+}
+ASKED = {
+    "extract.storage": "recompute",
+    "extract.layers": "coarse to fine",
+    "extract.steps": "one noise level",
+}
 EDITS: dict[str, dict[str, Any]] = {
     "defaults": WINDOWS | ASKED,
     "attention": WINDOWS | {"edit.propagation": "attention", "edit.carry_until": 0.0},
@@ -36,8 +47,15 @@ EDITS: dict[str, dict[str, Any]] = {
 
 def prompt() -> dict[str, Any]:
     graph = made.prompt()
-    graph["inject"] = made.node("TokenFlowPlugAndPlay", attention_until=0.5, features_until=0.8, layers="decoder")
-    graph["edit"]["inputs"] |= {"injection": ["inject", 0], "attended_keyframes": 0, "propagation": "deep features", "carry_until": 0.2}
+    graph["inject"] = made.node(
+        "TokenFlowPlugAndPlay", attention_until=0.5, features_until=0.8, layers="decoder"
+    )
+    graph["edit"]["inputs"] |= {
+        "injection": ["inject", 0],
+        "attended_keyframes": 0,
+        "propagation": "deep features",
+        "carry_until": 0.2,
+    }
     return graph
 
 
@@ -48,7 +66,10 @@ def pool() -> Iterator[Any]:
 
     link_pack(COMFYUI)
     cores = torch.get_num_threads()
-    with connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False), closing(Pool(COMFYUI, cores=cores, share=2)) as pool:
+    with (
+        connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False),
+        closing(Pool(COMFYUI, cores=cores, share=2)) as pool,
+    ):
         yield pool
 
 
@@ -59,7 +80,9 @@ def make(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
     made.write_clip(folder / "clip.mp4", 80, FRAMES)
 
     def job(**inputs: Any) -> Any:
-        table = made.write_table(folder / "jobs.csv", [{"name": "one", "clip": "clip.mp4", **inputs}])
+        table = made.write_table(
+            folder / "jobs.csv", [{"name": "one", "clip": "clip.mp4", **inputs}]
+        )
         (found,) = make_jobs(table, read_table(table), prompt(), pool.object_info(), folder)
         return found
 
@@ -75,7 +98,9 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
 
     while not pool.idle:  # it may have to begin anew
         list(pool.events())
-    pool.submit(pool.slots[0], job, {name: ray.put(path.read_bytes()) for name, path in job.files.items()})
+    pool.submit(
+        pool.slots[0], job, {name: ray.put(path.read_bytes()) for name, path in job.files.items()}
+    )
     seen: list[Any] = []
     while not seen or not isinstance(seen[-1], Done | Failed):
         for _, event in pool.events():
@@ -95,7 +120,12 @@ def latents(events: list[Any], folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_the_latents_are_those_of_one_host(
-    pool: Any, make: Callable[..., Any], server: Any, queue: Callable[..., Any], tmp_path: Path, edit: str
+    pool: Any,
+    make: Callable[..., Any],
+    server: Any,
+    queue: Callable[..., Any],
+    tmp_path: Path,
+    edit: str,
 ) -> None:
     job = make(**EDITS[edit])
     events = run(pool, job)
@@ -111,14 +141,18 @@ def test_the_latents_are_those_of_one_host(
     assert float((found - alone).norm()) <= 1e-5 * float(alone.norm())
 
 
-def test_what_one_host_refuses_ends_the_job_and_the_next_one_runs(pool: Any, make: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_one_host_refuses_ends_the_job_and_the_next_one_runs(
+    pool: Any, make: Callable[..., Any], tmp_path: Path
+) -> None:
     wanted = latents(run(pool, make(**EDITS["defaults"])), tmp_path)
     bad = run(pool, make(**{"build.backend": "faiss", "build.search_window": 1}))[-1]
     assert "input 'search_window': FAISS searches" in bad.error
     assert torch.equal(latents(run(pool, make(**EDITS["defaults"])), tmp_path), wanted)
 
 
-def test_the_others_do_not_wait_for_a_host_that_was_killed(pool: Any, make: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_others_do_not_wait_for_a_host_that_was_killed(
+    pool: Any, make: Callable[..., Any], tmp_path: Path
+) -> None:
     import ray
 
     def process() -> int:
@@ -140,5 +174,7 @@ def test_the_others_do_not_wait_for_a_host_that_was_killed(pool: Any, make: Call
     assert killed
     assert "ComfyUI ended with exit code -9" in lost.error
     assert torch.equal(latents(run(pool, job), tmp_path), wanted)
-    os.kill(process(), signal.SIGKILL)  # between two jobs: the first one is interrupted when it has hardly begun
+    os.kill(
+        process(), signal.SIGKILL
+    )  # between two jobs: the first one is interrupted when it has hardly begun
     assert "ended between two jobs" in run(pool, make(**EDITS["defaults"], seed=7))[-1].error

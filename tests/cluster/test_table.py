@@ -59,19 +59,34 @@ TABLES = {
 @pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize("name", ["jobs.csv", "jobs.TSV"])
 def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, text: str, name: str) -> None:
-    assert read_table(table(tmp_path, text, name)) == [Row(1, "wolf", {"clip": "a.mp4", "Load Video.file": "b.mp4"})]
+    assert read_table(table(tmp_path, text, name)) == [
+        Row(1, "wolf", {"clip": "a.mp4", "Load Video.file": "b.mp4"})
+    ]
 
 
 def test_rows_that_say_nothing_are_not_counted(tmp_path: Path) -> None:
     csv = read_table(table(tmp_path, "clip,seed\n,\na.mp4,1\n,,\nb.mp4,\n"))
-    jsonl = read_table(table(tmp_path, '{"clip": "a.mp4", "seed": "1"}\n{}\n{"clip": null, "seed": " "}\n{" Clip ": "b.mp4"}\n', "a.jsonl"))
-    assert csv == jsonl == [Row(1, "001", {"clip": "a.mp4", "seed": "1"}), Row(2, "002", {"clip": "b.mp4"})]
+    jsonl = read_table(
+        table(
+            tmp_path,
+            '{"clip": "a.mp4", "seed": "1"}\n{}\n{"clip": null, "seed": " "}\n{" Clip ": "b.mp4"}\n',
+            "a.jsonl",
+        )
+    )
+    assert (
+        csv
+        == jsonl
+        == [Row(1, "001", {"clip": "a.mp4", "seed": "1"}), Row(2, "002", {"clip": "b.mp4"})]
+    )
 
 
 def test_what_stands_in_a_cell_does_not_part_it(tmp_path: Path) -> None:
     (row,) = read_table(table(tmp_path, "name;prompt;source\nwolf;a wolf, a fox, a bear;a\tb\n"))
     assert row.cells == {"prompt": "a wolf, a fox, a bear", "source": "a\tb"}
-    assert "Put cells with semicolons in quotes" in problems(table(tmp_path, "name;prompt\nwolf;one; two\n"))[0]
+    assert (
+        "Put cells with semicolons in quotes"
+        in problems(table(tmp_path, "name;prompt\nwolf;one; two\n"))[0]
+    )
 
 
 def test_a_text_with_other_ends_of_lines_is_one_row(tmp_path: Path) -> None:
@@ -106,7 +121,9 @@ def test_all_wrong_rows_are_told_at_once_by_table_row_and_column(tmp_path: Path)
         ("jobs.jsonl", '{"seed": [1, 2]}\n', r"row 1, column 'seed': \[1, 2\] is no single value"),
     ],
 )
-def test_a_table_that_cannot_be_read_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_a_table_that_cannot_be_read_says_where(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     with pytest.raises(TableError, match=message):
         read_table(table(tmp_path, text, name))
 
@@ -121,9 +138,27 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".lock", "a/b", "a\\b", "C:", "a\n", "a ", "a.", "manifest.jsonl", "Manifest.JSONL", "%x%", "a" * 101]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".lock",
+        "a/b",
+        "a\\b",
+        "C:",
+        "a\n",
+        "a ",
+        "a.",
+        "manifest.jsonl",
+        "Manifest.JSONL",
+        "%x%",
+        "a" * 101,
+    ],
 )
-def test_no_name_leads_out_of_the_output_folder_or_to_its_own_files(tmp_path: Path, name: str) -> None:
+def test_no_name_leads_out_of_the_output_folder_or_to_its_own_files(
+    tmp_path: Path, name: str
+) -> None:
     path = table(tmp_path, json.dumps({"name": name, "seed": 1}), "jobs.jsonl")
     if name.strip() in ("", "a"):  # nothing given, or blanks around it
         assert read_table(path)[0].name in ("001", "a")
@@ -133,19 +168,29 @@ def test_no_name_leads_out_of_the_output_folder_or_to_its_own_files(tmp_path: Pa
 
 @given(
     st.lists(
-        st.dictionaries(st.sampled_from(["clip", "prompt", "a.b"]), st.text(st.characters(exclude_categories=["Cs", "Cc"])), min_size=1),
+        st.dictionaries(
+            st.sampled_from(["clip", "prompt", "a.b"]),
+            st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+            min_size=1,
+        ),
         min_size=1,
         max_size=5,
     )
 )
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_a_spreadsheet_writes_is_what_is_read(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_what_a_spreadsheet_writes_is_what_is_read(
+    tmp_path: Path, rows: list[dict[str, str]]
+) -> None:
     path = tmp_path / "jobs.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["name", "clip", "prompt", "a.b"])
         writer.writeheader()
         writer.writerows({"name": f"job {number}", **row} for number, row in enumerate(rows))
-    stripped = [{column: text.strip() for column, text in row.items() if text.strip()} for row in rows]
+    stripped = [
+        {column: text.strip() for column, text in row.items() if text.strip()} for row in rows
+    ]
     assert [row.cells for row in read_table(path)] == stripped
 
 

@@ -1,4 +1,6 @@
-"""What the tests of the nodes on the host share: a short clip made ready for an edit, and ways to drive, watch and stop a run."""
+"""What the tests of the nodes on the host share: a short clip made ready for an edit, and ways to
+drive, watch and stop a run.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def tiny_model(seed: int = 0) -> Any:
 
 
 def invert(model: Any, latents: Any, **inputs: Any) -> tuple[Any, ...]:
-    return call(InvertVideo.execute, model, latents, **{"positive": SOURCE, "steps": STEPS, **inputs})
+    return call(
+        InvertVideo.execute, model, latents, **{"positive": SOURCE, "steps": STEPS, **inputs}
+    )
 
 
 @cache
@@ -56,13 +60,27 @@ def inverted(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> tuple[Any, .
 
 @cache
 def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory") -> Any:
-    return call(ExtractFeatures.execute, tiny_model(), inverted(frames, size)[0], layers="all", steps="every", storage=storage)[0]
+    return call(
+        ExtractFeatures.execute,
+        tiny_model(),
+        inverted(frames, size)[0],
+        layers="all",
+        steps="every",
+        storage=storage,
+    )[0]
 
 
 @cache
-def matched(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory", interval: int = 2) -> Any:
+def matched(
+    frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory", interval: int = 2
+) -> Any:
     """Build NN Correspondences' output."""
-    return call(BuildCorrespondences.execute, extracted(frames, size, storage), keyframe_interval=interval, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        extracted(frames, size, storage),
+        keyframe_interval=interval,
+        backend="torch",
+    )[0]
 
 
 @cache
@@ -72,17 +90,34 @@ def injection() -> Any:
 
 @cache
 def pictures(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> Tensor:
-    """An IMAGE (frames, 8 h, 8 w, 3) of a smooth random plane that moves left by a latent pixel a frame, for optical flow."""
+    """An IMAGE (frames, 8 h, 8 w, 3) of a smooth random plane that moves left by a latent pixel a
+    frame, for optical flow.
+    """
     height, width = (8 * side for side in size)
     noise = torch.rand(1, 3, size[0], size[1] + frames, generator=torch.Generator().manual_seed(0))
-    plane = torch.nn.functional.interpolate(noise, (height, width + 8 * frames), mode="bicubic", align_corners=True)[0].clamp(0, 1)
+    plane = torch.nn.functional.interpolate(
+        noise, (height, width + 8 * frames), mode="bicubic", align_corners=True
+    )[0].clamp(0, 1)
     return torch.stack([plane[:, :, 8 * i : 8 * i + width] for i in range(frames)]).movedim(1, -1)
 
 
-def edit(model: Any = None, positive: Any = POSITIVE, negative: Any = NEGATIVE, correspondences: Any = None, **inputs: Any) -> Tensor:
+def edit(
+    model: Any = None,
+    positive: Any = POSITIVE,
+    negative: Any = NEGATIVE,
+    correspondences: Any = None,
+    **inputs: Any,
+) -> Tensor:
     """TokenFlow Sampler's latents."""
     inputs = {"cfg": 4.0, **_source_frames(correspondences, inputs), **inputs}
-    return call(Sampler.execute, model or tiny_model(), positive, negative, correspondences or matched(), **inputs)[0]["samples"]
+    return call(
+        Sampler.execute,
+        model or tiny_model(),
+        positive,
+        negative,
+        correspondences or matched(),
+        **inputs,
+    )[0]["samples"]
 
 
 def applied(model: Any = None, correspondences: Any = None, **inputs: Any) -> Any:
@@ -100,19 +135,28 @@ def _source_frames(correspondences: Any, inputs: dict[str, Any]) -> dict[str, An
 
 
 def stock(
-    model: Any, positive: Any = POSITIVE, negative: Any = NEGATIVE, cfg: float = 4.0, clip: tuple[int, tuple[int, int]] = (FRAMES, SIZE)
+    model: Any,
+    positive: Any = POSITIVE,
+    negative: Any = NEGATIVE,
+    cfg: float = 4.0,
+    clip: tuple[int, tuple[int, int]] = (FRAMES, SIZE),
 ) -> Tensor:
     """The host's own SamplerCustom from the noisy end of a clip's inversion."""
     _, noisy, sigmas = inverted(*clip)
     sampler = comfy.samplers.sampler_object("euler")
-    return call(SamplerCustom.execute, model, False, 0, 4.0, positive, negative, sampler, sigmas, noisy)[0]["samples"]
+    return call(
+        SamplerCustom.execute, model, False, 0, 4.0, positive, negative, sampler, sigmas, noisy
+    )[0]["samples"]
 
 
 def lora() -> dict[str, torch.Tensor]:
     """A LoRA of self-attention's value projection in the first block."""
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v"
     generator = torch.Generator().manual_seed(0)
-    return {f"{key}.lora_{side}.weight": torch.randn(shape, generator=generator) for side, shape in (("up", (32, 4)), ("down", (4, 32)))}
+    return {
+        f"{key}.lora_{side}.weight": torch.randn(shape, generator=generator)
+        for side, shape in (("up", (32, 4)), ("down", (4, 32)))
+    }
 
 
 def with_lora(model: Any, strength: float) -> Any:
@@ -131,8 +175,18 @@ def untouched(model: Any) -> Iterator[None]:
     module = model.model
 
     def marks() -> list[Any]:
-        given = [model.model_options, model.patches, model.object_patches, model.wrappers, model.callbacks, model.attachments]
-        return [repr(given), {name: sorted(vars(part)) for name, part in module.diffusion_model.named_modules()}]
+        given = [
+            model.model_options,
+            model.patches,
+            model.object_patches,
+            model.wrappers,
+            model.callbacks,
+            model.attachments,
+        ]
+        return [
+            repr(given),
+            {name: sorted(vars(part)) for name, part in module.diffusion_model.named_modules()},
+        ]
 
     stock(model, clip=(1, SIZE))  # the host itself leaves marks when it loads a model
     weights = {name: weight.clone() for name, weight in module.state_dict().items()}
@@ -157,7 +211,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, see: Callable[[ModelCall, Any], None]
 
 
 def watched(model: Any, see: Callable[[dict[str, Any]], None]) -> Any:
-    """A clone that calls `see` with the host's arguments (input, timestep, c, cond_or_uncond) before each call of the UNet."""
+    """A clone that calls `see` with the host's arguments (input, timestep, c, cond_or_uncond)
+    before each call of the UNet.
+    """
 
     def wrapper(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
         see(args)
@@ -179,7 +235,9 @@ def interrupted() -> Iterator[None]:
 
 
 def interrupt_after(updates: int, total: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The user's interrupt comes when the progress bar, which has to be of `total`, was updated so often. Returns: where it stood."""
+    """The user's interrupt comes when the progress bar, which has to be of `total`, was updated so
+    often. Returns: where it stood.
+    """
     counted: list[int] = []
 
     class Bar:
@@ -198,8 +256,13 @@ def interrupt_after(updates: int, total: int, monkeypatch: pytest.MonkeyPatch) -
 def executor(send: Callable[..., None], client: str | None = None, cache: str = "CLASSIC") -> Any:
     """The host's queue worker without a server.
 
-    send: gets (event, data, client) of everything it tells. cache: one of the host's ways to keep results (execution.CacheType).
+    send: gets (event, data, client) of everything it tells. cache: one of the host's ways to keep
+    results (execution.CacheType).
     """
-    server = SimpleNamespace(client_id=client, last_node_id=None, last_prompt_id=None, send_sync=send)
+    server = SimpleNamespace(
+        client_id=client, last_node_id=None, last_prompt_id=None, send_sync=send
+    )
     limits = {"lru": 100, "ram": 0.0, "ram_inactive": 0.0}  # newer hosts ask for the last
-    return execution.PromptExecutor(server, cache_type=execution.CacheType[cache], cache_args=limits)
+    return execution.PromptExecutor(
+        server, cache_type=execution.CacheType[cache], cache_args=limits
+    )

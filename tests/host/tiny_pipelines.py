@@ -1,4 +1,7 @@
-"""diffusers pipelines with the weights of the narrow UNets, and a text encoder and a VAE as narrow. Nothing is downloaded."""
+"""diffusers pipelines with the weights of the narrow UNets, and a text encoder and a VAE as narrow.
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,17 @@ from .tiny_models import CHANNELS, CONTEXT, SD15, Layout, random_module, random_
 
 
 def tiny_unet2d(layout: Layout, seed: int = 0) -> Any:
-    """diffusers' UNet of a layout of SD 1.x or 2.x with the very weights that `tiny_unet` has in the host's."""
+    """diffusers' UNet of a layout of SD 1.x or 2.x with the very weights that `tiny_unet` has in
+    the host's.
+    """
     weights, config = random_weights(layout, seed), layout.unet()
     widths = [config["model_channels"] * level for level in config["channel_mult"]]
-    heads = [width // config["num_head_channels"] if config["num_head_channels"] > 0 else config["num_heads"] for width in widths]
+    heads = [
+        width // config["num_head_channels"]
+        if config["num_head_channels"] > 0
+        else config["num_heads"]
+        for width in widths
+    ]
     unet = UNet2DConditionModel(
         sample_size=8,
         layers_per_block=config["num_res_blocks"],
@@ -34,7 +44,9 @@ def tiny_unet2d(layout: Layout, seed: int = 0) -> Any:
 def tiny_pipeline(layout: Layout = SD15, seed: int = 0) -> Any:
     """A StableDiffusionPipeline with random weights, of 8 pixels per latent."""
     width = 8
-    text = CLIPTextConfig(hidden_size=CONTEXT, intermediate_size=CONTEXT, num_hidden_layers=1, num_attention_heads=2)
+    text = CLIPTextConfig(
+        hidden_size=CONTEXT, intermediate_size=CONTEXT, num_hidden_layers=1, num_attention_heads=2
+    )
     vae = AutoencoderKL(
         block_out_channels=[width] * 4,
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -54,7 +66,8 @@ def tiny_pipeline(layout: Layout = SD15, seed: int = 0) -> Any:
         random_module(vae, 1),
         random_module(CLIPTextModel(text), 2),
         CLIPTokenizer.from_pretrained(
-            Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer", model_max_length=text.max_position_embeddings
+            Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer",
+            model_max_length=text.max_position_embeddings,
         ),
         tiny_unet2d(layout, seed),
         scheduler,

@@ -16,7 +16,9 @@ Queue = Callable[..., Result]
 Workflow = Callable[..., dict[str, Any]]
 
 
-def test_a_saved_workflow_runs_and_its_results_come_back(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
+def test_a_saved_workflow_runs_and_its_results_come_back(
+    server: Server, queue: Queue, stock_workflow: Workflow
+) -> None:
     prompt = to_prompt(stock_workflow(), server.get("/object_info"))
     shown = io.StringIO()
     result = queue(prompt, Progress(prompt, shown))
@@ -26,25 +28,37 @@ def test_a_saved_workflow_runs_and_its_results_come_back(server: Server, queue: 
     assert [line.split("  ")[1] for line in shown.getvalue().splitlines()].count("Figures") == 1
 
 
-def test_unchanged_nodes_are_reported_as_cached(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
+def test_unchanged_nodes_are_reported_as_cached(
+    server: Server, queue: Queue, stock_workflow: Workflow
+) -> None:
     prompt = to_prompt(stock_workflow(color=7), server.get("/object_info"))
     assert "1" not in queue(prompt).cached
     prompt["3"]["inputs"]["filename_prefix"] = "again"
     assert {"1", "2"} <= queue(prompt).cached
 
 
-def test_a_refused_prompt_names_node_and_input(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
+def test_a_refused_prompt_names_node_and_input(
+    server: Server, queue: Queue, stock_workflow: Workflow
+) -> None:
     prompt = to_prompt(stock_workflow(), server.get("/object_info"))
     prompt["1"]["inputs"]["width"] = "wide"
-    with pytest.raises(PromptError, match=r"node 1 \(.*EmptyImage\): invalid_input_type.*\n?.*width"):
+    with pytest.raises(
+        PromptError, match=r"node 1 \(.*EmptyImage\): invalid_input_type.*\n?.*width"
+    ):
         queue(prompt)
 
 
-def test_a_failing_node_is_named_and_the_server_goes_on(server: Server, queue: Queue, stock_workflow: Workflow) -> None:
+def test_a_failing_node_is_named_and_the_server_goes_on(
+    server: Server, queue: Queue, stock_workflow: Workflow
+) -> None:
     info = server.get("/object_info")
     prompt = to_prompt(stock_workflow(), info)
     prompt["1"]["inputs"] |= {"width": 8, "height": 8}  # too small for the reflection at its border
-    prompt["7"] = {"class_type": "ImageBlur", "inputs": {"image": ["1", 0], "blur_radius": 31, "sigma": 1.0}, "_meta": {"title": "Blur"}}
+    prompt["7"] = {
+        "class_type": "ImageBlur",
+        "inputs": {"image": ["1", 0], "blur_radius": 31, "sigma": 1.0},
+        "_meta": {"title": "Blur"},
+    }
     prompt["2"]["inputs"]["images"] = ["7", 0]
     with pytest.raises(PromptError, match=r"node 7 \(Blur, ImageBlur\)"):
         queue(prompt)
@@ -57,7 +71,9 @@ def test_progress_counts_steps_on_a_terminal_and_names_the_node_that_failed() ->
             return True
 
     shown = Terminal()
-    progress = Progress({"1": {"class_type": "KSampler", "inputs": {}, "_meta": {"title": "Sampler"}}}, shown)
+    progress = Progress(
+        {"1": {"class_type": "KSampler", "inputs": {}, "_meta": {"title": "Sampler"}}}, shown
+    )
     progress("executing", {"node": "1"})
     progress("progress", {"node": "1", "value": 3, "max": 20})
     progress("execution_error", {})

@@ -56,7 +56,9 @@ def test_it_shows_texts_files_and_the_address_it_keeps(
     assert (folder / "output" / "clips" / "two_00001_.mp4").exists()
 
 
-def test_a_workflow_that_cannot_be_read_is_an_error_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_workflow_that_cannot_be_read_is_an_error_in_a_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert demo.run(folder, folder / "none.json") == 1
     assert "none.json" in capsys.readouterr().err
 
@@ -73,9 +75,21 @@ for words in json.loads(sys.argv.pop()):
 
 
 def test_the_commands_of_the_demos_manual_are_known_to_its_programs() -> None:
-    commands = re.findall(r"`?\.host/venv/bin/python (demo/[^`\n]+)", (ROOT / "demo" / "README.md").read_text())
-    told = [shlex.split(command) for command in commands if "make_clip" not in command]  # it has no options
+    commands = re.findall(
+        r"`?\.host/venv/bin/python (demo/[^`\n]+)", (ROOT / "demo" / "README.md").read_text()
+    )
+    told = [
+        shlex.split(command) for command in commands if "make_clip" not in command
+    ]  # it has no options
     assert len(told) == len(commands) - 1 == 7
     variables = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
-    said = subprocess.run([sys.executable, "-c", UNTIL, json.dumps(told)], cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
-    assert [line.partition(": error: ")[2] for line in said.stdout.splitlines()] == ["unrecognized arguments: --no-such"] * 7
+    said = subprocess.run(
+        [sys.executable, "-c", UNTIL, json.dumps(told)],
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert [line.partition(": error: ")[2] for line in said.stdout.splitlines()] == [
+        "unrecognized arguments: --no-such"
+    ] * 7

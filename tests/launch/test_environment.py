@@ -44,13 +44,19 @@ def test_another_copy_is_not_replaced_and_a_dangling_link_is(comfyui: Path) -> N
 
 
 def test_the_link_inside_the_checkout_is_relative() -> None:
-    links = [path for path in (ROOT / ".host/ComfyUI/custom_nodes").glob("*") if path.is_symlink() and path.resolve() == ROOT]
+    links = [
+        path
+        for path in (ROOT / ".host/ComfyUI/custom_nodes").glob("*")
+        if path.is_symlink() and path.resolve() == ROOT
+    ]
     if not links:
         pytest.skip("no ComfyUI under .host")
     assert not links[0].readlink().is_absolute()
 
 
-def test_the_users_comfyui_and_its_python_are_used_as_named(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_comfyui_and_its_python_are_used_as_named(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = own_comfyui()
     assert (host.comfyui, host.python) == (comfyui, Path(sys.executable))
     assert "runs this command" in host.origin

@@ -26,9 +26,18 @@ FORBIDDEN = {
 MOST = 12  # modules side by side in a room
 
 
-# What no ComfyUI starts without. All else comes by `tokenflow_ops.libraries`, which says what is missing where it is needed.
+# What no ComfyUI starts without. All else comes by `tokenflow_ops.libraries`, which says what is
+# missing where it is needed.
 HOSTS = {"PIL", "numpy", "safetensors", "torch"}
-MODULES = {"comfy", "comfy_api", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes"}
+MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfyui_version",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+}
 
 
 class WithoutTypes(ast.NodeTransformer):
@@ -39,7 +48,9 @@ class WithoutTypes(ast.NodeTransformer):
 
 
 def imports(path: Path, tree: ast.AST | None = None) -> set[str]:
-    """The rooms and libraries a file imports from: top folders of the project as /name, libraries by their first name."""
+    """The rooms and libraries a file imports from: top folders of the project as /name, libraries
+    by their first name.
+    """
     package = path.relative_to(ROOT).parent.parts
     found: set[str] = set()
     for node in ast.walk(tree or ast.parse(path.read_text())):
@@ -56,8 +67,12 @@ def imports(path: Path, tree: ast.AST | None = None) -> set[str]:
 
 @pytest.mark.parametrize("floor", FORBIDDEN)
 def test_no_floor_imports_what_is_above_it(floor: str) -> None:
-    # The launcher's one file whose business is to bring ComfyUI into the process, and what a worker's ComfyUI loads as custom nodes.
-    inside = {ROOT / "launch" / "comfyui" / "inprocess.py", *(ROOT / "cluster" / "host_nodes").glob("*.py")}
+    # The launcher's one file whose business is to bring ComfyUI into the process, and what a
+    # worker's ComfyUI loads as custom nodes.
+    inside = {
+        ROOT / "launch" / "comfyui" / "inprocess.py",
+        *(ROOT / "cluster" / "host_nodes").glob("*.py"),
+    }
     files = [path for path in (ROOT / floor).rglob("*.py") if path not in inside]
     above = {f"/{name}" for name in FLOORS[FLOORS.index(floor) + 1 :]} if floor in FLOORS else set()
     assert files
@@ -76,7 +91,9 @@ def test_a_room_can_be_looked_over() -> None:
 def test_libraries_that_a_host_may_lack_are_imported_in_one_place(floor: str) -> None:
     for path in (ROOT / floor).rglob("*.py"):
         found = imports(path, WithoutTypes().visit(ast.parse(path.read_text())))
-        assert {name for name in found if not name.startswith("/")} <= sys.stdlib_module_names | HOSTS | MODULES, path
+        assert {
+            name for name in found if not name.startswith("/")
+        } <= sys.stdlib_module_names | HOSTS | MODULES, path
 
 
 def test_the_method_imports_without_comfyui() -> None:

@@ -32,9 +32,18 @@ def test_every_command_says_what_it_needs() -> None:
 def test_a_command_asks_for_what_it_uses() -> None:
     assert lines("bench", "cost", "--model", "sdxl") == []
     assert lines("bench", "shards") == []
-    assert lines("bench", "shards", "--measure=24") == lines("batch", "a.json", "test", "demo") == ["ray[default]"]
+    assert (
+        lines("bench", "shards", "--measure=24")
+        == lines("batch", "a.json", "test", "demo")
+        == ["ray[default]"]
+    )
     assert lines("demo", "--keep") == ["kornia", "matplotlib", "opencv-python-headless"]
-    everything = [line for path in REQUIREMENTS.values() for _, line in requirements(path.read_text()) if not line.startswith("faiss")]
+    everything = [
+        line
+        for path in REQUIREMENTS.values()
+        for _, line in requirements(path.read_text())
+        if not line.startswith("faiss")
+    ]
     assert lines("test", "tests/ops") == everything
     assert {"ruff", "ray[default]", "diffusers"} <= set(everything)
 
@@ -60,7 +69,9 @@ def test_packages_are_looked_for_by_their_names_where_their_markers_hold(met: li
     require(HERE, "this", met)
 
 
-@pytest.mark.parametrize("wanted", ["no-such-package>=3", "no_such_package; python_version > '3'", "torch<1"])
+@pytest.mark.parametrize(
+    "wanted", ["no-such-package>=3", "no_such_package; python_version > '3'", "torch<1"]
+)
 def test_what_is_missing_is_named_alone_with_another_python_before_the_command(wanted: str) -> None:
     with pytest.raises(NeedsError) as raised:
         require(HERE, "where it is from", ["pytest", wanted])
@@ -86,14 +97,21 @@ def environment(folder: Path, lacking: set[str]) -> Path:
 def typed(python: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`run.py` with a ComfyUI of the user's and the Python that runs it."""
     variables = {**os.environ, "COMFYUI_PATH": str(COMFYUI), "COMFYUI_PYTHON": str(python)}
-    return subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, env=variables, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "run.py", *words], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
 
 
-def test_a_python_that_runs_no_comfyui_is_told_so_and_nobody_is_sent_to_install_into_it(tmp_path: Path) -> None:
+def test_a_python_that_runs_no_comfyui_is_told_so_and_nobody_is_sent_to_install_into_it(
+    tmp_path: Path,
+) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
     said = typed(tmp_path / "bin" / "python", "bench", "cost")
     assert said.returncode == 1
-    assert "(COMFYUI_PYTHON) is not the Python of a ComfyUI: it lacks torch, transformers, aiohttp, packaging." in said.stderr
+    assert (
+        "(COMFYUI_PYTHON) is not the Python of a ComfyUI: it lacks torch, transformers, aiohttp, packaging."
+        in said.stderr
+    )
     assert "COMFYUI_PYTHON=/path/to/python" in said.stderr
     assert "install" not in said.stderr
     broken = tmp_path / "broken"
@@ -118,7 +136,10 @@ def test_commands_run_where_what_they_do_not_use_is_missing(tmp_path: Path) -> N
     }.items():
         said = typed(python, *words)
         assert said.returncode == 1
-        assert f"lacks {', '.join(line for line in lacking if line != 'safetensors')}.\n" in said.stderr
+        assert (
+            f"lacks {', '.join(line for line in lacking if line != 'safetensors')}.\n"
+            in said.stderr
+        )
 
 
 def test_tests_run_in_a_comfyui_of_the_users() -> None:
@@ -127,5 +148,7 @@ def test_tests_run_in_a_comfyui_of_the_users() -> None:
 
 
 def test_the_environment_variables_are_explained() -> None:
-    said = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {"COMFYUI_PATH", "COMFYUI_PYTHON"} <= set(said.split())

@@ -1,4 +1,6 @@
-"""What keeps the tests from the network works, in this process and in those it starts: else "no network" would be said of nothing."""
+"""What keeps the tests from the network works, in this process and in those it starts: else "no
+network" would be said of nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_other_machines_are_not_reached_from_this_process(log: Path) -> None:
     with pytest.raises(PermissionError, match=AWAY):
         socket.create_connection((AWAY, 80), timeout=1)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, pytest.raises(PermissionError, match=AWAY):
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        pytest.raises(PermissionError, match=AWAY),
+    ):
         udp.sendto(b"hello", (AWAY, 53))
     with pytest.raises(PermissionError, match="example"):
         socket.getaddrinfo("huggingface.example", 443)
@@ -36,6 +41,9 @@ def test_other_machines_are_not_reached_from_what_is_started(log: Path) -> None:
 
 
 def test_this_machine_is_reached(log: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()[:2], timeout=5):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()[:2], timeout=5),
+    ):
         pass
     assert not log.exists()

@@ -1,4 +1,6 @@
-"""The pack as the registry gives it to users: what pyproject.toml says, and what a release holds, on a real server."""
+"""The pack as the registry gives it to users: what pyproject.toml says, and what a release holds,
+on a real server.
+"""
 
 from __future__ import annotations
 
@@ -28,24 +30,68 @@ from launch.release import copy_files, released_files
 from ..conftest import COMFYUI
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TOP = {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "__init__.py", "pyproject.toml", "requirements.txt"}
-TOP |= {"demo", "host", "locales", "modes", "nodes", "reporting", "tokenflow_ops", "web", "workflows"}
+TOP = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "__init__.py",
+    "pyproject.toml",
+    "requirements.txt",
+}
+TOP |= {
+    "demo",
+    "host",
+    "locales",
+    "modes",
+    "nodes",
+    "reporting",
+    "tokenflow_ops",
+    "web",
+    "workflows",
+}
 # Where a loader of the host looks for the file that its input names.
-MODELS = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras", "clip_name": "clip_vision"}
+MODELS = {
+    "ckpt_name": "checkpoints",
+    "control_net_name": "controlnet",
+    "lora_name": "loras",
+    "clip_name": "clip_vision",
+}
 
 
 def test_a_release_holds_what_users_need_and_nothing_else() -> None:
     files = released_files()
     assert {file.parts[0] for file in files} == TOP
-    assert {file.name for file in files if file.parts[0] == "demo"} == {"README.md", "tokenflow_star.mp4", "model.safetensors"}
-    for folder in ("web", "locales", "workflows", "host", "modes", "nodes", "reporting", "tokenflow_ops"):
-        here = {file.relative_to(ROOT) for file in (ROOT / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert {file.name for file in files if file.parts[0] == "demo"} == {
+        "README.md",
+        "tokenflow_star.mp4",
+        "model.safetensors",
+    }
+    for folder in (
+        "web",
+        "locales",
+        "workflows",
+        "host",
+        "modes",
+        "nodes",
+        "reporting",
+        "tokenflow_ops",
+    ):
+        here = {
+            file.relative_to(ROOT)
+            for file in (ROOT / folder).rglob("*")
+            if file.is_file() and "__pycache__" not in file.parts
+        }
         assert here == {file for file in files if file.parts[0] == folder}
 
 
 def test_every_pattern_of_comfyignore_is_anchored() -> None:
     """A bare "docs" would take web/docs along."""
-    lines = [line for line in (ROOT / ".comfyignore").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / ".comfyignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines
     assert all(line.startswith("/") for line in lines)
 
@@ -63,16 +109,28 @@ def test_the_project_says_what_the_registry_asks_for() -> None:
 def test_versions_are_semantic_and_told_in_the_changelog() -> None:
     told = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert told[0] == PROJECT["project"]["version"]
-    assert told == sorted(told, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+    assert told == sorted(
+        told, key=lambda version: [int(part) for part in version.split(".")], reverse=True
+    )
 
 
 def test_requirements_are_the_projects_and_loose() -> None:
-    lines = [line.replace('"', "'") for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line.replace('"', "'")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines == PROJECT["project"]["dependencies"]
-    extra = [line for line in (ROOT / "requirements-cluster.txt").read_text().splitlines() if line and not line.startswith("#")]
+    extra = [
+        line
+        for line in (ROOT / "requirements-cluster.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert extra == PROJECT["project"]["optional-dependencies"]["cluster"]
     assert not [line for line in lines if re.search("[<>=~!]", line.split(";")[0])]
-    assert not {"torch", "torchvision", "torchaudio", "numpy"} & set(dict(requirements("\n".join(lines))))
+    assert not {"torch", "torchvision", "torchaudio", "numpy"} & set(
+        dict(requirements("\n".join(lines)))
+    )
 
 
 def test_no_literal_hides_a_payload() -> None:
@@ -101,29 +159,59 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def leave_out(folder: str, names: list[str]) -> list[str]:
     """What users put into a ComfyUI, and what it need not have to run."""
-    theirs = {"custom_nodes", "input", "models", "output", "temp", "user", "venv", "tests", "tests-unit"}
-    return [name for name in names if name == "__pycache__" or (Path(folder) == COMFYUI and (name in theirs or name.startswith(".")))]
+    theirs = {
+        "custom_nodes",
+        "input",
+        "models",
+        "output",
+        "temp",
+        "user",
+        "venv",
+        "tests",
+        "tests-unit",
+    }
+    return [
+        name
+        for name in names
+        if name == "__pycache__"
+        or (Path(folder) == COMFYUI and (name in theirs or name.startswith(".")))
+    ]
 
 
 def test_a_release_loads_with_all_that_belongs_to_it(installed: Server) -> None:
     known = installed.get("/object_info")
-    ours = {name for name, node in known.items() if node["python_module"] == "custom_nodes.tokenflow"}
+    ours = {
+        name for name, node in known.items() if node["python_module"] == "custom_nodes.tokenflow"
+    }
     assert ours == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
-    assert set(installed.get("/workflow_templates")["tokenflow"]) == {file.stem for file in (ROOT / "workflows").glob("*.json")}
+    assert set(installed.get("/workflow_templates")["tokenflow"]) == {
+        file.stem for file in (ROOT / "workflows").glob("*.json")
+    }
     for language, texts in installed.get("/i18n").items():
         assert (ROOT / "locales" / language).is_dir()
         assert ours <= set(texts["nodeDefs"])
     for name in ours:
-        with urllib.request.urlopen(f"{installed.address}/extensions/tokenflow/docs/{name}.md") as page:
+        with urllib.request.urlopen(
+            f"{installed.address}/extensions/tokenflow/docs/{name}.md"
+        ) as page:
             assert page.read() == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
 
 
 def test_the_quickstart_runs_as_it_is_offered(installed: Server) -> None:
     """The template on its clip, in a ComfyUI that has nothing but the pack."""
-    offered = to_prompt(installed.get("/api/workflow_templates/tokenflow/quickstart.json"), installed.get("/object_info"))
+    offered = to_prompt(
+        installed.get("/api/workflow_templates/tokenflow/quickstart.json"),
+        installed.get("/object_info"),
+    )
     for entry in offered.values():
-        entry["inputs"].update({"ImageFromBatch": {"length": 3}, "TokenFlowInvertVideo": {"steps": 2}}.get(entry["class_type"], {}))
-    videos = [name for name in run_prompt(installed.address, offered).files() if name.endswith(".mp4")]
+        entry["inputs"].update(
+            {"ImageFromBatch": {"length": 3}, "TokenFlowInvertVideo": {"steps": 2}}.get(
+                entry["class_type"], {}
+            )
+        )
+    videos = [
+        name for name in run_prompt(installed.address, offered).files() if name.endswith(".mp4")
+    ]
     assert len(videos) == 3
     for video in videos:
         with av.open(str(installed.output / video)) as opened:
@@ -151,7 +239,9 @@ def test_comfy_lint_has_nothing_to_say_of_the_workflows(installed: Server, tmp_p
     schema = tmp_path / "object_info.json"
     schema.write_text(json.dumps(known))
     for workflow in (ROOT / "workflows").glob("*.json"):
-        (tmp_path / workflow.name).write_text(json.dumps(to_prompt(json.loads(workflow.read_text()), known)))
+        (tmp_path / workflow.name).write_text(
+            json.dumps(to_prompt(json.loads(workflow.read_text()), known))
+        )
     files = [tmp_path / workflow.name for workflow in (ROOT / "workflows").glob("*.json")]
     command = [sys.executable, "-m", "comfy_lint.cli", "--strict", "--schema-cache", schema, *files]
     judged = subprocess.run(command, capture_output=True, text=True)

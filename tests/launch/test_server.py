@@ -19,7 +19,10 @@ def stub(folder: Path, code: str, patience: float = 30.0) -> Server:
 
 
 def test_a_server_that_dies_shows_the_tail_of_its_log(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=r"(?s)exit code 1.*starting.*no such luck"), stub(tmp_path, COMFYUI_STUB):
+    with (
+        pytest.raises(ServerError, match=r"(?s)exit code 1.*starting.*no such luck"),
+        stub(tmp_path, COMFYUI_STUB),
+    ):
         pass
 
 

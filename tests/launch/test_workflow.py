@@ -8,9 +8,13 @@ import pytest
 
 from launch.comfyui.workflow import WorkflowError, to_prompt
 
-# The shape of /object_info, small: a list as type is the old way to write a combo, ["COMBO", {...}] the new one.
+# The shape of /object_info, small: a list as type is the old way to write a combo, ["COMBO", {...}]
+# the new one.
 SPEED = {"slow": {}, "fast": {"required": {"rate": ["INT", {"default": 3}]}}}
-DYNAMIC: list[Any] = ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": key, "inputs": inputs} for key, inputs in SPEED.items()]}]
+DYNAMIC: list[Any] = [
+    "COMFY_DYNAMICCOMBO_V3",
+    {"options": [{"key": key, "inputs": inputs} for key, inputs in SPEED.items()]},
+]
 INFO: dict[str, Any] = {
     "Source": {"input": {"required": {"size": ["INT", {"default": 8}]}}, "display_name": "Source"},
     "Sample": {
@@ -21,20 +25,41 @@ INFO: dict[str, Any] = {
                 "cfg": ["FLOAT", {"default": 7.0}],
                 "method": [["euler", "ddim"]],
             },
-            "optional": {"mask": ["MASK"], "order": ["COMBO", {"options": ["fixed", "random"]}], "forced": ["INT", {"forceInput": True}]},
+            "optional": {
+                "mask": ["MASK"],
+                "order": ["COMBO", {"options": ["fixed", "random"]}],
+                "forced": ["INT", {"forceInput": True}],
+            },
             "hidden": {"prompt": "PROMPT"},
         },
-        "input_order": {"required": ["seed", "latent", "cfg", "method"], "optional": ["mask", "order", "forced"]},
+        "input_order": {
+            "required": ["seed", "latent", "cfg", "method"],
+            "optional": ["mask", "order", "forced"],
+        },
     },
     "Save": {"input": {"required": {"latent": ["LATENT"], "name": ["STRING", {"default": "x"}]}}},
-    "Load": {"input": {"required": {"file": ["COMBO", {"video_upload": True}]}, "optional": {"rate": ["INT", {}]}}},
+    "Load": {
+        "input": {
+            "required": {"file": ["COMBO", {"video_upload": True}]},
+            "optional": {"rate": ["INT", {}]},
+        }
+    },
     "Dynamic": {"input": {"required": {"mode": DYNAMIC, "name": ["STRING", {"default": "x"}]}}},
 }
 
 
-def node(id: int, type: str, values: Any = (), links: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def node(
+    id: int, type: str, values: Any = (), links: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
     slots = [{"name": name, "type": "LATENT", "link": link} for name, link in (links or {}).items()]
-    return {"id": id, "type": type, "widgets_values": values, "inputs": slots, "outputs": [{"type": "LATENT"}], **more}
+    return {
+        "id": id,
+        "type": type,
+        "widgets_values": values,
+        "inputs": slots,
+        "outputs": [{"type": "LATENT"}],
+        **more,
+    }
 
 
 def graph(*nodes: dict[str, Any], links: tuple[list[Any], ...] = ()) -> dict[str, Any]:
@@ -46,33 +71,61 @@ LINK_12, LINK_23 = [5, 1, 0, 2, 0, "LATENT"], [6, 2, 0, 3, 0, "LATENT"]
 
 def test_names_follow_input_order_and_the_seed_control_is_dropped() -> None:
     saved = graph(
-        node(1, "Source", [4]), node(2, "Sample", [7, "randomize", 2.5, "ddim", "fixed"], {"latent": 5}, title="Mine"), links=(LINK_12,)
+        node(1, "Source", [4]),
+        node(2, "Sample", [7, "randomize", 2.5, "ddim", "fixed"], {"latent": 5}, title="Mine"),
+        links=(LINK_12,),
     )
     prompt = to_prompt(saved, INFO)
-    assert prompt["1"] == {"class_type": "Source", "inputs": {"size": 4}, "_meta": {"title": "Source"}}
-    assert prompt["2"]["inputs"] == {"seed": 7, "cfg": 2.5, "method": "ddim", "order": "fixed", "latent": ["1", 0]}
+    assert prompt["1"] == {
+        "class_type": "Source",
+        "inputs": {"size": 4},
+        "_meta": {"title": "Source"},
+    }
+    assert prompt["2"]["inputs"] == {
+        "seed": 7,
+        "cfg": 2.5,
+        "method": "ddim",
+        "order": "fixed",
+        "latent": ["1", 0],
+    }
     assert prompt["2"]["_meta"]["title"] == "Mine"
 
 
 def test_a_seed_saved_without_control_keeps_the_values_in_place() -> None:
-    assert to_prompt(graph(node(2, "Sample", [7, 2.5, "ddim"])), INFO)["2"]["inputs"] == {"seed": 7, "cfg": 2.5, "method": "ddim"}
+    assert to_prompt(graph(node(2, "Sample", [7, 2.5, "ddim"])), INFO)["2"]["inputs"] == {
+        "seed": 7,
+        "cfg": 2.5,
+        "method": "ddim",
+    }
 
 
 def test_missing_values_are_defaults_and_extras_are_ignored() -> None:
     assert to_prompt(graph(node(1, "Source", [])), INFO)["1"]["inputs"] == {"size": 8}
-    assert to_prompt(graph(node(1, "Source", [3, "shown text", None])), INFO)["1"]["inputs"] == {"size": 3}
+    assert to_prompt(graph(node(1, "Source", [3, "shown text", None])), INFO)["1"]["inputs"] == {
+        "size": 3
+    }
 
 
 def test_a_choice_that_brings_inputs_is_followed_by_them() -> None:
     found = [
-        to_prompt(graph(node(1, "Dynamic", values)), INFO)["1"]["inputs"] for values in (["slow", "a"], ["fast", 5, "a"], ["fast"], [])
+        to_prompt(graph(node(1, "Dynamic", values)), INFO)["1"]["inputs"]
+        for values in (["slow", "a"], ["fast", 5, "a"], ["fast"], [])
     ]
-    assert found[:2] == [{"mode": "slow", "name": "a"}, {"mode": "fast", "mode.rate": 5, "name": "a"}]
-    assert found[2:] == [{"mode": "fast", "mode.rate": 3, "name": "x"}, {"mode": "slow", "name": "x"}]
+    assert found[:2] == [
+        {"mode": "slow", "name": "a"},
+        {"mode": "fast", "mode.rate": 5, "name": "a"},
+    ]
+    assert found[2:] == [
+        {"mode": "fast", "mode.rate": 3, "name": "x"},
+        {"mode": "slow", "name": "x"},
+    ]
 
 
 def test_the_upload_button_takes_a_place() -> None:
-    assert to_prompt(graph(node(1, "Load", ["clip.mp4", "image", 24])), INFO)["1"]["inputs"] == {"file": "clip.mp4", "rate": 24}
+    assert to_prompt(graph(node(1, "Load", ["clip.mp4", "image", 24])), INFO)["1"]["inputs"] == {
+        "file": "clip.mp4",
+        "rate": 24,
+    }
 
 
 def test_a_link_is_stronger_than_the_widget_it_feeds() -> None:
@@ -81,7 +134,9 @@ def test_a_link_is_stronger_than_the_widget_it_feeds() -> None:
 
 
 def test_notes_are_left_out() -> None:
-    assert set(to_prompt(graph(node(1, "Source", [4]), node(2, "MarkdownNote", ["text"])), INFO)) == {"1"}
+    assert set(
+        to_prompt(graph(node(1, "Source", [4]), node(2, "MarkdownNote", ["text"])), INFO)
+    ) == {"1"}
 
 
 def test_a_bypassed_node_passes_its_input_on() -> None:
@@ -97,8 +152,12 @@ def test_a_bypassed_node_passes_its_input_on() -> None:
 
 
 def test_a_muted_node_leaves_its_readers_unconnected() -> None:
-    saved = graph(node(1, "Source", [4], mode=2), node(2, "Save", ["a"], {"latent": 5}), links=(LINK_12,))
-    assert to_prompt(saved, INFO) == {"2": {"class_type": "Save", "inputs": {"name": "a"}, "_meta": {"title": "Save"}}}
+    saved = graph(
+        node(1, "Source", [4], mode=2), node(2, "Save", ["a"], {"latent": 5}), links=(LINK_12,)
+    )
+    assert to_prompt(saved, INFO) == {
+        "2": {"class_type": "Save", "inputs": {"name": "a"}, "_meta": {"title": "Save"}}
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,12 +191,20 @@ def test_an_api_prompt_is_returned_as_it_is_and_other_files_are_refused() -> Non
     for other in ({}, {"version": 1}):
         with pytest.raises(WorkflowError, match="neither"):
             to_prompt(other, INFO)
-    unknown = {"1": {"class_type": "Sample"}, "2": {"class_type": "Gone"}, "3": {"class_type": "Lost"}}
-    with pytest.raises(WorkflowError, match=r"^node 2 \(Gone\) is unknown .*\nnode 3 \(Lost\) is unknown "):
+    unknown = {
+        "1": {"class_type": "Sample"},
+        "2": {"class_type": "Gone"},
+        "3": {"class_type": "Lost"},
+    }
+    with pytest.raises(
+        WorkflowError, match=r"^node 2 \(Gone\) is unknown .*\nnode 3 \(Lost\) is unknown "
+    ):
         to_prompt(unknown, INFO)
 
 
-@pytest.mark.parametrize("nodes", [3, [3], [{}], [{"id": 1}], [node(1, "Source", [4]) | {"inputs": [{"link": 1}, 5]}]])
+@pytest.mark.parametrize(
+    "nodes", [3, [3], [{}], [{"id": 1}], [node(1, "Source", [4]) | {"inputs": [{"link": 1}, 5]}]]
+)
 def test_what_no_editor_saves_is_told_as_such(nodes: Any) -> None:
     with pytest.raises(WorkflowError, match="no workflow as the editor saves it"):
         to_prompt({"nodes": nodes, "links": []}, INFO)
@@ -145,5 +212,13 @@ def test_what_no_editor_saves_is_told_as_such(nodes: Any) -> None:
 
 def test_all_nodes_that_cannot_run_are_told_at_once() -> None:
     with pytest.raises(WorkflowError) as raised:
-        to_prompt(graph(node(1, "Gone", []), node(2, "Sample", []), node(3, "Lost", []), node(4, "Reroute", [])), INFO)
+        to_prompt(
+            graph(
+                node(1, "Gone", []),
+                node(2, "Sample", []),
+                node(3, "Lost", []),
+                node(4, "Reroute", []),
+            ),
+            INFO,
+        )
     assert [line.split(" ")[1] for line in str(raised.value).splitlines()] == ["1", "3", "4"]

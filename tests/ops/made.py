@@ -19,7 +19,14 @@ ONLY = (LAYER,)
 def source_of(features: Tensor, grid: tuple[int, int] | None = None) -> SourceFeatures:
     """features: (N, P, C). grid: of the latents, P tokens in a row if None."""
     frames, tokens, width = features.shape
-    inversion = Inversion(torch.tensor([1.0, 0.0]), torch.zeros(2, frames, 4, *(grid or (1, tokens))), None, "", 1, "normal")
+    inversion = Inversion(
+        torch.tensor([1.0, 0.0]),
+        torch.zeros(2, frames, 4, *(grid or (1, tokens))),
+        None,
+        "",
+        1,
+        "normal",
+    )
     store = MemoryStore()
     store.put(0, {LAYER: features})
 
@@ -31,4 +38,6 @@ def source_of(features: Tensor, grid: tuple[int, int] | None = None) -> SourceFe
 
 def step_matches(features: Tensor, interval: int, seed: int = 0, **choices: Any) -> StepMatches:
     """The one step's matches. choices: of `build_correspondences`."""
-    return build_correspondences(source_of(features), interval, seed, **{"backend": "torch", **choices}).steps[0]
+    return build_correspondences(
+        source_of(features), interval, seed, **{"backend": "torch", **choices}
+    ).steps[0]

@@ -1,4 +1,6 @@
-"""Extended attention: the joined sequence through torch's kernel, the library's formula and a loop over frames and tokens agree."""
+"""Extended attention: the joined sequence through torch's kernel, the library's formula and a loop
+over frames and tokens agree.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,25 @@ def plain_loop(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         for p in range(q.shape[1]):
             for h in range(heads):
                 part = slice(h * width, (h + 1) * width)
-                logits = torch.stack([(q[i, p, part] * key[part]).sum() / width**0.5 for key in keys])
+                logits = torch.stack(
+                    [(q[i, p, part] * key[part]).sum() / width**0.5 for key in keys]
+                )
                 weights = logits.exp() / logits.exp().sum()
-                out[i, p, part] = sum(w * value[part] for w, value in zip(weights, values, strict=True))
+                out[i, p, part] = sum(
+                    w * value[part] for w, value in zip(weights, values, strict=True)
+                )
     return out
 
 
 @settings(deadline=None, max_examples=25)
 @given(**sizes)
-def test_the_formula_is_the_loop(frames: int, tokens: int, heads: int, width: int, seed: int) -> None:
+def test_the_formula_is_the_loop(
+    frames: int, tokens: int, heads: int, width: int, seed: int
+) -> None:
     q, k, v = tokens_of(seed, frames, tokens, heads * width)
-    torch.testing.assert_close(extended_attention(q, k, v, heads), plain_loop(q, k, v, heads), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        extended_attention(q, k, v, heads), plain_loop(q, k, v, heads), rtol=1e-4, atol=1e-5
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -53,11 +63,15 @@ def test_joined_frames_through_a_kernel_are_extended_attention(
     rows: int, frames: int, tokens: int, heads: int, width: int, seed: int
 ) -> None:
     q, k, v = tokens_of(seed, rows * frames, tokens, heads * width)
-    per_head = [join_frames(t, rows).unflatten(-1, (heads, width)).transpose(1, 2) for t in (q, k, v)]
+    per_head = [
+        join_frames(t, rows).unflatten(-1, (heads, width)).transpose(1, 2) for t in (q, k, v)
+    ]
     out = split_frames(F.scaled_dot_product_attention(*per_head).transpose(1, 2).flatten(2), frames)
     for row in range(rows):
         own = slice(row * frames, (row + 1) * frames)
-        torch.testing.assert_close(out[own], extended_attention(q[own], k[own], v[own], heads), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            out[own], extended_attention(q[own], k[own], v[own], heads), rtol=1e-4, atol=1e-5
+        )
 
 
 @given(rows=st.integers(1, 3), frames=st.integers(1, 5), tokens=st.integers(1, 7))

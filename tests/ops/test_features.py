@@ -1,4 +1,6 @@
-"""Stored source features: memory and disk alike, sharing of layers, token grids and the picture of principal components."""
+"""Stored source features: memory and disk alike, sharing of layers, token grids and the picture of
+principal components.
+"""
 
 from __future__ import annotations
 
@@ -75,30 +77,58 @@ def test_a_disk_store_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-SHAPES = {"in.1": (96, 8), "in.2": (24, 16), "mid": (6, 16), "out.1": (24, 16), "out.2": (24, 16), "out.3": (96, 8)}
+SHAPES = {
+    "in.1": (96, 8),
+    "in.2": (24, 16),
+    "mid": (6, 16),
+    "out.1": (24, 16),
+    "out.2": (24, 16),
+    "out.3": (96, 8),
+}
 FRAMES, STEPS = 5, 4
 
 
 def inversion() -> Inversion:
-    return Inversion(torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0]), torch.zeros(STEPS + 1, FRAMES, 4, 8, 12), None, "", STEPS, "normal")
+    return Inversion(
+        torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0]),
+        torch.zeros(STEPS + 1, FRAMES, 4, 8, 12),
+        None,
+        "",
+        STEPS,
+        "normal",
+    )
 
 
 def computed(
-    layers: Iterable[str], steps: Iterable[int], consume: Callable[[int, dict[str, Tensor]], None], frames: Tensor | None = None
+    layers: Iterable[str],
+    steps: Iterable[int],
+    consume: Callable[[int, dict[str, Tensor]], None],
+    frames: Tensor | None = None,
 ) -> None:
     """Stands for the model: other random features for every layer and step."""
     order = list(SHAPES)
     chosen = torch.arange(FRAMES) if frames is None else frames
     for step in steps:
-        generators = {layer: torch.Generator().manual_seed(100 * step + order.index(layer)) for layer in layers}
-        consume(step, {layer: torch.randn(FRAMES, *SHAPES[layer], generator=generator)[chosen] for layer, generator in generators.items()})
+        generators = {
+            layer: torch.Generator().manual_seed(100 * step + order.index(layer))
+            for layer in layers
+        }
+        consume(
+            step,
+            {
+                layer: torch.randn(FRAMES, *SHAPES[layer], generator=generator)[chosen]
+                for layer, generator in generators.items()
+            },
+        )
 
 
 ITSELF = {layer: (layer,) for layer in SHAPES}
 
 
 def source(
-    steps: tuple[int, ...] = (0, 1, 2, 3), store: FeatureStore | None = None, matched_by: dict[str, tuple[str, ...]] | None = None
+    steps: tuple[int, ...] = (0, 1, 2, 3),
+    store: FeatureStore | None = None,
+    matched_by: dict[str, tuple[str, ...]] | None = None,
 ) -> SourceFeatures:
     features = SourceFeatures(inversion(), SHAPES, matched_by or ITSELF, steps, store, computed)
     if store is not None:
@@ -120,7 +150,10 @@ def test_coarse_to_fine_joins_the_decoders_first_layers() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_descriptor_is_made_of_unit_features_enlarged_to_the_finest(dtype: torch.dtype) -> None:
-    features = {layer: torch.randn(2, *SHAPES[layer], generator=torch.Generator().manual_seed(0)).to(dtype) for layer in SHAPES}
+    features = {
+        layer: torch.randn(2, *SHAPES[layer], generator=torch.Generator().manual_seed(0)).to(dtype)
+        for layer in SHAPES
+    }
     known = source(matched_by=coarse_to_fine(SHAPES, ["mid", "out.1", "out.3"]))
     found = known.describe(features, ("mid", "out.1", "out.3"))
     assert found.shape == (2, 96, 16 + 16 + 8)
@@ -128,10 +161,25 @@ def test_a_descriptor_is_made_of_unit_features_enlarged_to_the_finest(dtype: tor
     found = found.float()
     for part in found.split([16, 16, 8], -1):
         torch.testing.assert_close(part.norm(dim=-1), torch.ones(2, 96), atol=1e-3, rtol=0)
-    for part, layer, (rows, columns) in ((found[..., :16], "mid", (2, 3)), (found[..., 16:32], "out.1", (4, 6))):
-        unit = torch.nn.functional.normalize(features[layer].float(), dim=-1).unflatten(1, (rows, columns))
-        for y, x in ((0, 0), (0, 11), (7, 0), (7, 11)):  # the corners are the coarse corners themselves
-            torch.testing.assert_close(part.unflatten(1, (8, 12))[:, y, x], unit[:, y * rows // 8, x * columns // 12], atol=1e-3, rtol=0)
+    for part, layer, (rows, columns) in (
+        (found[..., :16], "mid", (2, 3)),
+        (found[..., 16:32], "out.1", (4, 6)),
+    ):
+        unit = torch.nn.functional.normalize(features[layer].float(), dim=-1).unflatten(
+            1, (rows, columns)
+        )
+        for y, x in (
+            (0, 0),
+            (0, 11),
+            (7, 0),
+            (7, 11),
+        ):  # the corners are the coarse corners themselves
+            torch.testing.assert_close(
+                part.unflatten(1, (8, 12))[:, y, x],
+                unit[:, y * rows // 8, x * columns // 12],
+                atol=1e-3,
+                rtol=0,
+            )
 
 
 def test_a_layer_alone_describes_itself() -> None:
@@ -158,9 +206,17 @@ def test_steps_without_features_use_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("steps", "matched_by"),
-    [((), None), ((2, 1), None), ((1, 1), None), ((0,), {"in.1": ("in.1",)}), ((0,), {**ITSELF, "in.1": ("in.1", "in.2")})],
+    [
+        ((), None),
+        ((2, 1), None),
+        ((1, 1), None),
+        ((0,), {"in.1": ("in.1",)}),
+        ((0,), {**ITSELF, "in.1": ("in.1", "in.2")}),
+    ],
 )
-def test_inconsistent_features_are_refused(steps: tuple[int, ...], matched_by: dict[str, tuple[str, ...]] | None) -> None:
+def test_inconsistent_features_are_refused(
+    steps: tuple[int, ...], matched_by: dict[str, tuple[str, ...]] | None
+) -> None:
     with pytest.raises(ValueError, match=r"steps|layer"):
         source(steps, matched_by=matched_by)
 
@@ -168,7 +224,11 @@ def test_inconsistent_features_are_refused(steps: tuple[int, ...], matched_by: d
 def test_stored_and_computed_features_give_the_same_matches(store: FeatureStore) -> None:
     kept, fresh = build_correspondences(source(store=store), 2), build_correspondences(source(), 2)
     for one, two in zip(kept.steps, fresh.steps, strict=True):
-        assert all(torch.equal(a, b) for name in ITSELF.values() for a, b in zip(one.tokens(name), two.tokens(name), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for name in ITSELF.values()
+            for a, b in zip(one.tokens(name), two.tokens(name), strict=True)
+        )
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
@@ -177,26 +237,42 @@ def test_every_step_is_matched_to_its_own_keyframes(fixed: bool, backend: str) -
     shared = share_by_resolution(SHAPES)
     done: list[tuple[int, int]] = []
     known = source((0, 2), matched_by={layer: (other,) for layer, other in shared.items()})
-    found = build_correspondences(known, 3, seed=7, fixed=fixed, backend=backend, on_pairs=lambda *pairs: done.append(pairs))
+    found = build_correspondences(
+        known, 3, seed=7, fixed=fixed, backend=backend, on_pairs=lambda *pairs: done.append(pairs)
+    )
     assert done == sorted(done)
     assert done[-1][0] == done[-1][1] > done[0][0]
     for step in range(STEPS):
         keyframes = choose_keyframes(FRAMES, 3, 7, 0 if fixed else step)
         assert torch.equal(found.steps[step].keyframes, keyframes)
         features: dict[str, Tensor] = {}
-        computed(set(shared.values()), [{0: 0, 1: 0, 2: 2, 3: 2}[step]], lambda _, layers, features=features: features.update(layers))
+        computed(
+            set(shared.values()),
+            [{0: 0, 1: 0, 2: 2, 3: 2}[step]],
+            lambda _, layers, features=features: features.update(layers),
+        )
         near = neighbours(FRAMES, keyframes)
         for layer in SHAPES:
             tokens = features[shared[layer]]
-            for side, positions in zip(found.tokens(step, layer), (near.past, near.future), strict=True):
+            for side, positions in zip(
+                found.tokens(step, layer), (near.past, near.future), strict=True
+            ):
                 for frame, keyframe in enumerate(keyframes[positions].tolist()):
                     own = torch.arange(tokens.shape[1])
-                    wanted = own if frame == keyframe else nearest_tokens(tokens[frame][None], tokens[keyframe])[0]
+                    wanted = (
+                        own
+                        if frame == keyframe
+                        else nearest_tokens(tokens[frame][None], tokens[keyframe])[0]
+                    )
                     assert torch.equal(side[frame].long(), wanted)
 
 
 def test_a_window_holds_on_every_resolution() -> None:
-    for layer, (rows, columns), radius in (("in.1", (8, 12), 2), ("in.2", (4, 6), 1), ("mid", (2, 3), 1)):
+    for layer, (rows, columns), radius in (
+        ("in.1", (8, 12), 2),
+        ("in.2", (4, 6), 1),
+        ("mid", (2, 3), 1),
+    ):
         for step in build_correspondences(source(), 2, window=2).steps:
             own = torch.arange(rows * columns)
             for side in step.tokens((layer,)):
@@ -207,7 +283,10 @@ def test_a_window_holds_on_every_resolution() -> None:
 
 def test_broken_features_are_named() -> None:
     def broken(
-        layers: Iterable[str], steps: Iterable[int], consume: Callable[[int, dict[str, Tensor]], None], frames: Tensor | None = None
+        layers: Iterable[str],
+        steps: Iterable[int],
+        consume: Callable[[int, dict[str, Tensor]], None],
+        frames: Tensor | None = None,
     ) -> None:
         consume(0, {layer: torch.full((FRAMES, *SHAPES[layer]), torch.nan) for layer in layers})
 

@@ -54,7 +54,9 @@ def double(network: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Ten
 
 
 def test_plain_inversion_is_diffusers_inverse_ddim(x0: Tensor) -> None:
-    """Its steps run between the noise levels t - 1000 / n and t; ours between sigmas, the first one from 0."""
+    """Its steps run between the noise levels t - 1000 / n and t; ours between sigmas, the first one
+    from 0.
+    """
     steps, network = 10, double(small_network(1))
     scheduler = DDIMInverseScheduler(**BETAS, set_alpha_to_one=True)
     scheduler.set_timesteps(steps)
@@ -71,7 +73,9 @@ def test_plain_inversion_is_diffusers_inverse_ddim(x0: Tensor) -> None:
         known_alpha = alphas[known] if known >= 0 else scheduler.initial_alpha_cumprod.double()
         x = scheduler.step(network(x / known_alpha**0.5, sigma), t, x).prev_sample
         expected.append(x / alpha**0.5)
-    sigmas = torch.stack([*(sigma_of(alpha) for alpha in reversed(levels)), torch.zeros((), dtype=torch.float64)])
+    sigmas = torch.stack(
+        [*(sigma_of(alpha) for alpha in reversed(levels)), torch.zeros((), dtype=torch.float64)]
+    )
     ours = [x for _, x in invert(network, x0, sigmas)]
     for found, wanted in zip(ours, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -92,7 +96,9 @@ def test_refined_inversion_is_undone_by_diffusers_ddim(x0: Tensor) -> None:
 
 def test_each_iteration_brings_it_closer_to_the_samplers_inverse(x0: Tensor) -> None:
     network = double(small_network(3))
-    sigmas = torch.cat([torch.logspace(1, -1, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    sigmas = torch.cat(
+        [torch.logspace(1, -1, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
+    )
     errors = []
     for iterations in (0, 1, 2, 4):
         *_, (_, noisy) = invert(network, x0, sigmas, iterations)
@@ -113,8 +119,13 @@ def test_an_extrapolated_step_starts_from_the_line_through_the_last_two_pictures
     for j, (low, high) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         noise = torch.zeros_like(x)
         if lines:
-            (log_low, picture), (log_lower, lower) = lines[-1], lines[-2] if lines[1:] else (float("-inf"), lines[-1][1])
-            picture = picture + (picture - lower) * (math.log(high) - log_low) / (log_low - log_lower)
+            (log_low, picture), (log_lower, lower) = (
+                lines[-1],
+                lines[-2] if lines[1:] else (float("-inf"), lines[-1][1]),
+            )
+            picture = picture + (picture - lower) * (math.log(high) - log_low) / (
+                log_low - log_lower
+            )
             noise = (path[j] - picture) / low
         guess = path[j] + (high - low) * noise
         if j < 2 or (steps - 1 - j) % every == 0:
@@ -130,9 +141,13 @@ def test_an_extrapolated_step_starts_from_the_line_through_the_last_two_pictures
         torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_extrapolation_makes_each_iteration_start_closer_and_ends_where_they_end(x0: Tensor) -> None:
+def test_extrapolation_makes_each_iteration_start_closer_and_ends_where_they_end(
+    x0: Tensor,
+) -> None:
     network = double(small_network(5))
-    sigmas = torch.cat([torch.logspace(1, -1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    sigmas = torch.cat(
+        [torch.logspace(1, -1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
+    )
 
     def error(iterations: int, extrapolate: int = 0) -> float:
         *_, (_, noisy) = invert(network, x0, sigmas, iterations, extrapolate)
@@ -143,7 +158,9 @@ def test_extrapolation_makes_each_iteration_start_closer_and_ends_where_they_end
     assert error(20, extrapolate=1) < 1e-6
 
 
-def test_where_the_picture_is_a_line_over_log_sigma_one_evaluation_a_step_inverts_it_and_fewer_do(x0: Tensor) -> None:
+def test_where_the_picture_is_a_line_over_log_sigma_one_evaluation_a_step_inverts_it_and_fewer_do(
+    x0: Tensor,
+) -> None:
     slope = torch.randn(x0.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     sigmas = torch.tensor([8.0, 5.0, 2.0, 0.5, 0.2, 0.0], dtype=torch.float64)
 
@@ -153,7 +170,10 @@ def test_where_the_picture_is_a_line_over_log_sigma_one_evaluation_a_step_invert
     def left_over(extrapolate: int) -> list[float]:
         path = dict(invert(epsilon, x0, sigmas, 0, extrapolate))
         # The first two steps do not know the line yet.
-        return [float((euler(epsilon, path[j], sigmas[j : j + 2]) - path[j + 1]).norm()) for j in (0, 1, 2)]
+        return [
+            float((euler(epsilon, path[j], sigmas[j : j + 2]) - path[j + 1]).norm())
+            for j in (0, 1, 2)
+        ]
 
     assert max(left_over(1)) < 1e-10
     assert max(left_over(2)) < 1e-10
@@ -176,7 +196,9 @@ def inversion(sigmas: list[float]) -> Inversion:
 
 def test_a_step_holds_the_noise_levels_from_its_own_down_to_the_next() -> None:
     path = inversion([10.0, 4.0, 1.0, 0.0])
-    assert [path.step_of(s) for s in (20.0, 10.0, 10.0 * (1 - 1e-6), 9.0, 4.0, 2.0, 1.0, 0.5, 0.0)] == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert [
+        path.step_of(s) for s in (20.0, 10.0, 10.0 * (1 - 1e-6), 9.0, 4.0, 2.0, 1.0, 0.5, 0.0)
+    ] == [0, 0, 0, 0, 1, 1, 2, 2, 2]
 
 
 def test_latents_between_two_noise_levels_are_interpolated() -> None:

@@ -29,7 +29,11 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     torch.manual_seed(99)
     torch.rand(7)
     assert torch.equal(first, choose_keyframes(40, 8, 5, 3))
-    drawn = {tuple(choose_keyframes(40, 8, seed, step).tolist()) for seed in range(10) for step in range(10)}
+    drawn = {
+        tuple(choose_keyframes(40, 8, seed, step).tolist())
+        for seed in range(10)
+        for step in range(10)
+    }
     assert len(drawn) > 95
 
 
@@ -60,7 +64,9 @@ def test_neighbours_are_the_closest_on_either_side(data: st.DataObject, frames: 
         assert keyframes[near.past[i]] == past
         assert keyframes[near.future[i]] == future
         if past != future:
-            assert float(near.weight[i]) == pytest.approx(abs(i - past) / (abs(i - past) + abs(future - i)))
+            assert float(near.weight[i]) == pytest.approx(
+                abs(i - past) / (abs(i - past) + abs(future - i))
+            )
 
 
 def test_weights_follow_the_true_distances() -> None:
@@ -72,18 +78,24 @@ def test_weights_follow_the_true_distances() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**64 - 1), st.data())
-def test_a_frame_attends_to_the_keyframes_closest_in_time(frames: int, interval: int, seed: int, data: st.DataObject) -> None:
+def test_a_frame_attends_to_the_keyframes_closest_in_time(
+    frames: int, interval: int, seed: int, data: st.DataObject
+) -> None:
     keyframes = choose_keyframes(frames, interval, seed, 0)
     limit = data.draw(st.integers(1, len(keyframes)))
     found = attended_keyframes(torch.arange(frames), keyframes, limit)
     for frame, positions in enumerate(found.tolist()):
-        by_distance = sorted(range(len(keyframes)), key=lambda k: (abs(int(keyframes[k]) - frame), k))
+        by_distance = sorted(
+            range(len(keyframes)), key=lambda k: (abs(int(keyframes[k]) - frame), k)
+        )
         assert positions == sorted(by_distance[:limit])
 
 
 @settings(deadline=None)
 @given(keyframes=st.integers(1, 200), limit=st.integers(1, 40))
-def test_windows_hold_every_keyframe_once_and_attend_to_no_more_than_the_limit(keyframes: int, limit: int) -> None:
+def test_windows_hold_every_keyframe_once_and_attend_to_no_more_than_the_limit(
+    keyframes: int, limit: int
+) -> None:
     windows = Windows.of(keyframes, limit)
     assert [position for own in windows.own for position in own] == list(range(keyframes))
     assert (len(windows.own) == 1) == (keyframes <= limit)

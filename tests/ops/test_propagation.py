@@ -27,14 +27,19 @@ def test_every_token_is_the_blend_of_its_two_matches(
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(keyframes, tokens, width, generator=generator)
     past, future = (torch.randint(keyframes, (frames,), generator=generator) for _ in range(2))
-    past_tokens, future_tokens = (torch.randint(tokens, (frames, tokens), generator=generator).to(dtype) for _ in range(2))
+    past_tokens, future_tokens = (
+        torch.randint(tokens, (frames, tokens), generator=generator).to(dtype) for _ in range(2)
+    )
     same = past == future
     future_tokens[same] = past_tokens[same]  # one keyframe has one match
     weight = torch.rand(frames, generator=generator)
     out = propagate(base, past, future, weight, past_tokens, future_tokens)
     for i in range(frames):
         for p in range(tokens):
-            ahead, behind = base[future[i], int(future_tokens[i, p])], base[past[i], int(past_tokens[i, p])]
+            ahead, behind = (
+                base[future[i], int(future_tokens[i, p])],
+                base[past[i], int(past_tokens[i, p])],
+            )
             torch.testing.assert_close(out[i, p], weight[i] * ahead + (1 - weight[i]) * behind)
 
 
@@ -43,13 +48,17 @@ def test_keyframes_keep_their_own_tokens_whole() -> None:
     found = step_matches(features, 3)
     near, (past, future) = found.near, found.tokens(ONLY)
     base = torch.randn(3, 12, 5, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(propagate(base, near.past, near.future, near.weight, past, future)[found.keyframes], base)
+    assert torch.equal(
+        propagate(base, near.past, near.future, near.weight, past, future)[found.keyframes], base
+    )
 
 
 def test_half_precision_stays_half_precision() -> None:
     base = torch.randn(2, 3, 4).half()
     tokens = torch.zeros(1, 3, dtype=torch.int16)
-    out = propagate(base, torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25]), tokens, tokens)
+    out = propagate(
+        base, torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25]), tokens, tokens
+    )
     assert out.dtype == torch.float16
 
 
@@ -69,7 +78,9 @@ def test_every_carried_pixel_is_the_blend_of_its_place_in_two_tokens(
     patch = 2 if halved and max(size) > 1 else 1
     rows, columns = -(-height // patch), -(-width // patch)
     pictures = torch.randn(frames, 3, height, width, generator=generator)
-    matches = step_matches(torch.randn(frames, rows * columns, 4, generator=generator), interval, seed)
+    matches = step_matches(
+        torch.randn(frames, rows * columns, 4, generator=generator), interval, seed
+    )
     keyframes, near, (past, future) = matches.keyframes, matches.near, matches.tokens(ONLY)
     out = carry(pictures[keyframes], near, (past, future), (rows, columns))
     assert torch.equal(out[keyframes], pictures[keyframes])
@@ -83,15 +94,22 @@ def test_every_carried_pixel_is_the_blend_of_its_place_in_two_tokens(
         for y in range(height):
             for x in range(width):
                 p = y // patch * columns + x // patch
-                before, after = taken(near.past[i], int(past[i, p]), y, x), taken(near.future[i], int(future[i, p]), y, x)
-                torch.testing.assert_close(out[i, :, y, x], near.weight[i] * after + (1 - near.weight[i]) * before)
+                before, after = (
+                    taken(near.past[i], int(past[i, p]), y, x),
+                    taken(near.future[i], int(future[i, p]), y, x),
+                )
+                torch.testing.assert_close(
+                    out[i, :, y, x], near.weight[i] * after + (1 - near.weight[i]) * before
+                )
 
 
 def test_a_still_clip_is_rebuilt_exactly() -> None:
     image = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0))
     images = image.expand(5, -1, -1, -1)
     features = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).expand(5, -1, -1)
-    torch.testing.assert_close(rebuild(images, step_matches(features, 3), ONLY, (2, 3), torch.arange(5)), images)
+    torch.testing.assert_close(
+        rebuild(images, step_matches(features, 3), ONLY, (2, 3), torch.arange(5)), images
+    )
 
 
 def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
@@ -99,6 +117,10 @@ def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
     patches = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     images = torch.stack([strip[:, :, :16], strip[:, :, 4:]])
     features = torch.stack([patches[:4], patches[1:]])
-    matches = step_matches(features, 2, seed=next(seed for seed in range(99) if step_matches(features, 2, seed).keyframes == 0))
+    matches = step_matches(
+        features,
+        2,
+        seed=next(seed for seed in range(99) if step_matches(features, 2, seed).keyframes == 0),
+    )
     rebuilt = rebuild(images, matches, ONLY, (1, 4), torch.arange(2))
     torch.testing.assert_close(rebuilt[1, :, :, :12], images[1, :, :, :12])

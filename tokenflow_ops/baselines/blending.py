@@ -1,4 +1,6 @@
-"""Attention maps of the source blended into the edit's (FateZero, section 3.2), by what the two prompts have in common."""
+"""Attention maps of the source blended into the edit's (FateZero, section 3.2), by what the two
+prompts have in common.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,25 @@ def attention_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 def attend(maps: Tensor, v: Tensor) -> Tensor:
-    """Values by given maps, before the output projection: (n, heads, P, T) and (n, T, C) -> (n, P, C) in the dtype of `v`."""
+    """Values by given maps, before the output projection: (n, heads, P, T) and (n, T, C) -> (n, P,
+    C) in the dtype of `v`.
+    """
     values = v.unflatten(-1, (maps.shape[1], -1)).transpose(1, 2)
     return (maps.to(v.dtype) @ values).transpose(1, 2).flatten(2)
 
 
 def compare_words(words: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For every token of a prompt the closest one of another prompt, and whether it is new beside that prompt.
+    """For every token of a prompt the closest one of another prompt, and whether it is new beside
+    that prompt.
 
-    A token is new if its cosine distance to the closest one is over half of the largest distance among the prompt's tokens (what stands
-    after a changed word changes a little with it) and over `LEAST_DISTANCE`.
-    words: (n, T, D) embeddings. others: (n, T', D). Returns: (n, T) int64 positions among the others, (n, T) bool.
+    A token is new if its cosine distance to the closest one is over half of the largest distance
+    among the prompt's tokens (what stands after a changed word changes a little with it) and over
+    `LEAST_DISTANCE`. words: (n, T, D) embeddings. others: (n, T', D). Returns: (n, T) int64
+    positions among the others, (n, T) bool.
     """
-    similarity = F.normalize(words.float(), dim=-1) @ F.normalize(others.float(), dim=-1).transpose(1, 2)
+    similarity = F.normalize(words.float(), dim=-1) @ F.normalize(others.float(), dim=-1).transpose(
+        1, 2
+    )
     best, closest = similarity.max(-1)
     distance = 1 - best
     return closest, distance > (distance.amax(-1, keepdim=True) / 2).clamp(min=LEAST_DISTANCE)
@@ -43,8 +51,9 @@ def compare_words(words: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 class PromptChange:
     """What an edit prompt changes of the source's, for n frames.
 
-    closest: (n, T) for every token of the edit prompt the closest one of the source prompt. new: (n, T) bool, whether it is another word.
-    attention: (n, rows, columns) how much the source attends to those of its own words that the edit prompt lacks.
+    closest: (n, T) for every token of the edit prompt the closest one of the source prompt. new:
+    (n, T) bool, whether it is another word. attention: (n, rows, columns) how much the source
+    attends to those of its own words that the edit prompt lacks.
     """
 
     closest: Tensor
@@ -52,23 +61,35 @@ class PromptChange:
     attention: Tensor
 
     @classmethod
-    def between(cls, source: Tensor, edit: Tensor, maps: Tensor, grid: tuple[int, int]) -> PromptChange:
-        """From both prompts' embeddings, (n, T', D) and (n, T, D), and the source's attention to its own, (n, P, T').
+    def between(
+        cls, source: Tensor, edit: Tensor, maps: Tensor, grid: tuple[int, int]
+    ) -> PromptChange:
+        """From both prompts' embeddings, (n, T', D) and (n, T, D), and the source's attention to
+        its own, (n, P, T').
 
         grid: rows and columns of the P tokens.
         """
         _, lost = compare_words(source, edit)
-        return cls(*compare_words(edit, source), (maps * lost[:, None].to(maps)).sum(-1).unflatten(1, grid))
+        return cls(
+            *compare_words(edit, source), (maps * lost[:, None].to(maps)).sum(-1).unflatten(1, grid)
+        )
 
     def region(self, grid: tuple[int, int]) -> Tensor:
-        """Where the edit decides: places and their neighbours with `REGION` of the strongest attention of their frame, (n, P) bool.
+        """Where the edit decides: places and their neighbours with `REGION` of the strongest
+        attention of their frame, (n, P) bool.
 
         grid: rows and columns of the layer's P tokens. Nowhere if the prompts have the same words.
         """
-        near = F.interpolate(F.max_pool2d(self.attention[:, None], 3, stride=1, padding=1), grid)[:, 0]
+        near = F.interpolate(F.max_pool2d(self.attention[:, None], 3, stride=1, padding=1), grid)[
+            :, 0
+        ]
         return (near > REGION * near.amax((1, 2), keepdim=True)).flatten(1)
 
     def blend(self, source: Tensor, edit: Tensor) -> Tensor:
-        """Cross-attention with the source's maps (n, heads, P, T') for the words that both have, the edit's (n, heads, P, T) for others."""
+        """Cross-attention with the source's maps (n, heads, P, T') for the words that both have,
+        the edit's (n, heads, P, T) for others.
+        """
         index = self.closest.to(source.device)[:, None, None].expand_as(edit)
-        return torch.where(self.new.to(source.device)[:, None, None], edit, source.gather(-1, index))
+        return torch.where(
+            self.new.to(source.device)[:, None, None], edit, source.gather(-1, index)
+        )

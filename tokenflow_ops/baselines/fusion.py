@@ -1,4 +1,6 @@
-"""Constraints on the denoised frames themselves: colours and contents of the first one (Rerender-A-Video, section 4.1)."""
+"""Constraints on the denoised frames themselves: colours and contents of the first one
+(Rerender-A-Video, section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ OCCLUSION_WINDOW = 9
 class FirstFrameMotion:
     """Where the latent pixels of every frame but the first lay in the first one.
 
-    positions: (N - 1, h * w) int64 in the flattened first frame. visible: (N - 1, h * w) bool, whether they were to be seen there.
+    positions: (N - 1, h * w) int64 in the flattened first frame. visible: (N - 1, h * w) bool,
+    whether they were to be seen there.
     """
 
     positions: Tensor
@@ -26,7 +29,8 @@ class FirstFrameMotion:
 
 
 def motion_from_first(frames: Tensor, size: tuple[int, int]) -> FirstFrameMotion:
-    """Optical flow (DIS) between the source's first frame and each other one, brought to the latents' size.
+    """Optical flow (DIS) between the source's first frame and each other one, brought to the
+    latents' size.
 
     frames: (N, 3, H, W) in [0, 1]. size: h and w of the latents.
     """
@@ -40,24 +44,39 @@ def motion_from_first(frames: Tensor, size: tuple[int, int]) -> FirstFrameMotion
         column, row = (x + moved[0]).round().long(), (y + moved[1]).round().long()
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         positions.append(row.clamp(0, height - 1) * width + column.clamp(0, width - 1))
-        around = F.max_pool2d(occluded(there, back)[None].float(), OCCLUSION_WINDOW, stride=1, padding=OCCLUSION_WINDOW // 2)
+        around = F.max_pool2d(
+            occluded(there, back)[None].float(),
+            OCCLUSION_WINDOW,
+            stride=1,
+            padding=OCCLUSION_WINDOW // 2,
+        )
         visible.append(inside & (F.adaptive_max_pool2d(around, size)[0] == 0))
     if not positions:
-        return FirstFrameMotion(torch.empty(0, height * width, dtype=torch.int64), torch.empty(0, height * width, dtype=torch.bool))
+        return FirstFrameMotion(
+            torch.empty(0, height * width, dtype=torch.int64),
+            torch.empty(0, height * width, dtype=torch.bool),
+        )
     return FirstFrameMotion(torch.stack(positions).flatten(1), torch.stack(visible).flatten(1))
 
 
 def occluded(forward: Tensor, backward: Tensor) -> Tensor:
-    """Where the way there and back does not end where it began (UnFlow, Meister et al. 2018): (h, w) bool.
+    """Where the way there and back does not end where it began (UnFlow, Meister et al.
 
-    forward, backward: (2, h, w) in pixels. |f + b~| > 0.01 (|f| + |b~|) + 0.5 with b~ the backward flow at the forward one's target.
+    2018): (h, w) bool.
+
+    forward, backward: (2, h, w) in pixels. |f + b~| > 0.01 (|f| + |b~|) + 0.5 with b~ the backward
+    flow at the forward one's target.
     """
     returned = warp(backward, forward)
-    return (forward + returned).norm(dim=0) > 0.01 * (forward.norm(dim=0) + returned.norm(dim=0)) + 0.5
+    return (forward + returned).norm(dim=0) > 0.01 * (
+        forward.norm(dim=0) + returned.norm(dim=0)
+    ) + 0.5
 
 
 def fuse_with_first(frames: Tensor, motion: FirstFrameMotion) -> Tensor:
-    """Every frame's visible pixels taken from the first frame, along the motion, without interpolation: (N, C, h, w)."""
+    """Every frame's visible pixels taken from the first frame, along the motion, without
+    interpolation: (N, C, h, w).
+    """
     flat = frames.flatten(2)
     warped = flat[0][:, motion.positions.to(frames.device)].movedim(0, 1)  # (N - 1, C, h * w)
     fused = torch.where(motion.visible.to(frames.device)[:, None], warped, flat[1:])
@@ -65,7 +84,9 @@ def fuse_with_first(frames: Tensor, motion: FirstFrameMotion) -> Tensor:
 
 
 def match_statistics(frames: Tensor, first: Tensor) -> Tensor:
-    """AdaIN (Huang and Belongie 2017): every channel of (N, C, h, w) frames with mean and deviation of that of `first` (C, h, w)."""
+    """AdaIN (Huang and Belongie 2017): every channel of (N, C, h, w) frames with mean and deviation
+    of that of `first` (C, h, w).
+    """
 
     def statistics(of: Tensor) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(of, (-2, -1), keepdim=True)

@@ -21,9 +21,11 @@ BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
 
 
 def blend_of(blend: str, frames: int, keyframes: Tensor, interval: int) -> Neighbours:
-    """Which two keyframes every frame follows and how much: "nearest" is ours, then the paper's weights, then the public code's rule.
+    """Which two keyframes every frame follows and how much: "nearest" is ours, then the paper's
+    weights, then the public code's rule.
 
-    keyframes: (k,) ascending frame numbers, one per `interval`. Raises: ValueError for another blend.
+    keyframes: (k,) ascending frame numbers, one per `interval`. Raises: ValueError for another
+    blend.
     """
     if blend == BLENDS[2]:
         return chunk_neighbours(frames, interval)
@@ -47,25 +49,43 @@ def build_correspondences(
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
-    interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation) instead of new random ones.
-    backend: "faiss", "torch", or "auto": the faster one for each shape of work, by `timings`; what they lack is measured and added.
-    window: how many tokens of the whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no limit.
-    blend: one of BLENDS, see `blend_of`. device: where the search runs.
-    on_pairs: called with the pairs of frame and keyframe that are searched, and all. check: called before every search; may raise to stop.
-    Raises: ValueError if the features hold NaN or infinite values, or FAISS is asked for together with a window; LibraryError if it is
-    asked for and missing or broken.
+    interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation)
+    instead of new random ones. backend: "faiss", "torch", or "auto": the faster one for each shape
+    of work, by `timings`; what they lack is measured and added. window: how many tokens of the
+    whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no
+    limit. blend: one of BLENDS, see `blend_of`. device: where the search runs. on_pairs: called
+    with the pairs of frame and keyframe that are searched, and all. check: called before every
+    search; may raise to stop. Raises: ValueError if the features hold NaN or infinite values, or
+    FAISS is asked for together with a window; LibraryError if it is asked for and missing or
+    broken.
     """
     if window > 0 and backend == "faiss":
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
     frames, steps = features.inversion.frames, len(features.inversion.sigmas) - 1
-    keyframes = [choose_keyframes(frames, interval, seed, 0 if fixed else step) for step in range(steps)]
+    keyframes = [
+        choose_keyframes(frames, interval, seed, 0 if fixed else step) for step in range(steps)
+    ]
     near = [blend_of(blend, frames, drawn, interval) for drawn in keyframes]
     level = [features.nearest_step(step) for step in range(steps)]
     matches = {
-        known: _empty(features, [keyframes[step][side] for step in range(steps) if level[step] == known for side in _sides(near[step])])
+        known: _empty(
+            features,
+            [
+                keyframes[step][side]
+                for step in range(steps)
+                if level[step] == known
+                for side in _sides(near[step])
+            ],
+        )
         for known in features.steps
     }
-    search = _Search(features, Backends("torch" if window > 0 and backend == "auto" else backend, device, timings), window, device, check)
+    search = _Search(
+        features,
+        Backends("torch" if window > 0 and backend == "auto" else backend, device, timings),
+        window,
+        device,
+        check,
+    )
     done, total = 0, sum(len(part.pairs) for part in matches.values())
 
     def consume(block: range, held: range, known: int, layers: dict[str, Tensor]) -> None:
@@ -82,7 +102,9 @@ def build_correspondences(
             features.stream(torch.arange(held.start, held.stop), partial(consume, block, held))
     finally:
         release_scratch()
-    found = (StepMatches(keyframes[step], near[step], matches[level[step]]) for step in range(steps))
+    found = (
+        StepMatches(keyframes[step], near[step], matches[level[step]]) for step in range(steps)
+    )
     return Correspondences(features, tuple(found), interval, fixed, str(search.backends))
 
 
@@ -95,11 +117,20 @@ def _empty(features: SourceFeatures, keyframes: list[Tensor]) -> PairMatches:
     frames = features.inversion.frames
     pairs = torch.cat([torch.arange(frames) * frames + drawn for drawn in keyframes]).unique()
     sizes = {descriptor: features.tokens(descriptor) for descriptor in features.descriptors}
-    return PairMatches(frames, pairs, {name: torch.empty(len(pairs), size, dtype=index_type(size)) for name, size in sizes.items()})
+    return PairMatches(
+        frames,
+        pairs,
+        {
+            name: torch.empty(len(pairs), size, dtype=index_type(size))
+            for name, size in sizes.items()
+        },
+    )
 
 
 def _blocks(frames: int, interval: int) -> Iterator[tuple[range, range]]:
-    """Whole intervals of frames, and with each the frames in which their keyframes may lie: an interval more on both sides."""
+    """Whole intervals of frames, and with each the frames in which their keyframes may lie: an
+    interval more on both sides.
+    """
     length = max(1, BLOCK_FRAMES // interval) * interval
     if frames <= length + 2 * interval:
         length = frames
@@ -112,7 +143,12 @@ class _Search:
     """Fills in the matches of one block of frames after the other."""
 
     def __init__(
-        self, features: SourceFeatures, backends: Backends, window: int, device: torch.device | str, check: Callable[[], None]
+        self,
+        features: SourceFeatures,
+        backends: Backends,
+        window: int,
+        device: torch.device | str,
+        check: Callable[[], None],
     ) -> None:
         self.features, self.backends, self.device, self.check = features, backends, device, check
 
@@ -124,30 +160,55 @@ class _Search:
 
         self.allowed = allowed
 
-    def fill(self, matches: PairMatches, block: range, held: range, layers: dict[str, Tensor]) -> Iterator[int]:
-        """Searches for a block's pairs in the features of the frames `held`. Yields: how many, keyframe by keyframe."""
-        first, last = torch.searchsorted(matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames).tolist()
-        frames, keyframes = matches.pairs[first:last] // matches.frames, matches.pairs[first:last] % matches.frames
+    def fill(
+        self, matches: PairMatches, block: range, held: range, layers: dict[str, Tensor]
+    ) -> Iterator[int]:
+        """Searches for a block's pairs in the features of the frames `held`.
+
+        Yields: how many, keyframe by keyframe.
+        """
+        first, last = torch.searchsorted(
+            matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames
+        ).tolist()
+        frames, keyframes = (
+            matches.pairs[first:last] // matches.frames,
+            matches.pairs[first:last] % matches.frames,
+        )
         for keyframe in keyframes.unique().tolist():
             users = (keyframes == keyframe).nonzero().flatten()
             for descriptor, table in matches.tokens.items():
-                found = self._match(descriptor, frames[users] - held.start, keyframe - held.start, layers)
+                found = self._match(
+                    descriptor, frames[users] - held.start, keyframe - held.start, layers
+                )
                 # Even where two of its own tokens are equal.
                 found[frames[users] == keyframe] = torch.arange(table.shape[1], dtype=table.dtype)
                 table[first + users] = found
             yield len(users)
 
-    def _match(self, descriptor: Descriptor, frames: Tensor, keyframe: int, layers: dict[str, Tensor]) -> Tensor:
-        """(n, P) the tokens of one keyframe that those of some frames match, all counted among the features' rows."""
+    def _match(
+        self, descriptor: Descriptor, frames: Tensor, keyframe: int, layers: dict[str, Tensor]
+    ) -> Tensor:
+        """(n, P) the tokens of one keyframe that those of some frames match, all counted among the
+        features' rows.
+        """
         described = self._describe(descriptor, torch.tensor([keyframe]), layers)
         most = max(1, QUERY_BYTES // (described.numel() * 4))
         window = self.allowed(self.features.grid(descriptor))
         found = []
         for part in frames.split(most):
             self.check()
-            found.append(self.backends.nearest(self._describe(descriptor, part, layers), described[0], window).cpu())
+            found.append(
+                self.backends.nearest(
+                    self._describe(descriptor, part, layers), described[0], window
+                ).cpu()
+            )
         return torch.cat(found).to(index_type(described.shape[1]))
 
-    def _describe(self, descriptor: Descriptor, frames: Tensor, layers: dict[str, Tensor]) -> Tensor:
-        parts = {layer: layers[layer][frames.to(layers[layer].device)].to(self.device) for layer in descriptor}
+    def _describe(
+        self, descriptor: Descriptor, frames: Tensor, layers: dict[str, Tensor]
+    ) -> Tensor:
+        parts = {
+            layer: layers[layer][frames.to(layers[layer].device)].to(self.device)
+            for layer in descriptor
+        }
         return self.features.describe(parts, descriptor)

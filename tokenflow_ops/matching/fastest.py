@@ -1,4 +1,6 @@
-"""Which search is the faster one on this machine: measured once for each shape of work, and remembered by whoever asks."""
+"""Which search is the faster one on this machine: measured once for each shape of work, and
+remembered by whoever asks.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,24 @@ from .search import nearest_tokens
 NAMES = {"torch": "torch", "faiss": "FAISS"}
 # What was measured: seconds a frame by backend, of a kind of machine, versions and a shape of work.
 Timings = MutableMapping[str, dict[str, float]]
-# A measurement searches as many frames as share a keyframe in a long clip, but takes no more than so many operations, rounds and seconds.
+# A measurement searches as many frames as share a keyframe in a long clip, but takes no more than
+# so many operations, rounds and seconds.
 FRAMES, OPERATIONS, ROUNDS, SECONDS = 16, 2e9, 5, 0.05
 
 
 class Backends:
-    """The backend of a build: the one that is asked for or, for "auto", the faster one for every shape of work that comes up.
+    """The backend of a build: the one that is asked for or, for "auto", the faster one for every
+    shape of work that comes up.
 
     A FAISS that is missing, broken or fails leaves "auto" with torch.
 
-    asked: one of `search.BACKENDS`. device: where the search runs. timings: what is known; what is measured is added to it.
-    As text: what was chosen and why.
+    asked: one of `search.BACKENDS`. device: where the search runs. timings: what is known; what is
+    measured is added to it. As text: what was chosen and why.
     """
 
-    def __init__(self, asked: str, device: torch.device | str = "cpu", timings: Timings | None = None) -> None:
+    def __init__(
+        self, asked: str, device: torch.device | str = "cpu", timings: Timings | None = None
+    ) -> None:
         self._asked, self._device = asked, torch.device(device)
         self._timings: Timings = {} if timings is None else timings
         self._chosen: dict[tuple[int, int], str] = {}
@@ -40,7 +46,9 @@ class Backends:
         """The backend to match the features (N, P, C) of a layer with."""
         shape = features.shape[1], features.shape[2]
         if shape not in self._chosen:
-            self._chosen[shape] = self._faster(features, shape) if self._asked == "auto" else self._asked
+            self._chosen[shape] = (
+                self._faster(features, shape) if self._asked == "auto" else self._asked
+            )
         return self._chosen[shape]
 
     def _faster(self, features: Tensor, shape: tuple[int, int]) -> str:
@@ -58,7 +66,10 @@ class Backends:
         return min(seconds, key=lambda backend: seconds[backend])
 
     def nearest(self, queries: Tensor, targets: Tensor, window: Tensor | None = None) -> Tensor:
-        """`search.nearest_tokens` by the backend of the targets' shape. Raises: LibraryError for a FAISS that is asked for and fails."""
+        """`search.nearest_tokens` by the backend of the targets' shape.
+
+        Raises: LibraryError for a FAISS that is asked for and fails.
+        """
         try:
             return nearest_tokens(queries, targets, self.choose(targets[None]), window)
         except LibraryError as error:
@@ -68,14 +79,20 @@ class Backends:
             return nearest_tokens(queries, targets, "torch", window)
 
     def __str__(self) -> str:
-        names = " and ".join(NAMES[backend] for backend in NAMES if backend in self._chosen.values())
+        names = " and ".join(
+            NAMES[backend] for backend in NAMES if backend in self._chosen.values()
+        )
         if self._asked != "auto":
             return names
         if self._without:
             return f"torch, {self._without}"
         figures = []
         for (tokens, width), seconds in self._seconds.items():
-            each = ", ".join(f"{NAMES[backend]} {_milliseconds(seconds[backend])}" for backend in NAMES if backend in seconds)
+            each = ", ".join(
+                f"{NAMES[backend]} {_milliseconds(seconds[backend])}"
+                for backend in NAMES
+                if backend in seconds
+            )
             figures.append(f"{each} for {tokens} x {width}")
         return f"{names} (this {'CPU' if self._device.type == 'cpu' else 'GPU'}, a frame: {'; '.join(figures)})"
 
@@ -83,14 +100,20 @@ class Backends:
 def seconds_a_frame(features: Tensor, device: torch.device) -> dict[str, float]:
     """How long each backend matches a frame's tokens to another's: the best of interleaved rounds.
 
-    features: (N, P, C); the frames repeat where there are too few. device: where to search. Raises: LibraryError if FAISS fails.
+    features: (N, P, C); the frames repeat where there are too few. device: where to search. Raises:
+    LibraryError if FAISS fails.
     """
     _, tokens, width = features.shape
     count = min(FRAMES * tokens, max(tokens // 32, int(OPERATIONS / (2 * tokens * width))))
     flat = features.flatten(0, 1)
-    queries, targets = flat[torch.arange(count) % len(flat)].to(device)[None], features[0].to(device)
+    queries, targets = (
+        flat[torch.arange(count) % len(flat)].to(device)[None],
+        features[0].to(device),
+    )
     for backend in NAMES:
-        nearest_tokens(queries[:, :64], targets[:64], backend)  # imports, threads and workspaces are not part of it
+        nearest_tokens(
+            queries[:, :64], targets[:64], backend
+        )  # imports, threads and workspaces are not part of it
     seconds = dict.fromkeys(NAMES, float("inf"))
     begin = time.perf_counter()
     for _ in range(ROUNDS):
@@ -111,10 +134,15 @@ def machine(device: torch.device) -> str:
     """What searches there: a GPU's name, or the CPU's and the number of threads."""
     if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
-    return f"{_cpu()}, {torch.get_num_threads()} threads" + ("" if device.type == "cpu" else f", {device.type}")
+    return f"{_cpu()}, {torch.get_num_threads()} threads" + (
+        "" if device.type == "cpu" else f", {device.type}"
+    )
 
 
 def _cpu() -> str:
     listed = Path("/proc/cpuinfo")  # Linux; other systems say it themselves
     lines = listed.read_text().splitlines() if listed.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )

@@ -1,6 +1,8 @@
-"""Nearest tokens by cosine distance: FAISS, or matrix products and a search for their maxima in torch.
+"""Nearest tokens by cosine distance: FAISS, or matrix products and a search for their maxima in
+torch.
 
-A match is an argmax over targets, which the length of a query does not change: only targets are normalised.
+A match is an argmax over targets, which the length of a query does not change: only targets are
+normalised.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ from torch import Tensor
 from ..libraries import library, working
 
 BACKENDS = ("auto", "faiss", "torch")
-# Products held at once. On a CPU few enough to be searched in cache, and many enough that laying out the targets for a product pays.
+# Products held at once. On a CPU few enough to be searched in cache, and many enough that laying
+# out the targets for a product pays.
 CPU_BYTES, DEVICE_BYTES = 16 << 20, 256 << 20
-# torch searches the maximum of a row several times faster than its index: first the maxima of blocks, then the index in one of them.
+# torch searches the maximum of a row several times faster than its index: first the maxima of
+# blocks, then the index in one of them.
 BLOCK = 64
 
 
-def nearest_tokens(queries: Tensor, targets: Tensor, backend: str = "torch", window: Tensor | None = None) -> Tensor:
+def nearest_tokens(
+    queries: Tensor, targets: Tensor, backend: str = "torch", window: Tensor | None = None
+) -> Tensor:
     """gamma[p] = argmin_q D(queries[p], targets[q]) with D the cosine distance (paper, equation 3).
 
-    queries: (m, P, C), targets: (P', C), finite, of any float dtype on any one device. Zero vectors match the first token.
-    window: (P, P') bool, True where a match is allowed, or None for the whole frame. Torch only.
-    Returns: (m, P) int64 on the device of `queries`. Of equal tokens the lowest index wins.
-    Raises: ValueError for an unknown backend or FAISS with a window; LibraryError if FAISS is asked for and missing, or fails.
+    queries: (m, P, C), targets: (P', C), finite, of any float dtype on any one device. Zero vectors
+    match the first token. window: (P, P') bool, True where a match is allowed, or None for the
+    whole frame. Torch only. Returns: (m, P) int64 on the device of `queries`. Of equal tokens the
+    lowest index wins. Raises: ValueError for an unknown backend or FAISS with a window;
+    LibraryError if FAISS is asked for and missing, or fails.
     """
     if backend not in ("faiss", "torch"):
         raise ValueError(f"backend must be 'faiss' or 'torch', got {backend!r}")
@@ -42,7 +49,9 @@ def nearest_tokens(queries: Tensor, targets: Tensor, backend: str = "torch", win
         found = _search_cpu(flat, directions, window)
     else:
         found = _search_device(flat, directions, window)
-    if window is None:  # products of equal tokens may differ in their last bit, by their places in the matrix
+    if (
+        window is None
+    ):  # products of equal tokens may differ in their last bit, by their places in the matrix
         first = _first_of_equals(targets, lengths)
         found = found if first is None else first[found]
     return found.unflatten(0, queries.shape[:2])
@@ -63,20 +72,33 @@ def _search_cpu(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tens
         if window is not None:
             held[:, :count].masked_fill_(_outside(window, start, len(part)), -torch.inf)
         best, block = held.view(-1, blocks, BLOCK).amax(-1).max(-1)
-        inside = held.view(-1, BLOCK).index_select(0, block + torch.arange(0, len(part) * blocks, blocks))
-        mark = inside.eq_(best[:, None]).mul_(marks).amax(-1)  # of the maxima in the block the first has the highest mark
+        inside = held.view(-1, BLOCK).index_select(
+            0, block + torch.arange(0, len(part) * blocks, blocks)
+        )
+        mark = (
+            inside.eq_(best[:, None]).mul_(marks).amax(-1)
+        )  # of the maxima in the block the first has the highest mark
         found[start : start + rows] = block.add_(1).mul_(BLOCK).sub_(mark.long())
     return found
 
 
 def _search_device(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tensor:
-    """Products of halves where queries are halves and the device sums and returns them in float32; else a tile of queries is converted."""
-    halves = queries.dtype in (torch.float16, torch.bfloat16) and queries.is_cuda and torch.version.cuda and torch.__version__ >= "2.8"
+    """Products of halves where queries are halves and the device sums and returns them in float32;
+    else a tile of queries is converted.
+    """
+    halves = (
+        queries.dtype in (torch.float16, torch.bfloat16)
+        and queries.is_cuda
+        and torch.version.cuda
+        and torch.__version__ >= "2.8"
+    )
     targets = targets.to(queries.dtype if halves else torch.float32).T
     found = []
     rows = max(1, DEVICE_BYTES // (4 * targets.shape[1]))
     for start, part in enumerate(queries.split(rows)):
-        scores = torch.mm(part, targets, out_dtype=torch.float32) if halves else part.float() @ targets
+        scores = (
+            torch.mm(part, targets, out_dtype=torch.float32) if halves else part.float() @ targets
+        )
         if window is not None:
             scores.masked_fill_(_outside(window, start * rows, len(part)), -torch.inf)
         found.append(scores.argmax(-1))
@@ -84,23 +106,31 @@ def _search_device(queries: Tensor, targets: Tensor, window: Tensor | None) -> T
 
 
 def _outside(window: Tensor, start: int, count: int) -> Tensor:
-    """(count, P') bool: what `count` queries from the `start`-th on, of frames one after the other, may not match."""
+    """(count, P') bool: what `count` queries from the `start`-th on, of frames one after the other,
+    may not match.
+    """
     return ~window[torch.arange(start, start + count, device=window.device) % len(window)]
 
 
 def _first_of_equals(tokens: Tensor, lengths: Tensor) -> Tensor | None:
-    """For every token (P', C) the lowest index of one that equals it; None if all differ, as they nearly always do. lengths: (P',)."""
+    """For every token (P', C) the lowest index of one that equals it; None if all differ, as they
+    nearly always do. lengths: (P',).
+    """
     if len(lengths.unique()) == len(tokens):
         return None
     _, group, members = lengths.unique(return_inverse=True, return_counts=True)
     alike = (members[group] > 1).nonzero()[:, 0]  # equal tokens have equal lengths
     different, group = tokens[alike].unique(dim=0, return_inverse=True)
-    lowest = alike.new_empty(len(different)).scatter_reduce_(0, group, alike, "amin", include_self=False)
+    lowest = alike.new_empty(len(different)).scatter_reduce_(
+        0, group, alike, "amin", include_self=False
+    )
     return torch.arange(len(tokens), device=tokens.device).index_copy_(0, alike, lowest[group])
 
 
 def _search_faiss(queries: Tensor, targets: Tensor) -> Tensor:
-    """FAISS comes late, as all libraries do: two OpenMP runtimes in one process upset some systems, so only its users pay."""
+    """FAISS comes late, as all libraries do: two OpenMP runtimes in one process upset some systems,
+    so only its users pay.
+    """
     with working("faiss") as faiss:
         on_gpu = queries.is_cuda and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
     if on_gpu:
@@ -114,19 +144,31 @@ def _search_faiss(queries: Tensor, targets: Tensor) -> Tensor:
 
 
 def _search_faiss_gpu(faiss: Any, queries: Tensor, targets: Tensor) -> Tensor:
-    """Brute force on the tensors where they are, in half precision if the queries are. Of equal scores FAISS takes any one."""
+    """Brute force on the tensors where they are, in half precision if the queries are.
+
+    Of equal scores FAISS takes any one.
+    """
     dtype = queries.dtype if queries.dtype == torch.float16 else torch.float32
     queries, targets = queries.to(dtype).contiguous(), targets.to(dtype)
     device = queries.device.index or 0
     with working("faiss"):
         import_module("faiss.contrib.torch_utils")  # from here on knn_gpu takes tensors
-        _, found = faiss.knn_gpu(_gpu_resources(device), queries, targets, 1, metric=faiss.METRIC_INNER_PRODUCT, device=device)
+        _, found = faiss.knn_gpu(
+            _gpu_resources(device),
+            queries,
+            targets,
+            1,
+            metric=faiss.METRIC_INNER_PRODUCT,
+            device=device,
+        )
     return found.flatten().masked_fill_(~queries.any(-1), 0)
 
 
 @cache
 def _gpu_resources(device: int) -> Any:
-    """FAISS's handles and scratch memory on a GPU, kept between searches: making them takes longer than a search. See `release_scratch`."""
+    """FAISS's handles and scratch memory on a GPU, kept between searches: making them takes longer
+    than a search. See `release_scratch`.
+    """
     resources = library("faiss").StandardGpuResources()
     resources.setTempMemory(DEVICE_BYTES)  # the default takes 1.5 GiB behind the host's back,
     resources.setPinnedMemory(0)  # and 256 MiB for copies that we do not make
@@ -139,7 +181,9 @@ def release_scratch() -> None:
 
 
 def search_window(height: int, width: int, radius: int) -> Tensor | None:
-    """(P, P) bool: True where two tokens of a height x width grid lie within `radius` in both directions; None for radius 0 (no limit)."""
+    """(P, P) bool: True where two tokens of a height x width grid lie within `radius` in both
+    directions; None for radius 0 (no limit).
+    """
     if radius <= 0:
         return None
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

@@ -1,4 +1,6 @@
-"""RAFT (Teed and Deng 2020, arXiv 2003.12039) as torchvision ships it: optical flow by a trained network, where its weights are at hand."""
+"""RAFT (Teed and Deng 2020, arXiv 2003.12039) as torchvision ships it: optical flow by a trained
+network, where its weights are at hand.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ SMALLEST = 128
 
 
 def load_raft(weights: Mapping[str, Tensor]) -> torch.nn.Module:
-    """torchvision's large or small RAFT with its weights, float32, on the CPU. Raises: ValueError for those of neither, LibraryError."""
+    """torchvision's large or small RAFT with its weights, float32, on the CPU.
+
+    Raises: ValueError for those of neither, LibraryError.
+    """
     known = library("torchvision").models.optical_flow
     large = "mask_predictor.conv.weight" in weights
     model: torch.nn.Module = (known.raft_large if large else known.raft_small)(weights=None)
@@ -30,7 +35,8 @@ def load_raft(weights: Mapping[str, Tensor]) -> torch.nn.Module:
 def raft_flow(model: torch.nn.Module, first: Tensor, second: Tensor) -> Tensor:
     """Optical flow from `first` to `second`, (3, h, w) images in [0, 1] on the model's device.
 
-    Borders are repeated up to a size that the network takes: a multiple of 8 and at least 128. Returns: (2, h, w) x and y in pixels.
+    Borders are repeated up to a size that the network takes: a multiple of 8 and at least 128.
+    Returns: (2, h, w) x and y in pixels.
     """
     height, width = first.shape[1:]
     extra = [max(SMALLEST, -(-side // STRIDE) * STRIDE) - side for side in (width, height)]
@@ -42,7 +48,9 @@ def raft_flow(model: torch.nn.Module, first: Tensor, second: Tensor) -> Tensor:
 
 
 def raft_memory(height: int, width: int) -> int:
-    """An upper estimate in bytes of what one `raft_flow` needs: every cell of 8 x 8 pixels against every other, and the encoders."""
+    """An upper estimate in bytes of what one `raft_flow` needs: every cell of 8 x 8 pixels against
+    every other, and the encoders.
+    """
     height, width = max(height, SMALLEST), max(width, SMALLEST)
     cells = height * width // STRIDE**2
     correlation = 10 * cells**2  # float32: the products, their scaled copy and its three halvings

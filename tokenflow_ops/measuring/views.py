@@ -1,4 +1,6 @@
-"""What the method sees of a clip, as numbers for pictures: features, frames rebuilt, how alike matched tokens are and how they move."""
+"""What the method sees of a clip, as numbers for pictures: features, frames rebuilt, how alike
+matched tokens are and how they move.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from ..keyframes import spread
 from ..libraries import library
 from ..matching.correspondence import StepMatches, carry
 
-# Principal components are found on about so many tokens, of at most so many frames; the features of as many are held at once.
+# Principal components are found on about so many tokens, of at most so many frames; the features of
+# as many are held at once.
 SAMPLED_TOKENS, BLOCK_FRAMES = 4096, 64
 # Frames whose matches are compared at once: each may need two keyframes more.
 COMPARED_FRAMES = 16
-# Share of the moving tokens that go no farther than what has the fullest colour, and on how many it is found.
+# Share of the moving tokens that go no farther than what has the fullest colour, and on how many it
+# is found.
 FARTHEST, SAMPLED_MOVES = 0.95, 1 << 20
 
 # Called after every frame; may raise to stop the work.
@@ -32,9 +36,11 @@ def ignore() -> None:
 
 @dataclass(frozen=True)
 class ColourBasis:
-    """The first principal components of features, one basis for all frames so that colours can be compared.
+    """The first principal components of features, one basis for all frames so that colours can be
+    compared.
 
-    mean: (C,). axes: (c, C) of length one, c the smaller of 3 and C. low, high: (c,) what is shown as dark and as bright.
+    mean: (C,). axes: (c, C) of length one, c the smaller of 3 and C. low, high: (c,) what is shown
+    as dark and as bright.
     """
 
     mean: Tensor
@@ -50,26 +56,35 @@ class ColourBasis:
         sample = sample - mean
         _, axes = torch.linalg.eigh(sample.T @ sample)  # ascending
         axes = axes.T.flip(0)[:3]
-        # The sign of a component is arbitrary: fix it, so that the same clip always has the same colours.
+        # The sign of a component is arbitrary: fix it, so that the same clip always has the same
+        # colours.
         axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
         low, high = (sample @ axes.T).quantile(torch.tensor([0.02, 0.98], device=sample.device), 0)
         return cls(mean, axes, low, high)
 
     def colours(self, tokens: Tensor) -> Tensor:
-        """Red, green and blue of tokens (P, C): (P, 3) float32 in [0, 1]. Without a third component blue repeats the first."""
+        """Red, green and blue of tokens (P, C): (P, 3) float32 in [0, 1].
+
+        Without a third component blue repeats the first.
+        """
         parts = (tokens.float() - self.mean) @ self.axes.T
         scaled = ((parts - self.low) / (self.high - self.low).clamp(min=1e-8)).clamp(0, 1)
         return torch.cat([scaled, scaled[:, :1].expand(-1, 3 - scaled.shape[1])], 1)
 
 
 def principal_colours(features: Callable[[int], Tensor], frames: int) -> Tensor:
-    """The first three principal components of what every frame has, (P, C) by its number, as colours: (N, P, 3) float32 in [0, 1]."""
+    """The first three principal components of what every frame has, (P, C) by its number, as
+    colours: (N, P, 3) float32 in [0, 1].
+    """
     basis = ColourBasis.of(_sample((features(i) for i in range(frames)), frames))
     return torch.stack([basis.colours(features(i)) for i in range(frames)])
 
 
-def feature_colours(features: SourceFeatures, descriptor: Descriptor, step: int, frames: Tensor, done: Done = ignore) -> Tensor:
-    """The first three principal components of a descriptor's features at a step, stored or computed now, as colours.
+def feature_colours(
+    features: SourceFeatures, descriptor: Descriptor, step: int, frames: Tensor, done: Done = ignore
+) -> Tensor:
+    """The first three principal components of a descriptor's features at a step, stored or computed
+    now, as colours.
 
     frames: (n,). Returns: (n, 3, rows, columns) float32 in [0, 1].
     """
@@ -87,8 +102,12 @@ def feature_colours(features: SourceFeatures, descriptor: Descriptor, step: int,
     return torch.stack(found).transpose(1, 2).unflatten(2, features.grid(descriptor))
 
 
-def _described(features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """A descriptor's features frame by frame, (P, C): of all at once they would be held many times over."""
+def _described(
+    features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor]
+) -> Iterator[Tensor]:
+    """A descriptor's features frame by frame, (P, C): of all at once they would be held many times
+    over.
+    """
     for rows in zip(*(layers[layer].split(1) for layer in descriptor), strict=True):
         yield features.describe(dict(zip(descriptor, rows, strict=True)), descriptor)[0]
 
@@ -103,12 +122,19 @@ def _sample(features: Iterator[Tensor], frames: int) -> Tensor:
 
 
 def rebuild(
-    images: Tensor, matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor, done: Done = ignore
+    images: Tensor,
+    matches: StepMatches,
+    descriptor: Descriptor,
+    grid: tuple[int, int],
+    frames: Tensor,
+    done: Done = ignore,
 ) -> Tensor:
-    """Frames rebuilt from their keyframes' patches by the matches, blended as tokens are: what propagation can carry and what it cannot.
+    """Frames rebuilt from their keyframes' patches by the matches, blended as tokens are: what
+    propagation can carry and what it cannot.
 
-    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the descriptor's tokens. frames: (n,).
-    Returns: (n, 3, rows * patch, columns * patch) with patch the whole pixels of a token.
+    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the
+    descriptor's tokens. frames: (n,). Returns: (n, 3, rows * patch, columns * patch) with patch the
+    whole pixels of a token.
     """
     rows, columns = grid
     patch = max(1, min(images.shape[2] // rows, images.shape[3] // columns))
@@ -118,20 +144,29 @@ def rebuild(
         keyframes = F.interpolate(keyframes, size, mode="area")
     rebuilt = torch.empty(len(frames), *keyframes.shape[1:])
     for i, frame in enumerate(frames.split(1)):  # all at once would hold each of them several times
-        rebuilt[i] = carry(keyframes, matches.near.of(frame), matches.tokens(descriptor, frame), grid)[0]
+        rebuilt[i] = carry(
+            keyframes, matches.near.of(frame), matches.tokens(descriptor, frame), grid
+        )[0]
         done()
     return rebuilt
 
 
 def match_similarity(
-    features: SourceFeatures, matches: StepMatches, descriptor: Descriptor, step: int, frames: Tensor, done: Done = ignore
+    features: SourceFeatures,
+    matches: StepMatches,
+    descriptor: Descriptor,
+    step: int,
+    frames: Tensor,
+    done: Done = ignore,
 ) -> Tensor:
-    """How sure matches are: the cosine of every token's features and its matches', the two keyframes weighted as in the blend.
+    """How sure matches are: the cosine of every token's features and its matches', the two
+    keyframes weighted as in the blend.
 
-    Of what can be told without knowing the motion it finds wrong matches best (bench/quality/confidence.py).
+    Of what can be told without knowing the motion it finds wrong matches best
+    (bench/quality/confidence.py).
 
-    matches: of the step. frames: (n,).
-    Returns: (n, rows, columns) float32 up to 1, which keyframes have and tokens with the same features.
+    matches: of the step. frames: (n,). Returns: (n, rows, columns) float32 up to 1, which keyframes
+    have and tokens with the same features.
     """
     known, found = features.nearest_step(step), []
     for block in frames.split(COMPARED_FRAMES):
@@ -142,7 +177,11 @@ def match_similarity(
         for i, frame in enumerate(block.tolist()):
             pair = zip(sides, matches.tokens(descriptor, block[i : i + 1]), strict=True)
             past, future = (
-                F.cosine_similarity(described(frame), described(int(side[i]))[tokens[0].long().to(described(frame).device)], dim=-1)
+                F.cosine_similarity(
+                    described(frame),
+                    described(int(side[i]))[tokens[0].long().to(described(frame).device)],
+                    dim=-1,
+                )
                 for side, tokens in pair
             )
             found.append(torch.lerp(past, future, float(near.weight[i])).cpu())
@@ -150,21 +189,32 @@ def match_similarity(
     return torch.stack(found).unflatten(1, features.grid(descriptor))
 
 
-def _describer(features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor], held: Tensor) -> Callable[[int], Tensor]:
-    """Gives a frame's (P, C) float32 from the rows of the frames `held`. Keeps the last few: neighbouring frames share their keyframes."""
+def _describer(
+    features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor], held: Tensor
+) -> Callable[[int], Tensor]:
+    """Gives a frame's (P, C) float32 from the rows of the frames `held`.
+
+    Keeps the last few: neighbouring frames share their keyframes.
+    """
 
     @lru_cache(maxsize=3)
     def described(frame: int) -> Tensor:
         row = int(torch.searchsorted(held, frame))
-        return features.describe({layer: layers[layer][row : row + 1] for layer in descriptor}, descriptor)[0].float()
+        return features.describe(
+            {layer: layers[layer][row : row + 1] for layer in descriptor}, descriptor
+        )[0].float()
 
     return described
 
 
-def match_motion(matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor) -> Tensor:
-    """Where matches say that the source moves, forwards in time, between a frame and the keyframe that counts most in its blend.
+def match_motion(
+    matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor
+) -> Tensor:
+    """Where matches say that the source moves, forwards in time, between a frame and the keyframe
+    that counts most in its blend.
 
-    grid: rows and columns of the descriptor's tokens. frames: (n,). Returns: (n, 2, rows, columns) x and y in tokens; 0 in keyframes.
+    grid: rows and columns of the descriptor's tokens. frames: (n,). Returns: (n, 2, rows, columns)
+    x and y in tokens; 0 in keyframes.
     """
     near = matches.near.of(frames)
     past, future = matches.tokens(descriptor, frames)
@@ -172,16 +222,22 @@ def match_motion(matches: StepMatches, descriptor: Descriptor, grid: tuple[int, 
     tokens = torch.where(later[:, None], future, past).long()
     keyframes = matches.keyframes[torch.where(later, near.future, near.past)]
     columns, own = grid[1], torch.arange(tokens.shape[1])
-    moved = torch.stack([tokens % columns - own % columns, tokens // columns - own // columns], 1).float()
+    moved = torch.stack(
+        [tokens % columns - own % columns, tokens // columns - own // columns], 1
+    ).float()
     return (moved * (keyframes - frames).sign()[:, None, None]).unflatten(2, grid)
 
 
 def motion_colours(motion: Tensor) -> Tensor:
-    """Motion (n, 2, h, w) as colours (n, 3, h, w) in [0, 1]: hue is the direction, saturation how far; what stands still is white."""
+    """Motion (n, 2, h, w) as colours (n, 3, h, w) in [0, 1]: hue is the direction, saturation how
+    far; what stands still is white.
+    """
     length = motion.norm(dim=1)
     moving = length[length > 0]
     moving = moving[:: max(1, len(moving) // SAMPLED_MOVES)]
     farthest = float(moving.quantile(FARTHEST)) if len(moving) else 1.0
     hue = torch.atan2(motion[:, 1], motion[:, 0]) % (2 * torch.pi)
-    colours: Tensor = library("kornia").color.hsv_to_rgb(torch.stack([hue, (length / farthest).clamp(max=1), torch.ones_like(length)], 1))
+    colours: Tensor = library("kornia").color.hsv_to_rgb(
+        torch.stack([hue, (length / farthest).clamp(max=1), torch.ones_like(length)], 1)
+    )
     return colours

@@ -1,6 +1,7 @@
 """What happens in a model's attention and ResBlocks during one pass over some of the frames.
 
-The adapters' wrapped layers ask the pass of the running call. Rows of a batch are conditionings times frames, conditionings first.
+The adapters' wrapped layers ask the pass of the running call. Rows of a batch are conditionings
+times frames, conditionings first.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from .calls import AttentionCall, DeepCall, FeatureMismatch, Place
 
-# What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each keyframe, on the device where they were
-# made. The next pass may run a conditioning on another one (MultiGPU CFG Split), so whoever reads a bank moves what it takes.
-# DEEP: (k, C, h, w) instead, from the last layer below the model's full resolution.
+# What a keyframe pass leaves for the frames, by layer and conditioning: tokens (k, P, C) of each
+# keyframe, on the device where they were made. The next pass may run a conditioning on another one
+# (MultiGPU CFG Split), so whoever reads a bank moves what it takes. DEEP: (k, C, h, w) instead,
+# from the last layer below the model's full resolution.
 DEEP = "deep"
 Bank = dict[tuple[str, Place], Any]
 T = TypeVar("T")
@@ -26,8 +28,8 @@ T = TypeVar("T")
 class Pass:
     """A pass that changes nothing: frames that only have to be processed in smaller batches.
 
-    frames: (n,) frame numbers.
-    source: for injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w); empty without injection.
+    frames: (n,) frame numbers. source: for injected layers the source's tokens (n, P, C) or hidden
+    features (n, C, h, w); empty without injection.
     """
 
     frames: Tensor
@@ -46,7 +48,9 @@ class Pass:
         return call.run_injected(source, source, call.value_tokens)
 
     def cross_attention(self, call: AttentionCall) -> Tensor:
-        """A cross-attention module's output tokens (rows * n, P, C); the context is the prompts' (rows * n, T, D)."""
+        """A cross-attention module's output tokens (rows * n, P, C); the context is the prompts'
+        (rows * n, T, D).
+        """
         return call.run(call.x, call.context, call.value)
 
     def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:
@@ -70,7 +74,9 @@ class Pass:
         return tensor.shape[0] // len(self.frames)
 
     def source_rows(self, name: str, like: Tensor) -> Tensor:
-        """The source's features, repeated for every conditioning of the batch, on the device and in the dtype of `like`."""
+        """The source's features, repeated for every conditioning of the batch, on the device and in
+        the dtype of `like`.
+        """
         source = self.source[name].to(like)
         check_same_shape(name, like.shape[1:], source.shape[1:])
         return source.repeat(self.rows(like), *[1] * (source.ndim - 1))
@@ -102,7 +108,10 @@ class CapturePass(Pass):
         return hidden
 
     def keep(self, name: str, tensor: Tensor, places: list[Place]) -> None:
-        """Records the batch's first conditioning's rows. The first of all may be in another one, which may run at the same time."""
+        """Records the batch's first conditioning's rows.
+
+        The first of all may be in another one, which may run at the same time.
+        """
         if name not in self.names:
             return
         place, row = min((place, row) for row, place in enumerate(places))
@@ -116,7 +125,11 @@ def first_of(found: Mapping[Place, T]) -> T:
     return found[min(found)]
 
 
-def check_same_shape(name: str, here: torch.Size | tuple[int, ...], source: torch.Size | tuple[int, ...]) -> None:
-    """Raises FeatureMismatch if what a layer has here is of another shape, frames left out, than in the source features."""
+def check_same_shape(
+    name: str, here: torch.Size | tuple[int, ...], source: torch.Size | tuple[int, ...]
+) -> None:
+    """Raises FeatureMismatch if what a layer has here is of another shape, frames left out, than in
+    the source features.
+    """
     if tuple(here) != tuple(source):
         raise FeatureMismatch(name, tuple(here), tuple(source))

@@ -16,9 +16,11 @@ from .cross_frame import SparseCausalPass
 
 @dataclass(kw_only=True)
 class SourceMapsPass(CapturePass):
-    """Records beside self-attention's inputs what the source's cross-attention looks at: maps (n, heads, P, T) of the layers in `names`.
+    """Records beside self-attention's inputs what the source's cross-attention looks at: maps (n,
+    heads, P, T) of the layers in `names`.
 
-    words: tokens T of the source prompt that is recorded; a batch with longer prompts holds it several times over.
+    words: tokens T of the source prompt that is recorded; a batch with longer prompts holds it
+    several times over.
     """
 
     words: int
@@ -26,17 +28,21 @@ class SourceMapsPass(CapturePass):
     def cross_attention(self, call: AttentionCall) -> Tensor:
         if call.layer in self.names:
             module = call.module
-            maps = attention_maps(module.to_q(call.x), module.to_k(call.key_tokens[:, : self.words]), module.heads)
+            maps = attention_maps(
+                module.to_q(call.x), module.to_k(call.key_tokens[:, : self.words]), module.heads
+            )
             self.keep(call.layer, maps, call.places)
         return super().cross_attention(call)
 
 
 @dataclass(kw_only=True)
 class BlendedPass(SparseCausalPass):
-    """Frames that attend to the first and the previous frame, with the source's attention maps where the edit changes nothing.
+    """Frames that attend to the first and the previous frame, with the source's attention maps
+    where the edit changes nothing.
 
-    maps: for blended layers the source's tokens (n, P, C) in self-attention, its maps (n, heads, P, T') in cross-attention.
-    changes: what the prompts change, for the conditionings that are blended.
+    maps: for blended layers the source's tokens (n, P, C) in self-attention, its maps (n, heads, P,
+    T') in cross-attention. changes: what the prompts change, for the conditionings that are
+    blended.
     """
 
     maps: Mapping[str, Tensor]
@@ -50,9 +56,13 @@ class BlendedPass(SparseCausalPass):
         # The source's maps on the edit's values: the very attention of source queries and keys.
         theirs = self.attend(call, source, source, " of the source")
         grid = call.grid
-        everywhere = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device).chunk(self.rows(own))
+        everywhere = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device).chunk(
+            self.rows(own)
+        )
         regions = [
-            self.changes[place].region(grid).to(own.device) if place in self.changes else everywhere[row]
+            self.changes[place].region(grid).to(own.device)
+            if place in self.changes
+            else everywhere[row]
             for row, place in enumerate(call.places)
         ]
         return torch.where(torch.cat(regions)[..., None], own, theirs)
@@ -69,6 +79,11 @@ class BlendedPass(SparseCausalPass):
 
     def _with_source_maps(self, call: AttentionCall, row: int, change: PromptChange) -> Tensor:
         module, words = call.module, change.closest.shape[1]
-        x, keys, values = (part.chunk(self.rows(call.x))[row] for part in (call.x, call.key_tokens, call.value_tokens))
+        x, keys, values = (
+            part.chunk(self.rows(call.x))[row]
+            for part in (call.x, call.key_tokens, call.value_tokens)
+        )
         own = attention_maps(module.to_q(x), module.to_k(keys[:, :words]), module.heads)
-        return call.project_out(attend(change.blend(self.maps[call.layer].to(own), own), module.to_v(values[:, :words])))
+        return call.project_out(
+            attend(change.blend(self.maps[call.layer].to(own), own), module.to_v(values[:, :words]))
+        )

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Which conditioning (prompt, negative prompt, ...) a row of the batch is of; passes only compare and order them.
+# Which conditioning (prompt, negative prompt, ...) a row of the batch is of; passes only compare
+# and order them.
 Place = Any  # orderable and hashable; typing has no name for that
 
 
@@ -57,7 +58,9 @@ class AttentionCall(ABC):
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attends with projected queries (b, P, C), keys and values (b, P', C), by the adapter's backend; before the output projection."""
+        """Attends with projected queries (b, P, C), keys and values (b, P', C), by the adapter's
+        backend; before the output projection.
+        """
 
     @abstractmethod
     def project_out(self, tokens: Tensor) -> Tensor:
@@ -66,9 +69,13 @@ class AttentionCall(ABC):
     def run_injected(self, q_source: Tensor, k_source: Tensor, value: Tensor) -> Tensor:
         """Runs the module with queries and keys projected from source features."""
         module = self.module
-        return self.project_out(self.attend(module.to_q(q_source), module.to_k(k_source), module.to_v(value)))
+        return self.project_out(
+            self.attend(module.to_q(q_source), module.to_k(k_source), module.to_v(value))
+        )
 
-    def run_windows(self, q_from: Tensor, k_from: Tensor, v_from: Tensor, windows: Tensor) -> Tensor:
+    def run_windows(
+        self, q_from: Tensor, k_from: Tensor, v_from: Tensor, windows: Tensor
+    ) -> Tensor:
         """Runs the module with every frame attending to some of the keyframes only.
 
         Args:
@@ -82,7 +89,10 @@ class AttentionCall(ABC):
         """
         module = self.module
         q, k, v = module.to_q(q_from), module.to_k(k_from), module.to_v(v_from)
-        out = [self.attend(q[:, i], k[:, window].flatten(1, 2), v[:, window].flatten(1, 2)) for i, window in enumerate(windows.tolist())]
+        out = [
+            self.attend(q[:, i], k[:, window].flatten(1, 2), v[:, window].flatten(1, 2))
+            for i, window in enumerate(windows.tolist())
+        ]
         return self.project_out(torch.stack(out, 1).flatten(0, 1))
 
 

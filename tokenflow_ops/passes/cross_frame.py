@@ -13,11 +13,12 @@ from .calls import AttentionCall
 
 @dataclass(kw_only=True)
 class SparseCausalPass(Pass):
-    """Frames that attend to the first and the previous frame (Tune-A-Video, equation 6); the first one to itself.
+    """Frames that attend to the first and the previous frame (Tune-A-Video, equation 6); the first
+    one to itself.
 
-    frames: consecutive, in the order of the clip; one pass follows the other.
-    layers: where they do; elsewhere every frame attends to itself.
-    bank: by layer and conditioning, what keys and values of the first and of the last frame so far are made of: (2, 2, P, C).
+    frames: consecutive, in the order of the clip; one pass follows the other. layers: where they
+    do; elsewhere every frame attends to itself. bank: by layer and conditioning, what keys and
+    values of the first and of the last frame so far are made of: (2, 2, P, C).
     """
 
     layers: frozenset[str]
@@ -36,18 +37,30 @@ class SparseCausalPass(Pass):
         return self.attend(call, source, source)
 
     def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, kind: str = "") -> Tensor:
-        """The module's output tokens with queries and keys made of these tokens (rows * n, P, C), which the bank knows by `kind`."""
+        """The module's output tokens with queries and keys made of these tokens (rows * n, P, C),
+        which the bank knows by `kind`.
+        """
         rows, count = self.rows(call.x), len(self.frames)
         own = torch.stack([keys, call.value_tokens]).unflatten(1, (rows, count))
         layer = call.layer + kind
-        before = torch.stack([self._before(layer, place, own[:, row]) for row, place in enumerate(call.places)], 1)
+        before = torch.stack(
+            [self._before(layer, place, own[:, row]) for row, place in enumerate(call.places)], 1
+        )
         keys, values = torch.cat([before, own], 2)
         # Positions: the first frame, the last one of the pass before, and this pass's frames.
-        windows = torch.stack([torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)], 1)
+        windows = torch.stack(
+            [torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)], 1
+        )
         return call.run_windows(queries.unflatten(0, (rows, count)), keys, values, windows)
 
     def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
-        """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to the next pass: (2, 2, P, C)."""
-        before = self.bank[layer, place].to(own.device) if int(self.frames[0]) else own[:, :1].expand(-1, 2, -1, -1)
+        """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to
+        the next pass: (2, 2, P, C).
+        """
+        before = (
+            self.bank[layer, place].to(own.device)
+            if int(self.frames[0])
+            else own[:, :1].expand(-1, 2, -1, -1)
+        )
         self._left[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
         return before

@@ -17,12 +17,13 @@ from .calls import AttentionCall, DeepCall, Place
 class KeyframePass(Pass):
     """Joint edit of some keyframes: extended attention in every layer (paper, equation 5).
 
-    bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes up from below full resolution.
-    banked: for which layers, and DEEP; all if None. What frames do not ask for would only fill the device.
-    seen: filled with what keys and values are made of, two (m, P, C), or one for both.
-    remembered: of how many of the last keyframes; of all if None.
+    bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes
+    up from below full resolution. banked: for which layers, and DEEP; all if None. What frames do
+    not ask for would only fill the device. seen: filled with what keys and values are made of, two
+    (m, P, C), or one for both. remembered: of how many of the last keyframes; of all if None.
     context: what keys and values of other keyframes are made of, which these attend to as well.
-    limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the context.
+    limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the
+    context.
     """
 
     bank: Bank = field(default_factory=dict)
@@ -43,7 +44,11 @@ class KeyframePass(Pass):
         parts = (keys,) if keys is values else (keys, values)
         for place, *sides in zip(places, *(part.chunk(len(places)) for part in parts), strict=True):
             # Copies of some, so that the others' memory is free.
-            self.seen[layer, place] = sides if self.remembered is None else [side[-self.remembered :].clone() for side in sides]
+            self.seen[layer, place] = (
+                sides
+                if self.remembered is None
+                else [side[-self.remembered :].clone() for side in sides]
+            )
 
     def deep(self, call: DeepCall) -> Tensor:
         out = call.run()
@@ -60,15 +65,27 @@ class KeyframePass(Pass):
         places = call.places
         self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
-            by_row = [part.unflatten(0, (rows, count)) for part in (queries, keys, call.value_tokens)]
-            tokens = call.run_windows(by_row[0], by_row[1], by_row[2], attended_keyframes(self.frames, self.frames, self.limit))
+            by_row = [
+                part.unflatten(0, (rows, count)) for part in (queries, keys, call.value_tokens)
+            ]
+            tokens = call.run_windows(
+                by_row[0],
+                by_row[1],
+                by_row[2],
+                attended_keyframes(self.frames, self.frames, self.limit),
+            )
         else:
             sides = [join_frames(part, rows) for part in (keys, call.value_tokens)]
             if self.context:
                 others = made_of(self.context, call.layer, places, call.x.device)
-                sides = [torch.cat([own, more.flatten(1, 2)], 1) for own, more in zip(sides, others, strict=True)]
+                sides = [
+                    torch.cat([own, more.flatten(1, 2)], 1)
+                    for own, more in zip(sides, others, strict=True)
+                ]
             joined = join_frames(queries, rows)
-            tokens = split_frames((call.run if source is None else call.run_injected)(joined, *sides), count)
+            tokens = split_frames(
+                (call.run if source is None else call.run_injected)(joined, *sides), count
+            )
         if self.deposits(call.layer):
             for place, part in zip(places, tokens.chunk(rows), strict=True):
                 self.bank[call.layer, place] = part
@@ -77,9 +94,11 @@ class KeyframePass(Pass):
 
 @dataclass(kw_only=True)
 class JointPass(Pass):
-    """Frames that attend to the keyframes' keys and values; nothing is propagated (the paper's joint attention ablation).
+    """Frames that attend to the keyframes' keys and values; nothing is propagated (the paper's
+    joint attention ablation).
 
-    keyframes: (k,) frame numbers. seen: what their keys and values are made of. limit: as in `KeyframePass`.
+    keyframes: (k,) frame numbers. seen: what their keys and values are made of. limit: as in
+    `KeyframePass`.
     """
 
     keyframes: Tensor
@@ -96,11 +115,17 @@ class JointPass(Pass):
             windows = attended_keyframes(self.frames, self.keyframes, self.limit)
             return call.run_windows(queries.unflatten(0, (rows, count)), keys, values, windows)
         queries, keys, values = join_frames(queries, rows), keys.flatten(1, 2), values.flatten(1, 2)
-        return split_frames((call.run_injected if injected else call.run)(queries, keys, values), count)
+        return split_frames(
+            (call.run_injected if injected else call.run)(queries, keys, values), count
+        )
 
 
-def made_of(seen: Bank, layer: str, places: list[Place], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What a layer's keys and values of some keyframes are made of, each (rows, m, P, C), on a device."""
+def made_of(
+    seen: Bank, layer: str, places: list[Place], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What a layer's keys and values of some keyframes are made of, each (rows, m, P, C), on a
+    device.
+    """
     kept = [[side.to(device) for side in seen[layer, place]] for place in places]
     keys = torch.stack([parts[0] for parts in kept])
     return keys, keys if len(kept[0]) == 1 else torch.stack([parts[1] for parts in kept])

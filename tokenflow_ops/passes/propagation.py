@@ -17,13 +17,14 @@ from .calls import AttentionCall, DeepCall
 
 @dataclass(kw_only=True)
 class PropagationPass(Pass):
-    """Frames whose self-attention output is the keyframes', carried along the source's correspondences (paper, equation 6).
+    """Frames whose self-attention output is the keyframes', carried along the source's
+    correspondences (paper, equation 6).
 
-    Queries, keys, values, attention and output projection are never computed here.
-    bank: the keyframes' output tokens. near: the frames' positions and weights in it.
-    tokens: past and future token indices (n, P) of a layer.
-    finest: if given, all that comes up from below the UNet's full resolution is the keyframes' too, carried along this layer's matches, on
-    a grid of so many rows and columns; nothing down there runs.
+    Queries, keys, values, attention and output projection are never computed here. bank: the
+    keyframes' output tokens. near: the frames' positions and weights in it. tokens: past and future
+    token indices (n, P) of a layer. finest: if given, all that comes up from below the UNet's full
+    resolution is the keyframes' too, carried along this layer's matches, on a grid of so many rows
+    and columns; nothing down there runs.
     """
 
     bank: Bank
@@ -42,11 +43,18 @@ class PropagationPass(Pass):
             return call.nothing()
         layer, grid = self.finest
         sides = self.tokens(layer)
-        return torch.cat([carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid) for place in call.places])
+        return torch.cat(
+            [
+                carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid)
+                for place in call.places
+            ]
+        )
 
     def attention(self, call: AttentionCall) -> Tensor:
         past, future = (part.to(call.x.device) for part in self.tokens(call.layer))
         check_same_shape(call.layer, call.x.shape[1:], (past.shape[1], call.x.shape[2]))
-        before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
+        before, after, weight = (
+            part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight)
+        )
         bank = (self.bank[call.layer, place].to(call.x.device) for place in call.places)
         return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])

@@ -17,7 +17,9 @@ from .calls import AttentionCall, Place
 
 @dataclass(kw_only=True)
 class SourceKeyframePass(CapturePass):
-    """The source's keyframes, recorded, with their attention's output tokens left for `SourceMatchPass` (the public code's source row)."""
+    """The source's keyframes, recorded, with their attention's output tokens left for
+    `SourceMatchPass` (the public code's source row).
+    """
 
     bank: Bank
 
@@ -30,9 +32,11 @@ class SourceKeyframePass(CapturePass):
 
 @dataclass(kw_only=True)
 class SourceMatchPass(CapturePass):
-    """The source's frames as the public code sees them: matched in every layer on features that were themselves propagated.
+    """The source's frames as the public code sees them: matched in every layer on features that
+    were themselves propagated.
 
-    bank: the source keyframes' output tokens. near: the frames' positions and weights in it. keyframe_features: by layer (k, P, C).
+    bank: the source keyframes' output tokens. near: the frames' positions and weights in it.
+    keyframe_features: by layer (k, P, C).
     """
 
     bank: Bank
@@ -50,6 +54,8 @@ class SourceMatchPass(CapturePass):
         keyframes = self.keyframe_features[call.layer].to(call.x.device)
         past, future = match_to_keyframes(first, keyframes, self.near.past, self.near.future)
         self._found.setdefault(call.layer, {})[min(places)] = past, future
-        before, after, weight = (part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight))
+        before, after, weight = (
+            part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight)
+        )
         bank = (self.bank[call.layer, place].to(call.x.device) for place in places)
         return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])

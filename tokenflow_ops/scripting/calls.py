@@ -26,7 +26,9 @@ class PipelineAttention(AttentionCall):
         raise ValueError("diffusers' attention does not know its tokens' grid")
 
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
-        return self.run_injected(x, x if context is None else context, self.value_of(x, context, value))
+        return self.run_injected(
+            x, x if context is None else context, self.value_of(x, context, value)
+        )
 
     @staticmethod
     def value_of(x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
@@ -34,7 +36,9 @@ class PipelineAttention(AttentionCall):
         return next(part for part in (value, context, x) if part is not None)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.module.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (
+            part.unflatten(-1, (self.module.heads, -1)).transpose(1, 2) for part in (q, k, v)
+        )
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def project_out(self, tokens: Tensor) -> Tensor:
@@ -68,13 +72,18 @@ class PipelineDeep(DeepCall):
         return nothing(self.module, self.hidden_states)
 
 
-def forwards(work: Pass, places: list[Place], layers: tuple[str, ...], deep: tuple[str, ...]) -> dict[str, Forward]:
+def forwards(
+    work: Pass, places: list[Place], layers: tuple[str, ...], deep: tuple[str, ...]
+) -> dict[str, Forward]:
     """What layers do in place of their own forwards during a pass, by module path.
 
-    places: the conditionings of the batch. layers: all self-attention. deep: the blocks below full resolution.
+    places: the conditionings of the batch. layers: all self-attention. deep: the blocks below full
+    resolution.
     """
 
-    def attention(layer: str, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def attention(
+        layer: str, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         return work.attention(PipelineAttention(layer, module, x, None, None, places, own))
 
     def hidden(path: str, module: Any, own: Forward, *args: Any, **kwargs: Any) -> Tensor:
@@ -84,4 +93,8 @@ def forwards(work: Pass, places: list[Place], layers: tuple[str, ...], deep: tup
         return work.deep(PipelineDeep(path, path == deep[-1], places, module, own, args, kwargs))
 
     features = {name: partial(hidden, name) for name in work.source if name not in layers}
-    return {**{layer: partial(attention, layer) for layer in layers}, **features, **{path: partial(below, path) for path in deep}}
+    return {
+        **{layer: partial(attention, layer) for layer in layers},
+        **features,
+        **{path: partial(below, path) for path in deep},
+    }

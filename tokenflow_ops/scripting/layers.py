@@ -1,4 +1,6 @@
-"""The layers of a UNet2DConditionModel that the method works on, and their forwards replaced for a while."""
+"""The layers of a UNet2DConditionModel that the method works on, and their forwards replaced for a
+while.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ Forward = Callable[..., Any]
 
 @contextmanager
 def replaced(unet: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[None]:
-    """Within, the modules at these paths answer by ours. Afterwards, also after an error or an interrupt, they are as they were."""
+    """Within, the modules at these paths answer by ours.
+
+    Afterwards, also after an error or an interrupt, they are as they were.
+    """
     changed: list[tuple[nn.Module, Any]] = []
     try:
         for path, ours in forwards.items():
@@ -45,7 +50,10 @@ def find(unet: Any) -> Backbone:
 
 
 def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
-    """Module paths of the self-attention in the order the UNet runs it, e.g. "up_blocks.1.attentions.1.transformer_blocks.0.attn1"."""
+    """Module paths of the self-attention in the order the UNet runs it, e.g.
+
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn1".
+    """
     parts = ("down_blocks", "mid_block", "up_blocks")
     paths = [
         path
@@ -56,7 +64,9 @@ def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
 
 
 def deep_blocks(unet: Any) -> tuple[str, ...]:
-    """All that runs below the UNet's full resolution, from the first downsampler to the block that ends with the last upsampler."""
+    """All that runs below the UNet's full resolution, from the first downsampler to the block that
+    ends with the last upsampler.
+    """
     down = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     up = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
     return f"{down[0]}.downsamplers.0", *down[1:], "mid_block", *up[:-1]
@@ -67,7 +77,9 @@ def _block(layer: str) -> str:
 
 
 def nothing(module: Any, hidden: Tensor) -> Any:
-    """Of a deep block that does not run: no channels, in the form that the UNet hands on. hidden: the block's input."""
+    """Of a deep block that does not run: no channels, in the form that the UNet hands on. hidden:
+    the block's input.
+    """
     empty = hidden[:, :0, :1, :1]
     if not hasattr(module, "downsamplers"):
         return empty

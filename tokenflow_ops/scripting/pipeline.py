@@ -34,44 +34,69 @@ def edit_video(
 ) -> Tensor:
     """A consistent edit of a clip, with the graph's defaults and the same numbers.
 
-    pipe: of SD 1.x or 2.x, on any device, in any float type; it is left as it was. Its scheduler's kind does not matter.
-    frames: (N, H, W, 3) in [0, 1], H and W multiples of 8. source_prompt: what they show. edit_prompt: what they shall show.
-    keyframe_interval: frames per keyframe. seed: of the keyframes, which are drawn anew at every step.
-    injection, propagation, carry_until: as of `sample_edit`. frames_per_pass: in one call of the UNet and the VAE.
-    Returns: (N, H, W, 3) float32 in [0, 1], on the CPU.
-    Raises: ValueError for frames or a pipeline that do not fit.
+    pipe: of SD 1.x or 2.x, on any device, in any float type; it is left as it was. Its scheduler's
+    kind does not matter. frames: (N, H, W, 3) in [0, 1], H and W multiples of 8. source_prompt:
+    what they show. edit_prompt: what they shall show. keyframe_interval: frames per keyframe. seed:
+    of the keyframes, which are drawn anew at every step. injection, propagation, carry_until: as of
+    `sample_edit`. frames_per_pass: in one call of the UNet and the VAE. Returns: (N, H, W, 3)
+    float32 in [0, 1], on the CPU. Raises: ValueError for frames or a pipeline that do not fit.
     """
     latents = encode_frames(pipe, frames, frames_per_pass)
     inversion = invert_frames(pipe, latents, source_prompt, steps, frames_per_pass=frames_per_pass)
     features = extract_features(pipe, inversion, frames_per_pass=frames_per_pass)
     matches = build_correspondences(features, keyframe_interval, seed, device=pipe.device)
     edited = sample_edit(
-        pipe, matches, edit_prompt, negative_prompt, guidance_scale, injection, propagation, carry_until, frames_per_pass=frames_per_pass
+        pipe,
+        matches,
+        edit_prompt,
+        negative_prompt,
+        guidance_scale,
+        injection,
+        propagation,
+        carry_until,
+        frames_per_pass=frames_per_pass,
     )
     return decode_latents(pipe, edited, frames_per_pass)
 
 
 @torch.no_grad()
-def encode_frames(pipe: StableDiffusionPipeline, frames: Tensor, frames_per_pass: int = 8) -> Tensor:
-    """Frames (N, H, W, 3) in [0, 1] -> latents (N, C, H / 8, W / 8) float32 as the UNet takes them: the mean that the VAE encodes.
+def encode_frames(
+    pipe: StableDiffusionPipeline, frames: Tensor, frames_per_pass: int = 8
+) -> Tensor:
+    """Frames (N, H, W, 3) in [0, 1] -> latents (N, C, H / 8, W / 8) float32 as the UNet takes them:
+    the mean that the VAE encodes.
 
     Raises: ValueError for other shapes.
     """
     cell = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.shape[1] % cell or frames.shape[2] % cell:
-        raise ValueError(f"frames must be (N, H, W, 3) with H and W multiples of {cell}, got {tuple(frames.shape)}")
+    if (
+        frames.ndim != 4
+        or frames.shape[-1] != 3
+        or not len(frames)
+        or frames.shape[1] % cell
+        or frames.shape[2] % cell
+    ):
+        raise ValueError(
+            f"frames must be (N, H, W, 3) with H and W multiples of {cell}, got {tuple(frames.shape)}"
+        )
     found = []
     for part in frames.split(frames_per_pass):
         pixels = part.movedim(-1, 1).to(pipe.device, pipe.vae.dtype) * 2 - 1
-        found.append(pipe.vae.encode(pixels).latent_dist.mode().float() * pipe.vae.config.scaling_factor)
+        found.append(
+            pipe.vae.encode(pixels).latent_dist.mode().float() * pipe.vae.config.scaling_factor
+        )
     return torch.cat(found)
 
 
 @torch.no_grad()
-def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor, frames_per_pass: int = 8) -> Tensor:
+def decode_latents(
+    pipe: StableDiffusionPipeline, latents: Tensor, frames_per_pass: int = 8
+) -> Tensor:
     """Latents (N, C, h, w) -> frames (N, 8 h, 8 w, 3) float32 in [0, 1], on the CPU."""
     found = []
     for part in latents.split(frames_per_pass):
         scaled = (part / pipe.vae.config.scaling_factor).to(pipe.device, pipe.vae.dtype)
-        found.append((pipe.vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu())
+        found.append(
+            (pipe.vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+        )
     return torch.cat(found)

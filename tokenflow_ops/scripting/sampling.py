@@ -1,4 +1,6 @@
-"""Stage 2 on a pipeline: the edit by the deterministic DDIM (Euler) sampler from the inverted noise (paper, section 4.2)."""
+"""Stage 2 on a pipeline: the edit by the deterministic DDIM (Euler) sampler from the inverted noise
+(paper, section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,14 @@ def sample_edit(
     attended_keyframes: int = JOINT_KEYFRAMES,
     frames_per_pass: int = 8,
 ) -> Tensor:
-    """The edited latents (N, C, h, w) float32, with the node TokenFlow Sampler's choices and defaults.
+    """The edited latents (N, C, h, w) float32, with the node TokenFlow Sampler's choices and
+    defaults.
 
-    prompt, negative_prompt: words, or their embeddings (1, T, D). injection: Plug-and-Play, None for none.
-    propagation: what frames between keyframes take from them, one of PROPAGATIONS.
+    prompt, negative_prompt: words, or their embeddings (1, T, D). injection: Plug-and-Play, None
+    for none. propagation: what frames between keyframes take from them, one of PROPAGATIONS.
     carry_until: share of the schedule in which the denoised latents are made of the keyframes' too.
-    attended_keyframes: how many are edited together; a clip with more is edited in windows. frames_per_pass: of the others in a UNet call.
-    Raises: ValueError for another propagation.
+    attended_keyframes: how many are edited together; a clip with more is edited in windows.
+    frames_per_pass: of the others in a UNet call. Raises: ValueError for another propagation.
     """
     if propagation not in PROPAGATIONS:
         raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {propagation!r}")
@@ -56,8 +59,21 @@ def sample_edit(
     backbone, deep = find(denoise.unet), propagation == DEEP_FEATURES
     x, sigmas = inversion.latents[0].to(pipe.device), inversion.sigmas.to(pipe.device)
     for step in pipe.progress_bar(range(len(sigmas) - 1)):
-        plan = step_plan(correspondences, step, backbone, injection, deep, carry_until, attended_keyframes)
-        denoised = edit_step(Evaluation(denoise, words, x, sigmas[step], plan, backbone.deep if deep else (), frames_per_pass), plan)
+        plan = step_plan(
+            correspondences, step, backbone, injection, deep, carry_until, attended_keyframes
+        )
+        denoised = edit_step(
+            Evaluation(
+                denoise,
+                words,
+                x,
+                sigmas[step],
+                plan,
+                backbone.deep if deep else (),
+                frames_per_pass,
+            ),
+            plan,
+        )
         prompted, plain = denoised[0], denoised[-1]
         guided = prompted if len(denoised) == 1 else plain + (prompted - plain) * guidance_scale
         x = x + (x - guided) / sigmas[step] * (sigmas[step + 1] - sigmas[step])
@@ -73,15 +89,30 @@ def step_plan(
     carry_until: float,
     jointly: int,
 ) -> StepPlan:
-    """What a step does; arguments as of `sample_edit`. deep: whether frames take all that lies below full resolution as a whole."""
+    """What a step does; arguments as of `sample_edit`. deep: whether frames take all that lies
+    below full resolution as a whole.
+    """
     inversion = correspondences.features.inversion
     place, steps = inversion.skipped + step, inversion.steps
-    attention = backbone.injected_attention(injection.layers) if injection and injection.attention_at(place, steps) else ()
+    attention = (
+        backbone.injected_attention(injection.layers)
+        if injection and injection.attention_at(place, steps)
+        else ()
+    )
     hidden = backbone.injected_hidden if injection and injection.features_at(place, steps) else None
     along = backbone.injected_attention()[0] if hidden else None
     shallow = backbone.shallow if deep else None
     carries = place < round(carry_until * steps)
-    return StepPlan(correspondences, step, attention, (hidden,) if hidden else (), along, shallow, carries, jointly)
+    return StepPlan(
+        correspondences,
+        step,
+        attention,
+        (hidden,) if hidden else (),
+        along,
+        shallow,
+        carries,
+        jointly,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,13 +136,17 @@ class Evaluation:
 
     def run(self, work: Pass) -> list[Tensor]:
         layers = tuple(self.plan.features.shapes)
-        with replaced(self.denoise.unet, forwards(work, list(range(self.lists)), layers, self.deep)):
+        with replaced(
+            self.denoise.unet, forwards(work, list(range(self.lists)), layers, self.deep)
+        ):
             return list(self.denoise(self.x[work.frames.to(self.x.device)], self.sigma, self.words))
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         found, names = dict[str, Tensor](), tuple(names)
         if names:
-            self.plan.features.compute(names, [self.plan.step], lambda step, layers: found.update(layers), frames=frames)
+            self.plan.features.compute(
+                names, [self.plan.step], lambda step, layers: found.update(layers), frames=frames
+            )
         return found
 
     def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:

@@ -20,17 +20,26 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def invert_frames(
-    pipe: StableDiffusionPipeline, latents: Tensor, prompt: str | Tensor, steps: int = 50, iterations: int = 0, frames_per_pass: int = 8
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    prompt: str | Tensor,
+    steps: int = 50,
+    iterations: int = 0,
+    frames_per_pass: int = 8,
 ) -> Inversion:
-    """The path of latents (N, C, h, w) to noise, extrapolated (see `tokenflow_ops.invert`), at the noise levels of ComfyUI's "normal".
+    """The path of latents (N, C, h, w) to noise, extrapolated (see `tokenflow_ops.invert`), at the
+    noise levels of ComfyUI's "normal".
 
-    prompt: what the clip shows, or its embeddings (1, T, D). iterations: additional UNet calls a step.
-    Raises: ValueError for a pipeline that is not one of SD 1.x or 2.x, or NaN and infinite values from its UNet.
+    prompt: what the clip shows, or its embeddings (1, T, D). iterations: additional UNet calls a
+    step. Raises: ValueError for a pipeline that is not one of SD 1.x or 2.x, or NaN and infinite
+    values from its UNet.
     """
     denoise, words = Denoiser.of(pipe), embed(pipe, prompt)
 
     def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
-        return (x - torch.cat([denoise(part, sigma, words)[0] for part in x.split(frames_per_pass)])) / sigma
+        return (
+            x - torch.cat([denoise(part, sigma, words)[0] for part in x.split(frames_per_pass)])
+        ) / sigma
 
     sigmas, path = denoise.sigmas(steps), []
     start = latents.to(pipe.device, torch.float32)
@@ -39,17 +48,24 @@ def invert_frames(
             path.append(x.cpu())
             bar.update(int(index < steps))
     if not torch.isfinite(path[-1]).all():
-        raise ValueError("the UNet returned NaN or infinite values: load the pipeline in a higher precision")
+        raise ValueError(
+            "the UNet returned NaN or infinite values: load the pipeline in a higher precision"
+        )
     return Inversion(sigmas, torch.stack(path[::-1]), words, "diffusers", steps, "normal")
 
 
 @torch.no_grad()
 def extract_features(
-    pipe: StableDiffusionPipeline, inversion: Inversion, noise_level: float = 0.1, frames_per_pass: int = 8
+    pipe: StableDiffusionPipeline,
+    inversion: Inversion,
+    noise_level: float = 0.1,
+    frames_per_pass: int = 8,
 ) -> SourceFeatures:
-    """What frames are matched on: the decoder's layers from coarse to fine together, at one noise level for all steps.
+    """What frames are matched on: the decoder's layers from coarse to fine together, at one noise
+    level for all steps.
 
-    noise_level: 0 is the cleanest step, 1 the noisiest. The result holds on to the pipeline: Plug-and-Play looks at the source again.
+    noise_level: 0 is the cleanest step, 1 the noisiest. The result holds on to the pipeline:
+    Plug-and-Play looks at the source again.
     """
     denoise = Denoiser.of(pipe)
     backbone = find(denoise.unet)
@@ -60,7 +76,9 @@ def extract_features(
     shapes = {layer: (seen[layer].shape[1], seen[layer].shape[2]) for layer in layers}
     level = round((1 - noise_level) * (len(inversion.sigmas) - 2))
     store = MemoryStore()
-    features = SourceFeatures(inversion, shapes, coarse_to_fine(shapes, backbone.decoder_layers), (level,), store, compute)
+    features = SourceFeatures(
+        inversion, shapes, coarse_to_fine(shapes, backbone.decoder_layers), (level,), store, compute
+    )
     compute(features.match_layers, features.steps, store.put)
     return features
 
@@ -75,14 +93,18 @@ def capture(
     consume: Consumer,
     frames: Tensor | None = None,
 ) -> None:
-    """Runs the source latents of every step through the UNet and hands over what its layers saw; a `tokenflow_ops.features.Compute`.
+    """Runs the source latents of every step through the UNet and hands over what its layers saw; a
+    `tokenflow_ops.features.Compute`.
 
-    layers: self-attention, of which the input is kept, (n, P, C), or others, of which it is the output, (n, C, h, w).
+    layers: self-attention, of which the input is kept, (n, P, C), or others, of which it is the
+    output, (n, C, h, w).
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     for step in steps:
         kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        with replaced(denoise.unet, {layer: _recorder(layer, parts) for layer, parts in kept.items()}):
+        with replaced(
+            denoise.unet, {layer: _recorder(layer, parts) for layer, parts in kept.items()}
+        ):
             for part in inversion.latents[step][chosen].split(frames_per_pass):
                 denoise(part.to(device), inversion.sigmas[step].to(device), inversion.conditioning)
         consume(step, {layer: torch.cat(parts) for layer, parts in kept.items()})

@@ -12,10 +12,11 @@ from torch import Tensor
 class Counted(list[Tensor]):
     """Data that is, to whoever walks through lists, the tensors that it keeps in memory.
 
-    ComfyUI under memory pressure drops those outputs first that take the most, and counts tensors alone, and lists of them. What it cannot
-    count counts as nothing, and pictures would go in the place of an inversion of gigabytes.
-    The list is made anew for every reader: stores fill up after they were made. What several outputs share counts in each of them, since
-    none of it is free before the last of them goes.
+    ComfyUI under memory pressure drops those outputs first that take the most, and counts tensors
+    alone, and lists of them. What it cannot count counts as nothing, and pictures would go in the
+    place of an inversion of gigabytes. The list is made anew for every reader: stores fill up after
+    they were made. What several outputs share counts in each of them, since none of it is free
+    before the last of them goes.
     """
 
     @abstractmethod
@@ -23,7 +24,9 @@ class Counted(list[Tensor]):
         """The tensors that it keeps, the same ones several times if that is easier."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter({id(tensor): tensor for tensor in self.held() if not _lies_in_a_file(tensor)}.values())
+        return iter(
+            {id(tensor): tensor for tensor in self.held() if not _lies_in_a_file(tensor)}.values()
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

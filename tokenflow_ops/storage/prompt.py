@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Relative error of a token's embedding. With the embedded model: 0.003 for a text encoder in bfloat16, 0.9 for gold instead of wood, 0.12
-# for a wood of weight 1.1.
+# Relative error of a token's embedding. With the embedded model: 0.003 for a text encoder in
+# bfloat16, 0.9 for gold instead of wood, 0.12 for a wood of weight 1.1.
 TOLERANCE = 0.05
 
 
@@ -17,7 +17,8 @@ TOLERANCE = 0.05
 class Prompt:
     """A host's nested structure of lists, dicts, tensors and plain values, its tensors taken out.
 
-    plain: JSON, with the shape of each tensor in its place. tensors: in the order of their places, float32 on the CPU.
+    plain: JSON, with the shape of each tensor in its place. tensors: in the order of their places,
+    float32 on the CPU.
     """
 
     plain: Any
@@ -25,7 +26,9 @@ class Prompt:
 
     @classmethod
     def of(cls, conditioning: Any) -> Prompt:
-        """Raises: TypeError, with the name of the option, if it holds anything but tensors and plain values (a ControlNet, hooks)."""
+        """Raises: TypeError, with the name of the option, if it holds anything but tensors and
+        plain values (a ControlNet, hooks).
+        """
         tensors: list[Tensor] = []
         return cls(_plain(conditioning, "prompt", tensors), tuple(tensors))
 
@@ -33,7 +36,10 @@ class Prompt:
         """Whether both say the same, but for rounding."""
         if self.plain != other.plain or len(self.tensors) != len(other.tensors):
             return False
-        return all(one.shape == two.shape and _close(one, two) for one, two in zip(self.tensors, other.tensors, strict=True))
+        return all(
+            one.shape == two.shape and _close(one, two)
+            for one, two in zip(self.tensors, other.tensors, strict=True)
+        )
 
 
 def _plain(value: Any, name: str, tensors: list[Tensor]) -> Any:

@@ -1,7 +1,8 @@
 """A few numbers of a model's weights, by which the same weights are known in any type.
 
-A type keeps a number to within a step: 2^-10 of a number near one in float16, 2^-3 in float8_e4m3. So each number is kept with the step
-that its weights are known to, and two models are the same where no number differs by more than both its steps together.
+A type keeps a number to within a step: 2^-10 of a number near one in float16, 2^-3 in float8_e4m3.
+So each number is kept with the step that its weights are known to, and two models are the same
+where no number differs by more than both its steps together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 
 # The types that checkpoints are stored in.
 TYPES = torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16
-# Of weights in none of these, as a fraction of a number and of the smallest one that it holds for: sums in float32 differ by less.
+# Of weights in none of these, as a fraction of a number and of the smallest one that it holds for:
+# sums in float32 differ by less.
 FINEST, SMALLEST = 2.0**-16, 2.0**-6
 # Numbers of each weight that are kept, and that are looked at to see how finely it is stored.
 KEPT, LOOKED_AT = 2, 1024
@@ -40,7 +42,9 @@ class Numbers:
 
     @classmethod
     def of(cls, weight: Tensor) -> Numbers:
-        """KEPT numbers spread over a weight of any shape. Their steps are the largest of all types that hold the weight's numbers.
+        """KEPT numbers spread over a weight of any shape.
+
+        Their steps are the largest of all types that hold the weight's numbers.
 
         What the weight is stored in says less: a checkpoint in float8 may be loaded in float32.
         """
@@ -62,29 +66,42 @@ class Numbers:
     def joined(cls, parts: Iterable[Numbers]) -> Numbers:
         """One after another."""
         kept = list(parts)
-        return cls(torch.cat([part.values for part in kept]), torch.cat([part.steps for part in kept]))
+        return cls(
+            torch.cat([part.values for part in kept]), torch.cat([part.steps for part in kept])
+        )
 
     def times(self, factor: float) -> Numbers:
         """Of the weights multiplied by `factor`."""
-        return Numbers(self.values * factor, self.steps * abs(factor) if factor else torch.zeros_like(self.steps))
+        return Numbers(
+            self.values * factor,
+            self.steps * abs(factor) if factor else torch.zeros_like(self.steps),
+        )
 
     def plus(self, other: Numbers) -> Numbers:
         """Of the sum of two weights of the same shape."""
         return Numbers(self.values + other.values, self.steps + other.steps)
 
     def distance(self, other: Numbers) -> float:
-        """The largest difference of two numbers over their steps together: at most 1 for the same weights, infinite for other counts."""
+        """The largest difference of two numbers over their steps together: at most 1 for the same
+        weights, infinite for other counts.
+        """
         if len(self.values) != len(other.values):
             return float("inf")
-        ratios = (self.values - other.values).abs() / (self.steps + other.steps).clamp(min=2.0**-UNKNOWN)
+        ratios = (self.values - other.values).abs() / (self.steps + other.steps).clamp(
+            min=2.0**-UNKNOWN
+        )
         return float(ratios.max()) if len(ratios) else 0.0
 
     def to_text(self) -> str:
         """Values in float32 and the exponents of the steps, in base64."""
         known = torch.isfinite(self.steps)
-        exponents = torch.where(known, self.steps.clamp(min=2.0**-UNKNOWN).log2().ceil(), UNKNOWN).to(torch.int8)
+        exponents = torch.where(
+            known, self.steps.clamp(min=2.0**-UNKNOWN).log2().ceil(), UNKNOWN
+        ).to(torch.int8)
         values = torch.where(known, self.values, 0.0)
-        return base64.b64encode(values.numpy().astype("<f4").tobytes() + exponents.numpy().tobytes()).decode()
+        return base64.b64encode(
+            values.numpy().astype("<f4").tobytes() + exponents.numpy().tobytes()
+        ).decode()
 
     @classmethod
     def from_text(cls, text: str) -> Numbers:
@@ -101,6 +118,8 @@ class Numbers:
 
 
 def _steps(values: Tensor, fraction: float, smallest: float) -> Tensor:
-    """From each number to the next one of a type: `fraction` of the power of two below it, which is nowhere less than `smallest`."""
+    """From each number to the next one of a type: `fraction` of the power of two below it, which is
+    nowhere less than `smallest`.
+    """
     _, exponents = torch.frexp(values.abs().clamp(min=smallest))
     return fraction * torch.exp2(exponents - 1.0)

@@ -1,12 +1,14 @@
 """Inversions as safetensors files.
 
-Tensors, all float32: `sigmas`, `latents`, `mask` if there is one, and `prompt0`, `prompt1` ... of the source prompt. Two strings in the
-metadata: a record (JSON: the format's version, what the inversion was made with, a SHA-256 of every tensor) and the record's own SHA-256.
-Other metadata belongs to other programs and is not read. Whoever writes a file can make its checksums fit, so that everything is checked
-for what it is as well.
+Tensors, all float32: `sigmas`, `latents`, `mask` if there is one, and `prompt0`, `prompt1` ... of
+the source prompt. Two strings in the metadata: a record (JSON: the format's version, what the
+inversion was made with, a SHA-256 of every tensor) and the record's own SHA-256. Other metadata
+belongs to other programs and is not read. Whoever writes a file can make its checksums fit, so that
+everything is checked for what it is as well.
 
-The prompt of a file is only ever compared with the one the user has connected. Nothing else could be trusted: it is the host's structure,
-and what a host does with an option that a stranger put there is not known here.
+The prompt of a file is only ever compared with the one the user has connected. Nothing else could
+be trusted: it is the host's structure, and what a host does with an option that a stranger put
+there is not known here.
 """
 
 from __future__ import annotations
@@ -33,8 +35,16 @@ from .prompt import Prompt
 # Before format 2 a fingerprint was a digest alone.
 VERSION, READ = 2, (1, 2)
 RECORD, CHECKSUM = "tokenflow_inversion", "tokenflow_inversion_sha256"
-FIELDS = {"version": int, "fingerprint": str, "steps": int, "scheduler": str, "prompt": list, "tensors": dict}
-# Folders of what is being written; after so many seconds without a change nobody writes there any more.
+FIELDS = {
+    "version": int,
+    "fingerprint": str,
+    "steps": int,
+    "scheduler": str,
+    "prompt": list,
+    "tensors": dict,
+}
+# Folders of what is being written; after so many seconds without a change nobody writes there any
+# more.
 PART, LEFT_AFTER = ".tokenflow-part-", 3600.0
 LARGE = "sigmas", "latents"
 LONGEST_RECORD = 2**20
@@ -48,26 +58,38 @@ LARGEST = 1e6
 class StoredInversionError(ValueError):
     """What was found in a file, and what to do."""
 
-    def __init__(self, found: str, remedy: str = "Save the inversion again, or copy the file again from where it came.") -> None:
+    def __init__(
+        self,
+        found: str,
+        remedy: str = "Save the inversion again, or copy the file again from where it came.",
+    ) -> None:
         super().__init__(f"{found} {remedy}")
         self.found, self.remedy = found, remedy
 
 
-def write_inversion(path: Path, inversion: Inversion, prompt: Prompt, metadata: Mapping[str, str]) -> None:
+def write_inversion(
+    path: Path, inversion: Inversion, prompt: Prompt, metadata: Mapping[str, str]
+) -> None:
     """Writes beside `path` and renames: whatever happens, there is a whole file at `path` or none.
 
-    Beside it there is nothing but, if the process is killed, a hidden folder that a later call for the same place removes.
+    Beside it there is nothing but, if the process is killed, a hidden folder that a later call for
+    the same place removes.
 
-    float32, so that an edit is the same bits as without the file. Half precision, half as large, cost up to 0.6 dB of the reconstruction
-    on a random network (50 steps).
+    float32, so that an edit is the same bits as without the file. Half precision, half as large,
+    cost up to 0.6 dB of the reconstruction on a random network (50 steps).
 
-    prompt: of the inversion's conditioning. metadata: other programs', kept beside ours. Raises: OSError as the file system does.
+    prompt: of the inversion's conditioning. metadata: other programs', kept beside ours. Raises:
+    OSError as the file system does.
     """
     tensors = {"sigmas": inversion.sigmas, "latents": inversion.latents}
     tensors |= {} if inversion.mask is None else {"mask": inversion.mask}
     tensors |= {f"prompt{i}": tensor for i, tensor in enumerate(prompt.tensors)}
-    # Copies, since safetensors refuses tensors that share memory: a prompt may hold one twice, or the mask.
-    tensors = {name: tensor.detach().to("cpu", torch.float32, copy=name not in LARGE).contiguous() for name, tensor in tensors.items()}
+    # Copies, since safetensors refuses tensors that share memory: a prompt may hold one twice, or
+    # the mask.
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32, copy=name not in LARGE).contiguous()
+        for name, tensor in tensors.items()
+    }
     record = json.dumps(
         {
             "version": VERSION,
@@ -80,11 +102,19 @@ def write_inversion(path: Path, inversion: Inversion, prompt: Prompt, metadata: 
     )
     _remove_leftovers(path.parent)
     try:
-        with tempfile.TemporaryDirectory(prefix=PART, dir=path.parent) as folder:  # the library has temporary files of its own
+        with tempfile.TemporaryDirectory(
+            prefix=PART, dir=path.parent
+        ) as folder:  # the library has temporary files of its own
             part = Path(folder, "part")
             part.touch()
-            mode = part.stat().st_mode  # for whom the host's other files are; the library's own are their owner's alone
-            save_file(tensors, part, {**metadata, RECORD: record, CHECKSUM: hashlib.sha256(record.encode()).hexdigest()})
+            mode = (
+                part.stat().st_mode
+            )  # for whom the host's other files are; the library's own are their owner's alone
+            save_file(
+                tensors,
+                part,
+                {**metadata, RECORD: record, CHECKSUM: hashlib.sha256(record.encode()).hexdigest()},
+            )
             part.chmod(mode)
             with part.open("rb+") as written:
                 os.fsync(written.fileno())
@@ -94,38 +124,54 @@ def write_inversion(path: Path, inversion: Inversion, prompt: Prompt, metadata: 
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What processes that were killed while they wrote have left in a folder: it would stay for ever."""
+    """What processes that were killed while they wrote have left in a folder: it would stay for
+    ever.
+    """
     for left in folder.glob(f"{PART}*"):
         with suppress(OSError):  # another process may have come first
-            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > LEFT_AFTER:
+            if (
+                time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir()))
+                > LEFT_AFTER
+            ):
                 shutil.rmtree(left)
 
 
 def read_inversion(path: Path, most_bytes: int) -> tuple[Inversion, Prompt]:
     """The inversion in a file, without its conditioning, and the prompt it was made with.
 
-    most_bytes: larger files are refused before any memory is asked for.
-    Raises: StoredInversionError for everything that is not whole, not of this format's version, too large or out of range.
+    most_bytes: larger files are refused before any memory is asked for. Raises:
+    StoredInversionError for everything that is not whole, not of this format's version, too large
+    or out of range.
     """
     try:
         _check_size(path.stat().st_size, most_bytes)
         with safe_open(path, framework="pt") as file:
             record = _read_record(file.metadata() or {})
             tensors = _read_tensors(file, record["tensors"])
-    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: torch's, for memory and memory maps
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torch's, for memory and memory maps
         raise StoredInversionError(f"not a whole safetensors file ({str(error)[:200]}).") from error
     sigmas, latents, mask = tensors.pop("sigmas"), tensors.pop("latents"), tensors.pop("mask", None)
     try:
-        inversion = Inversion(sigmas, latents, None, record["fingerprint"], record["steps"], record["scheduler"], mask)
+        inversion = Inversion(
+            sigmas, latents, None, record["fingerprint"], record["steps"], record["scheduler"], mask
+        )
     except ValueError as error:
         raise StoredInversionError(f"no path to noise: {error}.") from error
     if not len(sigmas) - 1 <= inversion.steps <= MOST_STEPS:
         raise StoredInversionError(f"{len(sigmas) - 1} steps of a schedule of {inversion.steps}.")
-    if names := [name for name, tensor in (("sigmas", sigmas), ("latents", latents)) if not _within(tensor)]:
+    if names := [
+        name for name, tensor in (("sigmas", sigmas), ("latents", latents)) if not _within(tensor)
+    ]:
         raise StoredInversionError(f"NaN, infinite or absurd values in {' and '.join(names)}.")
     if mask is not None and not _within(mask, 0, 1):
         raise StoredInversionError("a mask with values outside of 0 to 1.")
-    return inversion, Prompt(record["prompt"], tuple(tensors[f"prompt{i}"] for i in range(len(tensors))))
+    return inversion, Prompt(
+        record["prompt"], tuple(tensors[f"prompt{i}"] for i in range(len(tensors)))
+    )
 
 
 def _check_size(size: int, most: int) -> None:
@@ -137,11 +183,19 @@ def _check_size(size: int, most: int) -> None:
 
 
 def _read_record(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The record, of this version and with nothing missing or of another type. What its values say is not known to be sensible."""
+    """The record, of this version and with nothing missing or of another type.
+
+    What its values say is not known to be sensible.
+    """
     text = metadata.get(RECORD)
     if text is None:
-        raise StoredInversionError("a safetensors file without an inversion.", "Choose one that Save Inversion wrote.")
-    if len(text) > LONGEST_RECORD or metadata.get(CHECKSUM) != hashlib.sha256(text.encode()).hexdigest():
+        raise StoredInversionError(
+            "a safetensors file without an inversion.", "Choose one that Save Inversion wrote."
+        )
+    if (
+        len(text) > LONGEST_RECORD
+        or metadata.get(CHECKSUM) != hashlib.sha256(text.encode()).hexdigest()
+    ):
         raise StoredInversionError("a damaged record of what the inversion was made with.")
     try:
         record = json.loads(text)
@@ -150,9 +204,14 @@ def _read_record(metadata: Mapping[str, str]) -> dict[str, Any]:
     version = record.get("version") if isinstance(record, dict) else None
     if type(version) is int and version > VERSION:
         raise StoredInversionError(
-            f"an inversion of format {version}, this pack reads up to {VERSION}.", "Install a newer version of the pack."
+            f"an inversion of format {version}, this pack reads up to {VERSION}.",
+            "Install a newer version of the pack.",
         )
-    if version not in READ or set(record) != set(FIELDS) or any(type(record[name]) is not kind for name, kind in FIELDS.items()):
+    if (
+        version not in READ
+        or set(record) != set(FIELDS)
+        or any(type(record[name]) is not kind for name, kind in FIELDS.items())
+    ):
         raise StoredInversionError("a record with missing, unknown or wrong entries.")
     if len(record["fingerprint"]) > LONGEST_FINGERPRINT or len(record["scheduler"]) > LONGEST_NAME:
         raise StoredInversionError("a record with names of absurd length.")
@@ -160,7 +219,10 @@ def _read_record(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read_tensors(file: Any, checksums: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors, in memory of their own. The library has checked that the file's length is that of their shapes."""
+    """All tensors, in memory of their own.
+
+    The library has checked that the file's length is that of their shapes.
+    """
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no dict)
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     prompts = {f"prompt{i}" for i in range(len(shapes.keys() - {*LARGE, "mask"}))}
@@ -168,12 +230,21 @@ def _read_tensors(file: Any, checksums: Mapping[str, Any]) -> dict[str, Tensor]:
         raise StoredInversionError("other tensors than an inversion has.")
     if others := sorted({part.get_dtype() for part in slices.values()} - {"F32"}):
         raise StoredInversionError(f"tensors of type {', '.join(others)} instead of F32.")
-    if len(shapes["latents"]) != 5 or min(shapes["latents"]) < 1 or len(shapes["sigmas"]) != 1 or shapes["sigmas"][0] > MOST_STEPS + 1:
-        raise StoredInversionError(f"sigmas of shape {shapes['sigmas']} and latents of shape {shapes['latents']}.")
+    if (
+        len(shapes["latents"]) != 5
+        or min(shapes["latents"]) < 1
+        or len(shapes["sigmas"]) != 1
+        or shapes["sigmas"][0] > MOST_STEPS + 1
+    ):
+        raise StoredInversionError(
+            f"sigmas of shape {shapes['sigmas']} and latents of shape {shapes['latents']}."
+        )
     if 0 in shapes.get("mask", ()):
         raise StoredInversionError(f"a mask of shape {shapes['mask']}.")
     tensors = {name: file.get_tensor(name).clone() for name in slices}
-    if damaged := sorted(name for name, tensor in tensors.items() if checksums[name] != _sha256(tensor)):
+    if damaged := sorted(
+        name for name, tensor in tensors.items() if checksums[name] != _sha256(tensor)
+    ):
         raise StoredInversionError(f"damaged {', '.join(damaged)}: the checksum is another.")
     return tensors
 

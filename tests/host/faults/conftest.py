@@ -26,7 +26,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     """The latents of the plain run in a process that has never seen the pack."""
     file = tmp_path_factory.mktemp("plain") / "plain.safetensors"
     subprocess.run(
-        [sys.executable, "-m", "tests.host.faults.tools.plain", str(file)], cwd=ROOT, check=True, timeout=300, capture_output=True
+        [sys.executable, "-m", "tests.host.faults.tools.plain", str(file)],
+        cwd=ROOT,
+        check=True,
+        timeout=300,
+        capture_output=True,
     )
     return load_file(file)["latents"]
 
@@ -42,7 +46,10 @@ def bench(reference: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     from .tools.graph import Keep, Ready
     from .tools.harness import Bench
 
-    ours = {node.GET_SCHEMA().node_id: node for node in asyncio.run(TokenFlowExtension().get_node_list())}
+    ours = {
+        node.GET_SCHEMA().node_id: node
+        for node in asyncio.run(TokenFlowExtension().get_node_list())
+    }
     with pytest.MonkeyPatch.context() as patched:
         for name, node in {**ours, "Ready": Ready, "Keep": Keep}.items():
             patched.setitem(nodes.NODE_CLASS_MAPPINGS, name, node)

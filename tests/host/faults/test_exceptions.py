@@ -1,4 +1,6 @@
-"""Exceptions from anywhere: the pack's own functions, every layer of the UNet, every place where the host calls other packs."""
+"""Exceptions from anywhere: the pack's own functions, every layer of the UNet, every place where
+the host calls other packs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ CALLS, LAYERS = 70, 24
 
 def check_broken(bench: Bench, outcome: Outcome, number: int, where: str) -> None:
     """What was raised has reached the user, and nothing else."""
-    assert outcome.error is None or where in outcome.message or outcome.error.endswith("Fault"), (where, outcome)
+    assert outcome.error is None or where in outcome.message or outcome.error.endswith("Fault"), (
+        where,
+        outcome,
+    )
     bench.check_after(outcome, number)
 
 
@@ -41,12 +46,20 @@ def test_an_exception_in_any_function_leaves_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-def test_an_exception_wherever_the_host_calls_others_leaves_nothing(bench: Bench, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_wherever_the_host_calls_others_leaves_nothing(
+    bench: Bench, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     traps, prompt = Traps(), edit()
     previewer = latent_preview.Latent2RGBPreviewer
     monkeypatch.setattr(args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
-    monkeypatch.setattr(previewer, "decode_latent_to_preview", traps.around("preview", previewer.decode_latent_to_preview))
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *_, **__: traps.pass_by("progress"))
+    monkeypatch.setattr(
+        previewer,
+        "decode_latent_to_preview",
+        traps.around("preview", previewer.decode_latent_to_preview),
+    )
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda *_, **__: traps.pass_by("progress")
+    )
     monkeypatch.setattr(Ready, "model", traps.on(model(), blocks))
     bench.settle(prompt)
     traps.arm("", 0)
@@ -66,7 +79,10 @@ def test_an_exception_in_any_layer_leaves_nothing(bench: Bench) -> None:
     prompt, seen = edit(), Traps()
     bench.settle(prompt)
     layers = dict(model().model.diffusion_model.named_modules())
-    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: seen.pass_by(name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=name: seen.pass_by(name))
+        for name, layer in layers.items()
+    ]
     try:
         bench.run(prompt)
         points = _sample(seen.some(seed=3), layers)
@@ -82,7 +98,9 @@ def test_an_exception_in_any_layer_leaves_nothing(bench: Bench) -> None:
 
 
 def _sample(points: list[tuple[str, int]], layers: dict[str, Any]) -> list[tuple[str, int]]:
-    """The points in self-attention layers, the first one in a layer of every kind, and LAYERS of the rest."""
+    """The points in self-attention layers, the first one in a layer of every kind, and LAYERS of
+    the rest.
+    """
     kinds = {type(layers[name]): (name, call) for name, call in reversed(points)}
     wanted = {*kinds.values(), *(point for point in points if point[0].endswith("attn1"))}
     rest = [point for point in points if point not in wanted]

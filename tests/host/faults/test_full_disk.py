@@ -30,7 +30,9 @@ FULL = os.strerror(errno.ENOSPC)
 def can_mount(folder: Path) -> bool:
     """Whether a file system can be mounted here that nobody else sees."""
     try:
-        return not subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, timeout=60).returncode
+        return not subprocess.run(
+            [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, timeout=60
+        ).returncode
     except OSError:
         return False
 
@@ -40,7 +42,14 @@ def test_a_disk_that_is_really_full_is_told(kind: str, tmp_path: Path) -> None:
     """The inverted path in a file, features, and a stored inversion."""
     if not sys.platform.startswith("linux") or (kind == "mounted" and not can_mount(tmp_path)):
         pytest.skip("no file system can be mounted here")
-    command = [*(NAMESPACE if kind == "mounted" else []), sys.executable, "-m", "tests.host.faults.tools.full_disk", str(tmp_path), kind]
+    command = [
+        *(NAMESPACE if kind == "mounted" else []),
+        sys.executable,
+        "-m",
+        "tests.host.faults.tools.full_disk",
+        str(tmp_path),
+        kind,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()[-1:]) == (0, ["refused"]), done.stderr[-2000:]
 
@@ -78,7 +87,11 @@ class Disk:
         with pytest.MonkeyPatch.context() as patched:
             for module in (stored, features):
                 patched.setattr(module, "save_file", self.save_file)
-            for owner, names in ((os, ("fsync", "replace", "posix_fallocate")), (Path, ("touch", "chmod")), (tempfile, ("mkdtemp",))):
+            for owner, names in (
+                (os, ("fsync", "replace", "posix_fallocate")),
+                (Path, ("touch", "chmod")),
+                (tempfile, ("mkdtemp",)),
+            ):
                 for name in names:
                     if hasattr(owner, name):
                         patched.setattr(owner, name, self.on(name, getattr(owner, name)))
@@ -88,7 +101,9 @@ class Disk:
 SAVE_FILE = stored.save_file
 
 
-def test_a_disk_that_gets_full_at_any_write_is_told_and_keeps_no_half(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_gets_full_at_any_write_is_told_and_keeps_no_half(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "fits_in_memory", lambda size: False)
     prompt, disk = edit(), Disk()
     bench.settle(prompt)

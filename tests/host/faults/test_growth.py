@@ -23,7 +23,9 @@ def resident() -> int:
     return int(STATUS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="the system does not tell a process's memory in this way")
+@pytest.mark.skipif(
+    not STATUS.exists(), reason="the system does not tell a process's memory in this way"
+)
 def test_fifty_edits_take_no_more_than_a_few(bench: Bench) -> None:
     prompt = edit()
     bench.settle(prompt)

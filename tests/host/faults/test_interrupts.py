@@ -1,4 +1,6 @@
-"""Interrupts at any moment of a whole edit: the run ends within one call of the model, and nothing of it stays."""
+"""Interrupts at any moment of a whole edit: the run ends within one call of the model, and nothing
+of it stays.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ from .tools.plain import model
 EDIT, VIEWS = {"invert", "extract", "build", "sample"}, {"check", "features", "matches"}
 
 
-@pytest.mark.parametrize(("views", "moments"), [(False, 100), (True, 30)], ids=["edit", "with views"])
-def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(bench: Bench, views: bool, moments: int) -> None:
+@pytest.mark.parametrize(
+    ("views", "moments"), [(False, 100), (True, 30)], ids=["edit", "with views"]
+)
+def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(
+    bench: Bench, views: bool, moments: int
+) -> None:
     made: list[int] = []
     Ready.model = watched(model(), lambda _: made.append(1))
     prompt = edit(views=views)
@@ -31,7 +37,9 @@ def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(bench: Bench
         bench.run(prompt)
     ended: list[str] = []
     bench.run(plain())
-    for number, moment in enumerate(sorted({*in_every_node(calls), *drawn(calls.count, moments, seed=0)})):
+    for number, moment in enumerate(
+        sorted({*in_every_node(calls), *drawn(calls.count, moments, seed=0)})
+    ):
         made.clear()
         before: list[int] = []
 
@@ -56,4 +64,8 @@ def test_an_interrupt_that_a_sampler_sees_while_it_is_rehearsed_is_not_lost() ->
 
     with interrupted():
         model_management.interrupt_current_processing(True)
-        Steps(SimpleNamespace(sampler_function=sampler, extra_options={}), None, torch.tensor([1.0, 0.0]))
+        Steps(
+            SimpleNamespace(sampler_function=sampler, extra_options={}),
+            None,
+            torch.tensor([1.0, 0.0]),
+        )

@@ -1,4 +1,6 @@
-"""A server that is killed while it saves: after its restart files are whole or absent, and what it has left goes."""
+"""A server that is killed while it saves: after its restart files are whole or absent, and what it
+has left goes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from tests.conftest import COMFYUI
 
 from .tools.served import edited, saving
 
-# Of the server's custom nodes: where the mark is, the next file that is made sure to be on the disk never gets there.
+# Of the server's custom nodes: where the mark is, the next file that is made sure to be on the disk
+# never gets there.
 STALL = """
 import os, pathlib, time
 MARK, FSYNC = pathlib.Path({mark!r}), os.fsync
@@ -36,13 +39,23 @@ def running(folder: Path) -> Iterator[Server]:
     """A server whose folders outlive it."""
     more = folder / "more.yaml"
     more.write_text(f"tests:\n    custom_nodes: {folder / 'nodes'}\n")
-    with Server(COMFYUI, folder, folder / "output", folder / "log", options=("--extra-model-paths-config", str(more))) as server:
+    with Server(
+        COMFYUI,
+        folder,
+        folder / "output",
+        folder / "log",
+        options=("--extra-model-paths-config", str(more)),
+    ) as server:
         yield server
 
 
 def ours(folder: Path, pattern: str = "*") -> set[str]:
     """The pack's files and folders below."""
-    return {path.name for path in folder.rglob(pattern) if "tokenflow-" in path.name or path.name.endswith(".inversion.safetensors")}
+    return {
+        path.name
+        for path in folder.rglob(pattern)
+        if "tokenflow-" in path.name or path.name.endswith(".inversion.safetensors")
+    }
 
 
 def wait_for(condition: Any) -> None:

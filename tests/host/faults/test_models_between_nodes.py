@@ -1,4 +1,6 @@
-"""Models unloaded, offloaded, partially loaded, or patched by others between any two nodes and in the middle of sampling."""
+"""Models unloaded, offloaded, partially loaded, or patched by others between any two nodes and in
+the middle of sampling.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ def partially_unload() -> None:
 def sample_with_lora() -> None:
     """Elsewhere in the graph, on a clone."""
     _, positive, negative = conditionings()
-    nodes.KSampler().sample(with_lora(model(), 0.5), positive=positive, negative=negative, latent_image=latents(), **SETTINGS)
+    nodes.KSampler().sample(
+        with_lora(model(), 0.5),
+        positive=positive,
+        negative=negative,
+        latent_image=latents(),
+        **SETTINGS,
+    )
 
 
 ACTIONS: dict[str, Callable[[], Any]] = {
@@ -43,8 +51,13 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """The model's weights are the same bits afterwards, and its fingerprint is that of the same checkpoint."""
-    fingerprint, weights = model_fingerprint(model()), {name: weight.clone() for name, weight in model().model.state_dict().items()}
+    """The model's weights are the same bits afterwards, and its fingerprint is that of the same
+    checkpoint.
+    """
+    fingerprint, weights = (
+        model_fingerprint(model()),
+        {name: weight.clone() for name, weight in model().model.state_dict().items()},
+    )
     yield
     model_management.unload_all_models()
     after = model().model.state_dict()
@@ -81,7 +94,9 @@ def test_what_happens_to_a_model_between_nodes_changes_nothing(
 
 
 @pytest.mark.parametrize("action", ["unloaded", "freed", "offloaded"])
-def test_a_model_that_is_unloaded_while_it_samples_gives_the_same(bench: Bench, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_unloaded_while_it_samples_gives_the_same(
+    bench: Bench, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
     def see(_: Any) -> None:
@@ -111,13 +126,19 @@ def test_a_model_whose_weights_are_fetched_as_they_are_used_gives_the_same(
     bench.run(nothing())
     with kept():
         patcher = with_lora(model(), 1.0) if lora else model()
-        monkeypatch.setattr(Ready, "model", watched(patcher, lambda _: partly.append(model().model.model_lowvram)))
+        monkeypatch.setattr(
+            Ready, "model", watched(patcher, lambda _: partly.append(model().model.model_lowvram))
+        )
         wanted = bench.latents(edit())
         bench.latents(plain())
         assert not any(partly)
         partly.clear()
         model_management.unload_all_models()
-        monkeypatch.setattr(loaded, "model_use_more_vram", lambda self, _, force_patch_weights=False: load(self, 1, force_patch_weights))
+        monkeypatch.setattr(
+            loaded,
+            "model_use_more_vram",
+            lambda self, _, force_patch_weights=False: load(self, 1, force_patch_weights),
+        )
         assert relative_error(bench.latents(edit()), wanted) < 1e-5
         assert partly
         assert all(partly)

@@ -1,4 +1,6 @@
-"""Memory that runs out at any allocation of the pack: smaller passes and the same edit, or the host's own error and nothing left."""
+"""Memory that runs out at any allocation of the pack: smaller passes and the same edit, or the
+host's own error and nothing left.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from .tools.harness import Bench
 from .tools.moments import drawn
 
 ONCE, FOR_GOOD = 40, 20
-# One keyframe: with fewer of several edited together the edit would be another. In memory: safetensors makes other errors of torch's.
+# One keyframe: with fewer of several edited together the edit would be another. In memory:
+# safetensors makes other errors of torch's.
 PROMPT = edit(storage="memory", interval=3, frames_per_pass=0)
 
 
@@ -29,14 +32,18 @@ def counted(bench: Bench) -> int:
     return whole.count
 
 
-def test_memory_that_runs_out_once_is_made_up_for_or_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_runs_out_once_is_made_up_for_or_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     went_on = 0
     for number, moment in enumerate(drawn(counted(bench), ONCE, seed=5)):
         caplog.clear()
         with Allocations(moment) as short:
             outcome = bench.run(PROMPT)
         told = [
-            record for record in caplog.records if record.levelno == logging.WARNING and "out of memory, on with" in record.getMessage()
+            record
+            for record in caplog.records
+            if record.levelno == logging.WARNING and "out of memory, on with" in record.getMessage()
         ]
         if outcome.error is None:
             same = Keep.kept[0].equal(bench.good)
@@ -56,7 +63,9 @@ def test_memory_that_is_gone_for_good_is_told(bench: Bench) -> None:
         bench.check_after(outcome, number)
 
 
-def test_memory_that_runs_out_in_the_vae_is_not_taken_for_a_wrong_vae(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_in_the_vae_is_not_taken_for_a_wrong_vae(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decode(*_: Any) -> None:
         raise model_management.OOM_EXCEPTION("no room")
 

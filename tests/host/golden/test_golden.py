@@ -1,6 +1,7 @@
 """Edits stay what they are: the latents that every case gave when it was added, to rounding.
 
-`GOLDEN=write` keeps the latents of cases that have none yet; `GOLDEN=bits` asks for the same bits, on the machine that wrote them.
+`GOLDEN=write` keeps the latents of cases that have none yet; `GOLDEN=bits` asks for the same bits,
+on the machine that wrote them.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ def loaded(name: str, write: Callable[[Path], Any]) -> Callable[[], Any]:
 
 
 def good_file() -> bytes:
-    return Path(folder_paths.get_output_directory(), stored().removesuffix(" [output]")).read_bytes()
+    return Path(
+        folder_paths.get_output_directory(), stored().removesuffix(" [output]")
+    ).read_bytes()
 
 
 def link(path: Path) -> None:
@@ -65,7 +67,11 @@ def full_disk() -> Any:
 
 def of_another_host(path: Path) -> None:
     """A stored inversion with fields that this host cannot use."""
-    written = run(SAVE, inversion=dataclasses.replace(inverted(*CLIP)[0], scheduler="of another pack\0"), filename_prefix="strange")
+    written = run(
+        SAVE,
+        inversion=dataclasses.replace(inverted(*CLIP)[0], scheduler="of another pack\0"),
+        filename_prefix="strange",
+    )
     assert written is not None
     os.replace(next(path.parent.glob("strange_*")), path)
 
@@ -93,17 +99,84 @@ AGAIN, FROM_LIST, INSIDE = "Save the inversion again", "from the list", r"withou
 ROWS = [
     wrong("a file that is not there", LOAD, "file", f"none{SUFFIX}", "is not there", FROM_LIST),
     wrong("a number as a file", LOAD, "file", 5, "5, which is no STRING", "STRING"),
-    wrong("a file outside of the folders", LOAD, "file", f"../x{SUFFIX}", "no name inside a folder", INSIDE),
-    wrong("a file from the root", LOAD, "file", f"/etc/x{SUFFIX}", "no name inside a folder", INSIDE),
-    wrong("a file of the temp folder", LOAD, "file", f"x{SUFFIX} [temp]", "neither in the input nor", "Move the file"),
-    wrong("a file of another kind", LOAD, "file", "model.safetensors", "does not end in", "Save Inversion wrote"),
-    wrong("a NUL in a file's name", LOAD, "file", f"x\0{SUFFIX}", "signs that no file name", "letters"),
-    Row("a link out of the folder", LOAD, "file", loaded("link", link), "through a link", "without links"),
-    Row("an empty file", LOAD, "file", loaded("empty", lambda path: path.write_bytes(b"")), "not a whole safetensors file", AGAIN),
-    Row("a file that was cut off", LOAD, "file", loaded("cut", changed(lambda good: good[:-100])), "not a whole", AGAIN),
-    Row("a file with a wrong bit", LOAD, "file", loaded("bit", changed(lambda good: good[:-1] + b"\7")), "checksum", AGAIN),
-    Row("a header larger than the file", LOAD, "file", loaded("head", changed(lambda good: b"\xff" * 8 + good[8:])), "not a whole", AGAIN),
-    Row("a picture under that name", LOAD, "file", loaded("png", lambda path: path.write_bytes(b"\x89PNG" * 99)), "not a whole", AGAIN),
+    wrong(
+        "a file outside of the folders",
+        LOAD,
+        "file",
+        f"../x{SUFFIX}",
+        "no name inside a folder",
+        INSIDE,
+    ),
+    wrong(
+        "a file from the root", LOAD, "file", f"/etc/x{SUFFIX}", "no name inside a folder", INSIDE
+    ),
+    wrong(
+        "a file of the temp folder",
+        LOAD,
+        "file",
+        f"x{SUFFIX} [temp]",
+        "neither in the input nor",
+        "Move the file",
+    ),
+    wrong(
+        "a file of another kind",
+        LOAD,
+        "file",
+        "model.safetensors",
+        "does not end in",
+        "Save Inversion wrote",
+    ),
+    wrong(
+        "a NUL in a file's name", LOAD, "file", f"x\0{SUFFIX}", "signs that no file name", "letters"
+    ),
+    Row(
+        "a link out of the folder",
+        LOAD,
+        "file",
+        loaded("link", link),
+        "through a link",
+        "without links",
+    ),
+    Row(
+        "an empty file",
+        LOAD,
+        "file",
+        loaded("empty", lambda path: path.write_bytes(b"")),
+        "not a whole safetensors file",
+        AGAIN,
+    ),
+    Row(
+        "a file that was cut off",
+        LOAD,
+        "file",
+        loaded("cut", changed(lambda good: good[:-100])),
+        "not a whole",
+        AGAIN,
+    ),
+    Row(
+        "a file with a wrong bit",
+        LOAD,
+        "file",
+        loaded("bit", changed(lambda good: good[:-1] + b"\7")),
+        "checksum",
+        AGAIN,
+    ),
+    Row(
+        "a header larger than the file",
+        LOAD,
+        "file",
+        loaded("head", changed(lambda good: b"\xff" * 8 + good[8:])),
+        "not a whole",
+        AGAIN,
+    ),
+    Row(
+        "a picture under that name",
+        LOAD,
+        "file",
+        loaded("png", lambda path: path.write_bytes(b"\x89PNG" * 99)),
+        "not a whole",
+        AGAIN,
+    ),
     Row(
         "weights under that name",
         LOAD,
@@ -112,15 +185,66 @@ ROWS = [
         "without an inversion",
         "Save Inversion wrote",
     ),
-    Row("an unknown scheduler in a file", LOAD, "file", loaded("strange", of_another_host), r"pack\\x00', which this", "pack that"),
-    wrong("a prefix outside of the folder", SAVE, "filename_prefix", "../x", "no name inside a folder", INSIDE),
-    wrong("a prefix from the root", SAVE, "filename_prefix", "/tmp/x", "no name inside a folder", INSIDE),
+    Row(
+        "an unknown scheduler in a file",
+        LOAD,
+        "file",
+        loaded("strange", of_another_host),
+        r"pack\\x00', which this",
+        "pack that",
+    ),
+    wrong(
+        "a prefix outside of the folder",
+        SAVE,
+        "filename_prefix",
+        "../x",
+        "no name inside a folder",
+        INSIDE,
+    ),
+    wrong(
+        "a prefix from the root",
+        SAVE,
+        "filename_prefix",
+        "/tmp/x",
+        "no name inside a folder",
+        INSIDE,
+    ),
     wrong("no prefix", SAVE, "filename_prefix", "", "no name inside a folder", INSIDE),
-    wrong("a prefix with a NUL", SAVE, "filename_prefix", "a\0b", "signs that no file name", "letters"),
-    wrong("a very long prefix", SAVE, "filename_prefix", "x" * 10**6, "a name of 1000000 signs", "shorter"),
-    wrong("a list as a prefix", SAVE, "filename_prefix", ["a"], "type list, which is no STRING", "STRING"),
+    wrong(
+        "a prefix with a NUL", SAVE, "filename_prefix", "a\0b", "signs that no file name", "letters"
+    ),
+    wrong(
+        "a very long prefix",
+        SAVE,
+        "filename_prefix",
+        "x" * 10**6,
+        "a name of 1000000 signs",
+        "shorter",
+    ),
+    wrong(
+        "a list as a prefix",
+        SAVE,
+        "filename_prefix",
+        ["a"],
+        "type list, which is no STRING",
+        "STRING",
+    ),
     Row("a full disk", SAVE, "filename_prefix", full_disk, "No space left", "Make room"),
-    Row("no weights of the embedded model", DEMO, None, demo(None), "model.safetensors", "git lfs pull"),
-    Row("a pointer in place of weights", DEMO, None, demo(b"version https://git-lfs.github.com/spec/v1\n"), "pointer", "git lfs pull"),
+    Row(
+        "no weights of the embedded model",
+        DEMO,
+        None,
+        demo(None),
+        "model.safetensors",
+        "git lfs pull",
+    ),
+    Row(
+        "a pointer in place of weights",
+        DEMO,
+        None,
+        demo(b"version https://git-lfs.github.com/spec/v1\n"),
+        "pointer",
+        "git lfs pull",
+    ),
     Row("weights that were cut off", DEMO, None, demo(b"\xff" * 100), ".", "git lfs pull"),
 ]

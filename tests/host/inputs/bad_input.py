@@ -1,4 +1,6 @@
-"""What the tables of bad input share: what a row is, the smallest good call of every node, and what users connect by mistake."""
+"""What the tables of bad input share: what a row is, the smallest good call of every node, and what
+users connect by mistake.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,29 @@ from ..tiny_models import moving_clip
 FRAMES, SIZE = CLIP = 2, (8, 8)
 LONGEST = 600  # signs that an error message may have
 
-INVERT, SAVE, LOAD, EXTRACT = "DDIM Invert Video", "Save Inversion", "Load Inversion", "Extract SA Features"
-BUILD, INJECTION, SAMPLER, APPLY = "Build NN Correspondences", "Plug-and-Play Injection", "TokenFlow Sampler", "Apply TokenFlow"
-METRICS, COMPARE, CHECK, TUNE = "Video Consistency Metrics", "Compare Clips", "Check Reconstruction", "Tune-A-Video Tuning"
-FEATURES, CORRESPONDENCES, DEMO = "Preview Features", "Preview Correspondences", "Load Demo Model (TokenFlow)"
+INVERT, SAVE, LOAD, EXTRACT = (
+    "DDIM Invert Video",
+    "Save Inversion",
+    "Load Inversion",
+    "Extract SA Features",
+)
+BUILD, INJECTION, SAMPLER, APPLY = (
+    "Build NN Correspondences",
+    "Plug-and-Play Injection",
+    "TokenFlow Sampler",
+    "Apply TokenFlow",
+)
+METRICS, COMPARE, CHECK, TUNE = (
+    "Video Consistency Metrics",
+    "Compare Clips",
+    "Check Reconstruction",
+    "Tune-A-Video Tuning",
+)
+FEATURES, CORRESPONDENCES, DEMO = (
+    "Preview Features",
+    "Preview Correspondences",
+    "Load Demo Model (TokenFlow)",
+)
 NODES: dict[str, Any] = {
     INVERT: InvertVideo,
     SAVE: SaveInversion,
@@ -62,7 +83,9 @@ NODES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A mistake: the node that has to refuse it and the input it has to name, what is run, patterns of what the error says."""
+    """A mistake: the node that has to refuse it and the input it has to name, what is run, patterns
+    of what the error says.
+    """
 
     name: str
     node: str
@@ -72,14 +95,27 @@ class Row:
     remedy: str
 
 
-def wrong(name: str, node: str, socket: str, value: Any, found: str, remedy: str, **others: Any) -> Row:
-    """The node's good call with another value of one input, by its id. value: what makes it, if it is no plain one."""
+def wrong(
+    name: str, node: str, socket: str, value: Any, found: str, remedy: str, **others: Any
+) -> Row:
+    """The node's good call with another value of one input, by its id. value: what makes it, if it
+    is no plain one.
+    """
     called = EDITS.get(socket, socket)
-    return Row(name, node, called, lambda: run(node, **{socket: value() if callable(value) else value, **others}), found, remedy)
+    return Row(
+        name,
+        node,
+        called,
+        lambda: run(node, **{socket: value() if callable(value) else value, **others}),
+        found,
+        remedy,
+    )
 
 
 def refused(row: Row) -> None:
-    """The run ends in an error that names node, input, what was found and what to do, in words that can be shown."""
+    """The run ends in an error that names node, input, what was found and what to do, in words that
+    can be shown.
+    """
     with pytest.raises(NodeError) as raised:
         row.run()
     error = raised.value
@@ -106,7 +142,12 @@ class Decoder:
     """Stands in for a VAE: the first three channels, each pixel eight times as large."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents[:, :3] / 20 + 0.5).repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1)
+        return (
+            (latents[:, :3] / 20 + 0.5)
+            .repeat_interleave(8, 2)
+            .repeat_interleave(8, 3)
+            .movedim(1, -1)
+        )
 
 
 @cache
@@ -137,7 +178,12 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
         "check_reconstruction": False,
     },
     SAVE: lambda: {"inversion": inverted(*CLIP)[0], "filename_prefix": "again"},
-    LOAD: lambda: {"file": stored(), "model": tiny_model(), "positive": SOURCE, "latents": latents()},
+    LOAD: lambda: {
+        "file": stored(),
+        "model": tiny_model(),
+        "positive": SOURCE,
+        "latents": latents(),
+    },
     EXTRACT: lambda: {"model": tiny_model(), "inversion": inverted(*CLIP)[0], "storage": "memory"},
     BUILD: lambda: {"features": extracted(*CLIP), "keyframe_interval": 2, "backend": "torch"},
     INJECTION: lambda: {"attention_until": 0.5},
@@ -152,8 +198,19 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     APPLY: lambda: {"model": tiny_model(), "correspondences": matched(*CLIP)},
     METRICS: lambda: {"source": frames(), "edited": frames().flip(2)},
     COMPARE: lambda: {"source": frames(), "edited": frames().flip(2)},
-    CHECK: lambda: {"model": tiny_model(), "inversion": inverted(*CLIP)[0], "vae": Decoder(), "most_frames": 1},
-    TUNE: lambda: {"model": tiny_model(), "latents": latents(), "positive": SOURCE, "steps": 1, "gradient_checkpointing": False},
+    CHECK: lambda: {
+        "model": tiny_model(),
+        "inversion": inverted(*CLIP)[0],
+        "vae": Decoder(),
+        "most_frames": 1,
+    },
+    TUNE: lambda: {
+        "model": tiny_model(),
+        "latents": latents(),
+        "positive": SOURCE,
+        "steps": 1,
+        "gradient_checkpointing": False,
+    },
     FEATURES: lambda: {"features": extracted(*CLIP)},
     CORRESPONDENCES: lambda: {"correspondences": matched(*CLIP), "frames": frames()},
     DEMO: dict,
@@ -167,7 +224,20 @@ def run(node: str, **changes: Any) -> tuple[Any, ...]:
 
 def sampled(model: Any, samples: Tensor) -> Tensor:
     """One step of KSampler (Advanced) on a model of Apply TokenFlow."""
-    arguments = "disable", 0, 3, 4.0, "euler", "normal", POSITIVE, NEGATIVE, {"samples": samples}, 2, 3, "disable"
+    arguments = (
+        "disable",
+        0,
+        3,
+        4.0,
+        "euler",
+        "normal",
+        POSITIVE,
+        NEGATIVE,
+        {"samples": samples},
+        2,
+        3,
+        "disable",
+    )
     return call(nodes.KSamplerAdvanced().sample, model, *arguments)[0]["samples"]
 
 

@@ -98,7 +98,9 @@ def apart() -> Any:
 
 def _answering(change: Callable[[Tensor], Tensor]) -> Any:
     model = tiny_model().clone()
-    model.set_model_unet_function_wrapper(lambda apply_model, args: change(apply_model(args["input"], args["timestep"], **args["c"])))
+    model.set_model_unet_function_wrapper(
+        lambda apply_model, args: change(apply_model(args["input"], args["timestep"], **args["c"]))
+    )
     return model
 
 
@@ -120,24 +122,90 @@ def caching() -> Any:
 
 
 MODELS = [
-    *(wrong(f"no UNet: {node}", node, "model", no_unet, "no self-attention layers", IMAGE_MODELS) for node in (INVERT, EXTRACT, APPLY)),
-    *(wrong(f"a VAE's patcher: {node}", node, "model", autoencoder, "no self-attention", IMAGE_MODELS) for node in (SAMPLER, CHECK)),
-    *(wrong(f"a video model: {node}", node, "model", video_model, "attends over time", IMAGE_MODELS) for node in (INVERT, TUNE)),
-    *(wrong(f"a flow model: {node}", node, "model", flow_model, "flow model", IMAGE_MODELS) for node in (INVERT, APPLY, LOAD)),
     *(
-        wrong(f"another checkpoint: {node}", node, "model", lambda: tiny_model(9), "not the one the source was", SAME)
+        wrong(f"no UNet: {node}", node, "model", no_unet, "no self-attention layers", IMAGE_MODELS)
+        for node in (INVERT, EXTRACT, APPLY)
+    ),
+    *(
+        wrong(
+            f"a VAE's patcher: {node}",
+            node,
+            "model",
+            autoencoder,
+            "no self-attention",
+            IMAGE_MODELS,
+        )
+        for node in (SAMPLER, CHECK)
+    ),
+    *(
+        wrong(
+            f"a video model: {node}", node, "model", video_model, "attends over time", IMAGE_MODELS
+        )
+        for node in (INVERT, TUNE)
+    ),
+    *(
+        wrong(f"a flow model: {node}", node, "model", flow_model, "flow model", IMAGE_MODELS)
+        for node in (INVERT, APPLY, LOAD)
+    ),
+    *(
+        wrong(
+            f"another checkpoint: {node}",
+            node,
+            "model",
+            lambda: tiny_model(9),
+            "not the one the source was",
+            SAME,
+        )
         for node in (EXTRACT, SAMPLER, APPLY, CHECK, LOAD)
     ),
-    *(wrong(f"another schedule: {node}", node, "model", distilled, "not the one the source was", SAME) for node in (EXTRACT, SAMPLER)),
+    *(
+        wrong(
+            f"another schedule: {node}",
+            node,
+            "model",
+            distilled,
+            "not the one the source was",
+            SAME,
+        )
+        for node in (EXTRACT, SAMPLER)
+    ),
     wrong("a model that returns NaN", INVERT, "model", broken, "NaN", "precision"),
-    wrong("a model whose features are NaN", EXTRACT, "model", lambda: nan_inside(), "NaN or infinite features", "precision"),
+    wrong(
+        "a model whose features are NaN",
+        EXTRACT,
+        "model",
+        lambda: nan_inside(),
+        "NaN or infinite features",
+        "precision",
+    ),
     wrong("an edit that becomes NaN", SAMPLER, "model", broken, "the edit has NaN", "precision"),
-    wrong("a model that computes apart from its weights", TUNE, "model", apart, "no gradient", "TensorRT"),
+    wrong(
+        "a model that computes apart from its weights",
+        TUNE,
+        "model",
+        apart,
+        "no gradient",
+        "TensorRT",
+    ),
     wrong("merged tokens", SAMPLER, "model", merged, "tokens here and", "ToMe"),
-    wrong("attention that guidance replaces", INVERT, "model", guided, "Self-Attention Guidance", "to the sampler alone"),
+    wrong(
+        "attention that guidance replaces",
+        INVERT,
+        "model",
+        guided,
+        "Self-Attention Guidance",
+        "to the sampler alone",
+    ),
     wrong("a cache that skips passes", SAMPLER, "model", caching, "EasyCache", "LazyCache"),
     wrong("context windows", EXTRACT, "model", sliding, "context handler", "Remove it"),
-    wrong("a text in place of a model", INVERT, "model", "sd15.safetensors", "'sd15.safetensors', which is no MODEL", "MODEL"),
+    wrong(
+        "a text in place of a model",
+        INVERT,
+        "model",
+        "sd15.safetensors",
+        "'sd15.safetensors', which is no MODEL",
+        "MODEL",
+    ),
     wrong("a class in place of a model", TUNE, "model", lambda: ModelPatcher, "type", "MODEL"),
     wrong("no model", APPLY, "model", None, "nothing there", "Connect a MODEL"),
 ]
@@ -162,7 +230,9 @@ def other_layers() -> Any:
     features = extracted(*CLIP)
     shapes = dict(list(features.shapes.items())[1:])
     matched_by = {name: features.matched_by[name] for name in shapes}
-    return dataclasses.replace(matched(*CLIP), features=dataclasses.replace(features, shapes=shapes, matched_by=matched_by))
+    return dataclasses.replace(
+        matched(*CLIP), features=dataclasses.replace(features, shapes=shapes, matched_by=matched_by)
+    )
 
 
 def stage(node: str, socket: str, value: Any, kind: str) -> Row:
@@ -173,7 +243,14 @@ def stage(node: str, socket: str, value: Any, kind: str) -> Row:
 
 ANY_CLIP = SimpleNamespace(tokenize=None, encode_from_tokens=None)
 STAGES = [
-    wrong("correspondences of other layers", SAMPLER, "correspondences", other_layers, "other self-attention layers", "this model"),
+    wrong(
+        "correspondences of other layers",
+        SAMPLER,
+        "correspondences",
+        other_layers,
+        "other self-attention layers",
+        "this model",
+    ),
     stage(SAVE, "inversion", "TokenFlow", "INVERSION"),
     stage(EXTRACT, "inversion", {"samples": torch.zeros(1)}, "INVERSION"),
     stage(CHECK, "inversion", POSITIVE, "INVERSION"),
@@ -183,10 +260,40 @@ STAGES = [
     stage(APPLY, "correspondences", NODES[INJECTION], "CORRESPONDENCES"),
     stage(SAMPLER, "injection", {"attention_until": 0.5}, "INJECTION"),
     stage(APPLY, "injection", frames, "INJECTION"),
-    wrong("features in place of correspondences", SAMPLER, "correspondences", lambda: extracted(*CLIP), "SourceFeatures", "CORRESPOND"),
+    wrong(
+        "features in place of correspondences",
+        SAMPLER,
+        "correspondences",
+        lambda: extracted(*CLIP),
+        "SourceFeatures",
+        "CORRESPOND",
+    ),
     wrong("no VAE", CHECK, "vae", None, "nothing there", "Connect a VAE"),
-    wrong("a VAE that cannot decode", CHECK, "vae", lambda: object(), "type object, which is no VAE", "VAE"),
-    wrong("a model in place of a CLIP", METRICS, "clip", tiny_model, "ModelPatcher, which is no CLIP", "CLIP"),
-    wrong("a CLIP without its vision model", METRICS, "clip_vision", None, "nothing there", "clip_vision", clip=ANY_CLIP, prompt="a star"),
+    wrong(
+        "a VAE that cannot decode",
+        CHECK,
+        "vae",
+        lambda: object(),
+        "type object, which is no VAE",
+        "VAE",
+    ),
+    wrong(
+        "a model in place of a CLIP",
+        METRICS,
+        "clip",
+        tiny_model,
+        "ModelPatcher, which is no CLIP",
+        "CLIP",
+    ),
+    wrong(
+        "a CLIP without its vision model",
+        METRICS,
+        "clip_vision",
+        None,
+        "nothing there",
+        "clip_vision",
+        clip=ANY_CLIP,
+        prompt="a star",
+    ),
 ]
 ROWS = [*MODELS, *STAGES]

@@ -1,4 +1,6 @@
-"""What a node's result has to be, whatever the inputs: as many and as large as they say, and finite."""
+"""What a node's result has to be, whatever the inputs: as many and as large as they say, and
+finite.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,10 @@ def sane_features(given: dict[str, Any], features: Any, components: torch.Tensor
 def sane_matches(given: dict[str, Any], found: Any, rebuilt: torch.Tensor) -> None:
     frames = given["features"].inversion.frames
     assert len(found.steps) == len(given["features"].inversion.sigmas) - 1
-    assert all(len(step.keyframes) == math.ceil(frames / given["keyframe_interval"]) for step in found.steps)
+    assert all(
+        len(step.keyframes) == math.ceil(frames / given["keyframe_interval"])
+        for step in found.steps
+    )
     pictures(rebuilt, frames)
 
 
@@ -86,7 +91,9 @@ def sane_patch(given: dict[str, Any], model: Any) -> None:
     assert model.model is given["model"].model
 
 
-def sane_figures(given: dict[str, Any], text: str, plot: torch.Tensor, figures: str, table: torch.Tensor) -> None:
+def sane_figures(
+    given: dict[str, Any], text: str, plot: torch.Tensor, figures: str, table: torch.Tensor
+) -> None:
     lines = [line for line in text.splitlines() if not line.endswith("as VAE Encode crops")]
     assert len(json.loads(figures)["clips"]) == len(lines) >= 2
     finite(plot, table)
@@ -96,14 +103,18 @@ def sane_grid(given: dict[str, Any], grid: torch.Tensor) -> None:
     pictures(grid, 1 if given.get("moments") else len(given["source"]))
 
 
-def sane_check(given: dict[str, Any], back: torch.Tensor, beside: torch.Tensor, plot: torch.Tensor, text: str) -> None:
+def sane_check(
+    given: dict[str, Any], back: torch.Tensor, beside: torch.Tensor, plot: torch.Tensor, text: str
+) -> None:
     count = shown(given["inversion"].frames, given["most_frames"])
     pictures(back, count)
     pictures(beside, count)
     assert "nan" not in text
 
 
-def sane_tuning(given: dict[str, Any], model: Any, lora: dict[str, torch.Tensor], losses: dict[str, list[float]]) -> None:
+def sane_tuning(
+    given: dict[str, Any], model: Any, lora: dict[str, torch.Tensor], losses: dict[str, list[float]]
+) -> None:
     sane_patch(given, model)
     finite(*lora.values(), torch.tensor(losses["loss"]))
     assert len(losses["loss"]) == given["steps"]

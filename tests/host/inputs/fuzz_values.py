@@ -1,4 +1,6 @@
-"""What anyone might give to a node, as strategies of hypothesis: by the type of an input good values, nearly good ones and nonsense."""
+"""What anyone might give to a node, as strategies of hypothesis: by the type of an input good
+values, nearly good ones and nonsense.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ SAMPLERS = "euler", "heun", "dpm_2", "uni_pc", "dpmpp_2m_sde", "lcm", "ddim"
 
 def tensors(shapes: Values) -> Values:
     """Random numbers or one number throughout, of any type."""
-    return st.builds(tensor, shapes, st.sampled_from([None, None, None, *FILLS]), st.sampled_from([*FLOATS, *FLOATS, *OTHERS]))
+    return st.builds(
+        tensor,
+        shapes,
+        st.sampled_from([None, None, None, *FILLS]),
+        st.sampled_from([*FLOATS, *FLOATS, *OTHERS]),
+    )
 
 
 def tensor(shape: tuple[int, ...], fill: float | None, dtype: torch.dtype) -> Tensor:
@@ -38,22 +45,75 @@ def tensor(shape: tuple[int, ...], fill: float | None, dtype: torch.dtype) -> Te
     if fill is None:
         return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if fill == 0.25 and math.prod(shape):  # a single NaN among good numbers
-        return tensor(shape, None, torch.float32).flatten().index_fill(0, torch.tensor([0]), math.nan).view(shape).to(dtype)
+        return (
+            tensor(shape, None, torch.float32)
+            .flatten()
+            .index_fill(0, torch.tensor([0]), math.nan)
+            .view(shape)
+            .to(dtype)
+        )
     return torch.full(shape, fill).to(dtype)
 
 
 def sides(*usual: tuple[int, ...]) -> Values:
-    """Shapes: usual ones, those with other numbers of frames, rows, columns and channels, and any at all."""
-    near = st.sampled_from(usual).flatmap(lambda shape: st.tuples(*(st.sampled_from([side, side, 0, 1, 2, 3, 5, 17]) for side in shape)))
-    return st.one_of(st.sampled_from(usual), st.sampled_from(usual), near, st.lists(st.integers(0, 9), max_size=6).map(tuple))
+    """Shapes: usual ones, those with other numbers of frames, rows, columns and channels, and any
+    at all.
+    """
+    near = st.sampled_from(usual).flatmap(
+        lambda shape: st.tuples(
+            *(st.sampled_from([side, side, 0, 1, 2, 3, 5, 17]) for side in shape)
+        )
+    )
+    return st.one_of(
+        st.sampled_from(usual),
+        st.sampled_from(usual),
+        near,
+        st.lists(st.integers(0, 9), max_size=6).map(tuple),
+    )
 
 
 @cache
 def nonsense() -> Values:
     """Objects of all types that travel between nodes, and some that never do."""
-    objects = [None, True, 0, -1, 1.5, math.nan, "", "text", b"x", [], {}, (), object(), int, print, torch.zeros(2, 3), torch.zeros(())]
-    own = [tiny_model(), inverted(*CLIP)[0], extracted(*CLIP), matched(*CLIP), Injection(), Decoder(), SOURCE, inverted(*CLIP)[1]]
-    return st.sampled_from([*objects, *own, {"samples": None}, [[]], [SOURCE], {"samples": SimpleNamespace(is_nested=True)}])
+    objects = [
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        math.nan,
+        "",
+        "text",
+        b"x",
+        [],
+        {},
+        (),
+        object(),
+        int,
+        print,
+        torch.zeros(2, 3),
+        torch.zeros(()),
+    ]
+    own = [
+        tiny_model(),
+        inverted(*CLIP)[0],
+        extracted(*CLIP),
+        matched(*CLIP),
+        Injection(),
+        Decoder(),
+        SOURCE,
+        inverted(*CLIP)[1],
+    ]
+    return st.sampled_from(
+        [
+            *objects,
+            *own,
+            {"samples": None},
+            [[]],
+            [SOURCE],
+            {"samples": SimpleNamespace(is_nested=True)},
+        ]
+    )
 
 
 def numbers(wanted: Any) -> Values:
@@ -61,32 +121,90 @@ def numbers(wanted: Any) -> Values:
     edge = [wanted.min, wanted.max, wanted.min - 1, wanted.max + 1, wanted.default]
     if wanted.id in FEW:
         edge = [wanted.min - 1, wanted.max + 1, *FEW[wanted.id]]
-    odd = [-1, 10_000, 2**63, 2**64, -(2**64), 10**400, math.nan, math.inf, -math.inf, 1e308, True, "1", None, 0.5]
-    return st.one_of(st.sampled_from(edge), st.sampled_from(odd), st.integers(max_value=-1), st.floats(max_value=-0.001))
+    odd = [
+        -1,
+        10_000,
+        2**63,
+        2**64,
+        -(2**64),
+        10**400,
+        math.nan,
+        math.inf,
+        -math.inf,
+        1e308,
+        True,
+        "1",
+        None,
+        0.5,
+    ]
+    return st.one_of(
+        st.sampled_from(edge),
+        st.sampled_from(odd),
+        st.integers(max_value=-1),
+        st.floats(max_value=-0.001),
+    )
 
 
 def choices(wanted: Any) -> Values:
-    options = [option for option in wanted.options if wanted.id != "sampler_name" or option in SAMPLERS]
-    return st.one_of(st.sampled_from(options), st.sampled_from(options).map(str.upper), texts(), st.just(options))
+    options = [
+        option for option in wanted.options if wanted.id != "sampler_name" or option in SAMPLERS
+    ]
+    return st.one_of(
+        st.sampled_from(options), st.sampled_from(options).map(str.upper), texts(), st.just(options)
+    )
 
 
 def texts() -> Values:
-    odd = ["\ud800", "\0", "a\0b", "x" * 10**5, "a, b", "a\nb", "$x$", "\u202e", "%", "{}", "ä" * 201, "source", " "]
+    odd = [
+        "\ud800",
+        "\0",
+        "a\0b",
+        "x" * 10**5,
+        "a, b",
+        "a\nb",
+        "$x$",
+        "\u202e",
+        "%",
+        "{}",
+        "ä" * 201,
+        "source",
+        " ",
+    ]
     return st.one_of(st.text(max_size=20), st.sampled_from(odd))
 
 
 def names() -> Values:
     """Of files: what they are made of, and what they should not be made of."""
     parts = st.one_of(
-        st.sampled_from(["..", ".", "", " ", "~", "%year%", "a", "ä", "CON", "[output]", "C:", "x" * 200]), st.text(max_size=5)
+        st.sampled_from(
+            ["..", ".", "", " ", "~", "%year%", "a", "ä", "CON", "[output]", "C:", "x" * 200]
+        ),
+        st.text(max_size=5),
     )
-    joined = st.builds(lambda by, listed: by.join(listed), st.sampled_from(["/", "\\", ""]), st.lists(parts, min_size=1, max_size=4))
-    ended = st.builds(lambda name, end: name + end, joined, st.sampled_from(["", SUFFIX, f"{SUFFIX} [output]", f"{SUFFIX} [temp]"]))
+    joined = st.builds(
+        lambda by, listed: by.join(listed),
+        st.sampled_from(["/", "\\", ""]),
+        st.lists(parts, min_size=1, max_size=4),
+    )
+    ended = st.builds(
+        lambda name, end: name + end,
+        joined,
+        st.sampled_from(["", SUFFIX, f"{SUFFIX} [output]", f"{SUFFIX} [temp]"]),
+    )
     return st.one_of(joined, ended, texts(), st.builds(stored))
 
 
 def images(wanted: Any = None) -> Values:
-    return tensors(sides((2, 64, 64, 3), (2, 16, 24, 3), (2, 9, 5, 4), (2, 12, 64, 3), (3, 16, 24, 3), (1, 16, 16, 3)))
+    return tensors(
+        sides(
+            (2, 64, 64, 3),
+            (2, 16, 24, 3),
+            (2, 9, 5, 4),
+            (2, 12, 64, 3),
+            (3, 16, 24, 3),
+            (1, 16, 16, 3),
+        )
+    )
 
 
 def masks(wanted: Any) -> Values:
@@ -95,21 +213,40 @@ def masks(wanted: Any) -> Values:
 
 def latents(wanted: Any) -> Values:
     samples = tensors(sides((2, 4, 8, 8), (1, 4, 3, 5), (2, 16, 8, 8), (1, 4, 2, 8, 8)))
-    more = st.sampled_from([{}, {}, {"noise_mask": torch.zeros(1, 8, 8)}, {"batch_index": [7]}, {"type": "audio"}])
+    more = st.sampled_from(
+        [{}, {}, {"noise_mask": torch.zeros(1, 8, 8)}, {"batch_index": [7]}, {"type": "audio"}]
+    )
     return st.builds(lambda tensor, others: {"samples": tensor, **others}, samples, more)
 
 
 def prompts(wanted: Any) -> Values:
     embeddings = tensors(sides((1, 4, 32), (2, 3, 32), (1, 77, 48), (4, 32)))
-    options = st.sampled_from([{}, {}, {"mask": torch.ones(1, 8, 8)}, {"area": (4, 4, 0, 0)}, {"pooled_output": None}])
-    made = st.lists(st.builds(lambda embedding, more: [embedding, dict(more)], embeddings, options), max_size=2)
+    options = st.sampled_from(
+        [{}, {}, {"mask": torch.ones(1, 8, 8)}, {"area": (4, 4, 0, 0)}, {"pooled_output": None}]
+    )
+    made = st.lists(
+        st.builds(lambda embedding, more: [embedding, dict(more)], embeddings, options), max_size=2
+    )
     return st.one_of(st.sampled_from([SOURCE, POSITIVE, NEGATIVE, [*SOURCE, *NEGATIVE]]), made)
 
 
 def models(wanted: Any) -> Values:
     some = bad_models
-    makers: list[Callable[[], Any]] = [some.no_unet, some.autoencoder, some.video_model, some.flow_model, some.distilled, some.broken]
-    makers += [some.merged, some.sliding, some.caching, lambda: tiny_model(9), lambda: tiny_model().clone()]
+    makers: list[Callable[[], Any]] = [
+        some.no_unet,
+        some.autoencoder,
+        some.video_model,
+        some.flow_model,
+        some.distilled,
+        some.broken,
+    ]
+    makers += [
+        some.merged,
+        some.sliding,
+        some.caching,
+        lambda: tiny_model(9),
+        lambda: tiny_model().clone(),
+    ]
     return st.sampled_from(makers).map(lambda make: make())
 
 
@@ -128,7 +265,15 @@ class NoDecoder:
 
 
 def decoders(wanted: Any) -> Values:
-    return st.sampled_from([Decoder(), NanDecoder(), SmallDecoder(), NoDecoder(), SimpleNamespace(decode=lambda latents: "picture")])
+    return st.sampled_from(
+        [
+            Decoder(),
+            NanDecoder(),
+            SmallDecoder(),
+            NoDecoder(),
+            SimpleNamespace(decode=lambda latents: "picture"),
+        ]
+    )
 
 
 CLIPS = (CLIP, (1, (8, 8)), (3, (8, 8)), (2, (8, 16)))
@@ -139,10 +284,24 @@ def inversions(wanted: Any) -> Values:
 
     def changed(clip: Any, conditioning: Any, fingerprint: Any) -> Any:
         own = inverted(*clip)[0]
-        return dataclasses.replace(own, conditioning=conditioning or own.conditioning, fingerprint=fingerprint or own.fingerprint)
+        return dataclasses.replace(
+            own,
+            conditioning=conditioning or own.conditioning,
+            fingerprint=fingerprint or own.fingerprint,
+        )
 
-    odd = [None, None, [[SOURCE[0][0], {"set": {1, 2}}]], [[SOURCE[0][0], {"text": "\ud800", "x": math.nan}]]]
-    return st.builds(changed, st.sampled_from(CLIPS), st.sampled_from(odd), st.sampled_from([None, None, "", "f" * 64]))
+    odd = [
+        None,
+        None,
+        [[SOURCE[0][0], {"set": {1, 2}}]],
+        [[SOURCE[0][0], {"text": "\ud800", "x": math.nan}]],
+    ]
+    return st.builds(
+        changed,
+        st.sampled_from(CLIPS),
+        st.sampled_from(odd),
+        st.sampled_from([None, None, "", "f" * 64]),
+    )
 
 
 def features(wanted: Any) -> Values:
@@ -150,7 +309,9 @@ def features(wanted: Any) -> Values:
 
 
 def found(wanted: Any) -> Values:
-    return st.one_of(st.sampled_from(CLIPS).map(lambda clip: matched(*clip)), st.builds(bad_models.other_layers))
+    return st.one_of(
+        st.sampled_from(CLIPS).map(lambda clip: matched(*clip)), st.builds(bad_models.other_layers)
+    )
 
 
 def injections(wanted: Any) -> Values:

@@ -1,4 +1,6 @@
-"""What users connect by mistake ends in an error that names the node, the input, what was found and what to do; the next run works."""
+"""What users connect by mistake ends in an error that names the node, the input, what was found and
+what to do; the next run works.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from ..tiny_models import moving_clip
 from . import bad_choices, bad_files, bad_frames, bad_models, bad_prompts
 from .bad_input import BUILD, CLIP, DEMO, EXTRACT, NODES, SAMPLER, Row, refused, run, still_good
 
-ROWS = [row for table in (bad_frames, bad_models, bad_prompts, bad_choices, bad_files) for row in table.ROWS]
+ROWS = [
+    row
+    for table in (bad_frames, bad_models, bad_prompts, bad_choices, bad_files)
+    for row in table.ROWS
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +44,13 @@ def test_latents_of_any_precision_are_taken(dtype: torch.dtype) -> None:
     """In half of it the path to noise would overflow."""
     clip = moving_clip(CLIP[0], *CLIP[1])["samples"].bfloat16()  # the same numbers in all
     inputs = {"steps": 1, "refinement": "none", "check_reconstruction": False}
-    found, wanted = (invert(tiny_model(), {"samples": clip.to(kind)}, **inputs)[0] for kind in (dtype, torch.float32))
-    assert relative_error(found.latents, wanted.latents) < (1e-3 if dtype == torch.float16 else 1e-6)  # the smallest numbers are rounded
+    found, wanted = (
+        invert(tiny_model(), {"samples": clip.to(kind)}, **inputs)[0]
+        for kind in (dtype, torch.float32)
+    )
+    assert relative_error(found.latents, wanted.latents) < (
+        1e-3 if dtype == torch.float16 else 1e-6
+    )  # the smallest numbers are rounded
 
 
 class IdleControl(ControlBase):
@@ -51,14 +62,25 @@ class IdleControl(ControlBase):
 
 def test_injection_where_features_of_a_controlled_source_are_not_kept() -> None:
     controlled = [[SOURCE[0][0], {"control": IdleControl()}]]
-    inversion = invert(tiny_model(), moving_clip(CLIP[0], *CLIP[1]), positive=controlled, steps=2)[0]
+    inversion = invert(tiny_model(), moving_clip(CLIP[0], *CLIP[1]), positive=controlled, steps=2)[
+        0
+    ]
 
     def injected(storage: str) -> torch.Tensor:
-        features = run(EXTRACT, inversion=inversion, layers="all", steps="every", storage=storage)[0]
+        features = run(EXTRACT, inversion=inversion, layers="all", steps="every", storage=storage)[
+            0
+        ]
         return edit(correspondences=run(BUILD, features=features)[0], injection=injection())
 
     assert torch.isfinite(injected("memory")).all()
-    row = Row("features not kept", SAMPLER, "correspondences", partial(injected, "recompute"), "ControlNet", "memory or disk")
+    row = Row(
+        "features not kept",
+        SAMPLER,
+        "correspondences",
+        partial(injected, "recompute"),
+        "ControlNet",
+        "memory or disk",
+    )
     refused(row)
 
 

@@ -1,4 +1,6 @@
-"""Bad input through a real server: the host's refusals, ours behind them, and the next item of the queue runs."""
+"""Bad input through a real server: the host's refusals, ours behind them, and the next item of the
+queue runs.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +26,76 @@ def prompt(**changes: dict[str, Any]) -> dict[str, Any]:
         "encoded": ("VAEEncode", {"pixels": link("frames"), "vae": link("demo", 2)}),
         "invert": (
             "TokenFlowInvertVideo",
-            {"model": link("demo"), "latents": link("encoded"), "positive": link("source"), "cfg": 1.0, "steps": 2}
-            | {"scheduler": "normal", "refinement": "none", "iterations": 1, "depth": 1.0, "frames_per_pass": 0},
+            {
+                "model": link("demo"),
+                "latents": link("encoded"),
+                "positive": link("source"),
+                "cfg": 1.0,
+                "steps": 2,
+            }
+            | {
+                "scheduler": "normal",
+                "refinement": "none",
+                "iterations": 1,
+                "depth": 1.0,
+                "frames_per_pass": 0,
+            },
         ),
         "extract": (
             "TokenFlowExtractFeatures",
-            {"model": link("demo"), "inversion": link("invert"), "layers": "all", "steps": "every", "every": 1}
+            {
+                "model": link("demo"),
+                "inversion": link("invert"),
+                "layers": "all",
+                "steps": "every",
+                "every": 1,
+            }
             | {"noise_level": 0.2, "storage": "memory", "frames_per_pass": 0},
         ),
         "build": (
             "TokenFlowBuildCorrespondences",
-            {"features": link("extract"), "keyframe_interval": 2, "keyframes": "fixed", "seed": 0, "backend": "torch", "search_window": 0},
+            {
+                "features": link("extract"),
+                "keyframe_interval": 2,
+                "keyframes": "fixed",
+                "seed": 0,
+                "backend": "torch",
+                "search_window": 0,
+            },
         ),
         "apply": (
             "TokenFlowApply",
-            {"model": link("demo"), "correspondences": link("build"), "consistency": "tokenflow", "frames_per_pass": 0},
+            {
+                "model": link("demo"),
+                "correspondences": link("build"),
+                "consistency": "tokenflow",
+                "frames_per_pass": 0,
+            },
         ),
         "sample": (
             "KSamplerAdvanced",
-            {"model": link("apply"), "positive": link("target"), "negative": link("source"), "latent_image": link("invert", 1)}
-            | {"add_noise": "disable", "noise_seed": 0, "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+            {
+                "model": link("apply"),
+                "positive": link("target"),
+                "negative": link("source"),
+                "latent_image": link("invert", 1),
+            }
+            | {
+                "add_noise": "disable",
+                "noise_seed": 0,
+                "steps": 2,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+            }
             | {"start_at_step": 0, "end_at_step": 2, "return_with_leftover_noise": "disable"},
         ),
         "save": ("SaveLatent", {"samples": link("sample"), "filename_prefix": "bad_input"}),
     }
-    return {name: {"class_type": kind, "inputs": inputs | changes.get(name, {})} for name, (kind, inputs) in graph.items()}
+    return {
+        name: {"class_type": kind, "inputs": inputs | changes.get(name, {})}
+        for name, (kind, inputs) in graph.items()
+    }
 
 
 def linked(kind: str, value: Any) -> dict[str, Any]:
@@ -60,12 +107,36 @@ def test_errors_reach_the_user_and_the_next_item_runs(queue: Callable[..., Any])
     from launch.comfyui.client import PromptError
 
     bad = [
-        (prompt(invert={"cfg": 3.0}), "node invert ", f"{INVERT}, input 'negative': nothing connected with cfg 3.0. Set cfg to 1"),
-        (prompt(sample={"latent_image": link("one")}) | one_frame(), "node sample ", f"{APPLY}, input 'latent_image': 1 frames here, 2 in"),
-        (prompt(build={"backend": "faiss", "search_window": 1}), "node build ", f"{BUILD}, input 'search_window': FAISS searches"),
-        (prompt(invert={"depth": "nan"}), "node invert ", f"{INVERT}, input 'depth': nan. Give a number from 0.01 to 1.0."),
-        (prompt(invert={"model": "sd15"}), "node invert ", f"{INVERT}, input 'model': 'sd15', which is no MODEL. Give a MODEL."),
-        (prompt(build={"seed": link("number")}) | linked("Int", -1), "node build ", f"{BUILD}, input 'seed': -1. Give a number from 0"),
+        (
+            prompt(invert={"cfg": 3.0}),
+            "node invert ",
+            f"{INVERT}, input 'negative': nothing connected with cfg 3.0. Set cfg to 1",
+        ),
+        (
+            prompt(sample={"latent_image": link("one")}) | one_frame(),
+            "node sample ",
+            f"{APPLY}, input 'latent_image': 1 frames here, 2 in",
+        ),
+        (
+            prompt(build={"backend": "faiss", "search_window": 1}),
+            "node build ",
+            f"{BUILD}, input 'search_window': FAISS searches",
+        ),
+        (
+            prompt(invert={"depth": "nan"}),
+            "node invert ",
+            f"{INVERT}, input 'depth': nan. Give a number from 0.01 to 1.0.",
+        ),
+        (
+            prompt(invert={"model": "sd15"}),
+            "node invert ",
+            f"{INVERT}, input 'model': 'sd15', which is no MODEL. Give a MODEL.",
+        ),
+        (
+            prompt(build={"seed": link("number")}) | linked("Int", -1),
+            "node build ",
+            f"{BUILD}, input 'seed': -1. Give a number from 0",
+        ),
     ]
     for seed, (graph, node, text) in enumerate(bad):
         with pytest.raises(PromptError) as raised:
@@ -79,7 +150,12 @@ def test_errors_reach_the_user_and_the_next_item_runs(queue: Callable[..., Any])
 
 def one_frame() -> dict[str, Any]:
     """The first of the frames alone."""
-    return {"one": {"class_type": "LatentFromBatch", "inputs": {"samples": link("encoded"), "batch_index": 0, "length": 1}}}
+    return {
+        "one": {
+            "class_type": "LatentFromBatch",
+            "inputs": {"samples": link("encoded"), "batch_index": 0, "length": 1},
+        }
+    }
 
 
 @pytest.mark.parametrize(
@@ -87,7 +163,11 @@ def one_frame() -> dict[str, Any]:
     [
         ("invert", {"steps": 10_000}, "bigger than max of 1000"),
         ("invert", {"steps": 0}, "smaller than min of 1"),
-        ("invert", {"scheduler": "unknown"}, "not in list|which is none of its"),  # older hosts leave choices of V3 nodes to us
+        (
+            "invert",
+            {"scheduler": "unknown"},
+            "not in list|which is none of its",
+        ),  # older hosts leave choices of V3 nodes to us
         ("invert", {"cfg": "seven"}, "could not convert|Failed to convert"),
         ("build", {"seed": -1}, "smaller than min of 0"),
         ("build", {"seed": 2**64}, "bigger than max"),
@@ -96,7 +176,9 @@ def one_frame() -> dict[str, Any]:
         ("apply", {"consistency": ["tokenflow"]}, "Bad linked input"),
     ],
 )
-def test_what_no_prompt_may_say_is_refused_by_the_host(queue: Callable[..., Any], node: str, changes: dict[str, Any], message: str) -> None:
+def test_what_no_prompt_may_say_is_refused_by_the_host(
+    queue: Callable[..., Any], node: str, changes: dict[str, Any], message: str
+) -> None:
     from launch.comfyui.client import PromptError
 
     with pytest.raises(PromptError, match=message):

@@ -1,4 +1,5 @@
-"""Ten thousand calls of the nodes with anything: each gives a sane result, or an error that says which input is wrong and what to do.
+"""Ten thousand calls of the nodes with anything: each gives a sane result, or an error that says
+which input is wrong and what to do.
 
 The calls are the same in every run. TOKENFLOW_FUZZ=5 makes five times as many, others each time.
 """
@@ -73,7 +74,11 @@ passed: Counter[str] = Counter()
 
 def fuzzed(calls: int) -> settings:
     return settings(
-        max_examples=TIMES * calls, deadline=None, database=None, derandomize=TIMES == 1, suppress_health_check=list(HealthCheck)
+        max_examples=TIMES * calls,
+        deadline=None,
+        database=None,
+        derandomize=TIMES == 1,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -84,7 +89,10 @@ def inputs_of(node: str) -> list[Any]:
 
 @st.composite
 def inputs(draw: Callable[[Any], Any], node: str) -> dict[str, Any]:
-    """What is changed of a node's good call: up to three inputs. Clips that are compared are sometimes of one size."""
+    """What is changed of a node's good call: up to three inputs.
+
+    Clips that are compared are sometimes of one size.
+    """
     changed = draw(st.lists(st.sampled_from(inputs_of(node)), min_size=0, max_size=3, unique_by=id))
     drawn = {wanted.id: draw(values(wanted)) for wanted in changed}
     if node in (METRICS, COMPARE) and draw(st.integers(0, 9)) == 9:
@@ -92,7 +100,9 @@ def inputs(draw: Callable[[Any], Any], node: str) -> dict[str, Any]:
     return drawn
 
 
-def attempt(node: str, work: Callable[[], tuple[Any, ...]], sane: Callable[[tuple[Any, ...]], None]) -> None:
+def attempt(
+    node: str, work: Callable[[], tuple[Any, ...]], sane: Callable[[tuple[Any, ...]], None]
+) -> None:
     """Makes one call."""
     counted[node] += 1
     refusal = None
@@ -105,7 +115,9 @@ def attempt(node: str, work: Callable[[], tuple[Any, ...]], sane: Callable[[tupl
         sane(out)
     else:
         assert refusal.node == node
-        assert refusal.socket in {name for wanted in inputs_of(node) for name in (wanted.id, wanted.display_name)} | {None}
+        assert refusal.socket in {
+            name for wanted in inputs_of(node) for name in (wanted.id, wanted.display_name)
+        } | {None}
         told(refusal)
     if counted[node] % EVERY == 0:
         still_good(node)
@@ -116,12 +128,18 @@ def test_anything_is_edited_or_refused(node: str) -> None:
     @fuzzed(CALLS[node])
     @given(inputs(node))
     def fuzz(changes: dict[str, Any]) -> None:
-        attempt(node, lambda: run(node, **changes), lambda out: SANE[node]({**GOOD[node](), **changes}, *out))
+        attempt(
+            node,
+            lambda: run(node, **changes),
+            lambda out: SANE[node]({**GOOD[node](), **changes}, *out),
+        )
 
     still_good(node)
     with untouched(tiny_model()):
         fuzz()
-        stock(tiny_model(), clip=(1, SIZE))  # what tuning put on weights the host takes off with its next load
+        stock(
+            tiny_model(), clip=(1, SIZE)
+        )  # what tuning put on weights the host takes off with its next load
 
 
 # Files
@@ -133,7 +151,12 @@ def damaged(draw: Callable[[Any], Any]) -> bytes:
     good = good_file()
     start = draw(st.one_of(st.integers(0, 2000), st.integers(0, len(good))))
     length = draw(st.one_of(st.integers(0, 8), st.integers(0, len(good))))
-    part = draw(st.one_of(st.binary(max_size=12), st.sampled_from([b"-1", b"1e999", b"9" * 30, b'"F16"', b"\xff" * 8, b"{" * 50, b"NaN"])))
+    part = draw(
+        st.one_of(
+            st.binary(max_size=12),
+            st.sampled_from([b"-1", b"1e999", b"9" * 30, b'"F16"', b"\xff" * 8, b"{" * 50, b"NaN"]),
+        )
+    )
     return good[:start] + part + good[start + length :]
 
 
@@ -144,14 +167,22 @@ def test_damaged_files_are_refused_or_are_whole() -> None:
     @given(damaged())
     def fuzz(content: bytes) -> None:
         path.write_bytes(content)
-        attempt(LOAD, lambda: run(LOAD, file=f"{path.name} [output]"), lambda out: sane_path({}, *out))
+        attempt(
+            LOAD, lambda: run(LOAD, file=f"{path.name} [output]"), lambda out: sane_path({}, *out)
+        )
 
     fuzz()
 
 
 def test_damaged_weights_of_the_embedded_model_are_refused() -> None:
     @fuzzed(CALLS[DEMO])
-    @given(st.one_of(st.none(), st.binary(max_size=40), st.binary(max_size=9).map(lambda more: b"version https" + more)))
+    @given(
+        st.one_of(
+            st.none(),
+            st.binary(max_size=40),
+            st.binary(max_size=9).map(lambda more: b"version https" + more),
+        )
+    )
     def fuzz(content: bytes | None) -> None:
         attempt(DEMO, demo(content), lambda out: pytest.fail("nothing was damaged"))
 
@@ -161,7 +192,9 @@ def test_damaged_weights_of_the_embedded_model_are_refused() -> None:
 def test_ten_thousand_calls_were_made() -> None:
     if set(counted) != set(NODES):
         pytest.skip("some of the tests above did not run")
-    print(f"{counted.total()} calls, {passed.total()} of them with a result:", dict(counted))  # python -m pytest -s shows it
+    print(
+        f"{counted.total()} calls, {passed.total()} of them with a result:", dict(counted)
+    )  # python -m pytest -s shows it
     assert counted.total() >= TIMES * 10_000
     assert all(passed[node] >= 10 for node in NODES if node != DEMO), passed
     assert all(counted[node] - passed[node] >= 100 for node in NODES), counted - passed

@@ -1,4 +1,6 @@
-"""What falls off an input, or looks like a mistake that is none, is said on the node and in the log."""
+"""What falls off an input, or looks like a mistake that is none, is said on the node and in the
+log.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def test_transparency_is_told(node: str, caplog: pytest.LogCaptureFixture) -> No
 def test_pictures_of_a_node_stay_beside_a_note() -> None:
     good = GOOD[CORRESPONDENCES]()
     with torch.inference_mode():
-        plain, noted = (NODES[CORRESPONDENCES].execute(**{**good, "frames": frames(channels=count)}).ui for count in (3, 4))
+        plain, noted = (
+            NODES[CORRESPONDENCES].execute(**{**good, "frames": frames(channels=count)}).ui
+            for count in (3, 4)
+        )
     assert set(noted) == set(plain) > {"text", "images"}
     assert noted["text"][0].startswith(plain["text"][0] + "\n")
 
@@ -63,22 +68,42 @@ class Clip:
 
 
 @pytest.mark.parametrize(("batch", "told"), [(1, 4), (4, 0)])
-def test_a_list_of_frames_in_the_place_of_a_batch_is_told(batch: int, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the host, which runs a node once for each item. What makes a list of a batch makes a batch of the list."""
+def test_a_list_of_frames_in_the_place_of_a_batch_is_told(
+    batch: int, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the host, which runs a node once for each item.
+
+    What makes a list of a batch makes a batch of the list.
+    """
     for name, node in (("Clip", Clip), ("Rebatch", LatentRebatch), ("Invert", InvertVideo)):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, node)
     sent: list[Any] = []
     queue = executor(lambda event, data, sid: sent.append((event, data)), "me")
-    inputs = {"model": ["clip", 0], "latents": ["whole", 0], "positive": ["clip", 2], "cfg": 1.0, "steps": 1, "scheduler": "normal"}
+    inputs = {
+        "model": ["clip", 0],
+        "latents": ["whole", 0],
+        "positive": ["clip", 2],
+        "cfg": 1.0,
+        "steps": 1,
+        "scheduler": "normal",
+    }
     prompt = {
         "clip": {"class_type": "Clip", "inputs": {}},
         "list": {"class_type": "Rebatch", "inputs": {"latents": ["clip", 1], "batch_size": 1}},
         "whole": {"class_type": "Rebatch", "inputs": {"latents": ["list", 0], "batch_size": batch}},
-        "invert": {"class_type": "Invert", "inputs": {**inputs, "refinement": "none", "iterations": 0, "depth": 1.0}},
+        "invert": {
+            "class_type": "Invert",
+            "inputs": {**inputs, "refinement": "none", "iterations": 0, "depth": 1.0},
+        },
     }
     queue.execute(prompt, "id", {"client_id": "me"}, ["invert"])
     assert queue.success, queue.status_messages
-    texts = [text for event, data in sent if event == "executed" and data["node"] == "invert" for text in data["output"]["text"]]
+    texts = [
+        text
+        for event, data in sent
+        if event == "executed" and data["node"] == "invert"
+        for text in data["output"]["text"]
+    ]
     assert len(texts) == max(told, 1)
     assert sum("latents: one frame" in text and "Rebatch Latents" in text for text in texts) == told
 
@@ -86,4 +111,6 @@ def test_a_list_of_frames_in_the_place_of_a_batch_is_told(batch: int, told: int,
 def test_what_is_told_of_a_list_is_in_the_log_too(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert "latents: one frame" in said(INVERT, latents=moving_clip(1, 8, 8))
-    assert any(message.startswith("DDIM Invert Video, latents: one frame") for message in caplog.messages)
+    assert any(
+        message.startswith("DDIM Invert Video, latents: one frame") for message in caplog.messages
+    )

@@ -30,23 +30,39 @@ def test_kept_counts_every_tensor_once() -> None:
 
 
 def test_looped_attention_is_the_hosts() -> None:
-    attention = loop_over_heads(tiny_sd15()).model_options["transformer_options"]["optimized_attention_override"]
+    attention = loop_over_heads(tiny_sd15()).model_options["transformer_options"][
+        "optimized_attention_override"
+    ]
 
     def fused(*args: Any, **kwargs: Any) -> torch.Tensor:
         raise AssertionError("not a loop")
 
-    q, k, v = (torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(tokens)) for tokens in (6, 18, 18))
+    q, k, v = (
+        torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(tokens))
+        for tokens in (6, 18, 18)
+    )
     torch.testing.assert_close(attention(fused, q, k, v, 4), optimized_attention(q, k, v, 4))
     with pytest.raises(AssertionError, match="not a loop"):
         attention(fused, q, k[:, :7], v[:, :7], 4)
 
 
-def test_the_bench_of_the_search_has_a_row_for_every_shape(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bench_of_the_search_has_a_row_for_every_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(search, "SECONDS", 0.0)
-    monkeypatch.setattr("sys.argv", ["search", "--tokens", "9", "70", "--widths", "4", "8", "--rounds", "2"])
+    monkeypatch.setattr(
+        "sys.argv", ["search", "--tokens", "9", "70", "--widths", "4", "8", "--rounds", "2"]
+    )
     search.main()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line[2:3].isdigit()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+        if line[2:3].isdigit()
+    ]
     searched = [["9", "4", "144"], ["9", "8", "144"], ["70", "4", "1120"], ["70", "8", "1120"]]
     assert [row[:3] for row in rows[:4]] == searched
-    assert [row[:3] for row in rows[4:]] in ([], [["9", "4", "3"], ["70", "4", "8"]])  # without FAISS there is no second table
+    assert [row[:3] for row in rows[4:]] in (
+        [],
+        [["9", "4", "3"], ["70", "4", "8"]],
+    )  # without FAISS there is no second table
     assert len({len(row) for row in rows[:4]}) == 1

@@ -14,7 +14,9 @@ from torch import Tensor
 from ..helpers import call
 
 HEIGHT, WIDTH = 24, 64
-CLIPS = torch.rand(5, 2, HEIGHT, WIDTH, 4, generator=torch.Generator().manual_seed(0))  # with an alpha channel
+CLIPS = torch.rand(
+    5, 2, HEIGHT, WIDTH, 4, generator=torch.Generator().manual_seed(0)
+)  # with an alpha channel
 
 
 def compared(*clips: Tensor, **inputs: Any) -> Tensor:
@@ -57,7 +59,12 @@ def test_a_strip_is_one_picture_with_moments_from_the_first_frame_to_the_last() 
 
 def test_every_clip_has_its_name() -> None:
     def bars(names: str) -> list[Tensor]:
-        return [cell[0, HEIGHT:] for cell in cells(compared(CLIPS[0], CLIPS[1], reference=CLIPS[2], names=names, columns=3), 1, 3)]
+        return [
+            cell[0, HEIGHT:]
+            for cell in cells(
+                compared(CLIPS[0], CLIPS[1], reference=CLIPS[2], names=names, columns=3), 1, 3
+            )
+        ]
 
     first, second = bars("one\ntwo"), bars("one, three")
     height = first[0].shape[0]
@@ -95,12 +102,18 @@ def test_letters_grow_with_the_frames() -> None:
     ("inputs", "socket", "words"),
     [
         ({"reference": CLIPS[2, :1]}, "edit_2", ("1 frames, the source has 2", "equal length")),
-        ({"edit_12": CLIPS[2, :, :8]}, "edit_12", ("64 x 8 pixels, the source's are 64 x 24", "equal size")),
+        (
+            {"edit_12": CLIPS[2, :, :8]},
+            "edit_12",
+            ("64 x 8 pixels, the source's are 64 x 24", "equal size"),
+        ),
         ({"names": "a\nb"}, "names", ("2 names for 1 edits",)),
         ({"names": "source"}, "names", ("a name twice",)),
     ],
 )
-def test_what_fits_no_grid_is_refused(inputs: dict[str, Any], socket: str, words: tuple[str, ...]) -> None:
+def test_what_fits_no_grid_is_refused(
+    inputs: dict[str, Any], socket: str, words: tuple[str, ...]
+) -> None:
     with pytest.raises(NodeError) as error:
         call(CompareClips.execute, CLIPS[0], CLIPS[1], **inputs)
     assert str(error.value).startswith(f"{NAME}, input '{socket}': ")

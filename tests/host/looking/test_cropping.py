@@ -1,4 +1,6 @@
-"""Clips whose sides are no multiples of the VAE's factor: what VAE Encode cuts off is cut off wherever they are compared, and told."""
+"""Clips whose sides are no multiples of the VAE's factor: what VAE Encode cuts off is cut off
+wherever they are compared, and told.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_other_latents_are_not_of_these_pictures(latents: tuple[int, int]) -> No
         ([(1080, 1920), (512, 512)], "1"),
     ],
 )
-def test_clips_come_to_the_size_of_the_decoded_ones_unless_more_is_missing(sizes: list[tuple[int, int]], common: Any) -> None:
+def test_clips_come_to_the_size_of_the_decoded_ones_unless_more_is_missing(
+    sizes: list[tuple[int, int]], common: Any
+) -> None:
     assert common_size({str(i): size for i, size in enumerate(sizes)}) == common
 
 
@@ -100,7 +104,9 @@ def test_source_frames_are_cut_as_they_were_encoded(correspondences: Any) -> Non
         (PreviewCorrespondences, (correspondences,)),
         (PreviewFeatures, (features,)),
     ):
-        (found, said), (wanted, plain) = (run(node, *given, frames=frames) for frames in (PICTURES, CROPPED))
+        (found, said), (wanted, plain) = (
+            run(node, *given, frames=frames) for frames in (PICTURES, CROPPED)
+        )
         for one, other in zip(found, wanted, strict=True):
             assert not isinstance(one, Tensor) or torch.equal(one, other)
         assert said == [*plain, TOLD]
@@ -108,7 +114,8 @@ def test_source_frames_are_cut_as_they_were_encoded(correspondences: Any) -> Non
 
 def test_the_check_compares_what_was_encoded_and_says_so(correspondences: Any) -> None:
     (_, found, _, said), (_, wanted, _, plain) = (
-        check(correspondences.features.inversion, Decoder(), frames=frames) for frames in (PICTURES, CROPPED)
+        check(correspondences.features.inversion, Decoder(), frames=frames)
+        for frames in (PICTURES, CROPPED)
     )
     assert torch.equal(found, wanted)
     assert said.splitlines() == [*plain.splitlines(), TOLD]
@@ -142,14 +149,21 @@ def test_a_mask_of_another_size_is_scaled_as_the_host_does(correspondences: Any)
 
 def test_sampler_and_apply_say_what_they_cut(correspondences: Any) -> None:
     given = tiny_model(), correspondences
-    assert run(Apply, *given, **MODE, frames=PICTURES, mask=half(*GIVEN))[1] == [TOLD, TOLD.replace("frames", "mask")]
+    assert run(Apply, *given, **MODE, frames=PICTURES, mask=half(*GIVEN))[1] == [
+        TOLD,
+        TOLD.replace("frames", "mask"),
+    ]
     assert run(Apply, *given, **MODE, frames=CROPPED, mask=half(*USED))[1] == []
     asked = {**MODE, "cfg": 4.0, "frames": PICTURES}
     assert run(Sampler, given[0], POSITIVE, NEGATIVE, given[1], **asked)[1] == [TOLD]
 
 
-def test_frames_that_were_not_encoded_are_refused_before_anything_is_sampled(correspondences: Any) -> None:
-    with pytest.raises(NodeError, match=r"'frames': frames of 92 x 60 pixels, which .* latents of 10 x 7\. Connect"):
+def test_frames_that_were_not_encoded_are_refused_before_anything_is_sampled(
+    correspondences: Any,
+) -> None:
+    with pytest.raises(
+        NodeError, match=r"'frames': frames of 92 x 60 pixels, which .* latents of 10 x 7\. Connect"
+    ):
         applied(correspondences=correspondences, **MODE, frames=random(60, 92))
 
 

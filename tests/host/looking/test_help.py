@@ -1,4 +1,6 @@
-"""Help inside the editor: tooltips, search aliases, help pages and translations, complete for the schemas as they are."""
+"""Help inside the editor: tooltips, search aliases, help pages and translations, complete for the
+schemas as they are.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def output_names(node: str) -> list[str]:
 def test_every_input_and_output_has_a_tooltip(node: str) -> None:
     known = nodes()[node]
     assert known.description
-    silent = [socket.id for socket in known.inputs if not socket.tooltip] + [name for name, _, tip in outputs(known) if not tip]
+    silent = [socket.id for socket in known.inputs if not socket.tooltip] + [
+        name for name, _, tip in outputs(known) if not tip
+    ]
     assert not silent
 
 
@@ -57,8 +61,12 @@ def outputs(known: Any) -> Iterator[tuple[str, int, str]]:
         yield output.display_name or output.io_type, number, output.tooltip
 
 
-def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts before 0.10 know no search aliases, those before 0.19 send no cached words but of output nodes."""
+def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hosts before 0.10 know no search aliases, those before 0.19 send no cached words but of
+    output nodes.
+    """
 
     @dataclass
     class LaterSchema(io.Schema):
@@ -66,12 +74,18 @@ def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(mon
         has_intermediate_output: bool = False
 
     monkeypatch.setattr(schema.io, "Schema", LaterSchema)
-    monkeypatch.setattr(schema, "_SCHEMA_FIELDS", {*schema._SCHEMA_FIELDS, "search_aliases", "has_intermediate_output"})
+    monkeypatch.setattr(
+        schema,
+        "_SCHEMA_FIELDS",
+        {*schema._SCHEMA_FIELDS, "search_aliases", "has_intermediate_output"},
+    )
     for node in asyncio.run(TokenFlowExtension().get_node_list()):
         known = node.define_schema()
         assert len(known.search_aliases) >= 3, known.node_id
         assert known.has_intermediate_output, known.node_id
-        assert all(alias.strip() and alias != known.display_name for alias in known.search_aliases), known.node_id
+        assert all(
+            alias.strip() and alias != known.display_name for alias in known.search_aliases
+        ), known.node_id
 
 
 # Help pages
@@ -105,7 +119,10 @@ def listed(node: str, heading: str) -> list[str]:
     names: list[str] = []
     for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
         first, *last = re.findall(r"`(\w+)`", cell)
-        stem, numbers = first.rstrip("0123456789"), [int(re.sub(r"\D", "", name)) for name in (first, *last) if last]
+        stem, numbers = (
+            first.rstrip("0123456789"),
+            [int(re.sub(r"\D", "", name)) for name in (first, *last) if last],
+        )
         names += [f"{stem}{i}" for i in range(numbers[0], numbers[1] + 1)] if numbers else [first]
     return names
 
@@ -114,7 +131,11 @@ def listed(node: str, heading: str) -> list[str]:
 def test_every_value_of_a_choice_is_explained(node: str) -> None:
     for socket in nodes()[node].inputs:
         if isinstance(socket, io.Combo.Input) and socket.id not in HOSTS_CHOICES:
-            missing = [option for option in socket.options if not re.search(rf"(\*|\| ){re.escape(option)}(\*| \|)", page(node))]
+            missing = [
+                option
+                for option in socket.options
+                if not re.search(rf"(\*|\| ){re.escape(option)}(\*| \|)", page(node))
+            ]
             assert not missing or "explained in the help of" in page(node), socket.id
 
 
@@ -135,7 +156,9 @@ def test_a_page_starts_with_the_defaults(node: str) -> None:
 
 @pytest.mark.parametrize("node", NODES)
 def test_pictures_are_there_and_links_lead_out(node: str) -> None:
-    """The editor looks for pictures beside the page; a relative link would lead to the editor itself."""
+    """The editor looks for pictures beside the page; a relative link would lead to the editor
+    itself.
+    """
     for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", page(node)):
         if picture:
             assert 0 < (DOCS / target).stat().st_size <= LARGEST, target
@@ -144,7 +167,9 @@ def test_pictures_are_there_and_links_lead_out(node: str) -> None:
 
 
 def test_every_picture_is_shown() -> None:
-    shown = {target for node in nodes() for target in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", page(node))}
+    shown = {
+        target for node in nodes() for target in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", page(node))
+    }
     assert {path.name for path in DOCS.iterdir() if path.suffix != ".md"} == shown
 
 
@@ -157,8 +182,14 @@ def schema_texts() -> dict[str, Any]:
         node: {
             "display_name": known.display_name,
             "description": known.description,
-            "inputs": {socket.id: {"name": socket.display_name or socket.id, "tooltip": socket.tooltip} for socket in known.inputs},
-            "outputs": {str(number): {"name": name, "tooltip": tooltip} for name, number, tooltip in outputs(known)},
+            "inputs": {
+                socket.id: {"name": socket.display_name or socket.id, "tooltip": socket.tooltip}
+                for socket in known.inputs
+            },
+            "outputs": {
+                str(number): {"name": name, "tooltip": tooltip}
+                for name, number, tooltip in outputs(known)
+            },
         }
         for node, known in nodes().items()
     }
@@ -168,12 +199,16 @@ def flat(texts: dict[str, Any], path: str = "") -> dict[str, str]:
     """Nested texts by the path to each."""
     found: dict[str, str] = {}
     for key, value in texts.items():
-        found |= flat(value, f"{path}{key}/") if isinstance(value, dict) else {f"{path}{key}": value}
+        found |= (
+            flat(value, f"{path}{key}/") if isinstance(value, dict) else {f"{path}{key}": value}
+        )
     return found
 
 
 def translated(language: str) -> dict[str, str]:
-    return flat(json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")))
+    return flat(
+        json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    )
 
 
 def test_there_is_a_folder_for_each_language() -> None:
@@ -181,7 +216,9 @@ def test_there_is_a_folder_for_each_language() -> None:
 
 
 def test_english_is_what_the_schemas_say() -> None:
-    """Whoever changes a text of a node changes it in locales/en, and sees here which ones to translate again."""
+    """Whoever changes a text of a node changes it in locales/en, and sees here which ones to
+    translate again.
+    """
     wanted, found = flat(schema_texts()), translated("en")
     assert {path: found.get(path) for path in wanted} == wanted
 
@@ -191,24 +228,32 @@ def test_a_translation_has_all_texts_and_no_others(language: str) -> None:
     texts = translated(language)
     assert texts.keys() == flat(schema_texts()).keys()
     assert not [path for path, text in texts.items() if not text.strip()]
-    assert not [path for path, text in texts.items() if re.search(r"[{}|@]", text)], "signs with a meaning in vue-i18n"
+    assert not [path for path, text in texts.items() if re.search(r"[{}|@]", text)], (
+        "signs with a meaning in vue-i18n"
+    )
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
 def test_a_translation_is_one(language: str) -> None:
-    """Sentences are not the English ones, and call nodes as the editor does; figures and choices, which it does not translate, stay."""
+    """Sentences are not the English ones, and call nodes as the editor does; figures and choices,
+    which it does not translate, stay.
+    """
     english, texts = flat(schema_texts()), translated(language)
     titles = {known.display_name for known in nodes().values()}
     for path, text in texts.items():
         if path.endswith(("tooltip", "description")):
             assert text != english[path], path
             assert not [title for title in titles if title in text], path
-            assert set(re.findall(r"\d+(?:\.\d+)?", english[path])) <= set(re.findall(r"\d+(?:\.\d+)?", text.replace(",", "."))), path
+            assert set(re.findall(r"\d+(?:\.\d+)?", english[path])) <= set(
+                re.findall(r"\d+(?:\.\d+)?", text.replace(",", "."))
+            ), path
     for node, known in nodes().items():
         for socket in known.inputs:
             for option in getattr(socket, "options", None) or ():
                 path = f"{node}/inputs/{socket.id}/tooltip"
-                assert f"{option}:" not in english[path] or option in texts[path], f"{path}: {option}"
+                assert f"{option}:" not in english[path] or option in texts[path], (
+                    f"{path}: {option}"
+                )
 
 
 # As the editor gets them

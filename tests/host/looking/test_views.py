@@ -15,12 +15,28 @@ from tokenflow_pack.nodes.looking.views import PreviewCorrespondences, PreviewFe
 from tokenflow_pack.reporting.plots import heat_map, plot_timeline
 from torch import Tensor
 
-from ..helpers import FRAMES, SIZE, STEPS, call, extracted, interrupt_after, interrupted, inverted, matched, tiny_model, watched
+from ..helpers import (
+    FRAMES,
+    SIZE,
+    STEPS,
+    call,
+    extracted,
+    interrupt_after,
+    interrupted,
+    inverted,
+    matched,
+    tiny_model,
+    watched,
+)
 
 HEIGHT, WIDTH = (side * 8 for side in SIZE)
 PICTURES = torch.rand(FRAMES, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
 LAYER = "middle_block.1.transformer_blocks.0.attn1"
-FEATURES, CORRESPONDENCES, CHECK = "Preview Features", "Preview Correspondences", "Check Reconstruction"
+FEATURES, CORRESPONDENCES, CHECK = (
+    "Preview Features",
+    "Preview Correspondences",
+    "Check Reconstruction",
+)
 
 
 def refused(node: Any, *given: Any, **inputs: Any) -> str:
@@ -59,7 +75,9 @@ def test_some_frames_of_a_long_clip_are_spread_over_it() -> None:
     (components,) = call(PreviewFeatures.execute, extracted(), most_frames=3)
     assert components.shape[0] == 3
     every = call(BuildCorrespondences.execute, extracted(), 1, backend="torch")[0]
-    rebuilt, confidence, motion, _ = call(PreviewCorrespondences.execute, every, PICTURES, most_frames=3)
+    rebuilt, confidence, motion, _ = call(
+        PreviewCorrespondences.execute, every, PICTURES, most_frames=3
+    )
     torch.testing.assert_close(rebuilt, PICTURES[frames])
     torch.testing.assert_close(confidence, heat_map(torch.ones(3, *SIZE), PICTURES[frames]))
     assert torch.equal(motion, torch.ones(3, HEIGHT, WIDTH, 3))
@@ -78,13 +96,17 @@ def test_pictures_of_matches_have_the_size_of_what_was_encoded(height: int, widt
 
 def test_doubtful_matches_are_redder() -> None:
     grey = torch.full((1, 4, 4, 3), 0.5)
-    red, yellow, blue = (heat_map(torch.full((1, 2, 2), value), grey)[0, 0, 0] for value in (0.0, 0.5, 1.0))
+    red, yellow, blue = (
+        heat_map(torch.full((1, 2, 2), value), grey)[0, 0, 0] for value in (0.0, 0.5, 1.0)
+    )
     assert red[0] > red[2] + 0.2
     assert blue[2] > blue[0] + 0.2
     assert yellow[:2].min() > yellow[2]
 
 
-def test_the_timeline_has_every_steps_keyframes_and_the_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_timeline_has_every_steps_keyframes_and_the_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(views, "plot_timeline", lambda *given: asked.append(given))
     every = call(BuildCorrespondences.execute, extracted(), 1, backend="torch")[0]
@@ -103,20 +125,32 @@ def test_the_timeline_has_every_steps_keyframes_and_the_windows(monkeypatch: pyt
 
 def test_what_does_not_fit_is_refused() -> None:
     text = refused(PreviewFeatures, extracted(), layer="attn1")
-    assert text.startswith(f"{FEATURES}, input 'layer': no self-attention layer is called 'attn1'. Leave it empty, or take output_blocks")
+    assert text.startswith(
+        f"{FEATURES}, input 'layer': no self-attention layer is called 'attn1'. Leave it empty, or take output_blocks"
+    )
     shapes = {name: shape for name, shape in extracted().shapes.items() if shape[0] > 100}
     fine = type(extracted())(
-        extracted().inversion, shapes, {name: (name,) for name in shapes}, (0,), extracted().store, extracted().compute
+        extracted().inversion,
+        shapes,
+        {name: (name,) for name in shapes},
+        (0,),
+        extracted().store,
+        extracted().compute,
     )
     text = refused(PreviewFeatures, fine, "2 x coarser")
-    assert text == f"{FEATURES}, input 'resolution': 2 x coarser, 8 x 4 tokens; this model has 16 x 8. Choose a finer one."
+    assert (
+        text
+        == f"{FEATURES}, input 'resolution': 2 x coarser, 8 x 4 tokens; this model has 16 x 8. Choose a finer one."
+    )
     assert refused(PreviewCorrespondences, matched(), PICTURES[:2]).startswith(
         f"{CORRESPONDENCES}, input 'frames': 2 images for 5 inverted"
     )
 
 
 @pytest.mark.parametrize("last", [1, FRAMES + 1])
-def test_looking_at_matches_counts_frames_and_can_be_stopped(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_at_matches_counts_frames_and_can_be_stopped(
+    last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = interrupt_after(last, 2 * FRAMES, monkeypatch)
     with interrupted():
         call(PreviewCorrespondences.execute, matched(), PICTURES)
@@ -127,7 +161,12 @@ class Decoder:
     """Stands in for a VAE: the first three channels, each pixel eight times as large."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents[:, :3] / 20 + 0.5).repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1)
+        return (
+            (latents[:, :3] / 20 + 0.5)
+            .repeat_interleave(8, 2)
+            .repeat_interleave(8, 3)
+            .movedim(1, -1)
+        )
 
 
 def decoded(latents: Tensor) -> Tensor:
@@ -136,7 +175,12 @@ def decoded(latents: Tensor) -> Tensor:
 
 
 def check(*given: Any, **inputs: Any) -> tuple[Any, ...]:
-    return call(CheckReconstruction.execute, tiny_model(), *(given or (inverted(FRAMES, SIZE)[0], Decoder())), **inputs)
+    return call(
+        CheckReconstruction.execute,
+        tiny_model(),
+        *(given or (inverted(FRAMES, SIZE)[0], Decoder())),
+        **inputs,
+    )
 
 
 def test_the_reconstruction_is_the_plain_hosts_and_measured_beside_the_autoencoder() -> None:
@@ -146,7 +190,9 @@ def test_the_reconstruction_is_the_plain_hosts_and_measured_beside_the_autoencod
     pictures, comparison, plot, text = check(frames=frames, most_frames=3)
     chosen = torch.tensor([0, 2, 4])
     with torch.inference_mode():
-        found = reconstruct_frames(CHECK, tiny_model(), inversion, [], 1.0, noisy["samples"], chosen)
+        found = reconstruct_frames(
+            CHECK, tiny_model(), inversion, [], 1.0, noisy["samples"], chosen
+        )
     torch.testing.assert_close(pictures, decoded(found), atol=1e-5, rtol=0)
     first, second, third = comparison[:, :HEIGHT].chunk(3, 2)
     assert torch.equal(first, frames[chosen])
@@ -160,7 +206,10 @@ def test_the_reconstruction_is_the_plain_hosts_and_measured_beside_the_autoencod
     back, alone = psnr(pictures), psnr(source[chosen])
     lines = text.splitlines()
     assert lines[0] == "3 of 5 frames sampled back from the noise; PSNR to the source"
-    assert lines[1].split(None, 1)[1] == f"{back.mean():.1f} dB (lowest, frame {int(chosen[back.argmin()])}: {back.min():.1f})"
+    assert (
+        lines[1].split(None, 1)[1]
+        == f"{back.mean():.1f} dB (lowest, frame {int(chosen[back.argmin()])}: {back.min():.1f})"
+    )
     assert lines[2].startswith("autoencoder alone ")
     assert f"{alone.mean():.1f} dB" in lines[2]
     assert lines[3].split()[-2:] == [f"{alone.mean() - back.mean():.1f}", "dB"]
@@ -168,7 +217,9 @@ def test_the_reconstruction_is_the_plain_hosts_and_measured_beside_the_autoencod
 
 def test_without_frames_the_autoencoders_pictures_are_the_source() -> None:
     _, comparison, _, text = check(most_frames=0)
-    assert torch.equal(comparison[:, :HEIGHT, :WIDTH], decoded(inverted(FRAMES, SIZE)[0].latents[-1]))
+    assert torch.equal(
+        comparison[:, :HEIGHT, :WIDTH], decoded(inverted(FRAMES, SIZE)[0].latents[-1])
+    )
     assert text.startswith("5 of 5 frames")
     assert "autoencoder alone" not in text
 
@@ -180,14 +231,24 @@ def test_the_margin_that_encoding_cuts_off_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.25, 2], ids=["another shape", "the same, larger"])
-def test_pictures_that_were_not_encoded_are_refused_before_anything_is_sampled(scale: float) -> None:
+def test_pictures_that_were_not_encoded_are_refused_before_anything_is_sampled(
+    scale: float,
+) -> None:
     def sampled(*_: Any) -> None:
         raise AssertionError
 
     larger = torch.zeros(FRAMES, int(HEIGHT * scale), int(WIDTH * scale), 3)
     for wrong in (larger, PICTURES[:, 1:]):
-        with pytest.raises(NodeError, match=r"input 'frames': frames of .* Connect the frames that were encoded"):
-            call(CheckReconstruction.execute, watched(tiny_model(), sampled), inverted(FRAMES, SIZE)[0], Decoder(), frames=wrong)
+        with pytest.raises(
+            NodeError, match=r"input 'frames': frames of .* Connect the frames that were encoded"
+        ):
+            call(
+                CheckReconstruction.execute,
+                watched(tiny_model(), sampled),
+                inverted(FRAMES, SIZE)[0],
+                Decoder(),
+                frames=wrong,
+            )
 
 
 class Broken:
@@ -203,10 +264,19 @@ class Video:
 def test_a_reconstruction_that_cannot_be_checked_is_refused() -> None:
     inversion = inverted(FRAMES, SIZE)[0]
     given = tiny_model(), inversion, Decoder()
-    assert refused(CheckReconstruction, *given, frames=PICTURES[:2]).startswith(f"{CHECK}, input 'frames': 2 images for 5 inverted frames.")
-    assert refused(CheckReconstruction, *given, cfg=2.0).startswith(f"{CHECK}, input 'negative': nothing connected with cfg 2.0.")
-    assert refused(CheckReconstruction, tiny_model(1), inversion, Decoder()).startswith(f"{CHECK}, input 'model': ")
-    for vae, found in ((Broken(), "RuntimeError: no such thing"), (Video(), "shape (1, 1, 64, 128, 3)")):
+    assert refused(CheckReconstruction, *given, frames=PICTURES[:2]).startswith(
+        f"{CHECK}, input 'frames': 2 images for 5 inverted frames."
+    )
+    assert refused(CheckReconstruction, *given, cfg=2.0).startswith(
+        f"{CHECK}, input 'negative': nothing connected with cfg 2.0."
+    )
+    assert refused(CheckReconstruction, tiny_model(1), inversion, Decoder()).startswith(
+        f"{CHECK}, input 'model': "
+    )
+    for vae, found in (
+        (Broken(), "RuntimeError: no such thing"),
+        (Video(), "shape (1, 1, 64, 128, 3)"),
+    ):
         text = refused(CheckReconstruction, tiny_model(), inversion, vae, most_frames=1)
         assert text.startswith(f"{CHECK}, input 'vae': it cannot decode the inverted latents (")
         assert found in text

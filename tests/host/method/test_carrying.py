@@ -30,11 +30,19 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def steps_of(correspondences: Any, carried: list[Any]) -> list[int]:
-    return [i for i, step in enumerate(correspondences.steps) if any(step is matches for matches in carried)]
+    return [
+        i
+        for i, step in enumerate(correspondences.steps)
+        if any(step is matches for matches in carried)
+    ]
 
 
-@pytest.mark.parametrize(("until", "steps"), [(0.0, []), (0.1, []), (0.3, [0]), (0.7, [0, 1]), (1.0, [0, 1, 2])])
-def test_the_first_share_of_the_schedule_is_carried(carried: list[Any], until: float, steps: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("until", "steps"), [(0.0, []), (0.1, []), (0.3, [0]), (0.7, [0, 1]), (1.0, [0, 1, 2])]
+)
+def test_the_first_share_of_the_schedule_is_carried(
+    carried: list[Any], until: float, steps: list[int]
+) -> None:
     edit(carry_until=until)
     assert steps_of(matched(), carried) == steps
 

@@ -1,4 +1,6 @@
-"""Sampling cut into parts, with the noise that is left handed on: together they are the whole, to rounding, as the plain host's are."""
+"""Sampling cut into parts, with the noise that is left handed on: together they are the whole, to
+rounding, as the plain host's are.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,22 @@ from torch import Tensor
 
 import nodes
 
-from ..helpers import NEGATIVE, POSITIVE, applied, call, edit, injection, invert, relative_error, tiny_model, watch
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    applied,
+    call,
+    edit,
+    injection,
+    invert,
+    relative_error,
+    tiny_model,
+    watch,
+)
 from ..tiny_models import moving_clip
 
-# All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes, of carrying and of Plug-and-Play.
+# All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes, of carrying and of
+# Plug-and-Play.
 STEPS = 10
 FRAMES = 3
 SIZE = 8, 8
@@ -30,12 +44,21 @@ ROUNDING = 1e-5
 
 @cache
 def inverted(depth: float = 1.0) -> tuple[Any, ...]:
-    return invert(tiny_model(), moving_clip(FRAMES, *SIZE), steps=STEPS, refinement="none", depth=depth)
+    return invert(
+        tiny_model(), moving_clip(FRAMES, *SIZE), steps=STEPS, refinement="none", depth=depth
+    )
 
 
 @cache
 def matched(depth: float = 1.0) -> Any:
-    features = call(ExtractFeatures.execute, tiny_model(), inverted(depth)[0], "one per resolution", "one noise level", storage="memory")[0]
+    features = call(
+        ExtractFeatures.execute,
+        tiny_model(),
+        inverted(depth)[0],
+        "one per resolution",
+        "one noise level",
+        storage="memory",
+    )[0]
     return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
 
@@ -44,7 +67,9 @@ def patched(mode: str, depth: float = 1.0) -> Any:
     return applied(correspondences=matched(depth), consistency=mode, injection=injection())
 
 
-def by_sigmas(model: Any, cuts: tuple[int, ...] = (), sampler: str = "euler", depth: float = 1.0) -> Tensor:
+def by_sigmas(
+    model: Any, cuts: tuple[int, ...] = (), sampler: str = "euler", depth: float = 1.0
+) -> Tensor:
     """SplitSigmas, and a SamplerCustom for each part."""
     _, latents, rest = inverted(depth)
     parts = []
@@ -53,7 +78,9 @@ def by_sigmas(model: Any, cuts: tuple[int, ...] = (), sampler: str = "euler", de
         parts.append(part)
     for sigmas in (*parts, rest):
         chosen = comfy.samplers.sampler_object(sampler)
-        latents = call(SamplerCustom.execute, model, False, 0, CFG, POSITIVE, NEGATIVE, chosen, sigmas, latents)[0]
+        latents = call(
+            SamplerCustom.execute, model, False, 0, CFG, POSITIVE, NEGATIVE, chosen, sigmas, latents
+        )[0]
     return latents["samples"]
 
 
@@ -62,7 +89,20 @@ def by_steps(model: Any, cuts: tuple[int, ...] = (), sampler: str = "euler") -> 
     latents = inverted()[1]
     for first, last in zip((0, *cuts), (*cuts, STEPS), strict=True):
         leftover = "disable" if last == STEPS else "enable"
-        arguments = "disable", 0, STEPS, CFG, sampler, "normal", POSITIVE, NEGATIVE, latents, first, last, leftover
+        arguments = (
+            "disable",
+            0,
+            STEPS,
+            CFG,
+            sampler,
+            "normal",
+            POSITIVE,
+            NEGATIVE,
+            latents,
+            first,
+            last,
+            leftover,
+        )
         latents = call(nodes.KSamplerAdvanced().sample, model, *arguments)[0]
     return latents["samples"]
 
@@ -72,7 +112,11 @@ def whole(mode: str) -> Tensor:
     return by_sigmas(patched(mode))
 
 
-@pytest.mark.parametrize(("by", "cuts"), [(by_sigmas, (3,)), (by_steps, (5, 8))], ids=["SplitSigmas", "KSampler (Advanced)"])
+@pytest.mark.parametrize(
+    ("by", "cuts"),
+    [(by_sigmas, (3,)), (by_steps, (5, 8))],
+    ids=["SplitSigmas", "KSampler (Advanced)"],
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_parts_are_the_whole(mode: str, by: Any, cuts: tuple[int, ...]) -> None:
     assert relative_error(by(patched(mode), cuts), whole(mode)) < ROUNDING
@@ -86,16 +130,22 @@ def test_so_they_are_with_samplers_that_look_off_the_levels(sampler: str, by: An
 
 def test_so_they_are_where_the_inversion_stops_below_the_top() -> None:
     model = patched("tokenflow", 0.7)
-    assert relative_error(by_sigmas(model, (1, 4), depth=0.7), by_sigmas(model, depth=0.7)) < ROUNDING
+    assert (
+        relative_error(by_sigmas(model, (1, 4), depth=0.7), by_sigmas(model, depth=0.7)) < ROUNDING
+    )
 
 
 def test_so_they_are_with_a_mask() -> None:
-    mask = torch.linspace(0, 2, SIZE[1]).clamp(0, 1).expand(1, *SIZE)  # soft, and whole in the right half
+    mask = (
+        torch.linspace(0, 2, SIZE[1]).clamp(0, 1).expand(1, *SIZE)
+    )  # soft, and whole in the right half
     model = applied(correspondences=matched(), injection=injection(), mask=mask)
     assert relative_error(by_sigmas(model, (4,)), by_sigmas(model)) < ROUNDING
 
 
-def injected(monkeypatch: pytest.MonkeyPatch, attention: float, features: float, **inputs: Any) -> tuple[list[float], list[float]]:
+def injected(
+    monkeypatch: pytest.MonkeyPatch, attention: float, features: float, **inputs: Any
+) -> tuple[list[float], list[float]]:
     """The noise levels at which an edit takes the source's attention, and its features."""
     levels: tuple[dict[float, None], dict[float, None]] = ({}, {})
 
@@ -106,7 +156,12 @@ def injected(monkeypatch: pytest.MonkeyPatch, attention: float, features: float,
     with monkeypatch.context() as patch:
         watch(patch, see)
         plug_and_play = call(PlugAndPlay.execute, attention, features)[0]
-        edit(correspondences=matched(inputs.pop("depth", 1.0)), consistency="per frame", injection=plug_and_play, **inputs)
+        edit(
+            correspondences=matched(inputs.pop("depth", 1.0)),
+            consistency="per frame",
+            injection=plug_and_play,
+            **inputs,
+        )
     return list(levels[0]), list(levels[1])
 
 
@@ -121,8 +176,12 @@ def injected(monkeypatch: pytest.MonkeyPatch, attention: float, features: float,
     ],
     ids=str,
 )
-def test_a_share_means_the_same_noise_levels_in_every_run(inputs: dict[str, Any], steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first int(share * steps) steps of the schedule that was inverted, wherever a run begins and how many of them it takes."""
+def test_a_share_means_the_same_noise_levels_in_every_run(
+    inputs: dict[str, Any], steps: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first int(share * steps) steps of the schedule that was inverted, wherever a run begins
+    and how many of them it takes.
+    """
     schedule = inverted()[0].sigmas.tolist()
     attention, features = injected(monkeypatch, 0.55, 0.8, **inputs)
     assert attention == pytest.approx([schedule[step] for step in steps if step < 5])

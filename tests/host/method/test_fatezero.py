@@ -15,7 +15,17 @@ from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops.baselines import blending
 from tokenflow_pack.tokenflow_ops.passes import BlendedPass
 
-from ..helpers import NEGATIVE, SOURCE, call, edit, invert, relative_error, tiny_model, untouched, watch
+from ..helpers import (
+    NEGATIVE,
+    SOURCE,
+    call,
+    edit,
+    invert,
+    relative_error,
+    tiny_model,
+    untouched,
+    watch,
+)
 from ..oracles.fatezero import FateZero
 from ..tiny_models import CONTEXT, moving_clip
 
@@ -39,7 +49,9 @@ def prompts() -> tuple[list, list]:
     """A source prompt, and an edit prompt with another word in one place."""
     generator = torch.Generator().manual_seed(7)
     source = SOURCE[0][0].clone()
-    edited = source + 0.05 * torch.randn(source.shape, generator=generator)  # what stands around a changed word changes a little
+    edited = source + 0.05 * torch.randn(
+        source.shape, generator=generator
+    )  # what stands around a changed word changes a little
     source[0, CHANGED], edited[0, CHANGED] = 3 * torch.randn(2, CONTEXT, generator=generator)
     return [[source, {}]], [[edited, {}]]
 
@@ -49,22 +61,44 @@ FROM, TO = prompts()
 
 @cache
 def matched(frames: int = FRAMES) -> Any:
-    inversion = invert(tiny_model(), moving_clip(frames, *SIZE), positive=FROM, steps=STEPS, refinement="none")[0]
-    features = call(ExtractFeatures.execute, tiny_model(), inversion, "one per resolution", "one noise level", storage="memory")[0]
+    inversion = invert(
+        tiny_model(), moving_clip(frames, *SIZE), positive=FROM, steps=STEPS, refinement="none"
+    )[0]
+    features = call(
+        ExtractFeatures.execute,
+        tiny_model(),
+        inversion,
+        "one per resolution",
+        "one noise level",
+        storage="memory",
+    )[0]
     return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
 
 @cache
 def found(consistency: str = MODE, frames_per_pass: int = FRAMES) -> torch.Tensor:
     plug_and_play = call(PlugAndPlay.execute, *SHARES)[0]
-    inputs = {"consistency": consistency, "frames_per_pass": frames_per_pass, "injection": plug_and_play}
+    inputs = {
+        "consistency": consistency,
+        "frames_per_pass": frames_per_pass,
+        "injection": plug_and_play,
+    }
     return edit(positive=TO, correspondences=matched(), **inputs)
 
 
 def test_the_mode_is_its_formula() -> None:
     inversion = matched().features.inversion
     words = FROM[0][0], TO[0][0], NEGATIVE[0][0]
-    plain = FateZero(tiny_model(), inversion.latents, inversion.sigmas, *words, [[]] * STEPS, 4.0, *SHARES, consistency=MODE)
+    plain = FateZero(
+        tiny_model(),
+        inversion.latents,
+        inversion.sigmas,
+        *words,
+        [[]] * STEPS,
+        4.0,
+        *SHARES,
+        consistency=MODE,
+    )
     plain.most_tokens, plain.strong = MOST_TOKENS, STRONG
     assert relative_error(found(), tiny_model().model.process_latent_out(plain.run())) < 1e-4
     edited = torch.cat(list(plain.regions.values())).float().mean()
@@ -86,10 +120,19 @@ def test_prompts_of_other_lengths_share_what_they_share() -> None:
     assert relative_error(edit(negative=longer, **one), edit(negative=NEGATIVE, **one)) < 1e-4
 
 
-def test_one_frame_of_the_same_prompt_keeps_the_sources_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is new in it: no place and no word is the edit's, in its own rows alone; the model stays as it was."""
+def test_one_frame_of_the_same_prompt_keeps_the_sources_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is new in it: no place and no word is the edit's, in its own rows alone; the model
+    stays as it was.
+    """
     changes: list[Any] = []
-    watch(monkeypatch, lambda _, frames_pass: changes.extend([frames_pass.changes] if isinstance(frames_pass, BlendedPass) else []))
+    watch(
+        monkeypatch,
+        lambda _, frames_pass: changes.extend(
+            [frames_pass.changes] if isinstance(frames_pass, BlendedPass) else []
+        ),
+    )
     with untouched(tiny_model()):
         edit(positive=FROM, correspondences=matched(1), consistency=MODE)
     assert len(changes) == 3

@@ -1,4 +1,6 @@
-"""DDIM Invert Video: the extrapolated refinement against its oracle, and what the node says about the reconstruction."""
+"""DDIM Invert Video: the extrapolated refinement against its oracle, and what the node says about
+the reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def decibels(ratio: float | Tensor) -> float:
 
 
 def figures(text: str, of: str = "latents") -> tuple[float, float]:
-    """Mean and lowest dB that a text tells of four frames: of their latents or, behind "reconstruction:", of their pictures."""
+    """Mean and lowest dB that a text tells of four frames: of their latents or, behind
+    "reconstruction:", of their pictures.
+    """
     mean, lowest = re.search(rf"{of} (-?[\d.]+) dB \(lowest of 4: (-?[\d.]+)\)", text).groups()
     return float(mean), float(lowest)
 
@@ -65,11 +69,17 @@ class ColourVAE:
     [(7, 1.0, 1), (4, 1.0, 0), (1, 1.0, 0), (2, 1.0, 1), (6, 0.5, 1), (5, 0.01, 1)],
     ids=["prime", "one call a step", "one step", "two steps", "half depth", "the last step alone"],
 )
-@pytest.mark.parametrize(("refinement", "every"), [("extrapolated", 1), ("extrapolated, every other step", 2)])
-def test_extrapolated_inversion_is_the_oracles(refinement: str, every: int, steps: int, depth: float, iterations: int) -> None:
+@pytest.mark.parametrize(
+    ("refinement", "every"), [("extrapolated", 1), ("extrapolated, every other step", 2)]
+)
+def test_extrapolated_inversion_is_the_oracles(
+    refinement: str, every: int, steps: int, depth: float, iterations: int
+) -> None:
     inversion, _ = invert(steps=steps, depth=depth, refinement=refinement, iterations=iterations)
     assert len(inversion.sigmas) - 1 == max(1, round(steps * depth))
-    wanted = invert_extrapolated(tiny_model(), clean(2), inversion.sigmas, SOURCE[0][0], iterations, every)
+    wanted = invert_extrapolated(
+        tiny_model(), clean(2), inversion.sigmas, SOURCE[0][0], iterations, every
+    )
     for found, latents in zip(inversion.latents, wanted, strict=True):
         assert relative_error(found, latents) < 1e-4
 
@@ -78,10 +88,18 @@ def test_what_each_refinement_costs_and_how_close_to_the_source_it_comes() -> No
     calls: list[int] = []
     model = watched(tiny_model(), lambda args: calls.append(1))
     cost, found = {}, {}
-    kinds = ("none", 1), ("fixed point", 1), ("extrapolated", 0), ("extrapolated", 1), ("extrapolated, every other step", 0)
+    kinds = (
+        ("none", 1),
+        ("fixed point", 1),
+        ("extrapolated", 0),
+        ("extrapolated", 1),
+        ("extrapolated, every other step", 0),
+    )
     for refinement, iterations in kinds:
         calls.clear()
-        inversion, _ = invert(model=model, steps=12, depth=0.5, refinement=refinement, iterations=iterations)
+        inversion, _ = invert(
+            model=model, steps=12, depth=0.5, refinement=refinement, iterations=iterations
+        )
         cost[refinement, iterations] = len(calls)
         back = sample_back(tiny_model(), inversion.latents[0], inversion.sigmas, SOURCE[0][0])
         found[refinement, iterations] = relative_error(back, clean(2))
@@ -92,7 +110,9 @@ def test_what_each_refinement_costs_and_how_close_to_the_source_it_comes() -> No
 
 
 def test_the_new_refinement_is_the_default() -> None:
-    assert torch.equal(invert()[0].latents, invert(refinement="extrapolated", iterations=0)[0].latents)
+    assert torch.equal(
+        invert()[0].latents, invert(refinement="extrapolated", iterations=0)[0].latents
+    )
 
 
 @cache
@@ -108,12 +128,17 @@ def test_the_node_says_what_the_oracle_loses_on_four_frames_spread_over_the_clip
     frames = [0, 2, 3, 5]
     wanted = inversion.latents[-1][frames]
     back = sample_back(tiny_model(), inversion.latents[0][frames], inversion.sigmas, SOURCE[0][0])
-    ratios = [decibels(one.square().sum() / (two - one).square().sum()) for one, two in zip(wanted, back, strict=True)]
+    ratios = [
+        decibels(one.square().sum() / (two - one).square().sum())
+        for one, two in zip(wanted, back, strict=True)
+    ]
     assert figures(text) == pytest.approx((sum(ratios) / 4, min(ratios)), abs=0.06)
     process_out = tiny_model().model.process_latent_out
     error = ColourVAE().decode(process_out(back)) - ColourVAE().decode(process_out(wanted))
     quality = [decibels(1 / one.square().mean()) for one in error]
-    assert figures(text, "reconstruction:") == pytest.approx((sum(quality) / 4, min(quality)), abs=0.06)
+    assert figures(text, "reconstruction:") == pytest.approx(
+        (sum(quality) / 4, min(quality)), abs=0.06
+    )
     assert [len(latents) for latents in vae.given] == [4, 4]
     assert relative_error(vae.given[0], process_out(back)) < 1e-3
     torch.testing.assert_close(vae.given[1], process_out(wanted))
@@ -139,12 +164,23 @@ def test_the_check_changes_nothing_and_can_be_left_out() -> None:
 
 def test_each_frame_is_sampled_back_with_its_own_prompt_and_guidance() -> None:
     prompts = [[torch.cat([random_conditioning(seed)[0][0] for seed in range(5)]), {}]]
-    inversion, text = invert(5, positive=prompts, negative=NEGATIVE, cfg=2.0, refinement="none", check_reconstruction=True, steps=2)
+    inversion, text = invert(
+        5,
+        positive=prompts,
+        negative=NEGATIVE,
+        cfg=2.0,
+        refinement="none",
+        check_reconstruction=True,
+        steps=2,
+    )
     frames, ratios = [0, 1, 3, 4], []
     for frame in frames:
         x, source = inversion.latents[0][frame][None], inversion.latents[-1][frame]
         for high, low in zip(inversion.sigmas[:-1], inversion.sigmas[1:], strict=True):
-            cond, uncond = (epsilon(tiny_model(), x, high, prompt, [frame]) for prompt in (prompts[0][0][frame][None], NEGATIVE[0][0]))
+            cond, uncond = (
+                epsilon(tiny_model(), x, high, prompt, [frame])
+                for prompt in (prompts[0][0][frame][None], NEGATIVE[0][0])
+            )
             x = x + (low - high) * (uncond + 2 * (cond - uncond))
         ratios.append(decibels(source.square().sum() / (x[0] - source).square().sum()))
     assert figures(text) == pytest.approx((sum(ratios) / 4, min(ratios)), abs=0.06)
@@ -156,10 +192,15 @@ def raises(latents: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("decode", "said"),
-    [(raises, "the VAE cannot decode them (RuntimeError: no such latents)"), (lambda latents: None, "the VAE cannot decode them")],
+    [
+        (raises, "the VAE cannot decode them (RuntimeError: no such latents)"),
+        (lambda latents: None, "the VAE cannot decode them"),
+    ],
     ids=["refuses the latents", "returns nothing"],
 )
-def test_a_vae_of_another_kind_does_not_spoil_the_inversion(decode: Callable[[Tensor], Any], said: str) -> None:
+def test_a_vae_of_another_kind_does_not_spoil_the_inversion(
+    decode: Callable[[Tensor], Any], said: str
+) -> None:
     vae = ColourVAE()
     vae.decode = decode
     _, text = invert(1, steps=1, check_reconstruction=True, vae=vae)
@@ -182,7 +223,13 @@ def test_an_interrupt_during_the_check_ends_the_node_and_leaves_the_model_alone(
             model_management.interrupt_current_processing()
 
     with untouched(tiny_model()), interrupted():
-        invert(6, model=watched(tiny_model(), see), refinement="none", check_reconstruction=True, steps=3)
+        invert(
+            6,
+            model=watched(tiny_model(), see),
+            refinement="none",
+            check_reconstruction=True,
+            steps=3,
+        )
     assert rows == [6, 6, 6, 4, 4]
 
 

@@ -1,4 +1,6 @@
-"""A mask per frame: outside of it the clip stays the source, and what is edited inside sees the source around it."""
+"""A mask per frame: outside of it the clip stays the source, and what is edited inside sees the
+source around it.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +63,15 @@ def outside(samples: Tensor, masks: Tensor) -> Tensor:
     return samples.masked_fill(cells(masks), 0.0)
 
 
-@pytest.mark.parametrize("inputs", [{}, {"start": 0.6}, {"noise": "fresh", "start": 0.6}], ids=["whole path", "part of it", "fresh noise"])
+@pytest.mark.parametrize(
+    "inputs",
+    [{}, {"start": 0.6}, {"noise": "fresh", "start": 0.6}],
+    ids=["whole path", "part of it", "fresh noise"],
+)
 @pytest.mark.parametrize("consistency", ["tokenflow", "per frame"])
-def test_outside_its_frames_mask_the_source_stays_and_inside_the_edit_is(consistency: str, inputs: dict[str, Any]) -> None:
+def test_outside_its_frames_mask_the_source_stays_and_inside_the_edit_is(
+    consistency: str, inputs: dict[str, Any]
+) -> None:
     masks = moving_mask()
     found = edit(mask=masks, consistency=consistency, injection=injection(), **inputs)
     assert relative_error(outside(found, masks), outside(source(), masks)) < 1e-5
@@ -74,12 +82,25 @@ def test_outside_its_frames_mask_the_source_stays_and_inside_the_edit_is(consist
 def with_noise_mask(masks: Tensor) -> Any:
     """Correspondences of the clip inverted with a noise mask, by the host's node."""
     latents = nodes.SetLatentNoiseMask().set_mask(moving_clip(FRAMES, *SIZE), masks)[0]
-    inversion, noisy, _ = invert(tiny_model(), {**latents, "batch_index": [1], "downscale_ratio_spacial": 8}, check_reconstruction=False)
-    assert set(noisy) == {"samples", "batch_index"}  # the host's samplers would keep the noise outside of a mask
-    return dataclasses.replace(matched(), features=dataclasses.replace(extracted(), inversion=inversion))
+    inversion, noisy, _ = invert(
+        tiny_model(),
+        {**latents, "batch_index": [1], "downscale_ratio_spacial": 8},
+        check_reconstruction=False,
+    )
+    assert set(noisy) == {
+        "samples",
+        "batch_index",
+    }  # the host's samplers would keep the noise outside of a mask
+    return dataclasses.replace(
+        matched(), features=dataclasses.replace(extracted(), inversion=inversion)
+    )
 
 
-@pytest.mark.parametrize("masks", [moving_mask(), moving_mask()[:1], moving_mask()[0]], ids=["for every frame", "for all", "flat"])
+@pytest.mark.parametrize(
+    "masks",
+    [moving_mask(), moving_mask()[:1], moving_mask()[0]],
+    ids=["for every frame", "for all", "flat"],
+)
 def test_a_noise_mask_of_the_inverted_latents_is_the_edits(masks: Tensor) -> None:
     correspondences = with_noise_mask(masks)
     found = edit(correspondences=correspondences)
@@ -87,7 +108,9 @@ def test_a_noise_mask_of_the_inverted_latents_is_the_edits(masks: Tensor) -> Non
     assert torch.equal(stock(applied(correspondences=correspondences)), stock(applied(mask=masks)))
     assert relative_error(found, edit()) > 0.1
     everywhere = torch.ones(1, 8, 8)
-    assert torch.equal(edit(correspondences=correspondences, mask=everywhere), edit(mask=everywhere))
+    assert torch.equal(
+        edit(correspondences=correspondences, mask=everywhere), edit(mask=everywhere)
+    )
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "euler_ancestral", "uni_pc", "lcm"])
@@ -137,16 +160,24 @@ def test_apply_under_a_stock_sampler_keeps_the_source_too() -> None:
     with untouched(tiny_model()):
         model = applied(mask=masks)
         sampler = comfy.samplers.sampler_object("euler")
-        found = call(SamplerCustom.execute, model, False, 0, 4.0, POSITIVE, NEGATIVE, sampler, sigmas, noisy)[0]["samples"]
+        found = call(
+            SamplerCustom.execute, model, False, 0, 4.0, POSITIVE, NEGATIVE, sampler, sigmas, noisy
+        )[0]["samples"]
     assert torch.equal(found, edit(mask=masks))
 
 
 @pytest.mark.parametrize("run", [edit, applied], ids=["Sampler", "Apply"])
 @pytest.mark.parametrize(
     ("mask", "found"),
-    [(torch.ones(2, 8, 8), "2 masks for 5"), (torch.full((1, 8, 8), torch.nan), "NaN"), (torch.ones(1, 0, 8), "nothing in it")],
+    [
+        (torch.ones(2, 8, 8), "2 masks for 5"),
+        (torch.full((1, 8, 8), torch.nan), "NaN"),
+        (torch.ones(1, 0, 8), "nothing in it"),
+    ],
     ids=["too few", "NaN", "empty"],
 )
-def test_masks_that_do_not_fit_are_refused(run: Callable[..., Any], mask: Tensor, found: str) -> None:
+def test_masks_that_do_not_fit_are_refused(
+    run: Callable[..., Any], mask: Tensor, found: str
+) -> None:
     with pytest.raises(NodeError, match=rf"input 'mask': .*{found}"):
         run(mask=mask)

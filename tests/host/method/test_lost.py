@@ -1,4 +1,6 @@
-"""An inversion that has lost the source is called that, with the likely cause, by the nodes that see it; others are not."""
+"""An inversion that has lost the source is called that, with the likely cause, by the nodes that
+see it; others are not.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def edm(kind: str, highest: float) -> Any:
 def inverted(model: Any, **inputs: Any) -> tuple[Any, str]:
     """An inversion, and what DDIM Invert Video says."""
     with torch.inference_mode():
-        out = InvertVideo.execute(model, moving_clip(2, 8, 8), **{"positive": SOURCE, "steps": STEPS, "refinement": "none", **inputs})
+        out = InvertVideo.execute(
+            model,
+            moving_clip(2, 8, 8),
+            **{"positive": SOURCE, "steps": STEPS, "refinement": "none", **inputs},
+        )
     return out.args[0], "\n".join(out.ui.as_dict()["text"])
 
 
@@ -53,7 +59,10 @@ def test_noise_levels_that_leave_nothing_of_the_source_are_the_cause_and_the_dep
 ) -> None:
     inversion, text = inverted(HIGH[name]())
     assert decibels(text) < 0
-    cause = re.search(r"LOST: in [12] of 2 frames .* Likely cause: noise levels up to (\d+), .*; depth ([\d.]+) stays below\.", text)
+    cause = re.search(
+        r"LOST: in [12] of 2 frames .* Likely cause: noise levels up to (\d+), .*; depth ([\d.]+) stays below\.",
+        text,
+    )
     assert cause
     assert int(cause[1]) == round(float(inversion.sigmas[0])) > 100
     assert any(message.startswith("DDIM Invert Video: LOST: in ") for message in caplog.messages)
@@ -62,7 +71,9 @@ def test_noise_levels_that_leave_nothing_of_the_source_are_the_cause_and_the_dep
     assert "LOST" not in text or "noise levels" not in text
 
 
-def test_an_inversion_on_the_same_levels_that_keeps_the_source_is_not_called_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_inversion_on_the_same_levels_that_keeps_the_source_is_not_called_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     for make in HIGH.values():
         _, text = inverted(make(), refinement="extrapolated")
         assert decibels(text) > 10

@@ -1,4 +1,6 @@
-"""The pack through its nodes against the plain oracle, on a narrow SD 1.5 with random weights; and against itself and the plain host."""
+"""The pack through its nodes against the plain oracle, on a narrow SD 1.5 with random weights; and
+against itself and the plain host.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def _inference_mode() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Layers this small lose more by waking threads than they gain, several times over on a busy machine."""
+    """Layers this small lose more by waking threads than they gain, several times over on a busy
+    machine.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -104,26 +108,47 @@ def inverted(clip: Clip) -> tuple[Any, ...]:
 @cache
 def matched(clip: Clip, storage: str = "memory", layers: str = "all") -> Any:
     """Build NN Correspondences' output."""
-    features, _ = call(ExtractFeatures, tiny_model(), inverted(clip)[0], layers=layers, steps="every", storage=storage)
-    return call(BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch")[0]
+    features, _ = call(
+        ExtractFeatures,
+        tiny_model(),
+        inverted(clip)[0],
+        layers=layers,
+        steps="every",
+        storage=storage,
+    )
+    return call(
+        BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch"
+    )[0]
 
 
 @cache
 def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
     """The oracle's own sigmas and inverted latents."""
-    sigmas = comfy.samplers.KSampler(tiny_model(), STEPS, torch.device("cpu"), "euler", "normal").sigmas
+    sigmas = comfy.samplers.KSampler(
+        tiny_model(), STEPS, torch.device("cpu"), "euler", "normal"
+    ).sigmas
     sigmas = sigmas[-1 - round(STEPS * clip.depth) :]
-    return sigmas, oracle.invert(tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations)
+    return sigmas, oracle.invert(
+        tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations
+    )
 
 
 def proposals(clip: Clip, layers: str = "all") -> list[dict[str, tuple[Tensor, Tensor]]]:
     """The matches of every step by layer."""
     found = matched(clip, layers=layers)
-    return [{layer: found.tokens(step, layer) for layer in found.features.shapes} for step in range(len(found.steps))]
+    return [
+        {layer: found.tokens(step, layer) for layer in found.features.shapes}
+        for step in range(len(found.steps))
+    ]
 
 
 def oracle_edit(
-    clip: Clip, shares: tuple[float, float] | None, consistency: str = "tokenflow", first: int = 0, layers: str = "all", **choices: Any
+    clip: Clip,
+    shares: tuple[float, float] | None,
+    consistency: str = "tokenflow",
+    first: int = 0,
+    layers: str = "all",
+    **choices: Any,
 ) -> Tensor:
     """The oracle's edited latents, sampled from step `first` on."""
     sigmas, path = oracle_path(clip)
@@ -152,11 +177,24 @@ def edited(correspondences: Any, shares: tuple[float, float] | None, **inputs: A
     """TokenFlow Sampler's latents in the model's space."""
     injection = call(PlugAndPlay, *shares)[0] if shares else None
     inputs = {"propagation": ATTENTION, **inputs}
-    return in_model_space(call(Sampler, tiny_model(), POSITIVE, NEGATIVE, correspondences, cfg=CFG, injection=injection, **inputs)[0])
+    return in_model_space(
+        call(
+            Sampler,
+            tiny_model(),
+            POSITIVE,
+            NEGATIVE,
+            correspondences,
+            cfg=CFG,
+            injection=injection,
+            **inputs,
+        )[0]
+    )
 
 
 @pytest.mark.parametrize(
-    "clip", [Clip(), Clip(frames=1), Clip(iterations=2), Clip(depth=0.5)], ids=["7 frames", "1 frame", "fixed point", "half depth"]
+    "clip",
+    [Clip(), Clip(frames=1), Clip(iterations=2), Clip(depth=0.5)],
+    ids=["7 frames", "1 frame", "fixed point", "half depth"],
 )
 def test_inverted_latents_are_the_oracles(clip: Clip) -> None:
     inversion, noisy, sigmas = inverted(clip)
@@ -180,7 +218,9 @@ def test_matches_are_the_oracles() -> None:
             for i in range(clip.frames):
                 for side, keyframe in zip(sides, oracle.closest(i, keyframes)[:2], strict=True):
                     found = side[i].long()
-                    assert torch.equal(oracle.match(known.phi[layer], i, keyframe, proposal=found), found)
+                    assert torch.equal(
+                        oracle.match(known.phi[layer], i, keyframe, proposal=found), found
+                    )
                     differing += int((oracle.match(known.phi[layer], i, keyframe) != found).sum())
                     total += len(found)
     assert differing < 1e-3 * total
@@ -188,20 +228,32 @@ def test_matches_are_the_oracles() -> None:
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
 @pytest.mark.parametrize("consistency", CONSISTENCIES)
-def test_edited_latents_are_the_oracles(consistency: str, shares: tuple[float, float] | None) -> None:
+def test_edited_latents_are_the_oracles(
+    consistency: str, shares: tuple[float, float] | None
+) -> None:
     found = edited(matched(Clip()), shares, consistency=consistency)
     assert relative_error(found, oracle_edit(Clip(), shares, consistency)) < 1e-4
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
-@pytest.mark.parametrize("clip", [Clip(frames=1), Clip(frames=5, interval=8)], ids=["one frame", "fewer than an interval"])
-def test_short_clips_are_edited_as_by_the_oracle(clip: Clip, shares: tuple[float, float] | None) -> None:
+@pytest.mark.parametrize(
+    "clip",
+    [Clip(frames=1), Clip(frames=5, interval=8)],
+    ids=["one frame", "fewer than an interval"],
+)
+def test_short_clips_are_edited_as_by_the_oracle(
+    clip: Clip, shares: tuple[float, float] | None
+) -> None:
     assert relative_error(edited(matched(clip), shares), oracle_edit(clip, shares)) < 1e-4
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
-def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(shares: tuple[float, float] | None) -> None:
-    """Seven keyframes of which each attends to four: two of its window, one before it, and one anchor in the middle."""
+def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(
+    shares: tuple[float, float] | None,
+) -> None:
+    """Seven keyframes of which each attends to four: two of its window, one before it, and one
+    anchor in the middle.
+    """
     windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
     clip = Clip(frames=13, interval=2)
     found = edited(matched(clip), shares, attended_keyframes=4)
@@ -210,7 +262,9 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(shares: tuple[flo
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
-def test_features_from_below_full_resolution_are_carried_as_by_the_oracle(shares: tuple[float, float] | None) -> None:
+def test_features_from_below_full_resolution_are_carried_as_by_the_oracle(
+    shares: tuple[float, float] | None,
+) -> None:
     found = edited(matched(Clip()), shares, propagation=DEEP_FEATURES)
     assert relative_error(found, oracle_edit(Clip(), shares, deep=True)) < 1e-4
     assert relative_error(found, edited(matched(Clip()), shares)) > 1e-3
@@ -220,17 +274,36 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
     """Matches coarse to fine, deep features carried, in windows."""
     windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
     clip = Clip(frames=13, interval=2)
-    found = edited(matched(clip, layers=COARSE_TO_FINE), (0.5, 0.8), propagation=DEEP_FEATURES, attended_keyframes=4)
-    assert relative_error(found, oracle_edit(clip, (0.5, 0.8), layers=COARSE_TO_FINE, deep=True, windows=windows)) < 1e-4
+    found = edited(
+        matched(clip, layers=COARSE_TO_FINE),
+        (0.5, 0.8),
+        propagation=DEEP_FEATURES,
+        attended_keyframes=4,
+    )
+    assert (
+        relative_error(
+            found, oracle_edit(clip, (0.5, 0.8), layers=COARSE_TO_FINE, deep=True, windows=windows)
+        )
+        < 1e-4
+    )
 
 
 def test_starting_further_down_is_the_oracle_from_there() -> None:
-    assert relative_error(edited(matched(Clip()), (0.5, 0.8), start=0.5), oracle_edit(Clip(), (0.5, 0.8), first=2)) < 1e-4
+    assert (
+        relative_error(
+            edited(matched(Clip()), (0.5, 0.8), start=0.5), oracle_edit(Clip(), (0.5, 0.8), first=2)
+        )
+        < 1e-4
+    )
 
 
 def test_the_modes_differ() -> None:
     """Else the tests above would show nothing."""
-    results = [edited(matched(Clip()), shares, consistency=consistency) for consistency in CONSISTENCIES for shares in SHARES]
+    results = [
+        edited(matched(Clip()), shares, consistency=consistency)
+        for consistency in CONSISTENCIES
+        for shares in SHARES
+    ]
     for i, one in enumerate(results):
         for other in results[i + 1 :]:
             assert relative_error(one, other) > 0.01
@@ -246,56 +319,76 @@ def test_with_every_frame_a_keyframe_both_are_joint_attention_over_all(consisten
 
 @pytest.mark.parametrize(
     ("storage", "tolerance"),
-    [("disk", 0.0), ("auto", 1e-5), ("recompute", 1e-5)],  # computed again in batches of other sizes, whose rounding differs
+    [
+        ("disk", 0.0),
+        ("auto", 1e-5),
+        ("recompute", 1e-5),
+    ],  # computed again in batches of other sizes, whose rounding differs
 )
 def test_storage_changes_nothing(storage: str, tolerance: float) -> None:
     kept = matched(Clip())
     other = matched(Clip(), storage)
     for one, two in zip(kept.steps, other.steps, strict=True):
         assert torch.equal(one.pairs.pairs, two.pairs.pairs)
-        assert all(torch.equal(table, two.pairs.tokens[name]) for name, table in one.pairs.tokens.items())
+        assert all(
+            torch.equal(table, two.pairs.tokens[name]) for name, table in one.pairs.tokens.items()
+        )
     assert relative_error(edited(other, (0.5, 0.8)), edited(kept, (0.5, 0.8))) <= tolerance
 
 
 @pytest.mark.parametrize("consistency", CONSISTENCIES)
 def test_frames_per_pass_changes_nothing(consistency: str) -> None:
     found = edited(matched(Clip()), (0.5, 0.8), consistency=consistency, frames_per_pass=2)
-    assert relative_error(found, edited(matched(Clip()), (0.5, 0.8), consistency=consistency)) < 1e-5
+    assert (
+        relative_error(found, edited(matched(Clip()), (0.5, 0.8), consistency=consistency)) < 1e-5
+    )
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
-def test_apply_under_a_stock_sampler_is_the_sampler_bit_for_bit(model: Any, shares: tuple[float, float] | None) -> None:
+def test_apply_under_a_stock_sampler_is_the_sampler_bit_for_bit(
+    model: Any, shares: tuple[float, float] | None
+) -> None:
     injection = call(PlugAndPlay, *shares)[0] if shares else None
     _, noisy, sigmas = inverted(Clip())
     patched = call(Apply, model, matched(Clip()), injection=injection)[0]
     found = stock_sampler(patched, sigmas, noisy)
-    wanted = call(Sampler, model, POSITIVE, NEGATIVE, matched(Clip()), cfg=CFG, injection=injection)[0]["samples"]
+    wanted = call(
+        Sampler, model, POSITIVE, NEGATIVE, matched(Clip()), cfg=CFG, injection=injection
+    )[0]["samples"]
     assert torch.equal(found, wanted)
 
 
 def test_per_frame_without_injection_is_the_plain_host_bit_for_bit(model: Any) -> None:
     _, noisy, sigmas = inverted(Clip())
     wanted = stock_sampler(model, sigmas, noisy)
-    found = call(Sampler, model, POSITIVE, NEGATIVE, matched(Clip()), cfg=CFG, consistency="per frame")[0]["samples"]
+    found = call(
+        Sampler, model, POSITIVE, NEGATIVE, matched(Clip()), cfg=CFG, consistency="per frame"
+    )[0]["samples"]
     assert torch.equal(found, wanted)
 
 
 def stock_sampler(model: Any, sigmas: Tensor, noisy: dict[str, Tensor]) -> Tensor:
     sampler = comfy.samplers.sampler_object("euler")
-    return call(SamplerCustom, model, False, 0, CFG, POSITIVE, NEGATIVE, sampler, sigmas, noisy)[0]["samples"]
+    return call(SamplerCustom, model, False, 0, CFG, POSITIVE, NEGATIVE, sampler, sigmas, noisy)[0][
+        "samples"
+    ]
 
 
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_sd15(4)
     unet = model.model.diffusion_model
     clip = moving_clip(3, *SIZE)
-    plain = stock_sampler(model, torch.tensor([1.0, 0.0]), clip)  # the host itself leaves marks when it loads a model
+    plain = stock_sampler(
+        model, torch.tensor([1.0, 0.0]), clip
+    )  # the host itself leaves marks when it loads a model
     weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in unet.named_modules()}
     options = repr(model.model_options)
 
     inversion, _, _ = call(InvertVideo, model, clip, SOURCE, steps=2)
-    features, _ = call(ExtractFeatures, model, inversion, layers="all", steps="every", storage="recompute")
+    features, _ = call(
+        ExtractFeatures, model, inversion, layers="all", steps="every", storage="recompute"
+    )
     correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2)
     call(Sampler, model, POSITIVE, NEGATIVE, correspondences, injection=call(PlugAndPlay)[0])
 

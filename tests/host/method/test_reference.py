@@ -1,4 +1,6 @@
-"""The public code's choices, held to an oracle that runs them as the public code does: three rows in one batch."""
+"""The public code's choices, held to an oracle that runs them as the public code does: three rows
+in one batch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,20 @@ from tokenflow_pack.tokenflow_ops.matching.build import BLENDS
 from tokenflow_pack.tokenflow_ops.passes import SourceMatchPass
 from torch import Tensor
 
-from ..helpers import NEGATIVE, POSITIVE, SOURCE, STEPS, call, edit, extracted, injection, inverted, relative_error, tiny_model, watch
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    SOURCE,
+    STEPS,
+    call,
+    edit,
+    extracted,
+    injection,
+    inverted,
+    relative_error,
+    tiny_model,
+    watch,
+)
 from ..oracles.reference import ReferenceEdit
 
 MODE = "tokenflow, public code"
@@ -25,10 +40,18 @@ SIZE = 8, 10
 
 @cache
 def matched(frames: int) -> Any:
-    return call(BuildCorrespondences.execute, extracted(frames, SIZE), keyframe_interval=INTERVAL, seed=3, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        extracted(frames, SIZE),
+        keyframe_interval=INTERVAL,
+        seed=3,
+        backend="torch",
+    )[0]
 
 
-def searched(monkeypatch: pytest.MonkeyPatch, frames: int) -> list[Mapping[str, tuple[Tensor, Tensor]]]:
+def searched(
+    monkeypatch: pytest.MonkeyPatch, frames: int
+) -> list[Mapping[str, tuple[Tensor, Tensor]]]:
     """Filled, while an edit runs, with the matches of all frames by step and layer."""
     found: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(STEPS)]
     match = SourceMatchPass.attention
@@ -47,9 +70,13 @@ def searched(monkeypatch: pytest.MonkeyPatch, frames: int) -> list[Mapping[str, 
 
 
 @pytest.mark.parametrize(
-    ("frames", "shares"), [(6, (0.5, 0.8)), (8, (0.5, 0.8)), (2, (0.5, 0.8)), (6, None)], ids=["whole", "tail", "one chunk", "no injection"]
+    ("frames", "shares"),
+    [(6, (0.5, 0.8)), (8, (0.5, 0.8)), (2, (0.5, 0.8)), (6, None)],
+    ids=["whole", "tail", "one chunk", "no injection"],
 )
-def test_the_edit_is_the_public_codes(monkeypatch: pytest.MonkeyPatch, frames: int, shares: tuple[float, float] | None) -> None:
+def test_the_edit_is_the_public_codes(
+    monkeypatch: pytest.MonkeyPatch, frames: int, shares: tuple[float, float] | None
+) -> None:
     proposals = searched(monkeypatch, frames)
     inputs = {"injection": call(PlugAndPlay.execute, *shares)[0]} if shares else {}
     found = edit(correspondences=matched(frames), consistency=MODE, cfg=CFG, **inputs)
@@ -69,7 +96,9 @@ def test_the_edit_is_the_public_codes(monkeypatch: pytest.MonkeyPatch, frames: i
     )
     wanted = tiny_model().model.process_latent_out(oracle.run())
     assert relative_error(found, wanted) < 1e-4
-    assert oracle.ties < 1e-3 * sum(side.numel() for step in proposals for sides in step.values() for side in sides)
+    assert oracle.ties < 1e-3 * sum(
+        side.numel() for step in proposals for sides in step.values() for side in sides
+    )
 
 
 def test_it_differs_from_ours() -> None:
@@ -83,21 +112,31 @@ def test_passes_of_any_size_give_the_same() -> None:
     assert relative_error(edit(frames_per_pass=3, **inputs), edit(**inputs)) < 1e-4
 
 
-def test_the_search_is_repeated_in_every_layer_on_rows_that_were_propagated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_is_repeated_in_every_layer_on_rows_that_were_propagated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kinds: list[str] = []
     watch(monkeypatch, lambda _, frames_pass: kinds.append(type(frames_pass).__name__))
     proposals = searched(monkeypatch, 6)
     edit(correspondences=matched(6), consistency=MODE)
-    assert kinds == ["SourceKeyframePass", "KeyframePass", "SourceMatchPass", "PropagationPass"] * STEPS
+    assert (
+        kinds
+        == ["SourceKeyframePass", "KeyframePass", "SourceMatchPass", "PropagationPass"] * STEPS
+    )
     stored = matched(6).steps[0]
     layers = list(proposals[0])
-    same = [float((proposals[0][layer][1] == own_chunk(stored, layer)).float().mean()) for layer in layers]
+    same = [
+        float((proposals[0][layer][1] == own_chunk(stored, layer)).float().mean())
+        for layer in layers
+    ]
     assert same[0] == 1  # before any attention the source row is the source
     assert min(same) < 1
 
 
 def own_chunk(stored: Any, layer: str) -> Tensor:
-    """Stored matches of every frame to its own chunk's keyframe, which is the past or the future one; a keyframe's are itself."""
+    """Stored matches of every frame to its own chunk's keyframe, which is the past or the future
+    one; a keyframe's are itself.
+    """
     own = torch.arange(6) // INTERVAL
     past, future = (side.long() for side in stored.tokens((layer,)))
     return torch.where((stored.near.future == own)[:, None], future, past)
@@ -105,6 +144,16 @@ def own_chunk(stored: Any, layer: str) -> Tensor:
 
 @pytest.mark.parametrize("blend", BLENDS[1:])
 def test_blends_change_the_weights_alone(blend: str) -> None:
-    found = call(BuildCorrespondences.execute, extracted(6, SIZE), keyframe_interval=INTERVAL, seed=3, backend="torch", blend=blend)[0]
-    assert all(torch.equal(one.keyframes, other.keyframes) for one, other in zip(found.steps, matched(6).steps, strict=True))
+    found = call(
+        BuildCorrespondences.execute,
+        extracted(6, SIZE),
+        keyframe_interval=INTERVAL,
+        seed=3,
+        backend="torch",
+        blend=blend,
+    )[0]
+    assert all(
+        torch.equal(one.keyframes, other.keyframes)
+        for one, other in zip(found.steps, matched(6).steps, strict=True)
+    )
     assert relative_error(edit(correspondences=found), edit(correspondences=matched(6))) > 1e-3

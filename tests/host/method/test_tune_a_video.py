@@ -1,4 +1,6 @@
-"""Tune-A-Video's one-shot tuning against its plain formula, and what comes out of it in stock nodes and in the pack's."""
+"""Tune-A-Video's one-shot tuning against its plain formula, and what comes out of it in stock nodes
+and in the pack's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,19 @@ from torch import Tensor
 
 import nodes
 
-from ..helpers import NEGATIVE, POSITIVE, SOURCE, call, edit, interrupted, invert, relative_error, tiny_model, untouched, watch
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    SOURCE,
+    call,
+    edit,
+    interrupted,
+    invert,
+    relative_error,
+    tiny_model,
+    untouched,
+    watch,
+)
 from ..oracles import tune_a_video as oracle
 from ..tiny_models import LAYOUTS, moving_clip, tiny_sd15, tiny_unet
 
@@ -31,10 +45,18 @@ SEED = 7
 RATE = 1e-3
 
 
-def tune(model: Any = None, latents: Any = None, positive: Any = SOURCE, **inputs: Any) -> tuple[Any, ...]:
+def tune(
+    model: Any = None, latents: Any = None, positive: Any = SOURCE, **inputs: Any
+) -> tuple[Any, ...]:
     """The node's outputs: model, lora, loss map."""
     clip = latents or moving_clip(FRAMES, *SIZE)
-    return call(TuneAVideo.execute, model or tiny_model(), clip, positive, **{"steps": 2, "learning_rate": RATE, "seed": SEED, **inputs})
+    return call(
+        TuneAVideo.execute,
+        model or tiny_model(),
+        clip,
+        positive,
+        **{"steps": 2, "learning_rate": RATE, "seed": SEED, **inputs},
+    )
 
 
 @cache
@@ -47,7 +69,9 @@ def draw(model: Any, step: int) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(SEED + 1000 * step)
         noise = torch.randn(moving_clip(FRAMES, *SIZE)["samples"].shape)
-        return noise, torch.tensor(model.get_model_object("model_sampling").percent_to_sigma(torch.rand(1).item()))
+        return noise, torch.tensor(
+            model.get_model_object("model_sampling").percent_to_sigma(torch.rand(1).item())
+        )
 
 
 def changes(lora: dict[str, Tensor]) -> Tensor:
@@ -66,10 +90,15 @@ def test_the_gradient_is_the_formulas(layout: str, monkeypatch: pytest.MonkeyPat
     latents = moving_clip(FRAMES, *SIZE, layout=LAYOUTS[layout])
     monkeypatch.setattr(torch.optim, "AdamW", lambda weights, lr: torch.optim.SGD(weights, lr))
     _, lora, losses = tune(model, latents, steps=1, learning_rate=1.0)
-    weights, noisy = oracle.query_weights(model), (clean(model, latents), *draw(model, 0), SOURCE[0][0])
+    weights, noisy = (
+        oracle.query_weights(model),
+        (clean(model, latents), *draw(model, 0), SOURCE[0][0]),
+    )
     gradient = oracle.gradient(model, weights, *noisy)
     assert sorted(lora) == [f"diffusion_model.{name}.diff" for name in sorted(weights)]
-    assert relative_error(-changes(lora), changes(gradient)) < 2e-3  # float32: the formula itself is 1e-3 from float64
+    assert (
+        relative_error(-changes(lora), changes(gradient)) < 2e-3
+    )  # float32: the formula itself is 1e-3 from float64
     assert losses["loss"] == pytest.approx([float(oracle.loss(model, weights, *noisy))], rel=1e-5)
 
 
@@ -77,17 +106,24 @@ def test_the_change_is_adamws() -> None:
     model = tiny_model()
     before = oracle.query_weights(model)
     found = {name: weight.clone() for name, weight in before.items()}
-    means, squares = ({name: torch.zeros_like(weight) for name, weight in before.items()} for _ in range(2))
+    means, squares = (
+        {name: torch.zeros_like(weight) for name, weight in before.items()} for _ in range(2)
+    )
     for step in range(2):
         gradient = oracle.gradient(model, found, clean(model), *draw(model, step), SOURCE[0][0])
         for name, part in gradient.items():
             means[name] = 0.9 * means[name] + 0.1 * part
             squares[name] = 0.999 * squares[name] + 0.001 * part**2
-            mean, square = means[name] / (1 - 0.9 ** (step + 1)), squares[name] / (1 - 0.999 ** (step + 1))
+            mean, square = (
+                means[name] / (1 - 0.9 ** (step + 1)),
+                squares[name] / (1 - 0.999 ** (step + 1)),
+            )
             decayed = before[name] + (1 - RATE * 0.01) * (found[name] - before[name])
             found[name] = decayed - RATE * mean / (square.sqrt() + 1e-8)
     wanted = {name: weight - before[name] for name, weight in found.items()}
-    assert relative_error(changes(tuned()[1]), changes(wanted)) < 0.1  # of a gradient near zero, AdamW takes the sign alone
+    assert (
+        relative_error(changes(tuned()[1]), changes(wanted)) < 0.1
+    )  # of a gradient near zero, AdamW takes the sign alone
 
 
 def test_the_loss_goes_down() -> None:
@@ -101,18 +137,28 @@ def test_the_loss_goes_down() -> None:
     with torch.no_grad():
         for sigma in (0.5, 2.0, 8.0):
             untrained, trained = (
-                oracle.loss(model, weights, clean(model, latents), noise, torch.tensor(sigma), SOURCE[0][0]) for weights in (before, after)
+                oracle.loss(
+                    model, weights, clean(model, latents), noise, torch.tensor(sigma), SOURCE[0][0]
+                )
+                for weights in (before, after)
             )
             assert trained < 0.97 * untrained
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_the_stock_loader_makes_the_same_model_of_the_saved_file(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stock_loader_makes_the_same_model_of_the_saved_file(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, lora, _ = tuned(rank)
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     call(nodes_train.SaveLoRA.execute, lora, "tuned")
     (file,) = tmp_path.glob("*.safetensors")
-    loaded = call(nodes_train.LoraModelLoader.execute, tiny_model(), comfy.utils.load_torch_file(str(file)), 1.0)[0]
+    loaded = call(
+        nodes_train.LoraModelLoader.execute,
+        tiny_model(),
+        comfy.utils.load_torch_file(str(file)),
+        1.0,
+    )[0]
     found, again, plain = (sampled(one) for one in (model, loaded, tiny_model()))
     assert torch.equal(found, again)
     assert relative_error(found, plain) > 1e-4
@@ -122,7 +168,9 @@ def test_the_stock_loader_makes_the_same_model_of_the_saved_file(rank: int, tmp_
 
 def sampled(model: Any) -> Tensor:
     blank = {"samples": torch.zeros(1, 4, *SIZE)}
-    return call(nodes.common_ksampler, model, 0, 2, 4.0, "euler", "normal", POSITIVE, NEGATIVE, blank)[0]["samples"]
+    return call(
+        nodes.common_ksampler, model, 0, 2, 4.0, "euler", "normal", POSITIVE, NEGATIVE, blank
+    )[0]["samples"]
 
 
 def test_recomputed_blocks_and_weights_loaded_by_a_node_train_the_same() -> None:
@@ -152,17 +200,31 @@ def test_the_model_stays_as_it_was() -> None:
 def load_again() -> None:
     """As the next node does: only then the host takes functions off the weights."""
     sampled(tiny_model())
-    assert not any(getattr(module, "weight_function", None) for module in tiny_model().model.modules())
+    assert not any(
+        getattr(module, "weight_function", None) for module in tiny_model().model.modules()
+    )
     assert all(weight.grad is None for weight in tiny_model().model.parameters())
 
 
 def test_the_tuned_model_inverts_and_edits() -> None:
-    """Its inversion is taken for that of its checkpoint, as with any LoRA; another checkpoint's is refused."""
+    """Its inversion is taken for that of its checkpoint, as with any LoRA; another checkpoint's is
+    refused.
+    """
     model = tuned()[0]
     inversion = invert(model, moving_clip(FRAMES, *SIZE))[0]
-    features = call(ExtractFeatures.execute, model, inversion, "one per resolution", "one noise level", storage="memory")[0]
+    features = call(
+        ExtractFeatures.execute,
+        model,
+        inversion,
+        "one per resolution",
+        "one noise level",
+        storage="memory",
+    )[0]
     matched = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
-    found, plain = (edit(one, correspondences=matched, consistency="sparse-causal") for one in (model, tiny_model()))
+    found, plain = (
+        edit(one, correspondences=matched, consistency="sparse-causal")
+        for one in (model, tiny_model())
+    )
     assert relative_error(found, plain) > 1e-4
     with pytest.raises(NodeError, match="not the one the source was inverted with"):
         edit(tiny_model(1), correspondences=matched, consistency="sparse-causal")

@@ -1,8 +1,9 @@
 """UNets in GGUF files, with real blocks, loaded the way ComfyUI-GGUF loads them.
 
-That pack puts operations of its own in the place of the host's. A linear layer keeps its weight as the file's bytes, in a tensor that says
-it has the shape of the numbers, and makes numbers of it whenever it runs; the host is told the layer's state by shapes alone. So what our
-pack meets is weights that are no numbers.
+That pack puts operations of its own in the place of the host's. A linear layer keeps its weight as
+the file's bytes, in a tensor that says it has the shape of the numbers, and makes numbers of it
+whenever it runs; the host is told the layer's state by shapes alone. So what our pack meets is
+weights that are no numbers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def blocks(data: Tensor, kind: Any, shape: torch.Size) -> Blocks:
 
 def numbers(weight: Blocks) -> Tensor:
     """What the bytes stand for, float32, by the reference implementation of the format."""
-    return torch.from_numpy(gguf.quants.dequantize(weight.as_subclass(Tensor).numpy(), weight.kind)).reshape(weight.numbers_shape)
+    return torch.from_numpy(
+        gguf.quants.dequantize(weight.as_subclass(Tensor).numpy(), weight.kind)
+    ).reshape(weight.numbers_shape)
 
 
 class Operations(comfy.ops.manual_cast):
@@ -64,10 +67,14 @@ class Operations(comfy.ops.manual_cast):
                 self.bias = torch.nn.Parameter(state[f"{prefix}bias"], requires_grad=False)
             return None
 
-        def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        def _save_to_state_dict(
+            self, destination: dict[str, Any], prefix: str, keep_vars: bool
+        ) -> None:
             if not isinstance(self.weight, Blocks):
                 return super()._save_to_state_dict(destination, prefix, keep_vars)
-            destination[f"{prefix}weight"] = torch.zeros(self.weight.size(), dtype=torch.uint8, device="meta")
+            destination[f"{prefix}weight"] = torch.zeros(
+                self.weight.size(), dtype=torch.uint8, device="meta"
+            )
             if self.bias is not None:
                 destination[f"{prefix}bias"] = torch.zeros_like(self.bias, device="meta")
             return None
@@ -80,7 +87,9 @@ class Operations(comfy.ops.manual_cast):
 
 
 def write(path: Path, weights: Mapping[str, Tensor], kind: Any) -> None:
-    """As the converters write: norms and biases whole, convolutions in half precision, matrices of whole blocks in such blocks."""
+    """As the converters write: norms and biases whole, convolutions in half precision, matrices of
+    whole blocks in such blocks.
+    """
     writer = gguf.GGUFWriter(path, "sd1")
     for name, weight in weights.items():
         if weight.ndim == 2 and weight.shape[1] % BLOCK == 0:
@@ -97,16 +106,29 @@ def read(path: Path) -> dict[str, Tensor]:
     """A state dict, blocks as blocks."""
     found = {}
     for tensor in gguf.GGUFReader(path).tensors:
-        data, shape = torch.from_numpy(tensor.data.copy()), torch.Size(int(side) for side in reversed(tensor.shape))
-        found[tensor.name] = blocks(data, tensor.tensor_type, shape) if data.dtype == torch.uint8 else data.reshape(shape)
+        data, shape = (
+            torch.from_numpy(tensor.data.copy()),
+            torch.Size(int(side) for side in reversed(tensor.shape)),
+        )
+        found[tensor.name] = (
+            blocks(data, tensor.tensor_type, shape)
+            if data.dtype == torch.uint8
+            else data.reshape(shape)
+        )
     return found
 
 
 def load(state: Mapping[str, Tensor]) -> Any:
-    """The model of a state dict with blocks, by the host's loader. The host has to know its layout."""
+    """The model of a state dict with blocks, by the host's loader.
+
+    The host has to know its layout.
+    """
     return comfy.sd.load_diffusion_model_state_dict(dict(state), {"custom_operations": Operations})
 
 
 def whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same in float32."""
-    return {name: numbers(weight) if isinstance(weight, Blocks) else weight.float() for name, weight in state.items()}
+    return {
+        name: numbers(weight) if isinstance(weight, Blocks) else weight.float()
+        for name, weight in state.items()
+    }

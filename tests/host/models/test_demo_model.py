@@ -26,7 +26,10 @@ TEXT_LORA = {
     "kohya": "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
     "diffusers": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
 }
-SUFFIXES = {"kohya": (".lora_up.weight", ".lora_down.weight"), "diffusers": ("_lora.up.weight", "_lora.down.weight")}
+SUFFIXES = {
+    "kohya": (".lora_up.weight", ".lora_down.weight"),
+    "diffusers": ("_lora.up.weight", "_lora.down.weight"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +45,11 @@ def parts() -> Any:
 
 def picture(size: int = 128) -> torch.Tensor:
     """An IMAGE of a wood star on water."""
-    return Scene(torch.Generator().manual_seed(4), "wood", "star", "water").render(size=size).movedim(0, -1)[None]
+    return (
+        Scene(torch.Generator().manual_seed(4), "wood", "star", "water")
+        .render(size=size)
+        .movedim(0, -1)[None]
+    )
 
 
 def encode(clip: Any, text: str) -> list:
@@ -52,13 +59,18 @@ def encode(clip: Any, text: str) -> list:
 def sample(model: Any, clip: Any, size: int = 8) -> torch.Tensor:
     latent = {"samples": torch.zeros(1, 16, size, size)}
     prompts = encode(clip, "a gold star on water"), encode(clip, "")
-    return nodes.KSampler().sample(model, 1, 2, 3.0, "euler", "normal", *prompts, latent)[0]["samples"]
+    return nodes.KSampler().sample(model, 1, 2, 3.0, "euler", "normal", *prompts, latent)[0][
+        "samples"
+    ]
 
 
 def lora(style: str, key: str, width: int) -> dict[str, torch.Tensor]:
     up, down = SUFFIXES[style]
     generator = torch.Generator().manual_seed(0)
-    return {f"{key}{up}": torch.randn(width, 4, generator=generator), f"{key}{down}": torch.randn(4, width, generator=generator)}
+    return {
+        f"{key}{up}": torch.randn(width, 4, generator=generator),
+        f"{key}{down}": torch.randn(4, width, generator=generator),
+    }
 
 
 def test_stock_nodes_sample_a_picture_that_depends_on_the_prompt(parts: Any) -> None:
@@ -66,7 +78,10 @@ def test_stock_nodes_sample_a_picture_that_depends_on_the_prompt(parts: Any) -> 
     latent = {"samples": torch.zeros(2, 16, 32, 32)}
     settings = (model, 7, 3, 4.0, "euler", "normal")
     prompts = "a gold star on water", "a red box on grass"
-    first, second = (nodes.KSampler().sample(*settings, encode(clip, text), encode(clip, ""), latent)[0] for text in prompts)
+    first, second = (
+        nodes.KSampler().sample(*settings, encode(clip, text), encode(clip, ""), latent)[0]
+        for text in prompts
+    )
     assert first["samples"].shape == (2, 16, 32, 32)
     assert not torch.allclose(first["samples"], second["samples"], atol=0.1)
     assert nodes.VAEDecode().decode(vae, first)[0].shape == (2, 128, 128, 3)
@@ -80,7 +95,11 @@ def test_the_noise_schedule_buries_the_mean_colour(parts: Any) -> None:
 @pytest.mark.parametrize("tiled", [False, True])
 def test_the_autoencoder_keeps_the_picture(parts: Any, tiled: bool) -> None:
     vae, image = parts[2], picture()
-    encoder, decoder = (nodes.VAEEncodeTiled(), nodes.VAEDecodeTiled()) if tiled else (nodes.VAEEncode(), nodes.VAEDecode())
+    encoder, decoder = (
+        (nodes.VAEEncodeTiled(), nodes.VAEDecodeTiled())
+        if tiled
+        else (nodes.VAEEncode(), nodes.VAEDecode())
+    )
     settings = {"tile_size": 64, "overlap": 16} if tiled else {}
     latent = encoder.encode(vae, image, **settings)[0]
     assert latent["samples"].shape == (1, 16, 32, 32)
@@ -89,7 +108,12 @@ def test_the_autoencoder_keeps_the_picture(parts: Any, tiled: bool) -> None:
 
 
 def test_the_autoencoder_crops_to_whole_patches(parts: Any) -> None:
-    assert nodes.VAEEncode().encode(parts[2], picture()[:, :98, :103])[0]["samples"].shape == (1, 16, 24, 25)
+    assert nodes.VAEEncode().encode(parts[2], picture()[:, :98, :103])[0]["samples"].shape == (
+        1,
+        16,
+        24,
+        25,
+    )
 
 
 def test_previews_are_the_mean_colours_of_patches(parts: Any) -> None:
@@ -98,7 +122,9 @@ def test_previews_are_the_mean_colours_of_patches(parts: Any) -> None:
     model, _, vae = parts
     image = picture()
     latent_format = model.model.latent_format
-    previewer = Latent2RGBPreviewer(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+    previewer = Latent2RGBPreviewer(
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    )
     small = previewer.decode_latent_to_preview(nodes.VAEEncode().encode(vae, image)[0]["samples"])
     means = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 4)[0].movedim(0, -1)
     shown = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(32, 32, 3) / 255
@@ -109,7 +135,9 @@ def test_previews_are_the_mean_colours_of_patches(parts: Any) -> None:
 def test_a_lora_changes_the_unet(parts: Any, style: str) -> None:
     model, clip, _ = parts
     assert UNET_LORA[style] in model_lora_keys_unet(model.model, {})
-    changed, _ = comfy.sd.load_lora_for_models(model, clip, lora(style, UNET_LORA[style], 64), 1.0, 1.0)
+    changed, _ = comfy.sd.load_lora_for_models(
+        model, clip, lora(style, UNET_LORA[style], 64), 1.0, 1.0
+    )
     plain = sample(model, clip)
     assert not torch.equal(sample(changed, clip), plain)
     assert torch.equal(sample(model, clip), plain)
@@ -119,7 +147,9 @@ def test_a_lora_changes_the_unet(parts: Any, style: str) -> None:
 def test_a_lora_changes_the_text_encoder(parts: Any, style: str) -> None:
     model, clip, _ = parts
     assert TEXT_LORA[style] in model_lora_keys_clip(clip.cond_stage_model, {})
-    _, changed = comfy.sd.load_lora_for_models(model, clip, lora(style, TEXT_LORA[style], 64), 1.0, 1.0)
+    _, changed = comfy.sd.load_lora_for_models(
+        model, clip, lora(style, TEXT_LORA[style], 64), 1.0, 1.0
+    )
     plain = encode(clip, "a gold star on water")[0][0]
     assert not torch.equal(encode(changed, "a gold star on water")[0][0], plain)
     assert torch.equal(encode(clip, "a gold star on water")[0][0], plain)
@@ -128,12 +158,20 @@ def test_a_lora_changes_the_text_encoder(parts: Any, style: str) -> None:
 def test_blocks_have_the_numbers_of_sd15(parts: Any) -> None:
     unet = parts[0].model.diffusion_model
     assert (len(unet.input_blocks), len(unet.output_blocks)) == (12, 12)
-    attention = {name.rsplit(".", 4)[0] for name, _ in unet.named_modules() if name.endswith("attn1")}
-    assert attention == {*(f"input_blocks.{i}" for i in (1, 2, 4, 5, 7, 8)), "middle_block", *(f"output_blocks.{i}" for i in range(3, 12))}
+    attention = {
+        name.rsplit(".", 4)[0] for name, _ in unet.named_modules() if name.endswith("attn1")
+    }
+    assert attention == {
+        *(f"input_blocks.{i}" for i in (1, 2, 4, 5, 7, 8)),
+        "middle_block",
+        *(f"output_blocks.{i}" for i in range(3, 12)),
+    }
 
 
 @pytest.mark.parametrize("content", [None, b"version https://git-lfs.github.com/spec/v1\n"])
-def test_missing_weights_are_an_error_that_says_what_to_do(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_an_error_that_says_what_to_do(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.safetensors"
     if content is not None:
         path.write_bytes(content)
@@ -163,4 +201,6 @@ def test_true_flow_moves_one_frame_onto_the_next(shape: str) -> None:
     seen = ~occluded
     assert flow.abs().max() > 2
     assert occluded.float().mean() < 0.3
-    assert (moved - before)[:, seen].square().mean() < 0.05 * (after - before)[:, seen].square().mean()
+    assert (moved - before)[:, seen].square().mean() < 0.05 * (after - before)[
+        :, seen
+    ].square().mean()

@@ -1,7 +1,8 @@
-"""The same graph and seed give the same bits: here on another server, with other passes and other searches.
+"""The same graph and seed give the same bits: here on another server, with other passes and other
+searches.
 
-After interrupts, in the next run on what was finished: tests/host/faults. From a stored inversion: test_stored.py.
-Ties: tests/ops/matching/test_search.py.
+After interrupts, in the next run on what was finished: tests/host/faults. From a stored inversion:
+test_stored.py. Ties: tests/ops/matching/test_search.py.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from ..helpers import relative_error
 
 
 def prompt(frames_per_pass: int = 0, backend: str = "auto") -> dict[str, dict[str, Any]]:
-    """An edit of the embedded clip's first frames with random keyframes, injection and all defaults."""
+    """An edit of the embedded clip's first frames with random keyframes, injection and all
+    defaults.
+    """
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": inputs}
 
     model, passes = ["demo", 0], {"frames_per_pass": frames_per_pass}
-    sampled = {"correspondences": ["build", 0], "injection": ["inject", 0], "cfg": 5.0, "sampler_name": "euler", "seed": 1}
+    sampled = {
+        "correspondences": ["build", 0],
+        "injection": ["inject", 0],
+        "cfg": 5.0,
+        "sampler_name": "euler",
+        "seed": 1,
+    }
     sampled |= {"positive": ["target", 0], "negative": ["negative", 0]}
     return {
         "demo": node("TokenFlowLoadDemoModel"),
@@ -38,9 +47,23 @@ def prompt(frames_per_pass: int = 0, backend: str = "auto") -> dict[str, dict[st
         "clip": node("GetVideoComponents", video=["video", 0]),
         "frames": node("ImageFromBatch", image=["clip", 0], batch_index=0, length=3),
         "encoded": node("VAEEncode", pixels=["frames", 0], vae=["demo", 2]),
-        "invert": node("TokenFlowInvertVideo", model=model, latents=["encoded", 0], positive=["source", 0], steps=2, cfg=1.0, **passes),
+        "invert": node(
+            "TokenFlowInvertVideo",
+            model=model,
+            latents=["encoded", 0],
+            positive=["source", 0],
+            steps=2,
+            cfg=1.0,
+            **passes,
+        ),
         "extract": node("TokenFlowExtractFeatures", model=model, inversion=["invert", 0], **passes),
-        "build": node("TokenFlowBuildCorrespondences", features=["extract", 0], keyframe_interval=2, seed=3, backend=backend),
+        "build": node(
+            "TokenFlowBuildCorrespondences",
+            features=["extract", 0],
+            keyframe_interval=2,
+            seed=3,
+            backend=backend,
+        ),
         "inject": node("TokenFlowPlugAndPlay"),
         "edit": node("TokenFlowSampler", model=model, **sampled, **passes),
         "keep": node("SaveLatent", samples=["edit", 0], filename_prefix="determinism"),
@@ -51,7 +74,9 @@ def latents(server: Server, **choices: Any) -> Tensor:
     known, graph = server.get("/object_info"), prompt(**choices)
     for entry in graph.values():  # the page sends every input, with its default
         required = known[entry["class_type"]]["input"]["required"]
-        entry["inputs"] = {name: spec[1]["default"] for name, spec in required.items() if "default" in spec[-1]} | entry["inputs"]
+        entry["inputs"] = {
+            name: spec[1]["default"] for name, spec in required.items() if "default" in spec[-1]
+        } | entry["inputs"]
     (file,) = run_prompt(server.address, graph).files()
     return load_file(server.output / file)["latent_tensor"]
 

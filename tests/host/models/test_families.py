@@ -1,4 +1,6 @@
-"""A model family is one module: a made-up one, which is no UNet, is inverted, matched and edited by the pack's nodes."""
+"""A model family is one module: a made-up one, which is no UNet, is inverted, matched and edited by
+the pack's nodes.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v, self.after = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
 
     def forward(self, tokens: Tensor, options: dict[str, Any]) -> Tensor:
-        out: Tensor = self.after(optimized_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), HEADS))
+        out: Tensor = self.after(
+            optimized_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), HEADS)
+        )
         return out
 
 
@@ -59,16 +63,29 @@ class MadeUp(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(BLOCKS))
         self.stages = nn.ModuleList(Attention() for _ in range(BLOCKS))
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: dict[str, Any], **_: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        transformer_options: dict[str, Any],
+        **_: Any,
+    ) -> Tensor:
         """Through the host's wrappers, as all of its models run."""
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         run = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         out: Tensor = run.execute(x, timesteps, context, transformer_options)
         return out
 
-    def _forward(self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: dict[str, Any]) -> Tensor:
+    def _forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: dict[str, Any]
+    ) -> Tensor:
         tokens = self.inward(x.flatten(2).transpose(1, 2))
-        tokens = tokens + self.words(context.mean(1, keepdim=True)) + self.level(timesteps[:, None, None] / 1000)
+        tokens = (
+            tokens
+            + self.words(context.mean(1, keepdim=True))
+            + self.level(timesteps[:, None, None] / 1000)
+        )
         for norm, stage in zip(self.norms, self.stages, strict=True):
             tokens = tokens + 0.5 * stage(norm(tokens), transformer_options)
         out: Tensor = self.outward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
@@ -87,7 +104,9 @@ class MadeUpCall(AttentionCall):
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
         if context is None and value is None:
             return self.original(x, self.options)
-        return self.run_injected(x, x if context is None else context, x if value is None else value)
+        return self.run_injected(
+            x, x if context is None else context, x if value is None else value
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out: Tensor = optimized_attention(q, k, v, HEADS)
@@ -110,11 +129,17 @@ class MadeUpFamily:
 
     @staticmethod
     def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
-        def forward(original: Callable[..., Tensor], tokens: Tensor, options: dict[str, Any]) -> Tensor:
+        def forward(
+            original: Callable[..., Tensor], tokens: Tensor, options: dict[str, Any]
+        ) -> Tensor:
             now = Handover.of(options)
             if now is None:
                 return original(tokens, options)
-            return now.work.attention(MadeUpCall(path, module, tokens, None, None, now.of_batch(options), original, options))
+            return now.work.attention(
+                MadeUpCall(
+                    path, module, tokens, None, None, now.of_batch(options), original, options
+                )
+            )
 
         return forward
 
@@ -137,16 +162,27 @@ def model() -> ModelPatcher:
 @cache
 def matched(interval: int) -> Any:
     inversion = invert(model(), moving_clip(FRAMES, *SIZE), steps=STEPS, refinement="none")[0]
-    features = call(ExtractFeatures.execute, model(), inversion, layers="all", steps="every", storage="memory")[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=interval, backend="torch")[0]
+    features = call(
+        ExtractFeatures.execute, model(), inversion, layers="all", steps="every", storage="memory"
+    )[0]
+    return call(
+        BuildCorrespondences.execute, features, keyframe_interval=interval, backend="torch"
+    )[0]
 
 
 def edited(interval: int = 2, inject: bool = False, **inputs: Any) -> Tensor:
     prompts = random_conditioning(2), random_conditioning(3)
     injection = call(PlugAndPlay.execute, 1.0, 0.0)[0] if inject else None
-    return call(Sampler.execute, model(), *prompts, matched(interval), cfg=CFG, injection=injection, carry_until=0.0, **inputs)[0][
-        "samples"
-    ]
+    return call(
+        Sampler.execute,
+        model(),
+        *prompts,
+        matched(interval),
+        cfg=CFG,
+        injection=injection,
+        carry_until=0.0,
+        **inputs,
+    )[0]["samples"]
 
 
 def test_per_frame_is_the_plain_host_bit_for_bit() -> None:
@@ -154,7 +190,9 @@ def test_per_frame_is_the_plain_host_bit_for_bit() -> None:
     noisy = {"samples": model().get_model_object("latent_format").process_out(inversion.latents[0])}
     chosen = sampler_object("euler")
     prompts = random_conditioning(2), random_conditioning(3)
-    wanted = call(SamplerCustom.execute, model(), False, 0, CFG, *prompts, chosen, inversion.sigmas, noisy)[0]["samples"]
+    wanted = call(
+        SamplerCustom.execute, model(), False, 0, CFG, *prompts, chosen, inversion.sigmas, noisy
+    )[0]["samples"]
     assert torch.equal(edited(consistency="per frame"), wanted)
 
 
@@ -173,18 +211,29 @@ def test_keyframes_attend_to_each_other_by_the_formula(monkeypatch: pytest.Monke
         out = attention(self, q, k, v)
         if q.shape == k.shape and q.shape[1] > SIZE[0] * SIZE[1]:
             count = q.shape[1] // (SIZE[0] * SIZE[1])
-            wanted = extended_attention(*(part[:1].unflatten(1, (count, -1))[0] for part in (q, k, v)), HEADS)
+            wanted = extended_attention(
+                *(part[:1].unflatten(1, (count, -1))[0] for part in (q, k, v)), HEADS
+            )
             seen.append((out[0], wanted.flatten(0, 1), count))
         return out
 
     monkeypatch.setattr(MadeUpCall, "attend", watched)
     edited()
     assert seen
-    assert all(count == FRAMES // 2 and relative_error(found, wanted) < 1e-5 for found, wanted, count in seen)
+    assert all(
+        count == FRAMES // 2 and relative_error(found, wanted) < 1e-5
+        for found, wanted, count in seen
+    )
 
 
 def test_all_modes_that_need_no_more_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for mode in ("tokenflow", "joint attention", "first frame", "sparse-causal", "tokenflow, public code"):
+    for mode in (
+        "tokenflow",
+        "joint attention",
+        "first frame",
+        "sparse-causal",
+        "tokenflow, public code",
+    ):
         assert torch.isfinite(edited(consistency=mode, propagation=ATTENTION)).all()
 
 

@@ -1,4 +1,6 @@
-"""Which model an inversion belongs to: the same weights in any type, with LoRA or without, and no others, however they are merged."""
+"""Which model an inversion belongs to: the same weights in any type, with LoRA or without, and no
+others, however they are merged.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ import torch
 from comfy import model_management
 from comfy.cli_args import args
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from comfy_extras.nodes_model_merging import ModelAdd, ModelMergeBlocks, ModelMergeSimple, ModelSave, ModelSubtract
+from comfy_extras.nodes_model_merging import (
+    ModelAdd,
+    ModelMergeBlocks,
+    ModelMergeSimple,
+    ModelSave,
+    ModelSubtract,
+)
 from safetensors.torch import save_file
 from tokenflow_pack.host.validation.checks import check_same_model
 from tokenflow_pack.host.validation.errors import NodeError
@@ -30,7 +38,8 @@ from ..helpers import inverted, tiny_model, with_lora
 from ..tiny_models import SD15, narrow_family, random_weights
 
 TYPES = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
-# What the host makes of a file: its loader's choices and its options. By itself it takes float32 on a CPU.
+# What the host makes of a file: its loader's choices and its options. By itself it takes float32 on
+# a CPU.
 LOADED: dict[str, Callable[[pytest.MonkeyPatch], str]] = {
     "fp8_e4m3fn": lambda patch: "fp8_e4m3fn",
     "fp8_e5m2": lambda patch: "fp8_e5m2",
@@ -42,8 +51,12 @@ LOADED: dict[str, Callable[[pytest.MonkeyPatch], str]] = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The host's folder of UNets. Its loaders know the narrow SD 1.5."""
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
-    monkeypatch.setattr(comfy.supported_models, "models", [narrow_family(SD15), *comfy.supported_models.models])
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"})
+    )
+    monkeypatch.setattr(
+        comfy.supported_models, "models", [narrow_family(SD15), *comfy.supported_models.models]
+    )
     return tmp_path
 
 
@@ -52,7 +65,9 @@ def weights(seed: int = 0) -> dict[str, Tensor]:
     return random_weights(SD15, seed)
 
 
-def model(seed: int = 0, dtype: torch.dtype = torch.float32, given: dict[str, Tensor] | None = None) -> Any:
+def model(
+    seed: int = 0, dtype: torch.dtype = torch.float32, given: dict[str, Tensor] | None = None
+) -> Any:
     """A model of its own, as the host builds it from a checkpoint."""
     return comfy.sd.load_diffusion_model_state_dict(dict(given or weights(seed)), {"dtype": dtype})
 
@@ -75,13 +90,19 @@ def same(model: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("stored", TYPES, ids=str)
-def test_a_checkpoint_is_known_whatever_type_its_file_has(folder: Path, stored: torch.dtype) -> None:
-    save_file({name: weight.to(stored) for name, weight in weights().items()}, folder / "x.safetensors")
+def test_a_checkpoint_is_known_whatever_type_its_file_has(
+    folder: Path, stored: torch.dtype
+) -> None:
+    save_file(
+        {name: weight.to(stored) for name, weight in weights().items()}, folder / "x.safetensors"
+    )
     assert_known(UNETLoader().load_unet("x.safetensors", "default")[0])
 
 
 @pytest.mark.parametrize("loaded", LOADED)
-def test_a_checkpoint_is_known_whatever_type_it_is_loaded_in(folder: Path, loaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_known_whatever_type_it_is_loaded_in(
+    folder: Path, loaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_file({name: weight.half() for name, weight in weights().items()}, folder / "x.safetensors")
     found = UNETLoader().load_unet("x.safetensors", LOADED[loaded](monkeypatch))[0]
     assert found.model.diffusion_model.out[2].weight.dtype != torch.float32
@@ -98,12 +119,19 @@ def assert_known(found: Any) -> None:
 @cache
 def known() -> dict[torch.dtype, str]:
     """Fingerprints of the model as it is published in half precision and in what is cast from that."""
-    return {kind: model_fingerprint(model(0, kind, {name: weight.half() for name, weight in weights().items()})) for kind in TYPES}
+    return {
+        kind: model_fingerprint(
+            model(0, kind, {name: weight.half() for name, weight in weights().items()})
+        )
+        for kind in TYPES
+    }
 
 
 @cache
 def others() -> tuple[Any, ...]:
-    return tiny_model(1), *(merged(tiny_model(), tiny_model(1), share) for share in (0.05, 0.5, 0.95))
+    return tiny_model(1), *(
+        merged(tiny_model(), tiny_model(1), share) for share in (0.05, 0.5, 0.95)
+    )
 
 
 def test_quantised_layers_with_scales_are_known_by_their_norms_and_biases(folder: Path) -> None:
@@ -111,7 +139,10 @@ def test_quantised_layers_with_scales_are_known_by_their_norms_and_biases(folder
     for name, weight in weights().items():
         if weight.ndim == 2:
             scale = weight.abs().max() / 448
-            quantised |= {name: (weight / scale).to(torch.float8_e4m3fn), name.removesuffix("weight") + "scale_weight": scale}
+            quantised |= {
+                name: (weight / scale).to(torch.float8_e4m3fn),
+                name.removesuffix("weight") + "scale_weight": scale,
+            }
         else:
             quantised[name] = weight.half()
     save_file(quantised, folder / "x.safetensors")
@@ -141,7 +172,10 @@ def test_a_merge_is_neither_of_its_models_either_way_round(share: float, kind: t
 
 
 def test_the_hosts_node_merges_so() -> None:
-    assert same(ModelMergeSimple().merge(tiny_model(), tiny_model(1), 0.7)[0], merged(tiny_model(), tiny_model(1), 0.7))
+    assert same(
+        ModelMergeSimple().merge(tiny_model(), tiny_model(1), 0.7)[0],
+        merged(tiny_model(), tiny_model(1), 0.7),
+    )
 
 
 def test_what_is_merged_in_is_seen_before_and_after_the_host_has_loaded_it() -> None:
@@ -170,7 +204,9 @@ def test_a_saved_merge_is_the_merge(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("part", ["input", "middle", "out"])
 def test_a_merge_of_a_part_is_another_model(part: str) -> None:
     shares = {"input": 1.0, "middle": 1.0, "out": 1.0, part: 0.95}
-    assert not same(ModelMergeBlocks().merge(tiny_model(), tiny_model(1), **shares)[0], tiny_model())
+    assert not same(
+        ModelMergeBlocks().merge(tiny_model(), tiny_model(1), **shares)[0], tiny_model()
+    )
 
 
 def test_merges_of_merges_sums_and_differences_are_told_apart() -> None:
@@ -183,7 +219,9 @@ def test_merges_of_merges_sums_and_differences_are_told_apart() -> None:
     assert not same(difference, two)
 
 
-@pytest.mark.parametrize("name", ["middle_block.1.transformer_blocks.0.attn1.to_q.weight", "time_embed.0.bias"])
+@pytest.mark.parametrize(
+    "name", ["middle_block.1.transformer_blocks.0.attn1.to_q.weight", "time_embed.0.bias"]
+)
 def test_a_checkpoint_with_one_weight_tuned_is_another(name: str) -> None:
     tuned = dict(weights())
     tuned[name] = tuned[name] * 1.02
@@ -200,11 +238,18 @@ def test_a_lora_on_top_is_the_same_model_and_one_in_a_checkpoint_another() -> No
     model_management.load_models_gpu([with_it])
     assert is_same_model(with_it, known)
     assert is_same_model(first, known)
-    assert same(merged(with_it, tiny_model(1), 0.5), merged(tiny_model(), with_lora(tiny_model(1), 1.0), 0.5))
+    assert same(
+        merged(with_it, tiny_model(1), 0.5),
+        merged(tiny_model(), with_lora(tiny_model(1), 1.0), 0.5),
+    )
     model_management.unload_all_models()
     baked = {name: weight.clone() for name, weight in weights().items()}
     key = "input_blocks.1.1.transformer_blocks.0.attn1.to_v.weight"
-    baked[key] += 0.3 * torch.randn(baked[key].shape, generator=torch.Generator().manual_seed(0)) * baked[key].std()
+    baked[key] += (
+        0.3
+        * torch.randn(baked[key].shape, generator=torch.Generator().manual_seed(0))
+        * baked[key].std()
+    )
     assert not same(model(given=baked), tiny_model())
 
 

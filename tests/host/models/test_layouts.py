@@ -1,4 +1,6 @@
-"""Every layout of UNet: its layers are found, and the pack through its nodes is the plain host or the oracle on all of them."""
+"""Every layout of UNet: its layers are found, and the pack through its nodes is the plain host or
+the oracle on all of them.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ from ..tiny_models import LAYOUTS, Layout, TinyVAE, moving_clip, random_conditio
 
 STEPS, FRAMES, SIZE, CFG = 2, 3, (8, 16), 4.0
 SHARES = 0.5, 1.0  # the first step with both, the second with features alone
-# Self-attention layers, parameters in millions as published, and the decoder blocks that Plug-and-Play injects into: all with
-# self-attention but the first.
+# Self-attention layers, parameters in millions as published, and the decoder blocks that
+# Plug-and-Play injects into: all with self-attention but the first.
 KNOWN: dict[str, tuple[int, int, range]] = {
     "SD 1.5": (16, 860, range(4, 12)),
     "SD 1.5 inpaint": (16, 860, range(4, 12)),
@@ -53,7 +55,8 @@ KNOWN: dict[str, tuple[int, int, range]] = {
     "EDM": (15, 745, range(1, 6)),
     "EDM v InstructPix2Pix": (70, 2567, range(1, 6)),
 }
-# SD 1.5 is what all other tests are on, and these differ from others by their first convolution or their prediction alone.
+# SD 1.5 is what all other tests are on, and these differ from others by their first convolution or
+# their prediction alone.
 EDITED = [name for name in LAYOUTS if name not in ("SD 1.5", "SD 2.x inpaint", "Segmind Vega")]
 INPAINT = ["SD 1.5 inpaint", "SDXL inpaint"]
 INSTRUCTED = [name for name in LAYOUTS if name.endswith("InstructPix2Pix")]
@@ -71,12 +74,20 @@ def _one_thread() -> Iterator[None]:
 
 
 def layers_of(layout: Layout) -> list[str]:
-    """The self-attention layers that the layout has, by the UNet's own way to count: a block per ResBlock, one more per downsampling."""
+    """The self-attention layers that the layout has, by the UNet's own way to count: a block per
+    ResBlock, one more per downsampling.
+    """
     per_level = len(layout.encoder) // len(layout.levels)
-    depths = {f"input_blocks.{1 + i + i // per_level}": depth for i, depth in enumerate(layout.encoder)}
+    depths = {
+        f"input_blocks.{1 + i + i // per_level}": depth for i, depth in enumerate(layout.encoder)
+    }
     depths |= {"middle_block": layout.middle}
     depths |= {f"output_blocks.{i}": depth for i, depth in enumerate(layout.decoder)}
-    return [f"{block}.1.transformer_blocks.{i}.attn1" for block, depth in depths.items() for i in range(depth)]
+    return [
+        f"{block}.1.transformer_blocks.{i}.attn1"
+        for block, depth in depths.items()
+        for i in range(depth)
+    ]
 
 
 @cache
@@ -94,21 +105,39 @@ def painted() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     height, width = SIZE
     masks = (torch.rand(FRAMES, height, width, generator=generator) > 0.5).float()
-    return torch.rand(FRAMES, 8 * height, 8 * width, 3, generator=generator), masks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return torch.rand(
+        FRAMES, 8 * height, 8 * width, 3, generator=generator
+    ), masks.repeat_interleave(8, 1).repeat_interleave(8, 2)
 
 
 @cache
 def prompts(name: str) -> tuple[Any, Any, Any]:
-    """Source, positive and negative CONDITIONING as the layout's users make them, pooled embeddings and pictures to inpaint included."""
+    """Source, positive and negative CONDITIONING as the layout's users make them, pooled embeddings
+    and pictures to inpaint included.
+    """
     layout = LAYOUTS[name]
-    source, positive, negative = (random_conditioning(seed, pooled=layout.takes_vector) for seed in (1, 2, 3))
+    source, positive, negative = (
+        random_conditioning(seed, pooled=layout.takes_vector) for seed in (1, 2, 3)
+    )
     if name in INPAINT:
         pictures, masks = painted()
-        source, positive, _ = InpaintModelConditioning().encode(source, positive, pixels=pictures, vae=TinyVAE(), mask=masks)
-        negative = InpaintModelConditioning().encode(negative, negative, pixels=pictures, vae=TinyVAE(), mask=masks)[0]
+        source, positive, _ = InpaintModelConditioning().encode(
+            source, positive, pixels=pictures, vae=TinyVAE(), mask=masks
+        )
+        negative = InpaintModelConditioning().encode(
+            negative, negative, pixels=pictures, vae=TinyVAE(), mask=masks
+        )[0]
     if name in INSTRUCTED:
-        positive, negative, _ = call(InstructPixToPixConditioning.execute, positive, negative, vae=TinyVAE(), pixels=painted()[0])
-        source = call(InstructPixToPixConditioning.execute, source, source, vae=TinyVAE(), pixels=painted()[0])[0]
+        positive, negative, _ = call(
+            InstructPixToPixConditioning.execute,
+            positive,
+            negative,
+            vae=TinyVAE(),
+            pixels=painted()[0],
+        )
+        source = call(
+            InstructPixToPixConditioning.execute, source, source, vae=TinyVAE(), pixels=painted()[0]
+        )[0]
     return source, positive, negative
 
 
@@ -130,7 +159,11 @@ def told(name: str) -> tuple[oracle.Prompt, ...]:
         pooled, vector = extra.get("pooled_output"), None
         if pooled is not None:
             size = 8 * height, 8 * width
-            vector = oracle.refiner_vector(pooled, *size, score) if name == "SDXL refiner" else oracle.sdxl_vector(pooled, *size)
+            vector = (
+                oracle.refiner_vector(pooled, *size, score)
+                if name == "SDXL refiner"
+                else oracle.sdxl_vector(pooled, *size)
+            )
         found.append(oracle.Prompt(tokens, vector, concat))
     return tuple(found)
 
@@ -138,34 +171,71 @@ def told(name: str) -> tuple[oracle.Prompt, ...]:
 @cache
 def inverted(name: str) -> tuple[Any, ...]:
     """DDIM Invert Video's outputs."""
-    return invert(model(name), clip(name), positive=prompts(name)[0], steps=STEPS, refinement="none")
+    return invert(
+        model(name), clip(name), positive=prompts(name)[0], steps=STEPS, refinement="none"
+    )
 
 
 @cache
 def matched(name: str, storage: str = "recompute") -> Any:
     """Build NN Correspondences' output."""
-    features = call(ExtractFeatures.execute, model(name), inverted(name)[0], layers="all", steps="every", storage=storage)[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, seed=1, backend="torch")[0]
+    features = call(
+        ExtractFeatures.execute,
+        model(name),
+        inverted(name)[0],
+        layers="all",
+        steps="every",
+        storage=storage,
+    )[0]
+    return call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, seed=1, backend="torch"
+    )[0]
 
 
-def edited(name: str, shares: tuple[float, float] | None = SHARES, storage: str = "recompute", **inputs: Any) -> Tensor:
+def edited(
+    name: str,
+    shares: tuple[float, float] | None = SHARES,
+    storage: str = "recompute",
+    **inputs: Any,
+) -> Tensor:
     """TokenFlow Sampler's latents."""
     injection = call(PlugAndPlay.execute, *shares)[0] if shares else None
     _, positive, negative = prompts(name)
     correspondences = matched(name, storage)
-    return call(Sampler.execute, model(name), positive, negative, correspondences, cfg=CFG, injection=injection, **inputs)[0]["samples"]
+    return call(
+        Sampler.execute,
+        model(name),
+        positive,
+        negative,
+        correspondences,
+        cfg=CFG,
+        injection=injection,
+        **inputs,
+    )[0]["samples"]
 
 
 @cache
 def oracle_path(name: str) -> tuple[Tensor, Tensor]:
     """The oracle's sigmas and inverted latents."""
-    sigmas = comfy.samplers.KSampler(model(name), STEPS, torch.device("cpu"), "euler", "normal").sigmas
-    return sigmas, oracle.invert(model(name), model(name).model.process_latent_in(clip(name)["samples"]), sigmas, told(name)[0])
+    sigmas = comfy.samplers.KSampler(
+        model(name), STEPS, torch.device("cpu"), "euler", "normal"
+    ).sigmas
+    return sigmas, oracle.invert(
+        model(name),
+        model(name).model.process_latent_in(clip(name)["samples"]),
+        sigmas,
+        told(name)[0],
+    )
 
 
 def true_unet(layout: Layout) -> UNetModel:
     """The model at its true widths, without any memory for its weights."""
-    return UNetModel(**layout.unet(narrow=False), dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
+    return UNetModel(
+        **layout.unet(narrow=False),
+        dtype=torch.float32,
+        device="meta",
+        operations=comfy.ops.disable_weight_init,
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -174,23 +244,43 @@ def test_layers_are_found_at_true_widths(name: str) -> None:
     unet = true_unet(layout)
     weights = unet.state_dict()
     assert type(comfy.model_detection.model_config_from_unet(weights, "")) is layout.family
-    assert sum(weight.numel() for weight in weights.values()) / 1e6 == pytest.approx(millions, rel=5e-3)
+    assert sum(weight.numel() for weight in weights.values()) / 1e6 == pytest.approx(
+        millions, rel=5e-3
+    )
     found = find(unet)
     assert found is not None
     assert list(found.attention) == layers_of(layout)
     assert len(found.attention) == count
-    assert sorted({int(layer.split(".")[1]) for layer in found.injected_attention()}) == list(injected)
+    assert sorted({int(layer.split(".")[1]) for layer in found.injected_attention()}) == list(
+        injected
+    )
     assert found.injected_hidden == f"output_blocks.{injected[0]}.0.out_layers"
 
 
 def test_blocks_without_self_attention_are_left_out() -> None:
     """The x4 upscaler attends to the prompt twice, but for its coarsest level."""
-    layout = Layout(comfy.supported_models.SD_X4Upscaler, (1, 2, 2, 4), (0,) * 2 + (1,) * 6, 1, (1,) * 9 + (0,) * 3, in_channels=7)
+    layout = Layout(
+        comfy.supported_models.SD_X4Upscaler,
+        (1, 2, 2, 4),
+        (0,) * 2 + (1,) * 6,
+        1,
+        (1,) * 9 + (0,) * 3,
+        in_channels=7,
+    )
     unet = true_unet(layout)
-    assert type(comfy.model_detection.model_config_from_unet(unet.state_dict(), "")) is layout.family
+    assert (
+        type(comfy.model_detection.model_config_from_unet(unet.state_dict(), "")) is layout.family
+    )
     found = find(unet)
     assert found is not None
-    assert found.blocks == ("input_blocks.10", "input_blocks.11", "middle_block", "output_blocks.0", "output_blocks.1", "output_blocks.2")
+    assert found.blocks == (
+        "input_blocks.10",
+        "input_blocks.11",
+        "middle_block",
+        "output_blocks.0",
+        "output_blocks.1",
+        "output_blocks.2",
+    )
     assert found.injected_hidden == "output_blocks.1.0.out_layers"
 
 
@@ -223,7 +313,10 @@ def test_edited_latents_are_the_oracles(name: str) -> None:
         [step.keyframes.tolist() for step in steps],
         CFG,
         *SHARES,
-        proposals=[{layer: matched(name).tokens(i, layer) for layer in matched(name).features.shapes} for i in range(len(steps))],
+        proposals=[
+            {layer: matched(name).tokens(i, layer) for layer in matched(name).features.shapes}
+            for i in range(len(steps))
+        ],
         pnp_blocks=KNOWN[name][2],
         deep=True,
     ).run()
@@ -242,7 +335,9 @@ def stock(patcher: Any, name: str, sigmas: Tensor, noisy: dict[str, Tensor]) -> 
     """The host's own SamplerCustom."""
     sampler = comfy.samplers.sampler_object("euler")
     _, positive, negative = prompts(name)
-    return call(SamplerCustom.execute, patcher, False, 0, CFG, positive, negative, sampler, sigmas, noisy)[0]["samples"]
+    return call(
+        SamplerCustom.execute, patcher, False, 0, CFG, positive, negative, sampler, sigmas, noisy
+    )[0]["samples"]
 
 
 @pytest.mark.parametrize("name", ["SD 1.5 inpaint", "Segmind Vega v"])
@@ -265,7 +360,16 @@ def test_every_pass_sees_the_pictures_and_masks_of_its_frames() -> None:
     injection = call(PlugAndPlay.execute, *SHARES)[0]
     _, positive, negative = prompts(name)
     patched = watched(model(name), see)
-    call(Sampler.execute, patched, positive, negative, matched(name), cfg=CFG, injection=injection, frames_per_pass=2)
+    call(
+        Sampler.execute,
+        patched,
+        positive,
+        negative,
+        matched(name),
+        cfg=CFG,
+        injection=injection,
+        frames_per_pass=2,
+    )
     assert set(passes) == {"CapturePass", "KeyframePass", "PropagationPass"}
 
 
@@ -284,37 +388,71 @@ def test_an_inpainting_model_takes_plain_prompts() -> None:
     """The host then lets it see nothing of the frames, all of which it paints."""
     name = "SD 1.5 inpaint"
     plain = [random_conditioning(seed) for seed in (1, 2, 3)]
-    inversion = invert(model(name), clip(name), positive=plain[0], steps=STEPS, refinement="none")[0]
+    inversion = invert(model(name), clip(name), positive=plain[0], steps=STEPS, refinement="none")[
+        0
+    ]
     edits = []
     for storage in ("memory", "recompute"):
-        features = call(ExtractFeatures.execute, model(name), inversion, layers="all", steps="every", storage=storage)[0]
-        correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+        features = call(
+            ExtractFeatures.execute,
+            model(name),
+            inversion,
+            layers="all",
+            steps="every",
+            storage=storage,
+        )[0]
+        correspondences = call(
+            BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        )[0]
         injection = call(PlugAndPlay.execute, *SHARES)[0]
-        edits.append(call(Sampler.execute, model(name), *plain[1:], correspondences, cfg=CFG, injection=injection)[0]["samples"])
+        edits.append(
+            call(
+                Sampler.execute,
+                model(name),
+                *plain[1:],
+                correspondences,
+                cfg=CFG,
+                injection=injection,
+            )[0]["samples"]
+        )
     assert relative_error(*edits) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("decoder", "listed"),
     [
-        ((0, 0, 0, 1) + (0,) * 8, "input_blocks.1, input_blocks.2, .*, middle_block, output_blocks.3."),
+        (
+            (0, 0, 0, 1) + (0,) * 8,
+            "input_blocks.1, input_blocks.2, .*, middle_block, output_blocks.3.",
+        ),
         ((0,) * 12, "input_blocks.1, .*, input_blocks.8, middle_block."),
     ],
     ids=["one block", "none"],
 )
-def test_an_injection_without_layers_for_it_is_refused(decoder: tuple[int, ...], listed: str) -> None:
+def test_an_injection_without_layers_for_it_is_refused(
+    decoder: tuple[int, ...], listed: str
+) -> None:
     patcher = tiny_unet(replace(LAYOUTS["SD 1.5"], decoder=decoder))
     source, positive, negative = prompts("SD 1.5")
-    inversion = invert(patcher, moving_clip(2, 8, 8), positive=source, steps=1, refinement="none")[0]
-    features = call(ExtractFeatures.execute, patcher, inversion, layers="all", steps="every", storage="memory")[0]
+    inversion = invert(patcher, moving_clip(2, 8, 8), positive=source, steps=1, refinement="none")[
+        0
+    ]
+    features = call(
+        ExtractFeatures.execute, patcher, inversion, layers="all", steps="every", storage="memory"
+    )[0]
     correspondences = call(BuildCorrespondences.execute, features, backend="torch")[0]
 
     def edit(attention_until: float, features_until: float, layers: str = "decoder") -> Tensor:
         injection = call(PlugAndPlay.execute, attention_until, features_until, layers)[0]
-        return call(Sampler.execute, patcher, positive, negative, correspondences, injection=injection)[0]["samples"]
+        return call(
+            Sampler.execute, patcher, positive, negative, correspondences, injection=injection
+        )[0]["samples"]
 
     for chosen in ((0.5, 0.0), (0.0, 0.8), (0.5, 0.0, "late decoder")):
-        with pytest.raises(NodeError, match=f"^TokenFlow Sampler, input 'injection': .* second block .* {listed} Disconnect it"):
+        with pytest.raises(
+            NodeError,
+            match=f"^TokenFlow Sampler, input 'injection': .* second block .* {listed} Disconnect it",
+        ):
             edit(*chosen)
     with pytest.raises(NodeError, match=f"^Apply TokenFlow, input 'injection': .* {listed}"):
         call(Apply.execute, patcher, correspondences, injection=call(PlugAndPlay.execute)[0])

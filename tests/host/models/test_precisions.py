@@ -1,4 +1,6 @@
-"""Models in every precision the host loads them in, and in GGUF: an edit is that of the same numbers in float32."""
+"""Models in every precision the host loads them in, and in GGUF: an edit is that of the same
+numbers in float32.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ KEPT_IN = torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
 def _narrow_layout() -> Iterator[None]:
     """The host's loaders know the narrow SD 1.5."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(comfy.supported_models, "models", [narrow_family(SD15), *comfy.supported_models.models])
+    patch.setattr(
+        comfy.supported_models, "models", [narrow_family(SD15), *comfy.supported_models.models]
+    )
     yield
     patch.undo()
 
@@ -55,7 +59,9 @@ def kept_in(dtype: torch.dtype) -> tuple[Any, Any]:
 
 def in_blocks(kind: str) -> tuple[Any, Any]:
     """A model in GGUF, and the one with the same numbers in float32."""
-    return gguf_models.load(quantised(kind)), loaded(gguf_models.whole(quantised(kind)), torch.float32)
+    return gguf_models.load(quantised(kind)), loaded(
+        gguf_models.whole(quantised(kind)), torch.float32
+    )
 
 
 MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -67,8 +73,12 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
 def edited(model: Any) -> tuple[Tensor, Tensor]:
     """The noisy end of the inversion, and the edit with Plug-and-Play, all made with one model."""
     inversion = invert(model, moving_clip(FRAMES, *SIZE), check_reconstruction=False)[0]
-    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute")[0]
-    correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    features = call(
+        ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute"
+    )[0]
+    correspondences = call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
     return inversion.latents[0], edit(model, correspondences=correspondences, injection=injection())
 
 
@@ -84,7 +94,9 @@ def test_an_edit_is_that_of_the_same_numbers_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_without_consistency_it_is_the_plain_host_bit_for_bit(name: str) -> None:
     model, _ = MODELS[name]()
-    assert torch.equal(edit(model, consistency="per frame"), stock(model))  # inverted with the same model in float32
+    assert torch.equal(
+        edit(model, consistency="per frame"), stock(model)
+    )  # inverted with the same model in float32
 
 
 @pytest.mark.parametrize("kind", gguf_models.KINDS)

@@ -1,4 +1,6 @@
-"""Save Inversion and Load Inversion: the same edit to the bit, refusals that say what does not match, names that stay in their folders."""
+"""Save Inversion and Load Inversion: the same edit to the bit, refusals that say what does not
+match, names that stay in their folders.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +55,16 @@ def save(prefix: str = "inversions/TokenFlow", **changes: Any) -> None:
     call(SaveInversion.execute, dataclasses.replace(inverted(*CLIP)[0], **changes), prefix)
 
 
-def load(file: str = FIRST, model: Any = None, positive: Any = SOURCE, **inputs: Any) -> tuple[Any, ...]:
+def load(
+    file: str = FIRST, model: Any = None, positive: Any = SOURCE, **inputs: Any
+) -> tuple[Any, ...]:
     return call(LoadInversion.execute, file, model or tiny_model(), positive, **inputs)
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
+    )
 
 
 def refused(run: Callable[[], Any], node: str, socket: str, found: str) -> None:
@@ -87,7 +93,11 @@ def test_an_edit_from_a_file_is_the_edit_to_the_bit() -> None:
 
     def edited(inversion: Any) -> torch.Tensor:
         features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="recompute")[0]
-        return edit(correspondences=call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0])
+        return edit(
+            correspondences=call(
+                BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+            )[0]
+        )
 
     assert torch.equal(edited(load()[0]), edited(inverted(*CLIP)[0]))
 
@@ -102,9 +112,14 @@ def test_a_noise_mask_is_kept_unless_the_latents_bring_another() -> None:
     assert (set(noisy), noisy["batch_index"]) == ({"samples", "batch_index"}, [3, 4])
 
 
-def test_the_graph_travels_with_the_file_as_with_the_hosts(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+def test_the_graph_travels_with_the_file_as_with_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, folders: Path
+) -> None:
     monkeypatch.setattr(
-        SaveInversion, "hidden", SimpleNamespace(prompt={"1": {}}, extra_pnginfo={"workflow": {"nodes": []}}), raising=False
+        SaveInversion,
+        "hidden",
+        SimpleNamespace(prompt={"1": {}}, extra_pnginfo={"workflow": {"nodes": []}}),
+        raising=False,
     )
     save("with")
     monkeypatch.setattr(args, "disable_metadata", True)
@@ -114,7 +129,10 @@ def test_the_graph_travels_with_the_file_as_with_the_hosts(monkeypatch: pytest.M
     assert (json.loads(kept["prompt"]), json.loads(kept["workflow"])) == ({"1": {}}, {"nodes": []})
     with safe_open(folders / "output" / f"without_00001_{SUFFIX}", framework="pt") as file:
         assert not {"prompt", "workflow"} & file.metadata().keys()
-    assert torch.equal(load(f"with_00001_{SUFFIX} [output]")[0].latents, load(f"without_00001_{SUFFIX} [output]")[0].latents)
+    assert torch.equal(
+        load(f"with_00001_{SUFFIX} [output]")[0].latents,
+        load(f"without_00001_{SUFFIX} [output]")[0].latents,
+    )
 
 
 class Ready:
@@ -131,25 +149,42 @@ class Ready:
         return inverted(*CLIP)[0], tiny_model(), SOURCE
 
 
-def test_on_the_host_a_file_is_loaded_once_until_it_is_another(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+def test_on_the_host_a_file_is_loaded_once_until_it_is_another(
+    monkeypatch: pytest.MonkeyPatch, folders: Path
+) -> None:
     for name, node in (("Ready", Ready), ("Save", SaveInversion), ("Load", LoadInversion)):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, node)
     reads: list[Path] = []
-    monkeypatch.setattr(stored, "_read", lambda path, read=stored._read: reads.append(path) or read(path))
+    monkeypatch.setattr(
+        stored, "_read", lambda path, read=stored._read: reads.append(path) or read(path)
+    )
     sent: list[Any] = []
     queue = executor(lambda event, data, sid: sent.append((event, data)), "me")
     ready = {"class_type": "Ready", "inputs": {}}
 
     def run(file: str | None, prefix: str) -> None:
-        load = {"class_type": "Load", "inputs": {"file": file, "model": ["ready", 1], "positive": ["ready", 2]}}
-        save = {"class_type": "Save", "inputs": {"inversion": ["load" if file else "ready", 0], "filename_prefix": prefix}}
+        load = {
+            "class_type": "Load",
+            "inputs": {"file": file, "model": ["ready", 1], "positive": ["ready", 2]},
+        }
+        save = {
+            "class_type": "Save",
+            "inputs": {"inversion": ["load" if file else "ready", 0], "filename_prefix": prefix},
+        }
         prompt = {"ready": ready, "save": save, **({"load": load} if file else {})}
-        queue.execute(prompt, "id", {"client_id": "me", "extra_pnginfo": {"workflow": {"of": prefix}}}, ["save"])
+        queue.execute(
+            prompt,
+            "id",
+            {"client_id": "me", "extra_pnginfo": {"workflow": {"of": prefix}}},
+            ["save"],
+        )
         assert queue.success, queue.status_messages
 
     run(None, "first")
     shown = next(data["output"] for event, data in sent if event == "executed")
-    assert shown["inversions"] == [{"filename": f"first_00001_{SUFFIX}", "subfolder": "", "type": "output"}]
+    assert shown["inversions"] == [
+        {"filename": f"first_00001_{SUFFIX}", "subfolder": "", "type": "output"}
+    ]
     assert shown["text"][0].startswith(f"first_00001_{SUFFIX}: 2 frames")
     with safe_open(folders / "output" / f"first_00001_{SUFFIX}", framework="pt") as file:
         assert json.loads(file.metadata()["workflow"]) == {"of": "first"}
@@ -157,7 +192,9 @@ def test_on_the_host_a_file_is_loaded_once_until_it_is_another(monkeypatch: pyte
     run(name, "second")
     run(name, "third")
     assert len(reads) == 1
-    os.replace(folders / "output" / f"second_00001_{SUFFIX}", folders / "output" / f"first_00001_{SUFFIX}")
+    os.replace(
+        folders / "output" / f"second_00001_{SUFFIX}", folders / "output" / f"first_00001_{SUFFIX}"
+    )
     run(name, "fourth")
     assert len(reads) == 2
 
@@ -167,15 +204,40 @@ def test_on_the_host_a_file_is_loaded_once_until_it_is_another(monkeypatch: pyte
 
 def test_another_model_prompt_or_clip_is_refused() -> None:
     save()
-    refused(lambda: load(model=tiny_model(1)), "Load Inversion", "model", "not the one the source was inverted with")
-    refused(lambda: load(positive=POSITIVE), "Load Inversion", "positive", "not the one the source was inverted with")
-    refused(lambda: load(positive=controlled()), "Load Inversion", "positive", r"'control' \(ControlBase\)")
+    refused(
+        lambda: load(model=tiny_model(1)),
+        "Load Inversion",
+        "model",
+        "not the one the source was inverted with",
+    )
+    refused(
+        lambda: load(positive=POSITIVE),
+        "Load Inversion",
+        "positive",
+        "not the one the source was inverted with",
+    )
+    refused(
+        lambda: load(positive=controlled()),
+        "Load Inversion",
+        "positive",
+        r"'control' \(ControlBase\)",
+    )
     other = moving_clip(CLIP[0], *CLIP[1])
     other["samples"] = other["samples"].clone()
     other["samples"][1] += 0.3
     refused(lambda: load(latents=other), "Load Inversion", "latents", r"frames \[1\] are not those")
-    refused(lambda: load(latents=moving_clip(3, 8, 8)), "Load Inversion", "latents", "3 frames here, 2 in the inversion")
-    refused(lambda: load(latents=moving_clip(2, 8, 16)), "Load Inversion", "latents", "16 x 8 here, 8 x 8")
+    refused(
+        lambda: load(latents=moving_clip(3, 8, 8)),
+        "Load Inversion",
+        "latents",
+        "3 frames here, 2 in the inversion",
+    )
+    refused(
+        lambda: load(latents=moving_clip(2, 8, 16)),
+        "Load Inversion",
+        "latents",
+        "16 x 8 here, 8 x 8",
+    )
 
 
 def controlled() -> Any:
@@ -183,7 +245,12 @@ def controlled() -> Any:
 
 
 def test_a_prompt_with_a_controlnet_is_not_saved(folders: Path) -> None:
-    refused(lambda: save(conditioning=controlled()), "Save Inversion", "inversion", r"'control' \(ControlBase\), which a file cannot hold")
+    refused(
+        lambda: save(conditioning=controlled()),
+        "Save Inversion",
+        "inversion",
+        r"'control' \(ControlBase\), which a file cannot hold",
+    )
     assert files(folders) == []
 
 
@@ -191,24 +258,46 @@ def test_the_same_prompt_and_clip_of_another_precision_are_taken() -> None:
     save()
     rounded = [[SOURCE[0][0].bfloat16(), SOURCE[0][1]]]
     clip = moving_clip(CLIP[0], *CLIP[1])
-    assert load(positive=rounded, latents={"samples": clip["samples"].half().float()})[0].conditioning is rounded
+    assert (
+        load(positive=rounded, latents={"samples": clip["samples"].half().float()})[0].conditioning
+        is rounded
+    )
 
 
 def test_what_this_host_cannot_use_is_refused(folders: Path) -> None:
     save("strange", scheduler="of another pack\0")
-    refused(lambda: load(f"strange_00001_{SUFFIX} [output]"), "Load Inversion", "file", re.escape(r"'of another pack\x00', which this"))
+    refused(
+        lambda: load(f"strange_00001_{SUFFIX} [output]"),
+        "Load Inversion",
+        "file",
+        re.escape(r"'of another pack\x00', which this"),
+    )
     save("wide", latents=torch.zeros(4, 2, 5, 8, 8))
-    refused(lambda: load(f"wide_00001_{SUFFIX} [output]"), "Load Inversion", "file", "5 channels, the model takes 4")
+    refused(
+        lambda: load(f"wide_00001_{SUFFIX} [output]"),
+        "Load Inversion",
+        "file",
+        "5 channels, the model takes 4",
+    )
     (folders / "input" / f"empty{SUFFIX}").write_bytes(b"")
-    refused(lambda: load(f"empty{SUFFIX}"), "Load Inversion", "file", "not a whole safetensors file")
+    refused(
+        lambda: load(f"empty{SUFFIX}"), "Load Inversion", "file", "not a whole safetensors file"
+    )
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, folders: Path
+) -> None:
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(save, "Save Inversion", "filename_prefix", r"could not be written \(No space left on device\)")
+    refused(
+        save,
+        "Save Inversion",
+        "filename_prefix",
+        r"could not be written \(No space left on device\)",
+    )
     assert files(folders) == []
 
 
@@ -220,7 +309,10 @@ def test_files_of_both_folders_are_offered_by_names_that_load(folders: Path) -> 
     save()
     save("deep/er/%year%/x")
     (folders / "input" / "mine").mkdir()
-    os.link(folders / "output" / FIRST.removesuffix(" [output]"), folders / "input" / "mine" / f"copy{SUFFIX}")
+    os.link(
+        folders / "output" / FIRST.removesuffix(" [output]"),
+        folders / "input" / "mine" / f"copy{SUFFIX}",
+    )
     (folders / "output" / "picture.png").write_bytes(b"")
     (folders / "output" / "lora.safetensors").write_bytes(b"")
     offered = LoadInversion.define_schema().inputs[0].options
@@ -266,7 +358,12 @@ def test_names_that_lead_elsewhere_are_refused(folders: Path, name: str) -> None
     before = files(folders)
     refused(lambda: save(name), "Save Inversion", "filename_prefix", "is no name|signs|link")
     for annotation in ("", " [input]", " [output]"):
-        refused(lambda end=annotation: load(f"{name}{SUFFIX}{end}"), "Load Inversion", "file", "is no name|signs|link|shorter|not there")
+        refused(
+            lambda end=annotation: load(f"{name}{SUFFIX}{end}"),
+            "Load Inversion",
+            "file",
+            "is no name|signs|link|shorter|not there",
+        )
     assert files(folders) == before
 
 
@@ -276,7 +373,12 @@ def write(path: Path) -> None:
 
 def test_only_inversions_of_the_two_folders_are_read(folders: Path) -> None:
     write(folders / "temp" / f"x{SUFFIX}")
-    refused(lambda: load(f"x{SUFFIX} [temp]"), "Load Inversion", "file", "neither in the input nor in the output")
+    refused(
+        lambda: load(f"x{SUFFIX} [temp]"),
+        "Load Inversion",
+        "file",
+        "neither in the input nor in the output",
+    )
     write(folders / "input" / "x.safetensors")
     refused(lambda: load("x.safetensors"), "Load Inversion", "file", "does not end in")
     write(folders / "elsewhere" / f"x{SUFFIX}")
@@ -298,11 +400,18 @@ def test_a_prefix_whose_folder_cannot_be_made_is_refused(folders: Path) -> None:
 @cache
 def signs() -> st.SearchStrategy[str]:
     """What file names are made of, and what they should not be made of."""
-    part = st.one_of(st.sampled_from(["..", ".", "", " ", "~", "%year%", "a", "ä", "CON", "[output]", "out"]), st.text(max_size=5))
-    return st.lists(part, min_size=1, max_size=5).flatmap(lambda parts: st.sampled_from(["/", "\\", ""]).map(lambda by: by.join(parts)))
+    part = st.one_of(
+        st.sampled_from(["..", ".", "", " ", "~", "%year%", "a", "ä", "CON", "[output]", "out"]),
+        st.text(max_size=5),
+    )
+    return st.lists(part, min_size=1, max_size=5).flatmap(
+        lambda parts: st.sampled_from(["/", "\\", ""]).map(lambda by: by.join(parts))
+    )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(name=signs())
 def test_any_name_stays_inside_or_is_refused(folders: Path, name: str) -> None:
     link = folders / "output" / "out"
@@ -334,8 +443,13 @@ def test_every_refusal_of_a_name_ends_in_words_that_can_be_printed() -> None:
 
 
 def test_inversions_of_several_prompts_are_kept(folders: Path) -> None:
-    prompts = [*SOURCE, [POSITIVE[0][0], {**POSITIVE[0][1], "strength": 0.5, "mask": torch.ones(1, 8, 8)}]]
-    inversion = invert(tiny_model(), moving_clip(1, 8, 8), positive=prompts, steps=1, check_reconstruction=False)[0]
+    prompts = [
+        *SOURCE,
+        [POSITIVE[0][0], {**POSITIVE[0][1], "strength": 0.5, "mask": torch.ones(1, 8, 8)}],
+    ]
+    inversion = invert(
+        tiny_model(), moving_clip(1, 8, 8), positive=prompts, steps=1, check_reconstruction=False
+    )[0]
     call(SaveInversion.execute, inversion, "several")
     name = f"several_00001_{SUFFIX} [output]"
     assert torch.equal(load(name, positive=prompts)[0].latents, inversion.latents)

@@ -1,4 +1,6 @@
-"""FateZero's attention blending on all frames together, written down a second time as plain formulas. See `oracle.py` for the notation."""
+"""FateZero's attention blending on all frames together, written down a second time as plain
+formulas. See `oracle.py` for the notation.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def crossed(unet: Any, cross: Callable) -> Iterator[None]:
     modules = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
     try:
         for name, module in modules.items():
-            module.forward = lambda tokens, context, name=name, module=module, **_: cross(name, module, tokens, context)
+            module.forward = lambda tokens, context, name=name, module=module, **_: cross(
+                name, module, tokens, context
+            )
         yield
     finally:
         for module in modules.values():
@@ -28,13 +32,19 @@ def crossed(unet: Any, cross: Callable) -> Iterator[None]:
 
 def maps_of(module: Any, tokens: Tensor, words: Tensor) -> list[Tensor]:
     """A frame's cross-attention by head: (P, C) and (T, D) -> heads times (P, T)."""
-    heads = zip(module.to_q(tokens).chunk(module.heads, -1), module.to_k(words).chunk(module.heads, -1), strict=True)
+    heads = zip(
+        module.to_q(tokens).chunk(module.heads, -1),
+        module.to_k(words).chunk(module.heads, -1),
+        strict=True,
+    )
     return [torch.softmax(q @ k.T / q.shape[-1] ** 0.5, -1) for q, k in heads]
 
 
 def closest_words(words: Tensor, others: Tensor) -> list[tuple[int, float]]:
     """For every word of (T, D) the most similar of the others and their cosine distance."""
-    similarity = [[float(torch.cosine_similarity(word, other, dim=0)) for other in others] for word in words]
+    similarity = [
+        [float(torch.cosine_similarity(word, other, dim=0)) for other in others] for word in words
+    ]
     return [(row.index(max(row)), 1 - max(row)) for row in similarity]
 
 
@@ -45,7 +55,9 @@ def changed(words: Tensor, others: Tensor) -> list[bool]:
 
 
 class FateZero(SparseCausal):
-    """most_tokens: layers with more keep their own maps. strong: share of the strongest attention that makes a place the edit's."""
+    """most_tokens: layers with more keep their own maps. strong: share of the strongest attention
+    that makes a place the edit's.
+    """
 
     most_tokens = 1024
     strong = 0.3
@@ -76,7 +88,9 @@ class FateZero(SparseCausal):
             return super().noise(x, sigma, prompt, *rest)
 
     def values(self, maps: list[Tensor], values: Tensor) -> Tensor:
-        return torch.cat([weights @ v for weights, v in zip(maps, values.chunk(len(maps), -1), strict=True)], -1)
+        return torch.cat(
+            [weights @ v for weights, v in zip(maps, values.chunk(len(maps), -1), strict=True)], -1
+        )
 
     def cross(self, layer: str, module: Any, tokens: Tensor, words: Tensor) -> Tensor:
         """The source's maps for the words that the source prompt has too."""
@@ -98,13 +112,20 @@ class FateZero(SparseCausal):
 
         def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
             own = plain(layer, module, tokens)
-            if not (self.edits and self.before(self.self_until) and tokens.shape[1] <= self.most_tokens):
+            if not (
+                self.edits and self.before(self.self_until) and tokens.shape[1] <= self.most_tokens
+            ):
                 return own
             phi, frames = self.shown.phi[layer], []
             for i in range(len(tokens)):
                 seen = self.seen_by(layer, i)
-                keys, values = torch.cat([module.to_k(phi[j]) for j in seen]), torch.cat([module.to_v(tokens[j]) for j in seen])
-                source = module.to_out(oracle.softmax_attention(module.to_q(phi[i]), keys, values, module.heads))
+                keys, values = (
+                    torch.cat([module.to_k(phi[j]) for j in seen]),
+                    torch.cat([module.to_v(tokens[j]) for j in seen]),
+                )
+                source = module.to_out(
+                    oracle.softmax_attention(module.to_q(phi[i]), keys, values, module.heads)
+                )
                 frames.append(torch.where(self.region(i, tokens.shape[1])[:, None], own[i], source))
             return torch.stack(frames)
 
@@ -118,20 +139,40 @@ class FateZero(SparseCausal):
         return rows, columns
 
     def region(self, frame: int, tokens: int) -> Tensor:
-        """(P,) bool: tokens with a neighbourhood that looks strongly at words which the edit prompt lacks."""
+        """(P,) bool: tokens with a neighbourhood that looks strongly at words which the edit prompt
+        lacks.
+        """
         key = self.step, frame, tokens
         if key in self.regions:
             return self.regions[key]
         lost = changed(self.source[0], self.positive[0])
-        decoder = [frames[frame] for layer, frames in self.looks.items() if layer.startswith("output_blocks.")]
+        decoder = [
+            frames[frame]
+            for layer, frames in self.looks.items()
+            if layer.startswith("output_blocks.")
+        ]
         fewest = min(len(maps[0]) for maps in decoder)
-        maps = torch.stack([head for maps in decoder for head in maps if len(head) == fewest]).mean(0)
+        maps = torch.stack([head for maps in decoder for head in maps if len(head) == fewest]).mean(
+            0
+        )
         rows, columns = self.grid(fewest)
-        strength = sum((maps[:, word] for word, gone in enumerate(lost) if gone), torch.zeros(fewest)).view(rows, columns)
+        strength = sum(
+            (maps[:, word] for word, gone in enumerate(lost) if gone), torch.zeros(fewest)
+        ).view(rows, columns)
         near = torch.stack(
-            [strength[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].max() for row in range(rows) for column in range(columns)]
+            [
+                strength[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].max()
+                for row in range(rows)
+                for column in range(columns)
+            ]
         ).view(rows, columns)
         height, width = self.grid(tokens)
-        wide = torch.stack([near[y * rows // height, x * columns // width] for y in range(height) for x in range(width)])
+        wide = torch.stack(
+            [
+                near[y * rows // height, x * columns // width]
+                for y in range(height)
+                for x in range(width)
+            ]
+        )
         self.regions[key] = wide > self.strong * wide.max()
         return self.regions[key]

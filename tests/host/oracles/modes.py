@@ -1,4 +1,7 @@
-"""Other systems' attention over frames, written down a second time as plain formulas. See `oracle.py` for the notation."""
+"""Other systems' attention over frames, written down a second time as plain formulas.
+
+See `oracle.py` for the notation.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,20 @@ from . import plain as oracle
 class Together(oracle.Edit, ABC):
     """An edit whose frames go through the UNet in one batch, so that a layer can see them all."""
 
-    def noise(self, x: Tensor, sigma: Tensor, prompt: Any, keyframes: Any, blends: Any, ask: dict, hidden: Tensor | None) -> Tensor:
+    def noise(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        prompt: Any,
+        keyframes: Any,
+        blends: Any,
+        ask: dict,
+        hidden: Tensor | None,
+    ) -> Tensor:
         resblock = None if hidden is None else lambda branch: hidden
-        with oracle.replaced(self.patcher.model.diffusion_model, self.together(ask), resblock, self.pnp_blocks[0]):
+        with oracle.replaced(
+            self.patcher.model.diffusion_model, self.together(ask), resblock, self.pnp_blocks[0]
+        ):
             return oracle.epsilon(self.patcher, x, sigma, prompt, list(range(len(x))))
 
     def together(self, ask: dict) -> Callable:
@@ -26,8 +40,15 @@ class Together(oracle.Edit, ABC):
             frames = []
             for i in range(len(tokens)):
                 seen = self.seen_by(layer, i)
-                keys, values = (torch.cat([project(of[j]) for j in seen]) for project, of in ((module.to_k, asking), (module.to_v, tokens)))
-                frames.append(module.to_out(oracle.softmax_attention(module.to_q(asking[i]), keys, values, module.heads)))
+                keys, values = (
+                    torch.cat([project(of[j]) for j in seen])
+                    for project, of in ((module.to_k, asking), (module.to_v, tokens))
+                )
+                frames.append(
+                    module.to_out(
+                        oracle.softmax_attention(module.to_q(asking[i]), keys, values, module.heads)
+                    )
+                )
             return torch.stack(frames)
 
         return attention

@@ -1,9 +1,12 @@
-"""TokenFlow written down a second time, slowly, straight from the formulas: what the pack's result is compared with.
+"""TokenFlow written down a second time, slowly, straight from the formulas: what the pack's result
+is compared with.
 
-Shares no code with the pack. Works on the host's UNet (`patcher.model.diffusion_model`) and its sigmas; loops over frames, plain softmax
-attention, float32. Latents are the model's own (after `process_latent_in`) in noise-over-signal coordinates: (N, C, h, w).
+Shares no code with the pack. Works on the host's UNet (`patcher.model.diffusion_model`) and its
+sigmas; loops over frames, plain softmax attention, float32. Latents are the model's own (after
+`process_latent_in`) in noise-over-signal coordinates: (N, C, h, w).
 
-Names: N frames, k keyframes, S steps, P tokens of width C in a layer; "layer" is the name of an attn1 module in the UNet.
+Names: N frames, k keyframes, S steps, P tokens of width C in a layer; "layer" is the name of an
+attn1 module in the UNet.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# SD 1.x and 2.x: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
+# SD 1.x and 2.x: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the
+# first of them with its ResBlock.
 PNP_BLOCKS = range(4, 12)
 # Cosines this close are the same number: features come out of some hundred float32 layers.
 TIE = 1e-5
@@ -27,8 +31,8 @@ TIE = 1e-5
 class Prompt:
     """What the model is told beside the latents.
 
-    tokens: (1, tokens, width). vector: (1, width), `y` of the models that take it. concat: (N, c, h, w), what models
-    for inpainting or instructions see behind every frame's latents.
+    tokens: (1, tokens, width). vector: (1, width), `y` of the models that take it. concat: (N, c,
+    h, w), what models for inpainting or instructions see behind every frame's latents.
     """
 
     tokens: Tensor
@@ -37,18 +41,25 @@ class Prompt:
 
 
 def sdxl_vector(pooled: Tensor, height: int, width: int) -> Tensor:
-    """SDXL's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner 0, 0, and height and width once more."""
+    """SDXL's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner 0,
+    0, and height and width once more.
+    """
     return _vector(pooled, (height, width, 0, 0, height, width))
 
 
 def refiner_vector(pooled: Tensor, height: int, width: int, score: float) -> Tensor:
-    """The refiner's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner, and how beautiful it shall be."""
+    """The refiner's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's
+    corner, and how beautiful it shall be.
+    """
     return _vector(pooled, (height, width, 0, 0, score))
 
 
 def _vector(pooled: Tensor, numbers: Sequence[float]) -> Tensor:
     frequencies = 10000 ** (-torch.arange(128) / 128)
-    waves = [torch.cat([(number * frequencies).cos(), (number * frequencies).sin()]) for number in numbers]
+    waves = [
+        torch.cat([(number * frequencies).cos(), (number * frequencies).sin()])
+        for number in numbers
+    ]
     return torch.cat([pooled, torch.cat(waves)[None]], 1)
 
 
@@ -60,7 +71,8 @@ def replaced(
     block: int = PNP_BLOCKS[0],
     upsample: Callable | None = None,
 ) -> Iterator[None]:
-    """Self-attention layers answer attention(layer, module, tokens), the branch of an output block's ResBlock resblock(hidden).
+    """Self-attention layers answer attention(layer, module, tokens), the branch of an output
+    block's ResBlock resblock(hidden).
 
     The last Upsample, behind which the UNet is back at full resolution, answers upsample(hidden).
     """
@@ -73,13 +85,20 @@ def replaced(
     try:
         for name, module in unet.named_modules():
             if attention is not None and name.endswith("attn1"):
-                replace(module, lambda tokens, name=name, module=module, **_: attention(name, module, tokens))
+                replace(
+                    module,
+                    lambda tokens, name=name, module=module, **_: attention(name, module, tokens),
+                )
         if resblock is not None:
             branch = unet.output_blocks[block][0].out_layers
             plain = branch.forward
             replace(branch, lambda hidden: resblock(plain(hidden)))
         if upsample is not None:
-            last = [module for module in unet.output_blocks.modules() if type(module).__name__ == "Upsample"][-1]
+            last = [
+                module
+                for module in unet.output_blocks.modules()
+                if type(module).__name__ == "Upsample"
+            ][-1]
             before = last.forward
             replace(last, lambda hidden, **shape: upsample(before(hidden, **shape)))
         yield
@@ -88,8 +107,12 @@ def replaced(
             del module.forward
 
 
-def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, frames: Sequence[int]) -> Tensor:
-    """The model's noise for the latents x (n, C, h, w) of some frames at one sigma and one prompt (its tokens, if it has no more)."""
+def epsilon(
+    patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, frames: Sequence[int]
+) -> Tensor:
+    """The model's noise for the latents x (n, C, h, w) of some frames at one sigma and one prompt
+    (its tokens, if it has no more).
+    """
     told = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
     kind = patcher.model.model_type.name
     spread = 0.5 if kind == "EDM" else 1.0  # deviation of the clean latents
@@ -100,13 +123,18 @@ def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, fra
     scaled = x / (sigma**2 + spread**2) ** 0.5
     seen = scaled if told.concat is None else torch.cat([scaled, told.concat[list(frames)]], 1)
     vector = {} if told.vector is None else {"y": told.vector.expand(len(x), -1)}
-    out = patcher.model.diffusion_model(seen, timestep, context=told.tokens.expand(len(x), -1, -1), transformer_options={}, **vector)
+    out = patcher.model.diffusion_model(
+        seen, timestep, context=told.tokens.expand(len(x), -1, -1), transformer_options={}, **vector
+    )
     if kind == "EDM":
         # Karras et al. 2022, table 1: clean = c_skip x + c_out F.
-        clean = (spread**2 * x + sigma * spread * (sigma**2 + spread**2) ** 0.5 * out) / (sigma**2 + spread**2)
+        clean = (spread**2 * x + sigma * spread * (sigma**2 + spread**2) ** 0.5 * out) / (
+            sigma**2 + spread**2
+        )
         return (x - clean) / sigma
     if kind.startswith("V_PREDICTION"):
-        # With alpha = 1 / sqrt(sigma^2 + 1) and beta = sigma alpha: scaled = alpha clean + beta noise, v = alpha noise - beta clean.
+        # With alpha = 1 / sqrt(sigma^2 + 1) and beta = sigma alpha: scaled = alpha clean + beta
+        # noise, v = alpha noise - beta clean.
         return (out + sigma * scaled) / (sigma**2 + 1) ** 0.5
     return out
 
@@ -114,14 +142,20 @@ def epsilon(patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, fra
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, head by head: (P, C), (P', C), (P', C) -> (P, C)."""
     outputs = []
-    for q_h, k_h, v_h in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True):
+    for q_h, k_h, v_h in zip(
+        q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True
+    ):
         outputs.append(torch.softmax(q_h @ k_h.T / q_h.shape[-1] ** 0.5, -1) @ v_h)
     return torch.cat(outputs, -1)
 
 
 @torch.no_grad()
-def invert(patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor | Prompt, iterations: int = 0) -> Tensor:
-    """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w); sigmas (S+1,) fall to 0."""
+def invert(
+    patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor | Prompt, iterations: int = 0
+) -> Tensor:
+    """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w); sigmas (S+1,) fall
+    to 0.
+    """
     path = [x0]
     for j in range(len(sigmas) - 2, -1, -1):
         known, delta = path[0], sigmas[j] - sigmas[j + 1]
@@ -137,14 +171,24 @@ def invert(patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor | Prompt, it
 
 @dataclass
 class Source:
-    """Stage 1.2 at one step: phi[layer] (N, P, C), what each self-attention is given; hidden (N, ...), the ResBlock's branch."""
+    """Stage 1.2 at one step: phi[layer] (N, P, C), what each self-attention is given; hidden (N,
+    ...), the ResBlock's branch.
+    """
 
     phi: dict[str, Tensor]
     hidden: Tensor
 
 
-def look_at_source(patcher: Any, latents: Tensor, sigma: Tensor, prompt: Tensor | Prompt, block: int = PNP_BLOCKS[0]) -> Source:
-    """Runs the source frames one by one and keeps what they show. block: the decoder's, whose ResBlock is looked at."""
+def look_at_source(
+    patcher: Any,
+    latents: Tensor,
+    sigma: Tensor,
+    prompt: Tensor | Prompt,
+    block: int = PNP_BLOCKS[0],
+) -> Source:
+    """Runs the source frames one by one and keeps what they show. block: the decoder's, whose
+    ResBlock is looked at.
+    """
     phi: dict[str, list[Tensor]] = {}
     hidden: list[Tensor] = []
 
@@ -159,19 +203,25 @@ def look_at_source(patcher: Any, latents: Tensor, sigma: Tensor, prompt: Tensor 
     with replaced(patcher.model.diffusion_model, attention, resblock, block):
         for i, frame in enumerate(latents):
             epsilon(patcher, frame[None], sigma, prompt, [i])
-    return Source({layer: torch.stack(frames) for layer, frames in phi.items()}, torch.stack(hidden))
+    return Source(
+        {layer: torch.stack(frames) for layer, frames in phi.items()}, torch.stack(hidden)
+    )
 
 
 def own_attention(module: Any, tokens: Tensor, asking: Tensor) -> Tensor:
     """One frame's self-attention (P, C), with queries and keys computed from `asking`."""
-    out = softmax_attention(module.to_q(asking), module.to_k(asking), module.to_v(tokens), module.heads)
+    out = softmax_attention(
+        module.to_q(asking), module.to_k(asking), module.to_v(tokens), module.heads
+    )
     return module.to_out(out)
 
 
 def match(phi: Tensor, frame: int, keyframe: int, proposal: Tensor | None = None) -> Tensor:
-    """Stage 1.3: gamma[p], the keyframe's token closest to token p of the frame by cosine distance. phi: (N, P, C).
+    """Stage 1.3: gamma[p], the keyframe's token closest to token p of the frame by cosine distance.
+    phi: (N, P, C).
 
-    proposal: (P,) matches that win where float32 cannot tell them from the closest ones (TIE): rounding must not decide what is right.
+    proposal: (P,) matches that win where float32 cannot tell them from the closest ones (TIE):
+    rounding must not decide what is right.
     """
     if frame == keyframe:
         return torch.arange(phi.shape[1])
@@ -186,7 +236,9 @@ def match(phi: Tensor, frame: int, keyframe: int, proposal: Tensor | None = None
 
 
 def closest(frame: int, keyframes: list[int]) -> tuple[int, int, float]:
-    """The nearest past and future keyframe and the future one's weight, d_past / (d_past + d_future)."""
+    """The nearest past and future keyframe and the future one's weight, d_past / (d_past +
+    d_future).
+    """
     past = max([k for k in keyframes if k <= frame] or keyframes[:1])
     future = min([k for k in keyframes if k >= frame] or keyframes[-1:])
     if past == future:
@@ -198,17 +250,19 @@ def closest(frame: int, keyframes: list[int]) -> tuple[int, int, float]:
 class Edit:
     """Stage 2. Attributes as the words of the method.
 
-    path: (S+1, N, C, h, w) of `invert`. source, positive, negative: prompts, or their tokens (1, tokens, width).
-    keyframes: for every step the ascending frame numbers. attention_until, features_until: Plug-and-Play's shares of the schedule.
-    proposals: for every step and layer (past, future) matches (N, P) to break ties with, see `match`.
-    consistency: "tokenflow", "joint attention" (every frame's queries against the keyframes' keys and values) or "per frame".
-    pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the first of them with its ResBlock.
-    deep: whether frames take what comes up from below full resolution from the keyframes, as they take tokens. coarse: whether a layer is
-    matched on the decoder's first layers of its and all coarser resolutions.
-    windows: TokenFlow's in a clip of many keyframes: positions of the anchors, of every window's own keyframes, and of those that a window
-    attends to beside its own and the anchors.
-    carry_until: TokenFlow's share of the schedule in which denoised frames are carried as tokens are. skipped: steps that the schedule has
-    before the first of `sigmas`.
+    path: (S+1, N, C, h, w) of `invert`. source, positive, negative: prompts, or their tokens (1,
+    tokens, width). keyframes: for every step the ascending frame numbers. attention_until,
+    features_until: Plug-and-Play's shares of the schedule. proposals: for every step and layer
+    (past, future) matches (N, P) to break ties with, see `match`. consistency: "tokenflow", "joint
+    attention" (every frame's queries against the keyframes' keys and values) or "per frame".
+    pnp_blocks: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the
+    first of them with its ResBlock. deep: whether frames take what comes up from below full
+    resolution from the keyframes, as they take tokens. coarse: whether a layer is matched on the
+    decoder's first layers of its and all coarser resolutions. windows: TokenFlow's in a clip of
+    many keyframes: positions of the anchors, of every window's own keyframes, and of those that a
+    window attends to beside its own and the anchors. carry_until: TokenFlow's share of the schedule
+    in which denoised frames are carried as tokens are. skipped: steps that the schedule has before
+    the first of `sigmas`.
     """
 
     patcher: Any
@@ -240,7 +294,11 @@ class Edit:
 
     def guided(self, x: Tensor, step: int) -> Tensor:
         """The noise that a step removes, with guidance."""
-        sigma, place, steps = self.sigmas[step], self.skipped + step, self.skipped + len(self.sigmas) - 1
+        sigma, place, steps = (
+            self.sigmas[step],
+            self.skipped + step,
+            self.skipped + len(self.sigmas) - 1,
+        )
         known = self.known(step)
         frames = self.blends(known, step) if self.consistency == "tokenflow" else {}
         ask = known.phi if place < int(self.attention_until * steps) else {}
@@ -253,15 +311,21 @@ class Edit:
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
 
     def carried(self, clean: Tensor, blends: dict[str, list], step: int) -> Tensor:
-        """Every pixel of the clean latents (N, C, h, w) from the matched tokens of the two keyframes."""
+        """Every pixel of the clean latents (N, C, h, w) from the matched tokens of the two
+        keyframes.
+        """
         most = max(len(recipes[0][2]) for recipes in blends.values())
         recipes = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1]
         height, width = clean.shape[2:]
         patch = 1 if most == height * width else 2
-        return torch.stack([self.made_of(clean[self.keyframes[step]], recipe, patch) for recipe in recipes])
+        return torch.stack(
+            [self.made_of(clean[self.keyframes[step]], recipe, patch) for recipe in recipes]
+        )
 
     def made_of(self, keyframes: Tensor, recipe: tuple, patch: int) -> Tensor:
-        """One frame (C, h, w) of the keyframes' pixels (k, C, h, w): each at its own place within the matched token of patch x patch."""
+        """One frame (C, h, w) of the keyframes' pixels (k, C, h, w): each at its own place within
+        the matched token of patch x patch.
+        """
         past, future, past_match, future_match, weight = recipe
         made = torch.empty_like(keyframes[0])
         height, width = made.shape[1:]
@@ -271,17 +335,24 @@ class Edit:
                 token, sides = y // patch * columns + x // patch, []
                 for keyframe, match in ((past, past_match), (future, future_match)):
                     row, column = divmod(int(match[token]), columns)
-                    row, column = min(row * patch + y % patch, height - 1), min(column * patch + x % patch, width - 1)
+                    row, column = (
+                        min(row * patch + y % patch, height - 1),
+                        min(column * patch + x % patch, width - 1),
+                    )
                     sides.append(keyframes[keyframe, :, row, column])
                 made[:, y, x] = (1 - weight) * sides[0] + weight * sides[1]
         return made
 
     def known(self, step: int) -> Source:
         """What the source shows at a step."""
-        return look_at_source(self.patcher, self.path[step], self.sigmas[step], self.source, self.pnp_blocks[0])
+        return look_at_source(
+            self.patcher, self.path[step], self.sigmas[step], self.source, self.pnp_blocks[0]
+        )
 
     def blends(self, known: Source, step: int) -> dict[str, list]:
-        """For every layer and frame: positions of its two keyframes, its matches to them, and the future one's weight."""
+        """For every layer and frame: positions of its two keyframes, its matches to them, and the
+        future one's weight.
+        """
         keyframes, recipes = self.keyframes[step], {}
         for layer, phi in (self.described(known.phi) if self.coarse else known.phi).items():
             recipes[layer] = []
@@ -290,11 +361,15 @@ class Edit:
                 past, future, weight = closest(frame, keyframes)
                 ties = [None if part is None else part[frame] for part in proposed]
                 matches = match(phi, frame, past, ties[0]), match(phi, frame, future, ties[1])
-                recipes[layer].append((keyframes.index(past), keyframes.index(future), *matches, weight))
+                recipes[layer].append(
+                    (keyframes.index(past), keyframes.index(future), *matches, weight)
+                )
         return recipes
 
     def described(self, phi: dict[str, Tensor]) -> dict[str, Tensor]:
-        """For every layer the unit tokens of the decoder's first layers of its and coarser resolutions, enlarged and joined."""
+        """For every layer the unit tokens of the decoder's first layers of its and coarser
+        resolutions, enlarged and joined.
+        """
         firsts: dict[int, str] = {}
         for layer in phi:
             if layer.startswith("output_blocks."):
@@ -333,20 +408,32 @@ class Edit:
     ) -> Tensor:
         """The noise of all frames for one prompt.
 
-        ask: the source's phi if queries and keys are injected. hidden: its ResBlock branch if that is. blends: as from `blends`.
+        ask: the source's phi if queries and keys are injected. hidden: its ResBlock branch if that
+        is. blends: as from `blends`.
         """
         kept: dict = {}
 
         def run(frames: list[int], attention: Callable, upsample: Callable | None = None) -> Tensor:
             resblock = None if hidden is None else lambda branch: hidden[frames]
-            with replaced(self.patcher.model.diffusion_model, attention, resblock, self.pnp_blocks[0], upsample):
+            with replaced(
+                self.patcher.model.diffusion_model,
+                attention,
+                resblock,
+                self.pnp_blocks[0],
+                upsample,
+            ):
                 return epsilon(self.patcher, x[frames], sigma, prompt, frames)
 
         if self.consistency != "per frame" and self.windows is None:
             run(keyframes, self.jointly(keyframes, ask, kept), partial(self.keep_deep, kept))
         elif self.windows is not None:
             self.in_windows(run, keyframes, ask, kept)
-        return torch.cat([run([i], self.frame(i, blends, ask, kept), self.deep_of(i, blends, kept)) for i in range(len(x))])
+        return torch.cat(
+            [
+                run([i], self.frame(i, blends, ask, kept), self.deep_of(i, blends, kept))
+                for i in range(len(x))
+            ]
+        )
 
     def keep_deep(self, kept: dict, hidden: Tensor) -> Tensor:
         kept["deep"] = torch.cat([*([kept["deep"]] if "deep" in kept else []), hidden])
@@ -359,33 +446,64 @@ class Edit:
         most = max(len(recipes[0][2]) for recipes in blends.values())
         recipe = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1][i]
         height, width = kept["deep"].shape[2:]
-        return lambda hidden: self.made_of(kept["deep"], recipe, 1 if most == height * width else 2)[None]
+        return lambda hidden: self.made_of(
+            kept["deep"], recipe, 1 if most == height * width else 2
+        )[None]
 
-    def in_windows(self, run: Callable, keyframes: list[int], ask: dict[str, Tensor], kept: dict) -> None:
+    def in_windows(
+        self, run: Callable, keyframes: list[int], ask: dict[str, Tensor], kept: dict
+    ) -> None:
         """The keyframes window by window; leaves the outputs of all in `kept`."""
         assert self.windows is not None
         anchors, windows, before = self.windows
         anchored: dict = {}
-        run([keyframes[a] for a in anchors], self.jointly([keyframes[a] for a in anchors], ask, anchored))
-        seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # keys and values of a layer and keyframe in its own window
+        run(
+            [keyframes[a] for a in anchors],
+            self.jointly([keyframes[a] for a in anchors], ask, anchored),
+        )
+        seen: dict[
+            tuple[str, int], tuple[Tensor, Tensor]
+        ] = {}  # keys and values of a layer and keyframe in its own window
         for own, tail in zip(windows, before, strict=True):
             left: dict = {}
             others = [position for position in anchors if position not in [*own, *tail]]
 
-            def more(layer: str, others: list[int] = others, tail: list[int] = tail) -> list[tuple[Tensor, Tensor]]:
+            def more(
+                layer: str, others: list[int] = others, tail: list[int] = tail
+            ) -> list[tuple[Tensor, Tensor]]:
                 apart = [side.chunk(len(anchors)) for side in anchored[layer][:2]]
-                from_anchors = [(apart[0][anchors.index(position)], apart[1][anchors.index(position)]) for position in others]
+                from_anchors = [
+                    (apart[0][anchors.index(position)], apart[1][anchors.index(position)])
+                    for position in others
+                ]
                 return [*from_anchors, *(seen[layer, position] for position in tail)]
 
-            run([keyframes[p] for p in own], self.jointly([keyframes[p] for p in own], ask, left, more), partial(self.keep_deep, kept))
+            run(
+                [keyframes[p] for p in own],
+                self.jointly([keyframes[p] for p in own], ask, left, more),
+                partial(self.keep_deep, kept),
+            )
             for layer, (keys, values, outputs) in left.items():
-                for position, *sides in zip(own, keys.chunk(len(own)), values.chunk(len(own)), strict=True):
+                for position, *sides in zip(
+                    own, keys.chunk(len(own)), values.chunk(len(own)), strict=True
+                ):
                     seen[layer, position] = sides[0], sides[1]
                 known = kept.get(layer)
-                kept[layer] = keys, values, outputs if known is None else torch.cat([known[2], outputs])
+                kept[layer] = (
+                    keys,
+                    values,
+                    outputs if known is None else torch.cat([known[2], outputs]),
+                )
 
-    def jointly(self, keyframes: list[int], ask: dict[str, Tensor], kept: dict, more: Callable = lambda layer: []) -> Callable:
-        """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in `kept`.
+    def jointly(
+        self,
+        keyframes: list[int],
+        ask: dict[str, Tensor],
+        kept: dict,
+        more: Callable = lambda layer: [],
+    ) -> Callable:
+        """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in
+        `kept`.
 
         more: for a layer keys and values of others to attend to as well.
         """
@@ -397,7 +515,12 @@ class Edit:
             others = more(layer)
             all_keys = torch.cat([keys, *(side[0] for side in others)])
             all_values = torch.cat([values, *(side[1] for side in others)])
-            outputs = [module.to_out(softmax_attention(module.to_q(frame), all_keys, all_values, module.heads)) for frame in asking]
+            outputs = [
+                module.to_out(
+                    softmax_attention(module.to_q(frame), all_keys, all_values, module.heads)
+                )
+                for frame in asking
+            ]
             kept[layer] = keys, values, torch.stack(outputs)
             return kept[layer][2]
 
@@ -412,9 +535,13 @@ class Edit:
                 return own_attention(module, tokens[0], asking)[None]
             keys, values, base = kept[layer]
             if self.consistency == "joint attention":
-                return module.to_out(softmax_attention(module.to_q(asking), keys, values, module.heads))[None]
+                return module.to_out(
+                    softmax_attention(module.to_q(asking), keys, values, module.heads)
+                )[None]
             past, future, past_match, future_match, weight = blends[layer][i]
-            return (weight * base[future][future_match] + (1 - weight) * base[past][past_match])[None]
+            return (weight * base[future][future_match] + (1 - weight) * base[past][past_match])[
+                None
+            ]
 
         return attention
 

@@ -1,4 +1,6 @@
-"""Rerender-A-Video's constraints on all frames together, written down a second time as plain formulas. See `oracle.py` for the notation."""
+"""Rerender-A-Video's constraints on all frames together, written down a second time as plain
+formulas. See `oracle.py` for the notation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from .modes import Together
 
 
 class Rerender(Together):
-    """positions: (N - 1, h * w) where each latent pixel lay in the first frame; visible: (N - 1, h * w) whether it was to be seen there."""
+    """positions: (N - 1, h * w) where each latent pixel lay in the first frame; visible: (N - 1, h
+    * w) whether it was to be seen there.
+    """
 
     positions: Tensor
     visible: Tensor
@@ -31,11 +35,20 @@ class Rerender(Together):
         frames = clean.clone()
         width = clean.shape[3]
         for i in range(1, len(clean)):
-            for pixel, (position, seen) in enumerate(zip(self.positions[i - 1].tolist(), self.visible[i - 1].tolist(), strict=True)):
+            for pixel, (position, seen) in enumerate(
+                zip(self.positions[i - 1].tolist(), self.visible[i - 1].tolist(), strict=True)
+            ):
                 if seen:
-                    frames[i, :, pixel // width, pixel % width] = clean[0, :, position // width, position % width]
+                    frames[i, :, pixel // width, pixel % width] = clean[
+                        0, :, position // width, position % width
+                    ]
         return frames
 
     def coloured(self, frame: Tensor, first: Tensor) -> Tensor:
         """Every channel with the first frame's mean and deviation."""
-        return torch.stack([(part - part.mean()) / part.std() * like.std() + like.mean() for part, like in zip(frame, first, strict=True)])
+        return torch.stack(
+            [
+                (part - part.mean()) / part.std() * like.std() + like.mean()
+                for part, like in zip(frame, first, strict=True)
+            ]
+        )

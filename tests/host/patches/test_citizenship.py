@@ -1,4 +1,6 @@
-"""The pack as a guest: the user's model stays as it was, runs can be stopped at any call, and clones do not interfere."""
+"""The pack as a guest: the user's model stays as it was, runs can be stopped at any call, and
+clones do not interfere.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,12 @@ def sources() -> list[Path]:
 def whole_path(model: Any) -> None:
     """All nodes of the main path."""
     inversion = invert(model, moving_clip(2, 8, 8))[0]
-    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute")[0]
-    correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    features = call(
+        ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute"
+    )[0]
+    correspondences = call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
     edit(model, correspondences=correspondences, injection=injection())
 
 
@@ -190,10 +196,16 @@ def test_an_interrupt_stops_the_search_for_matches() -> None:
 def test_progress_is_shown(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[int, int]] = []
     model = tiny_model()
-    wanted = stages(model) | {"build": lambda: call(BuildCorrespondences.execute, extracted(*SMALL), backend="torch")}
+    wanted = stages(model) | {
+        "build": lambda: call(BuildCorrespondences.execute, extracted(*SMALL), backend="torch")
+    }
     extracted(*SMALL)
     matched(*SMALL)
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: shown.append((value, total)))
+    monkeypatch.setattr(
+        comfy.utils,
+        "PROGRESS_BAR_HOOK",
+        lambda value, total, *_, **__: shown.append((value, total)),
+    )
     wanted[stage]()
     assert len(shown) >= 2  # newer hosts leave out what comes too often
     assert shown[-1][0] == shown[-1][1]
@@ -242,9 +254,14 @@ def test_devices_and_caches_are_the_hosts_affair() -> None:
 
 @contextmanager
 def loaded(folder: Path) -> Iterator[Any]:
-    """The pack as ComfyUI imports it: by path, under a module name made of the folder's. Forgotten afterwards."""
+    """The pack as ComfyUI imports it: by path, under a module name made of the folder's.
+
+    Forgotten afterwards.
+    """
     name = str(folder).replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -253,7 +270,9 @@ def loaded(folder: Path) -> Iterator[Any]:
         spec.loader.exec_module(module)
         yield module
     finally:
-        for known in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+        for known in [
+            known for known in sys.modules if known == name or known.startswith(f"{name}.")
+        ]:
             del sys.modules[known]
 
 
@@ -268,7 +287,12 @@ def test_the_pack_loads_under_any_name(tmp_path: Path) -> None:
 def test_an_older_host_is_refused_when_the_pack_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(comfy.samplers, "process_conds")
     monkeypatch.setattr(comfyui_version, "__version__", "0.3.10")
-    with pytest.raises(ImportError, match=r"TokenFlow needs ComfyUI 0\.3\.75 or newer, and this is 0\.3\.10"), loaded(ROOT):
+    with (
+        pytest.raises(
+            ImportError, match=r"TokenFlow needs ComfyUI 0\.3\.75 or newer, and this is 0\.3\.10"
+        ),
+        loaded(ROOT),
+    ):
         pass
 
 

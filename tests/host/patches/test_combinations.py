@@ -1,4 +1,6 @@
-"""The host's other patches on the model together with TokenFlow: each works, or is refused by an error that says why."""
+"""The host's other patches on the model together with TokenFlow: each works, or is refused by an
+error that says why.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_apg import APG
-from comfy_extras.nodes_attention_multiply import UNetCrossAttentionMultiply, UNetSelfAttentionMultiply
+from comfy_extras.nodes_attention_multiply import (
+    UNetCrossAttentionMultiply,
+    UNetSelfAttentionMultiply,
+)
 from comfy_extras.nodes_cfg import CFGNorm, CFGZeroStar
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -133,45 +138,93 @@ MERGING: dict[str, Patch] = {
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("consistency", MODES)
 def test_merged_and_tiled_tokens_are_refused(name: str, consistency: str) -> None:
-    source = injection() if consistency == "per frame" else None  # without it nothing of ours is done to the frames
-    with pytest.raises(NodeError, match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has .*ToMe, HyperTile"):
+    source = (
+        injection() if consistency == "per frame" else None
+    )  # without it nothing of ours is done to the frames
+    with pytest.raises(
+        NodeError,
+        match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has .*ToMe, HyperTile",
+    ):
         short(MERGING[name](tiny_model()), consistency=consistency, injection=source)
 
 
 @pytest.mark.parametrize("name", MERGING)
 def test_features_of_merged_and_tiled_tokens_are_refused(name: str) -> None:
-    with pytest.raises(NodeError, match=r"Extract SA Features, input 'model': .* tokens here and has .*ToMe, HyperTile"):
+    with pytest.raises(
+        NodeError,
+        match=r"Extract SA Features, input 'model': .* tokens here and has .*ToMe, HyperTile",
+    ):
         call(ExtractFeatures.execute, MERGING[name](tiny_model()), inverted(*CLIP)[0])
 
 
 def test_tiled_tokens_are_the_plain_hosts_where_nothing_is_patched() -> None:
     tiled = MERGING["HyperTile"](tiny_model())
-    assert torch.equal(stock(applied(tiled, matched(*CLIP), consistency="per frame"), clip=CLIP), stock(tiled, clip=CLIP))
+    assert torch.equal(
+        stock(applied(tiled, matched(*CLIP), consistency="per frame"), clip=CLIP),
+        stock(tiled, clip=CLIP),
+    )
 
 
 def downscaled(factor: float = 2.0, end: float = 1.0) -> Any:
-    return call(PatchModelAddDownscale.execute, tiny_model(), 3, factor, 0.0, end, True, "bicubic", "bicubic")[0]
+    return call(
+        PatchModelAddDownscale.execute,
+        tiny_model(),
+        3,
+        factor,
+        0.0,
+        end,
+        True,
+        "bicubic",
+        "bicubic",
+    )[0]
 
 
 @pytest.mark.parametrize("injected", [False, True])
 def test_a_downscale_that_the_source_features_do_not_know_is_refused(injected: bool) -> None:
-    with pytest.raises(NodeError, match=r"TokenFlow Sampler, input 'model': .* here and .* in the source.*PatchModelAddDownscale"):
+    with pytest.raises(
+        NodeError,
+        match=r"TokenFlow Sampler, input 'model': .* here and .* in the source.*PatchModelAddDownscale",
+    ):
         short(downscaled(), injection=injection() if injected else None)
 
 
 @pytest.mark.parametrize(
-    ("factor", "end", "found"), [(2.0, 0.35, r"tokens at step 1 and \d+ at the first"), (1.5, 1.0, r"tokens are no level of")]
+    ("factor", "end", "found"),
+    [(2.0, 0.35, r"tokens at step 1 and \d+ at the first"), (1.5, 1.0, r"tokens are no level of")],
 )
-def test_features_of_a_downscale_that_comes_and_goes_are_refused(factor: float, end: float, found: str) -> None:
-    with pytest.raises(NodeError, match=rf"Extract SA Features, input 'model': .*{found}.*PatchModelAddDownscale"):
-        call(ExtractFeatures.execute, downscaled(factor, end), inverted(*CLIP)[0], layers="all", steps="every")
+def test_features_of_a_downscale_that_comes_and_goes_are_refused(
+    factor: float, end: float, found: str
+) -> None:
+    with pytest.raises(
+        NodeError, match=rf"Extract SA Features, input 'model': .*{found}.*PatchModelAddDownscale"
+    ):
+        call(
+            ExtractFeatures.execute,
+            downscaled(factor, end),
+            inverted(*CLIP)[0],
+            layers="all",
+            steps="every",
+        )
 
 
 def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
-    features = call(ExtractFeatures.execute, downscaled(), inverted(*CLIP)[0], layers="all", steps="every", storage="memory")[0]
-    assert sum(tokens for tokens, _ in features.shapes.values()) < sum(tokens for tokens, _ in extracted(*CLIP).shapes.values())
-    correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
-    again = partial(edit, downscaled(), correspondences=correspondences, injection=injection(), start=0.6)
+    features = call(
+        ExtractFeatures.execute,
+        downscaled(),
+        inverted(*CLIP)[0],
+        layers="all",
+        steps="every",
+        storage="memory",
+    )[0]
+    assert sum(tokens for tokens, _ in features.shapes.values()) < sum(
+        tokens for tokens, _ in extracted(*CLIP).shapes.values()
+    )
+    correspondences = call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
+    again = partial(
+        edit, downscaled(), correspondences=correspondences, injection=injection(), start=0.6
+    )
     assert relative_error(again(frames_per_pass=2), again()) < ROUNDING
 
 
@@ -179,8 +232,23 @@ def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
 
 
 def windows(model: Any) -> Any:
-    newer = {"freenoise": False} if "freenoise" in signature(ContextWindowsManualNode.execute).parameters else {}
-    return call(ContextWindowsManualNode.execute, model, 2, 1, "standard_static", 1, False, "pyramid", 0, **newer)[0]
+    newer = (
+        {"freenoise": False}
+        if "freenoise" in signature(ContextWindowsManualNode.execute).parameters
+        else {}
+    )
+    return call(
+        ContextWindowsManualNode.execute,
+        model,
+        2,
+        1,
+        "standard_static",
+        1,
+        False,
+        "pyramid",
+        0,
+        **newer,
+    )[0]
 
 
 NOT_FOR_THE_SOURCE: dict[str, Patch] = {
@@ -190,22 +258,33 @@ NOT_FOR_THE_SOURCE: dict[str, Patch] = {
 }
 STAGES: dict[str, Callable[[Patch], Any]] = {
     "DDIM Invert Video": lambda patch: invert(patch(tiny_model()), moving_clip(3, 8, 16)),
-    "Extract SA Features": lambda patch: call(ExtractFeatures.execute, patch(tiny_model()), inverted(*CLIP)[0]),
+    "Extract SA Features": lambda patch: call(
+        ExtractFeatures.execute, patch(tiny_model()), inverted(*CLIP)[0]
+    ),
     "TokenFlow Sampler": lambda patch: short(patch(tiny_model())),
-    "Apply TokenFlow": lambda patch: stock(patch(applied(correspondences=matched(*CLIP))), clip=CLIP),
+    "Apply TokenFlow": lambda patch: stock(
+        patch(applied(correspondences=matched(*CLIP))), clip=CLIP
+    ),
 }
 SOURCE_STAGES, EDIT_STAGES = list(STAGES)[:2], list(STAGES)[2:]
 
 
 def animatediff(model: Any, windows: bool, motion: bool) -> Any:
     """What AnimateDiff-Evolved puts into a run's options."""
-    state = SimpleNamespace(is_using_sliding_context=lambda: windows, motion_models=SimpleNamespace(models=["v3"] if motion else []))
+    state = SimpleNamespace(
+        is_using_sliding_context=lambda: windows,
+        motion_models=SimpleNamespace(models=["v3"] if motion else []),
+    )
     clone = model.clone()
     clone.model_options["transformer_options"]["ADGS"] = state
     return clone
 
 
-@pytest.mark.parametrize("patch", [windows, partial(animatediff, windows=True, motion=False)], ids=["the host's", "AnimateDiff's"])
+@pytest.mark.parametrize(
+    "patch",
+    [windows, partial(animatediff, windows=True, motion=False)],
+    ids=["the host's", "AnimateDiff's"],
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_context_windows_are_refused(stage: str, patch: Patch) -> None:
     with pytest.raises(NodeError, match=rf"{stage}, input 'model': a context handler.* Remove it"):
@@ -224,20 +303,28 @@ def test_animatediff_s_sampling_without_either_changes_nothing() -> None:
 
 @pytest.mark.parametrize("stage", EDIT_STAGES)
 def test_a_cache_that_skips_passes_is_refused(stage: str) -> None:
-    with pytest.raises(NodeError, match=rf"{stage}, input 'model': EasyCache, which skips passes .* LazyCache"):
+    with pytest.raises(
+        NodeError, match=rf"{stage}, input 'model': EasyCache, which skips passes .* LazyCache"
+    ):
         STAGES[stage](NOT_FOR_THE_SOURCE["EasyCache"])
 
 
 @pytest.mark.parametrize("stage", SOURCE_STAGES)
 @pytest.mark.parametrize("name", NOT_FOR_THE_SOURCE)
 def test_a_source_that_not_all_of_the_model_sees_is_refused(name: str, stage: str) -> None:
-    with pytest.raises(NodeError, match=rf"{stage}, input 'model': .*{name}.* to the sampler alone"):
+    with pytest.raises(
+        NodeError, match=rf"{stage}, input 'model': .*{name}.* to the sampler alone"
+    ):
         STAGES[stage](NOT_FOR_THE_SOURCE[name])
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
     broken = tiny_model().clone()
-    broken.set_model_unet_function_wrapper(lambda apply_model, args: apply_model(args["input"] * torch.nan, args["timestep"], **args["c"]))
+    broken.set_model_unet_function_wrapper(
+        lambda apply_model, args: apply_model(
+            args["input"] * torch.nan, args["timestep"], **args["c"]
+        )
+    )
     with pytest.raises(NodeError, match=r"Extract SA Features, input 'model': NaN .*precision"):
         call(ExtractFeatures.execute, broken, inverted(*CLIP)[0])
 
@@ -245,7 +332,14 @@ def test_features_that_are_not_finite_are_refused() -> None:
 def test_features_are_recorded_before_guidance_looks_again() -> None:
     guided = call(PerturbedAttentionGuidance.execute, tiny_model(), 2.0)[0]
     found, wanted = (
-        call(ExtractFeatures.execute, guided, inverted(*CLIP)[0], layers="all", steps="every", storage="memory")[0],
+        call(
+            ExtractFeatures.execute,
+            guided,
+            inverted(*CLIP)[0],
+            layers="all",
+            steps="every",
+            storage="memory",
+        )[0],
         extracted(*CLIP),
     )
     for layer in wanted.shapes:
@@ -255,25 +349,41 @@ def test_features_are_recorded_before_guidance_looks_again() -> None:
 # Images beside the prompt, as IPAdapter has them
 
 IMAGE_TOKENS = 2
-BLOCKS = [*(("input", i) for i in (1, 2, 4, 5, 7, 8)), ("middle", 0), *(("output", i) for i in range(3, 12))]
+BLOCKS = [
+    *(("input", i) for i in (1, 2, 4, 5, 7, 8)),
+    ("middle", 0),
+    *(("output", i) for i in range(3, 12)),
+]
 
 
 def images(count: int) -> Tensor:
     """An image's tokens for each frame, or for all."""
-    return torch.randn(count, IMAGE_TOKENS, POSITIVE[0][0].shape[-1], generator=torch.Generator().manual_seed(7))
+    return torch.randn(
+        count, IMAGE_TOKENS, POSITIVE[0][0].shape[-1], generator=torch.Generator().manual_seed(7)
+    )
 
 
 def rows(tokens: Tensor, options: dict[str, Any]) -> Tensor:
-    """The images that belong to a batch: those of its frames for the prompt, empty ones for the negative prompt."""
+    """The images that belong to a batch: those of its frames for the prompt, empty ones for the
+    negative prompt.
+    """
     window = options["ad_params"]
-    own = tokens[window["sub_idxs"]] if len(tokens) >= window["full_length"] else tokens.expand(window["context_length"], -1, -1)
-    return torch.cat([own if index == 0 else torch.zeros_like(own) for index in options["cond_or_uncond"]])
+    own = (
+        tokens[window["sub_idxs"]]
+        if len(tokens) >= window["full_length"]
+        else tokens.expand(window["context_length"], -1, -1)
+    )
+    return torch.cat(
+        [own if index == 0 else torch.zeros_like(own) for index in options["cond_or_uncond"]]
+    )
 
 
 def with_patch(tokens: Tensor) -> Any:
     """The image's tokens behind the prompt's, in every cross-attention."""
 
-    def patch(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def patch(
+        n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         image = rows(tokens, options)
         return n, torch.cat([context, image], 1), torch.cat([value, image], 1)
 
@@ -294,7 +404,9 @@ def with_replace(tokens: Tensor) -> Any:
 
     for side, number in BLOCKS:
         block = f"{attention[side]}.1" if side == "middle" else f"{attention[side]}.{number}.1"
-        model.set_model_attn2_replace(partial(replace, f"{block}.transformer_blocks.0.attn2"), side, number)
+        model.set_model_attn2_replace(
+            partial(replace, f"{block}.transformer_blocks.0.attn2"), side, number
+        )
     return model
 
 
@@ -329,16 +441,41 @@ def own_masks() -> Tensor:
 
 def with_ksampler(model: Any, latents: dict[str, Any]) -> Tensor:
     """New noise on the source."""
-    return call(nodes.KSampler().sample, model, 0, STEPS, 4.0, "euler", "normal", POSITIVE, NEGATIVE, latents, 1.0)[0]["samples"]
+    return call(
+        nodes.KSampler().sample,
+        model,
+        0,
+        STEPS,
+        4.0,
+        "euler",
+        "normal",
+        POSITIVE,
+        NEGATIVE,
+        latents,
+        1.0,
+    )[0]["samples"]
 
 
 def with_sampler_custom(model: Any, latents: dict[str, Any]) -> Tensor:
     sampler = comfy.samplers.sampler_object("euler")
-    return call(SamplerCustom.execute, model, True, 0, 4.0, POSITIVE, NEGATIVE, sampler, inverted(*CLIP)[2], latents)[0]["samples"]
+    return call(
+        SamplerCustom.execute,
+        model,
+        True,
+        0,
+        4.0,
+        POSITIVE,
+        NEGATIVE,
+        sampler,
+        inverted(*CLIP)[2],
+        latents,
+    )[0]["samples"]
 
 
 @pytest.mark.parametrize("sample", [with_ksampler, with_sampler_custom])
-def test_frames_are_edited_inside_their_own_noise_mask(sample: Callable[[Any, Any], Tensor]) -> None:
+def test_frames_are_edited_inside_their_own_noise_mask(
+    sample: Callable[[Any, Any], Tensor],
+) -> None:
     clean, masks = moving_clip(3, 8, 16), own_masks()
     latents = nodes.SetLatentNoiseMask().set_mask(clean, masks)[0]
     found = sample(applied(correspondences=matched(*CLIP), frames_per_pass=2), latents)
@@ -346,7 +483,9 @@ def test_frames_are_edited_inside_their_own_noise_mask(sample: Callable[[Any, An
     torch.testing.assert_close(found[~inside], clean["samples"][~inside])
     for frame, part in enumerate(inside):
         assert relative_error(found[frame][part], clean["samples"][frame][part]) > 0.1
-    assert relative_error(found, sample(applied(correspondences=matched(*CLIP)), latents)) < ROUNDING
+    assert (
+        relative_error(found, sample(applied(correspondences=matched(*CLIP)), latents)) < ROUNDING
+    )
 
 
 def test_differential_diffusion_of_a_soft_mask() -> None:
@@ -355,7 +494,9 @@ def test_differential_diffusion_of_a_soft_mask() -> None:
     latents = nodes.SetLatentNoiseMask().set_mask(clean, soft)[0]
 
     def sampled(frames_per_pass: int, patch: Patch) -> Tensor:
-        return with_ksampler(patch(applied(correspondences=matched(*CLIP), frames_per_pass=frames_per_pass)), latents)
+        return with_ksampler(
+            patch(applied(correspondences=matched(*CLIP), frames_per_pass=frames_per_pass)), latents
+        )
 
     differential = node(DifferentialDiffusion.execute, 1.0)
     found = sampled(2, differential)

@@ -1,4 +1,6 @@
-"""Conditionings of every kind reach the frames they belong to: prompts, areas, masks, ControlNets and guiders of the host."""
+"""Conditionings of every kind reach the frames they belong to: prompts, areas, masks, ControlNets
+and guiders of the host.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def frames_of(args: dict[str, Any]) -> list[int]:
 # Batches of conditionings
 
 
-def test_conditionings_are_batched_or_split_by_memory_with_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditionings_are_batched_or_split_by_memory_with_one_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     batches: list[int] = []
     model = watched(tiny_model(), lambda args: batches.append(len(args["cond_or_uncond"])))
     together = edit(model, frames_per_pass=FRAMES)
@@ -77,13 +81,18 @@ def test_combined_prompts_are_told_apart(consistency: str) -> None:
     assert relative_error(found, edit(positive=other, consistency=consistency)) < ROUNDING
     assert relative_error(found, edit(consistency=consistency)) > 10 * ROUNDING
     twice = combine(POSITIVE, POSITIVE)[0]
-    assert relative_error(edit(positive=twice, consistency=consistency), edit(consistency=consistency)) < ROUNDING
+    assert (
+        relative_error(edit(positive=twice, consistency=consistency), edit(consistency=consistency))
+        < ROUNDING
+    )
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
 def test_areas_are_refused(side: str) -> None:
     area = nodes.ConditioningSetArea().append(POSITIVE, 64, 64, 0, 0, 1.0)[0]
-    with pytest.raises(NodeError, match=r"TokenFlow Sampler, input 'positive': .* area.* ConditioningSetMask"):
+    with pytest.raises(
+        NodeError, match=r"TokenFlow Sampler, input 'positive': .* area.* ConditioningSetMask"
+    ):
         edit(**{side: area})
 
 
@@ -118,7 +127,9 @@ def test_every_frame_has_its_own_prompt(rows: int) -> None:
 
     def see(args: dict[str, Any]) -> None:
         calls.append(type(args["c"]["transformer_options"][PASS]).__name__)
-        found = args["c"]["c_crossattn"].chunk(len(args["cond_or_uncond"]))[args["cond_or_uncond"].index(0)]
+        found = args["c"]["c_crossattn"].chunk(len(args["cond_or_uncond"]))[
+            args["cond_or_uncond"].index(0)
+        ]
         assert torch.equal(found, prompts[[i % rows for i in frames_of(args)]])
 
     found = edit(watched(tiny_model(), see), [[prompts, {}]], frames_per_pass=2)
@@ -128,7 +139,9 @@ def test_every_frame_has_its_own_prompt(rows: int) -> None:
 
 @pytest.mark.parametrize("frames_per_pass", [0, 3])
 def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
-    """One prompt holds on even frames, the other on odd ones; over a single step no frame sees the other's."""
+    """One prompt holds on even frames, the other on odd ones; over a single step no frame sees the
+    other's.
+    """
     even = torch.zeros(FRAMES, SIZE[0] * 8, SIZE[1] * 8)
     even[::2] = 1
     set_mask = nodes.ConditioningSetMask().append
@@ -143,7 +156,9 @@ def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
 
 def test_a_lora_hooked_to_a_prompt_is_that_prompts() -> None:
     hooks = create_hook_lora(lora(), 0.5, 0.0)
-    hooked = call(ConditioningSetProperties().set_properties, POSITIVE, 1.0, "default", hooks=hooks)[0]
+    hooked = call(
+        ConditioningSetProperties().set_properties, POSITIVE, 1.0, "default", hooks=hooks
+    )[0]
     with untouched(tiny_model()):
         found = edit(positive=hooked, cfg=1.0, frames_per_pass=2)
     assert relative_error(found, edit(with_lora(tiny_model(), 0.5), cfg=1.0)) < ROUNDING
@@ -166,7 +181,9 @@ def plain(model: Any) -> Tensor:
 def custom(guider: Any) -> Tensor:
     _, noisy, sigmas = inverted(*SQUARE)
     sampler = comfy.samplers.sampler_object("euler")
-    return call(SamplerCustomAdvanced.execute, call(DisableNoise.execute)[0], guider, sampler, sigmas, noisy)[0]["samples"]
+    return call(
+        SamplerCustomAdvanced.execute, call(DisableNoise.execute)[0], guider, sampler, sigmas, noisy
+    )[0]["samples"]
 
 
 def with_pag(model: Any) -> Tensor:
@@ -186,14 +203,25 @@ def with_perp_neg_guider(model: Any) -> Tensor:
 
 
 def with_dual_cfg(model: Any) -> Tensor:
-    return custom(call(DualCFGGuider.execute, model, POSITIVE, OTHER, NEGATIVE, 3.0, 2.0, "regular")[0])
+    return custom(
+        call(DualCFGGuider.execute, model, POSITIVE, OTHER, NEGATIVE, 3.0, 2.0, "regular")[0]
+    )
 
 
 def with_nested_dual_cfg(model: Any) -> Tensor:
-    return custom(call(DualCFGGuider.execute, model, POSITIVE, OTHER, NEGATIVE, 3.0, 2.0, "nested")[0])
+    return custom(
+        call(DualCFGGuider.execute, model, POSITIVE, OTHER, NEGATIVE, 3.0, 2.0, "nested")[0]
+    )
 
 
-GUIDANCE = [with_pag, with_sag, with_perp_neg, with_perp_neg_guider, with_dual_cfg, with_nested_dual_cfg]
+GUIDANCE = [
+    with_pag,
+    with_sag,
+    with_perp_neg,
+    with_perp_neg_guider,
+    with_dual_cfg,
+    with_nested_dual_cfg,
+]
 
 
 @pytest.mark.parametrize("guided", GUIDANCE)
@@ -203,7 +231,9 @@ def test_guidance_is_the_plain_hosts_where_nothing_is_patched(guided: Any) -> No
 
 @pytest.mark.parametrize("guided", GUIDANCE)
 def test_guidance_works_on_an_edit_and_leaves_the_model_clean(guided: Any) -> None:
-    """With the result of one pass over all frames, however many take them: some keep what they see of a call for the next."""
+    """With the result of one pass over all frames, however many take them: some keep what they see
+    of a call for the next.
+    """
     with untouched(tiny_model()):
         split = guided(guidable(frames_per_pass=2))
     assert relative_error(split, guided(guidable())) < ROUNDING
@@ -221,7 +251,10 @@ def test_perturbed_attention_bypasses_ours() -> None:
                 layers.append(frozenset(seen))
             seen.clear()
             attention = type(frames_pass).attention
-            frames_pass.attention = lambda asked: (seen.add(asked.layer), attention(frames_pass, asked))[1]
+            frames_pass.attention = lambda asked: (
+                seen.add(asked.layer),
+                attention(frames_pass, asked),
+            )[1]
 
     seen: set[str] = set()
     with_pag(guidable(watched(tiny_model(), see)))

@@ -14,7 +14,17 @@ from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, PRESETS, P
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
-from ..helpers import FRAMES, NEGATIVE, POSITIVE, applied, call, edit, injection, inverted, relative_error
+from ..helpers import (
+    FRAMES,
+    NEGATIVE,
+    POSITIVE,
+    applied,
+    call,
+    edit,
+    injection,
+    inverted,
+    relative_error,
+)
 
 ROUNDING = 1e-4
 
@@ -24,12 +34,26 @@ def preset(name: str) -> Tensor:
     return edit(preset=name, injection=injection(), cfg=4.0)
 
 
-@pytest.mark.parametrize(("name", "propagation", "carry_until"), [("balanced", DEEP_FEATURES, 0.2), ("faithful", ATTENTION, 0.0)])
-def test_a_preset_is_the_inputs_it_stands_for(name: str, propagation: str, carry_until: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "propagation", "carry_until"),
+    [("balanced", DEEP_FEATURES, 0.2), ("faithful", ATTENTION, 0.0)],
+)
+def test_a_preset_is_the_inputs_it_stands_for(
+    name: str, propagation: str, carry_until: float
+) -> None:
     asked = edit(propagation=propagation, carry_until=carry_until, injection=injection(), cfg=4.0)
     assert torch.equal(preset(name), asked)
     other = next(one for one in PRESETS if one != name and PRESETS[one].steps == 1)
-    assert torch.equal(edit(preset=other, propagation=propagation, carry_until=carry_until, injection=injection(), cfg=4.0), asked)
+    assert torch.equal(
+        edit(
+            preset=other,
+            propagation=propagation,
+            carry_until=carry_until,
+            injection=injection(),
+            cfg=4.0,
+        ),
+        asked,
+    )
     assert relative_error(preset(other), asked) > 10 * ROUNDING
 
 
@@ -40,10 +64,14 @@ def test_without_a_choice_it_is_balanced() -> None:
 @pytest.mark.parametrize("name", ["fast", "draft"])
 def test_fewer_steps_are_the_hosts_sampling_of_these_noise_levels(name: str) -> None:
     _, noisy, sigmas = inverted()
-    levels = sigmas[[0, 2, 3]] if name == "fast" else sigmas[[0, 3]]  # half and a quarter of three steps
+    levels = (
+        sigmas[[0, 2, 3]] if name == "fast" else sigmas[[0, 3]]
+    )  # half and a quarter of three steps
     sampler = comfy.samplers.sampler_object("euler")
     model = applied(preset=name, injection=injection())
-    by_host = call(SamplerCustom.execute, model, False, 0, 4.0, POSITIVE, NEGATIVE, sampler, levels, noisy)[0]["samples"]
+    by_host = call(
+        SamplerCustom.execute, model, False, 0, 4.0, POSITIVE, NEGATIVE, sampler, levels, noisy
+    )[0]["samples"]
     assert len(by_host) == FRAMES
     assert relative_error(preset(name), by_host) < ROUNDING
 

@@ -1,4 +1,6 @@
-"""What prompts carry through the host's nodes: steps they hold at, hooks, LoRA, embeddings, boxes and images, all under TokenFlow."""
+"""What prompts carry through the host's nodes: steps they hold at, hooks, LoRA, embeddings, boxes
+and images, all under TokenFlow.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,16 @@ from ..helpers import (
     tiny_model,
     with_lora,
 )
-from ..tiny_models import CONTEXT, POOLED, SD2, SIZES, moving_clip, random_conditioning, random_module, tiny_unet
+from ..tiny_models import (
+    CONTEXT,
+    POOLED,
+    SD2,
+    SIZES,
+    moving_clip,
+    random_conditioning,
+    random_module,
+    tiny_unet,
+)
 
 CLIP = 3, (8, 16)
 OTHER = random_conditioning(4, tokens=9)  # too long to share a batch with the others
@@ -58,18 +69,34 @@ FIRST_STEP = 0.25  # the share of the schedule that only the first of three step
 ROUNDING = 1e-4
 
 
-def short(model: Any = None, positive: Any = POSITIVE, negative: Any = NEGATIVE, **inputs: Any) -> Tensor:
+def short(
+    model: Any = None, positive: Any = POSITIVE, negative: Any = NEGATIVE, **inputs: Any
+) -> Tensor:
     """An edit of few frames in two steps."""
     return edit(model, positive, negative, matched(*CLIP), **{"start": 0.6, **inputs})
 
 
-def sampled(model: Any, both: tuple[Any, Any], part: slice, latents: dict[str, Any], cfg: float) -> dict[str, Any]:
+def sampled(
+    model: Any, both: tuple[Any, Any], part: slice, latents: dict[str, Any], cfg: float
+) -> dict[str, Any]:
     """Some of the three steps under the host's SamplerCustom."""
     sigmas, sampler = inverted(*CLIP)[2][part], comfy.samplers.sampler_object("euler")
-    return call(SamplerCustom.execute, applied(model, matched(*CLIP)), False, 0, cfg, *both, sampler, sigmas, latents)[0]
+    return call(
+        SamplerCustom.execute,
+        applied(model, matched(*CLIP)),
+        False,
+        0,
+        cfg,
+        *both,
+        sampler,
+        sigmas,
+        latents,
+    )[0]
 
 
-def one_after_another(first: tuple[Any, Any, Any], second: tuple[Any, Any, Any], cfg: float = 4.0) -> Tensor:
+def one_after_another(
+    first: tuple[Any, Any, Any], second: tuple[Any, Any, Any], cfg: float = 4.0
+) -> Tensor:
     """The first step with a model and prompts, the other two with others."""
     latents = sampled(first[0], first[1:], slice(0, 2), inverted(*CLIP)[1], cfg)
     return sampled(second[0], second[1:], slice(1, None), latents, cfg)["samples"]
@@ -86,7 +113,9 @@ def with_range() -> tuple[Any, Any]:
 
 def with_pairs() -> tuple[Any, Any]:
     first, _, then = ConditioningTimestepsRange().create_range(0.0, FIRST_STEP)
-    both = PairConditioningSetProperties().set_properties(POSITIVE, NEGATIVE, 1.0, "default", timesteps=first)
+    both = PairConditioningSetProperties().set_properties(
+        POSITIVE, NEGATIVE, 1.0, "default", timesteps=first
+    )
     combine = PairConditioningSetPropertiesAndCombine().set_properties
     return combine(*both, OTHER, NEGATIVE, 1.0, "default", timesteps=then)
 
@@ -102,14 +131,19 @@ def test_prompts_hold_at_their_own_steps(both: Any) -> None:
 def test_features_of_a_source_prompt_that_holds_at_some_steps_are_refused() -> None:
     source = nodes.ConditioningSetTimestepRange().set_range(SOURCE, 0.0, FIRST_STEP)[0]
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=source)[0]
-    with pytest.raises(NodeError, match=r"Extract SA Features, input 'model': .* did not run at step 1.*without timestep ranges"):
+    with pytest.raises(
+        NodeError,
+        match=r"Extract SA Features, input 'model': .* did not run at step 1.*without timestep ranges",
+    ):
         call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")
 
 
 def test_features_of_a_source_prompt_for_an_area_are_refused() -> None:
     source = nodes.ConditioningSetArea().append(SOURCE, 32, 32, 0, 0, 1.0)[0]
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=source)[0]
-    with pytest.raises(NodeError, match=r"Extract SA Features, input 'inversion': .* area.* ConditioningSetMask"):
+    with pytest.raises(
+        NodeError, match=r"Extract SA Features, input 'inversion': .* area.* ConditioningSetMask"
+    ):
         call(ExtractFeatures.execute, tiny_model(), inversion)
 
 
@@ -118,10 +152,15 @@ def test_features_of_a_source_prompt_for_an_area_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that the host looks for LoRA and embeddings in: one.safetensors and two.safetensors are LoRA."""
+    """A folder that the host looks for LoRA and embeddings in: one.safetensors and two.safetensors
+    are LoRA.
+    """
     folder = tmp_path_factory.mktemp("files")
     save_file(lora(), folder / "one.safetensors")
-    save_file({name.replace("attn1", "attn2"): -weight for name, weight in lora().items()}, folder / "two.safetensors")
+    save_file(
+        {name.replace("attn1", "attn2"): -weight for name, weight in lora().items()},
+        folder / "two.safetensors",
+    )
     kinds = ("loras", "embeddings")
     for kind in kinds:
         folder_paths.add_model_folder_path(kind, str(folder))
@@ -136,7 +175,9 @@ def hook(name: str, strength: float) -> Any:
 
 def hooked(hooks: Any) -> tuple[Any, Any]:
     """Both prompts with hooks."""
-    return PairConditioningSetProperties().set_properties(POSITIVE, NEGATIVE, 1.0, "default", hooks=hooks)
+    return PairConditioningSetProperties().set_properties(
+        POSITIVE, NEGATIVE, 1.0, "default", hooks=hooks
+    )
 
 
 def loaded(*names: tuple[str, float]) -> Any:
@@ -154,32 +195,46 @@ def test_a_lora_file_is_loaded(files: Path) -> None:
 
 
 def test_several_hooks_on_a_pair_of_prompts_are_their_loras(files: Path) -> None:
-    both = CombineHooks().combine_hooks(hook("one.safetensors", 0.5), hook("two.safetensors", 0.25))[0]
+    both = CombineHooks().combine_hooks(
+        hook("one.safetensors", 0.5), hook("two.safetensors", 0.25)
+    )[0]
     found = short(None, *hooked(both), frames_per_pass=2)
-    assert relative_error(found, short(loaded(("one.safetensors", 0.5), ("two.safetensors", 0.25)))) < ROUNDING
+    assert (
+        relative_error(found, short(loaded(("one.safetensors", 0.5), ("two.safetensors", 0.25))))
+        < ROUNDING
+    )
     assert relative_error(found, short(loaded(("one.safetensors", 0.5)))) > 10 * ROUNDING
 
 
 def test_hooks_follow_their_schedules(files: Path) -> None:
     """One is off at the first step, the other on at it alone."""
     keyframe = CreateHookKeyframe().create_hook_keyframe
-    rising, falling = (keyframe(1.0 - first, FIRST_STEP, keyframe(first, 0.0)[0])[0] for first in (0.0, 1.0))
+    rising, falling = (
+        keyframe(1.0 - first, FIRST_STEP, keyframe(first, 0.0)[0])[0] for first in (0.0, 1.0)
+    )
     scheduled = SetHookKeyframes().set_hook_keyframes
     hooks = CombineHooks().combine_hooks(
-        scheduled(hook("one.safetensors", 0.5), rising)[0], scheduled(hook("two.safetensors", 0.5), falling)[0]
+        scheduled(hook("one.safetensors", 0.5), rising)[0],
+        scheduled(hook("two.safetensors", 0.5), falling)[0],
     )[0]
     found = short(None, *hooked(hooks), start=1.0, frames_per_pass=2)
     prompts = POSITIVE, NEGATIVE
-    wanted = one_after_another((loaded(("two.safetensors", 0.5)), *prompts), (loaded(("one.safetensors", 0.5)), *prompts))
+    wanted = one_after_another(
+        (loaded(("two.safetensors", 0.5)), *prompts), (loaded(("one.safetensors", 0.5)), *prompts)
+    )
     assert relative_error(found, wanted) < ROUNDING
 
 
 def test_a_default_prompt_holds_where_no_other_does() -> None:
-    """Here on the frames that the other's mask leaves out; over a single step no frame sees the others'."""
+    """Here on the frames that the other's mask leaves out; over a single step no frame sees the
+    others'.
+    """
     mask = torch.zeros(CLIP[0], 64, 128)
     mask[1] = 1
     masked = nodes.ConditioningSetMask().append(POSITIVE, mask, "default", 1.0)[0]
-    both = PairConditioningSetDefaultAndCombine().set_default_and_combine(masked, NEGATIVE, OTHER, NEGATIVE)
+    both = PairConditioningSetDefaultAndCombine().set_default_and_combine(
+        masked, NEGATIVE, OTHER, NEGATIVE
+    )
     found = short(None, *both, start=0.3, frames_per_pass=2)
     assert relative_error(found[1], short(start=0.3)[1]) < ROUNDING
     assert relative_error(found[::2], short(positive=OTHER, start=0.3)[::2]) < ROUNDING
@@ -194,7 +249,10 @@ def test_an_embedding_of_a_file_is_read_and_edits(files: Path) -> None:
     gold = clip.tokenizer.clip_l.tokenizer("gold")["input_ids"][1]
     words = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     save_file({"clip_l": words[gold : gold + 1].detach().clone()}, files / "shine.safetensors")
-    save_file({"clip_l": torch.randn(2, words.shape[1], generator=torch.Generator().manual_seed(0))}, files / "odd.safetensors")
+    save_file(
+        {"clip_l": torch.randn(2, words.shape[1], generator=torch.Generator().manual_seed(0))},
+        files / "odd.safetensors",
+    )
 
     def encoded(text: str) -> Any:
         return call(nodes.CLIPTextEncode().encode, clip, text)[0]
@@ -202,8 +260,12 @@ def test_an_embedding_of_a_file_is_read_and_edits(files: Path) -> None:
     source, negative = encoded("a wood star on water"), encoded("")
     latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     inversion = invert(model, {"samples": latents}, positive=source, steps=2)[0]
-    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory")[0]
-    correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    features = call(
+        ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory"
+    )[0]
+    correspondences = call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
 
     def edited(text: str) -> Tensor:
         return edit(model, encoded(text), negative, correspondences, start=0.5)
@@ -219,7 +281,10 @@ def test_boxes_of_gligen_hold_on_all_frames() -> None:
     modules = [GatedSelfAttentionDense(width, CONTEXT, 8, width // 8) for width in widths]
     boxes = random_module(Gligen(modules, PositionNet(CONTEXT, CONTEXT), CONTEXT), 0)
     cpu = torch.device("cpu")
-    words = SimpleNamespace(tokenize=lambda text: text, encode_from_tokens=lambda *_, **__: (None, random_conditioning(5, 1)[0][0][0]))
+    words = SimpleNamespace(
+        tokenize=lambda text: text,
+        encode_from_tokens=lambda *_, **__: (None, random_conditioning(5, 1)[0][0][0]),
+    )
     arguments = words, ModelPatcher(boxes, cpu, cpu), "a ball", 64, 32, 0, 16
     positive = call(nodes.GLIGENTextBoxApply().append, POSITIVE, *arguments)[0]
     found = short(positive=positive, frames_per_pass=2)
@@ -230,15 +295,25 @@ def test_boxes_of_gligen_hold_on_all_frames() -> None:
 class Unclip(comfy.supported_models.SD21UnclipL):
     """With embeddings as wide as the narrow model's vector: half of it is the noise level's."""
 
-    noise_aug_config = comfy.supported_models.SD21UnclipL.noise_aug_config | {"timestep_dim": (POOLED + SIZES) // 2}
+    noise_aug_config = comfy.supported_models.SD21UnclipL.noise_aug_config | {
+        "timestep_dim": (POOLED + SIZES) // 2
+    }
 
 
 def test_an_image_of_unclip_holds_on_all_frames() -> None:
     model = tiny_unet(replace(SD2, family=Unclip))
     inversion = invert(model, moving_clip(3, 8, 8))[0]
-    features = call(ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory")[0]
-    correspondences = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
-    image = SimpleNamespace(image_embeds=torch.randn(1, (POOLED + SIZES) // 2, generator=torch.Generator().manual_seed(0)))
+    features = call(
+        ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory"
+    )[0]
+    correspondences = call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
+    image = SimpleNamespace(
+        image_embeds=torch.randn(
+            1, (POOLED + SIZES) // 2, generator=torch.Generator().manual_seed(0)
+        )
+    )
     positive = nodes.unCLIPConditioning().apply_adm(POSITIVE, image, 1.0, 0.1)[0]
 
     def edited(positive: Any, **inputs: Any) -> Tensor:

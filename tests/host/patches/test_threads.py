@@ -1,4 +1,6 @@
-"""Prompt and negative prompt at the same time, in two threads and on two copies of the model (the host's MultiGPU CFG Split)."""
+"""Prompt and negative prompt at the same time, in two threads and on two copies of the model (the
+host's MultiGPU CFG Split).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,12 @@ def _often_switched() -> Iterator[None]:
 
 @cache
 def patched(mode: str, **inputs: Any) -> Any:
-    return applied(correspondences=matched(*CLIP, "recompute"), consistency=mode, injection=injection(), **inputs)
+    return applied(
+        correspondences=matched(*CLIP, "recompute"),
+        consistency=mode,
+        injection=injection(),
+        **inputs,
+    )
 
 
 @cache
@@ -84,12 +91,20 @@ def test_all_copies_of_the_model_are_left_as_they_were() -> None:
     assert not any("forward" in vars(part) for module in modules for part in module.modules())
 
 
-def test_memory_that_runs_out_in_one_thread_leaves_nothing_of_the_other(caplog: pytest.LogCaptureFixture) -> None:
-    """The host hands over what threads answer in order: what is left of a pass that failed is not the next one's."""
+def test_memory_that_runs_out_in_one_thread_leaves_nothing_of_the_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The host hands over what threads answer in order: what is left of a pass that failed is not
+    the next one's.
+    """
     model, failed = patched("tokenflow").clone(), []
 
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Tensor:
-        if not failed and args["cond_or_uncond"] == [0] and isinstance(args["c"]["transformer_options"][PASS_KEY], KeyframePass):
+        if (
+            not failed
+            and args["cond_or_uncond"] == [0]
+            and isinstance(args["c"]["transformer_options"][PASS_KEY], KeyframePass)
+        ):
             failed.append(True)
             raise model_management.OOM_EXCEPTION("no room")
         return apply_model(args["input"], args["timestep"], **args["c"])
@@ -98,14 +113,24 @@ def test_memory_that_runs_out_in_one_thread_leaves_nothing_of_the_other(caplog: 
     found = stock(in_two_threads(model), clip=CLIP)
     assert failed
     assert "out of memory, on with" in caplog.text
-    assert relative_error(found, stock(patched("tokenflow", attended_keyframes=1), clip=CLIP)) < ROUNDING
+    assert (
+        relative_error(found, stock(patched("tokenflow", attended_keyframes=1), clip=CLIP))
+        < ROUNDING
+    )
 
 
 def test_a_control_on_another_device_sees_the_same_frames() -> None:
     """Newer hosts keep it beside the control, which asks for it by the device."""
     hints = torch.arange(5.0)[:, None, None, None]
-    other = SimpleNamespace(cond_hint_original=hints, extra_concat_orig=[], previous_controlnet=None)
-    control = SimpleNamespace(cond_hint_original=hints, extra_concat_orig=[], previous_controlnet=None, multigpu_clones={"cuda:1": other})
+    other = SimpleNamespace(
+        cond_hint_original=hints, extra_concat_orig=[], previous_controlnet=None
+    )
+    control = SimpleNamespace(
+        cond_hint_original=hints,
+        extra_concat_orig=[],
+        previous_controlnet=None,
+        multigpu_clones={"cuda:1": other},
+    )
     view = control_view(control, torch.tensor([1, 3]), 5)
     assert view.multigpu_clones["cuda:1"].cond_hint_original.flatten().tolist() == [1, 3]
     assert control.multigpu_clones == {"cuda:1": other}
@@ -121,13 +146,29 @@ LEFT = {(LAYER, PLACE): [torch.zeros(2, TOKENS, WIDTH)]}
     [
         JointPass(torch.tensor([2, 3]), keyframes=torch.tensor([0, 1]), seen=LEFT),
         KeyframePass(torch.tensor([2, 3]), context=LEFT),
-        SparseCausalPass(torch.tensor([2, 3]), layers=frozenset([LAYER]), bank={(LAYER, PLACE): torch.zeros(2, 2, TOKENS, WIDTH)}),
+        SparseCausalPass(
+            torch.tensor([2, 3]),
+            layers=frozenset([LAYER]),
+            bank={(LAYER, PLACE): torch.zeros(2, 2, TOKENS, WIDTH)},
+        ),
     ],
     ids=lambda one: type(one).__name__,
 )
 def test_what_was_left_on_another_device_is_taken_to_this_one(frames_pass: Pass) -> None:
-    """A prompt may run elsewhere in the next pass. The second device is torch's own without memory."""
-    module = CrossAttention(WIDTH, heads=2, dim_head=16, device="meta", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    """A prompt may run elsewhere in the next pass.
+
+    The second device is torch's own without memory.
+    """
+    module = CrossAttention(
+        WIDTH,
+        heads=2,
+        dim_head=16,
+        device="meta",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
     x = torch.zeros(2, TOKENS, WIDTH, device="meta")
-    tokens = frames_pass.attention(HostAttention(LAYER, module, x, None, None, [PLACE], module.forward, None, {}))
+    tokens = frames_pass.attention(
+        HostAttention(LAYER, module, x, None, None, [PLACE], module.forward, None, {})
+    )
     assert (tokens.device.type, tokens.shape) == ("meta", x.shape)

@@ -1,6 +1,8 @@
-"""Patches between the host and the UNet (model_function_wrapper: Tiled Diffusion and its like) that hand it other things than the host.
+"""Patches between the host and the UNet (model_function_wrapper: Tiled Diffusion and its like) that
+hand it other things than the host.
 
-Whole conditionings with all their keys go on working. All else is one error, in every mode and already at the inversion.
+Whole conditionings with all their keys go on working. All else is one error, in every mode and
+already at the inversion.
 """
 
 from __future__ import annotations
@@ -18,7 +20,19 @@ from torch.nn.functional import interpolate
 
 import nodes
 
-from ..helpers import SOURCE, applied, call, edit, injection, invert, inverted, matched, relative_error, stock, tiny_model
+from ..helpers import (
+    SOURCE,
+    applied,
+    call,
+    edit,
+    injection,
+    invert,
+    inverted,
+    matched,
+    relative_error,
+    stock,
+    tiny_model,
+)
 from ..tiny_models import moving_clip
 
 CLIP = 3, (8, 16)
@@ -28,7 +42,10 @@ Wrapper = Callable[[Apply, dict[str, Any]], Tensor]
 
 def rows(c: dict[str, Any], chosen: Any, total: int) -> dict[str, Any]:
     """What goes with some of a batch's rows, the keys of transformer_options as they are."""
-    return {name: part[chosen] if isinstance(part, Tensor) and len(part) == total else part for name, part in c.items()}
+    return {
+        name: part[chosen] if isinstance(part, Tensor) and len(part) == total else part
+        for name, part in c.items()
+    }
 
 
 def some(apply_model: Apply, args: dict[str, Any], chosen: Any, **keys: Any) -> Tensor:
@@ -39,7 +56,10 @@ def some(apply_model: Apply, args: dict[str, Any], chosen: Any, **keys: Any) -> 
 
 
 def tiled(apply_model: Apply, args: dict[str, Any]) -> Tensor:
-    return torch.cat([apply_model(part, args["timestep"], **args["c"]) for part in args["input"].chunk(2, -1)], -1)
+    return torch.cat(
+        [apply_model(part, args["timestep"], **args["c"]) for part in args["input"].chunk(2, -1)],
+        -1,
+    )
 
 
 def enlarged(apply_model: Apply, args: dict[str, Any]) -> Tensor:
@@ -48,7 +68,9 @@ def enlarged(apply_model: Apply, args: dict[str, Any]) -> Tensor:
 
 
 def first_apart(apply_model: Apply, args: dict[str, Any]) -> Tensor:
-    return torch.cat([some(apply_model, args, slice(0, 1)), some(apply_model, args, slice(1, None))])
+    return torch.cat(
+        [some(apply_model, args, slice(0, 1)), some(apply_model, args, slice(1, None))]
+    )
 
 
 def doubled(apply_model: Apply, args: dict[str, Any]) -> Tensor:
@@ -59,13 +81,21 @@ def doubled(apply_model: Apply, args: dict[str, Any]) -> Tensor:
 def turned(apply_model: Apply, args: dict[str, Any]) -> Tensor:
     """The last frame first."""
     total = len(args["input"])
-    order = torch.arange(total).unflatten(0, (-1, CLIP[0])).flip(1).flatten() if total % CLIP[0] == 0 else torch.arange(total).flip(0)
+    order = (
+        torch.arange(total).unflatten(0, (-1, CLIP[0])).flip(1).flatten()
+        if total % CLIP[0] == 0
+        else torch.arange(total).flip(0)
+    )
     return some(apply_model, args, order)[order.argsort()]
 
 
 def without_uuids(apply_model: Apply, args: dict[str, Any]) -> Tensor:
-    options = {name: value for name, value in args["c"]["transformer_options"].items() if name != "uuids"}
-    return apply_model(args["input"], args["timestep"], **args["c"] | {"transformer_options": options})
+    options = {
+        name: value for name, value in args["c"]["transformer_options"].items() if name != "uuids"
+    }
+    return apply_model(
+        args["input"], args["timestep"], **args["c"] | {"transformer_options": options}
+    )
 
 
 def without_options(apply_model: Apply, args: dict[str, Any]) -> Tensor:
@@ -80,12 +110,27 @@ def remembered(apply_model: Apply, args: dict[str, Any]) -> Tensor:
 TILES, REBUILT = r"cuts frames into tiles \(Tiled Diffusion", "rebuilds the batch"
 UNSEEN = r"no batch with what TokenFlow hands over: a patch on the model leaves calls out or drops .* \(caches such as TeaCache\)"
 REFUSED: dict[str, tuple[Wrapper, str]] = {
-    "tiles": (tiled, f"pictures of 8 x 8 latent pixels instead of 16 x 8: a patch on the model {TILES}"),
-    "another size": (enlarged, "pictures of 32 x 16 latent pixels instead of 16 x 8: a patch on the model enlarges frames"),
-    "one row cut off": (first_apart, r"a batch of [01] instead of \d x \d pictures: a patch on the model cuts the batch between frames"),
-    "rows twice": (doubled, r"a batch of \d+ instead of \d x \d pictures: a patch on the model repeats frames"),
+    "tiles": (
+        tiled,
+        f"pictures of 8 x 8 latent pixels instead of 16 x 8: a patch on the model {TILES}",
+    ),
+    "another size": (
+        enlarged,
+        "pictures of 32 x 16 latent pixels instead of 16 x 8: a patch on the model enlarges frames",
+    ),
+    "one row cut off": (
+        first_apart,
+        r"a batch of [01] instead of \d x \d pictures: a patch on the model cuts the batch between frames",
+    ),
+    "rows twice": (
+        doubled,
+        r"a batch of \d+ instead of \d x \d pictures: a patch on the model repeats frames",
+    ),
     "another order": (turned, "frames in another order: a patch on the model rearranges the batch"),
-    "no uuids": (without_uuids, f"its batch without the keys of its conditionings: a patch on the model {REBUILT}"),
+    "no uuids": (
+        without_uuids,
+        f"its batch without the keys of its conditionings: a patch on the model {REBUILT}",
+    ),
     "no options": (without_options, UNSEEN),
     "no call": (remembered, UNSEEN),
 }
@@ -98,21 +143,35 @@ def wrapped(model: Any, wrapper: Wrapper) -> Any:
 
 
 STAGES: dict[str, Callable[[Wrapper], Any]] = {
-    "DDIM Invert Video": lambda wrapper: invert(wrapped(tiny_model(), wrapper), moving_clip(CLIP[0], *CLIP[1])),
-    "Extract SA Features": lambda wrapper: call(ExtractFeatures.execute, wrapped(tiny_model(), wrapper), inverted(*CLIP)[0]),
-    "Apply TokenFlow": lambda wrapper: stock(wrapped(applied(correspondences=matched(*CLIP)), wrapper), clip=CLIP),
+    "DDIM Invert Video": lambda wrapper: invert(
+        wrapped(tiny_model(), wrapper), moving_clip(CLIP[0], *CLIP[1])
+    ),
+    "Extract SA Features": lambda wrapper: call(
+        ExtractFeatures.execute, wrapped(tiny_model(), wrapper), inverted(*CLIP)[0]
+    ),
+    "Apply TokenFlow": lambda wrapper: stock(
+        wrapped(applied(correspondences=matched(*CLIP)), wrapper), clip=CLIP
+    ),
 }
 
 
 def short(wrapper: Wrapper, mode: str = "tokenflow") -> Tensor:
-    return edit(wrapped(tiny_model(), wrapper), correspondences=matched(*CLIP), consistency=mode, injection=injection(), start=0.6)
+    return edit(
+        wrapped(tiny_model(), wrapper),
+        correspondences=matched(*CLIP),
+        consistency=mode,
+        injection=injection(),
+        start=0.6,
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("stage", STAGES)
 def test_other_rows_are_refused_at_every_stage(stage: str, name: str) -> None:
     wrapper, found = REFUSED[name]
-    with pytest.raises(NodeError, match=f"{stage}, input 'model': the UNet gets {found}.*Remove it"):
+    with pytest.raises(
+        NodeError, match=f"{stage}, input 'model': the UNet gets {found}.*Remove it"
+    ):
         STAGES[stage](wrapper)
 
 
@@ -120,7 +179,9 @@ def test_other_rows_are_refused_at_every_stage(stage: str, name: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_other_rows_are_refused_in_every_mode(mode: str, name: str) -> None:
     wrapper, found = REFUSED[name]
-    with pytest.raises(NodeError, match=f"TokenFlow Sampler, input 'model': the UNet gets {found}.*Remove it"):
+    with pytest.raises(
+        NodeError, match=f"TokenFlow Sampler, input 'model': the UNet gets {found}.*Remove it"
+    ):
         short(wrapper, mode)
 
 
@@ -128,7 +189,9 @@ def by_conditioning(apply_model: Apply, args: dict[str, Any]) -> Tensor:
     options, order = args["c"]["transformer_options"], range(len(args["cond_or_uncond"]))
     parts = torch.arange(len(args["input"])).chunk(len(order))
     keys = [{name: [options[name][i]] for name in ("uuids", "cond_or_uncond")} for i in order]
-    found = {i: some(apply_model, args, parts[i], **keys[i]) for i in reversed(order)}  # the last one first
+    found = {
+        i: some(apply_model, args, parts[i], **keys[i]) for i in reversed(order)
+    }  # the last one first
     return torch.cat([found[i] for i in order])
 
 

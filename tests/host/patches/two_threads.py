@@ -1,7 +1,9 @@
-"""A model whose prompts run at the same time, each in a thread and on a copy of the model: the host's MultiGPU CFG Split.
+"""A model whose prompts run at the same time, each in a thread and on a copy of the model: the
+host's MultiGPU CFG Split.
 
-Where the host has it, its own code runs. Older hosts get the same out of what they have: a copy of the model, a pool of threads as newer
-hosts', and a wrapper that gives every list of conditionings to the next thread.
+Where the host has it, its own code runs. Older hosts get the same out of what they have: a copy of
+the model, a pool of threads as newer hosts', and a wrapper that gives every list of conditionings
+to the next thread.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Pool:
     def __init__(self) -> None:
         self.devices = list(DEVICES)
         self._work: dict[torch.device, queue.Queue] = {device: queue.Queue() for device in DEVICES}
-        self._results: dict[torch.device, queue.Queue] = {device: queue.Queue() for device in DEVICES}
+        self._results: dict[torch.device, queue.Queue] = {
+            device: queue.Queue() for device in DEVICES
+        }
         for device in DEVICES:
             threading.Thread(target=self._loop, args=(device,), daemon=True).start()
 
@@ -78,9 +82,16 @@ def _emulated(model: Any) -> Any:
             pool.shutdown()
             copied.cleanup()
 
-    def calc_cond_batch(executor: Any, own: Any, conds: Any, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> list[Tensor]:
-        pool, models = options["multigpu_thread_pool"], dict(zip(DEVICES, (own, copied.model), strict=True))
-        work = {device: [i for i in range(len(conds)) if DEVICES[i % 2] == device] for device in DEVICES}
+    def calc_cond_batch(
+        executor: Any, own: Any, conds: Any, x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> list[Tensor]:
+        pool, models = (
+            options["multigpu_thread_pool"],
+            dict(zip(DEVICES, (own, copied.model), strict=True)),
+        )
+        work = {
+            device: [i for i in range(len(conds)) if DEVICES[i % 2] == device] for device in DEVICES
+        }
 
         def evaluate(device: torch.device) -> dict[int, Tensor]:
             with torch.no_grad():

@@ -1,4 +1,6 @@
-"""All of the host's ways to keep nodes' results: a graph of the pack gives the same in each, and runs again what is asked for anew."""
+"""All of the host's ways to keep nodes' results: a graph of the pack gives the same in each, and
+runs again what is asked for anew.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from ..helpers import NEGATIVE, POSITIVE, SOURCE, call, executor, tiny_model
 from ..tiny_models import moving_clip
 
 CACHES = sorted(execution.CacheType.__members__)
-OURS = {"invert": InvertVideo, "extract": ExtractFeatures, "build": BuildCorrespondences, "sample": Sampler}
+OURS = {
+    "invert": InvertVideo,
+    "extract": ExtractFeatures,
+    "build": BuildCorrespondences,
+    "sample": Sampler,
+}
 
 
 class Clip:
@@ -56,13 +63,34 @@ class Keep:
 
 def prompt(cfg: float) -> dict[str, Any]:
     """Inversion, features, matches and edit, all as the nodes have them."""
-    inversion = {"model": ["clip", 0], "latents": ["clip", 1], "positive": ["clip", 2], "steps": 2, "check_reconstruction": False}
-    edit = {"model": ["clip", 0], "positive": ["clip", 3], "negative": ["clip", 4], "correspondences": ["build", 0], "cfg": cfg}
+    inversion = {
+        "model": ["clip", 0],
+        "latents": ["clip", 1],
+        "positive": ["clip", 2],
+        "steps": 2,
+        "check_reconstruction": False,
+    }
+    edit = {
+        "model": ["clip", 0],
+        "positive": ["clip", 3],
+        "negative": ["clip", 4],
+        "correspondences": ["build", 0],
+        "cfg": cfg,
+    }
     return {
         "clip": {"class_type": "Clip", "inputs": {}},
-        "invert": {"class_type": "invert", "inputs": inversion | {"cfg": 1.0, "scheduler": "normal"}},
-        "extract": {"class_type": "extract", "inputs": {"model": ["clip", 0], "inversion": ["invert", 0]}},
-        "build": {"class_type": "build", "inputs": {"features": ["extract", 0], "backend": "torch"}},
+        "invert": {
+            "class_type": "invert",
+            "inputs": inversion | {"cfg": 1.0, "scheduler": "normal"},
+        },
+        "extract": {
+            "class_type": "extract",
+            "inputs": {"model": ["clip", 0], "inversion": ["invert", 0]},
+        },
+        "build": {
+            "class_type": "build",
+            "inputs": {"features": ["extract", 0], "backend": "torch"},
+        },
         "sample": {"class_type": "sample", "inputs": edit},
         "keep": {"class_type": "Keep", "inputs": {"latent": ["sample", 0]}},
     }
@@ -79,12 +107,18 @@ def defaults(graph: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", CACHES)
-def test_a_graph_gives_the_same_whatever_the_host_keeps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_gives_the_same_whatever_the_host_keeps(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, node in {**OURS, "Clip": Clip, "Keep": Keep}.items():
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, node)
     monkeypatch.setattr(Keep, "kept", [])
     ran: list[str] = []
-    queue = executor(lambda event, data, sid: ran.append(data["node"]) if event == "executing" else None, "me", kind)
+    queue = executor(
+        lambda event, data, sid: ran.append(data["node"]) if event == "executing" else None,
+        "me",
+        kind,
+    )
 
     def run(cfg: float) -> set[str]:
         ran.clear()
@@ -94,7 +128,9 @@ def test_a_graph_gives_the_same_whatever_the_host_keeps(kind: str, monkeypatch: 
 
     assert run(4.0) == set(OURS)
     assert run(5.0) == (set(OURS) if kind == "NONE" else {"sample"})
-    assert run(4.0) == {"CLASSIC": {"sample"}, "NONE": set(OURS)}.get(kind, set())  # the others keep older results too
+    assert run(4.0) == {"CLASSIC": {"sample"}, "NONE": set(OURS)}.get(
+        kind, set()
+    )  # the others keep older results too
     first, other, *again = Keep.kept
     assert not torch.equal(first, other)
     assert all(torch.equal(first, one) for one in again)
@@ -105,7 +141,9 @@ def test_a_graph_gives_the_same_whatever_the_host_keeps(kind: str, monkeypatch: 
 def by_hand() -> Tensor:
     """The same edit by calling one node after the other."""
     model, clip, source, positive, negative = Clip().give()
-    inversion = call(InvertVideo.execute, model, clip, source, steps=2, check_reconstruction=False)[0]
+    inversion = call(InvertVideo.execute, model, clip, source, steps=2, check_reconstruction=False)[
+        0
+    ]
     features = call(ExtractFeatures.execute, model, inversion)[0]
     correspondences = call(BuildCorrespondences.execute, features, backend="torch")[0]
     return call(Sampler.execute, model, positive, negative, correspondences, cfg=4.0)[0]["samples"]

@@ -1,4 +1,6 @@
-"""The list of what the pack uses of the host is whole, and a host that lacks some of it is told of in words."""
+"""The list of what the pack uses of the host is whole, and a host that lacks some of it is told of
+in words.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,20 @@ import pytest
 from tokenflow_pack.host.internals import NEWER, OLDEST, TRAINING, USES, Use, check_host
 
 ROOT = Path(__file__).resolve().parents[3]
-HOSTS = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "execution", "server", "node_helpers"}
-LISTED = {f"{use.module}.{name.partition('(')[0]}" for use in (*USES, *TRAINING) for name in use.names} | NEWER.keys()
+HOSTS = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "latent_preview",
+    "execution",
+    "server",
+    "node_helpers",
+}
+LISTED = {
+    f"{use.module}.{name.partition('(')[0]}" for use in (*USES, *TRAINING) for name in use.names
+} | NEWER.keys()
 
 
 def used(path: Path) -> Iterator[str]:
@@ -21,8 +35,17 @@ def used(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0]: alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] in HOSTS}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module and node.module.split(".")[0] in HOSTS:
+            names |= {
+                alias.name.split(".")[0]: alias.name.split(".")[0]
+                for alias in node.names
+                if alias.name.split(".")[0] in HOSTS
+            }
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.level == 0
+            and node.module
+            and node.module.split(".")[0] in HOSTS
+        ):
             names |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
     for node in ast.walk(tree):
@@ -35,18 +58,31 @@ def used(path: Path) -> Iterator[str]:
 
 
 def test_all_that_is_used_is_listed_and_all_that_is_listed_is_used() -> None:
-    found = {name for package in ("host", "modes", "nodes") for path in sorted((ROOT / package).rglob("*.py")) for name in used(path)}
+    found = {
+        name
+        for package in ("host", "modes", "nodes")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for name in used(path)
+    }
     assert len(found) > 80
     modules = {use.module for use in (*USES, *TRAINING)}
     # What is listed, something inside it, or what contains it.
     missing = [
         name
         for name in found
-        if name not in modules and not any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in LISTED)
+        if name not in modules
+        and not any(
+            name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.")
+            for one in LISTED
+        )
     ]
     assert not missing
     # Methods are called on objects, which the text does not tell.
-    unused = {one for one in LISTED - NEWER.keys() if not one.startswith("comfy.model_patcher.ModelPatcher.")} - found
+    unused = {
+        one
+        for one in LISTED - NEWER.keys()
+        if not one.startswith("comfy.model_patcher.ModelPatcher.")
+    } - found
     assert not [one for one in unused if not any(name.startswith(f"{one}.") for name in found)]
 
 
@@ -55,8 +91,15 @@ def test_this_host_has_it_all() -> None:
     check_host(TRAINING)
 
 
-CALLS = ["process_conds(model)", "process_conds(model, noise, conds, device, latents, other=)", "SAMPLER_NAMES()"]
-OLD, NEW = f"TokenFlow needs ComfyUI {OLDEST} or newer, and this is 0.3.64", "TokenFlow does not know this ComfyUI, 99.1"
+CALLS = [
+    "process_conds(model)",
+    "process_conds(model, noise, conds, device, latents, other=)",
+    "SAMPLER_NAMES()",
+]
+OLD, NEW = (
+    f"TokenFlow needs ComfyUI {OLDEST} or newer, and this is 0.3.64",
+    "TokenFlow does not know this ComfyUI, 99.1",
+)
 
 
 @pytest.mark.parametrize("name", ["gone", "KSampler.gone", *CALLS])

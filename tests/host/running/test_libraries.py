@@ -1,4 +1,6 @@
-"""A library that is missing or broken takes away what needs it, says how to mend it, and nothing else."""
+"""A library that is missing or broken takes away what needs it, says how to mend it, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +29,51 @@ from launch.environment import link_pack
 from ...cluster import made
 from ...conftest import COMFYUI, ROOT
 from ..helpers import call, extracted
-from ..inputs.bad_input import APPLY, BUILD, CHECK, COMPARE, CORRESPONDENCES, GOOD, METRICS, NODES, SAMPLER, frames, run, told
+from ..inputs.bad_input import (
+    APPLY,
+    BUILD,
+    CHECK,
+    COMPARE,
+    CORRESPONDENCES,
+    GOOD,
+    METRICS,
+    NODES,
+    SAMPLER,
+    frames,
+    run,
+    told,
+)
 from ..patches.test_citizenship import loaded
 
-# What an import may come to: the library's code, None where there is none, and what the error has to say.
+# What an import may come to: the library's code, None where there is none, and what the error has
+# to say.
 BREAKS: dict[str, tuple[str | None, str]] = {
     "not installed": (None, "is not installed"),
     "an attribute of another library": (
         "import numpy; numpy.no_name",
         "AttributeError: module 'numpy' has no attribute 'no_name'",
     ),
-    "a file of the system": ("raise OSError('libgomp.so.1: cannot open shared object file')", r"OSError: libgomp\.so\.1: cannot open"),
-    "an initialisation": ("raise RuntimeError('no CUDA here,\\ntry again')", "RuntimeError: no CUDA here, try again"),
-    "a package that it needs": ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
+    "a file of the system": (
+        "raise OSError('libgomp.so.1: cannot open shared object file')",
+        r"OSError: libgomp\.so\.1: cannot open",
+    ),
+    "an initialisation": (
+        "raise RuntimeError('no CUDA here,\\ntry again')",
+        "RuntimeError: no CUDA here, try again",
+    ),
+    "a package that it needs": (
+        "import no_such_dependency",
+        "ModuleNotFoundError: No module named 'no_such_dependency'",
+    ),
     "its syntax": ("def", "SyntaxError: "),
     "nothing in it": ("", "has no attribute|No module named"),
 }
-OPTIONAL = ("faiss", "cv2", "kornia", "matplotlib")  # without torchvision the host itself does not start
+OPTIONAL = (
+    "faiss",
+    "cv2",
+    "kornia",
+    "matplotlib",
+)  # without torchvision the host itself does not start
 RERENDER = {"consistency": "rerender", "frames": frames()}
 StandIn = Callable[[str, str | None], None]
 
@@ -77,7 +107,9 @@ def matched_by(backend: str) -> str:
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_without_faiss_auto_takes_torch_and_says_why_and_faiss_is_an_error(broken: str, stand_in: StandIn, timings: StoredTimings) -> None:
+def test_without_faiss_auto_takes_torch_and_says_why_and_faiss_is_an_error(
+    broken: str, stand_in: StandIn, timings: StoredTimings
+) -> None:
     code, said = BREAKS[broken]
     stand_in("faiss", code)
     assert re.fullmatch(f"torch, FAISS .*({said}).*", matched_by("auto"))
@@ -100,7 +132,9 @@ class IndexFlatIP:
 
 
 @pytest.mark.parametrize("error", ["AttributeError", "OSError", "RuntimeError", "TypeError"])
-def test_a_faiss_that_fails_when_it_searches_is_one_that_is_broken(error: str, stand_in: StandIn, timings: StoredTimings) -> None:
+def test_a_faiss_that_fails_when_it_searches_is_one_that_is_broken(
+    error: str, stand_in: StandIn, timings: StoredTimings
+) -> None:
     stand_in("faiss", f"{FAISS}        raise {error}('no kernel')")
     assert matched_by("auto") == f"torch, FAISS is installed and does not work ({error}: no kernel)"
     assert not timings
@@ -111,14 +145,23 @@ def test_a_faiss_that_fails_when_it_searches_is_one_that_is_broken(error: str, s
 
 # What each library takes away: the nodes' calls, and the input that the error names.
 TAKEN: dict[str, list[tuple[str, str | None, dict[str, Any]]]] = {
-    "cv2": [(METRICS, "flow", {}), (SAMPLER, "consistency", RERENDER), (APPLY, "consistency", RERENDER)],
+    "cv2": [
+        (METRICS, "flow", {}),
+        (SAMPLER, "consistency", RERENDER),
+        (APPLY, "consistency", RERENDER),
+    ],
     "kornia": [
         (METRICS, None, {}),
         (CORRESPONDENCES, None, {}),
         (SAMPLER, "consistency", RERENDER),
         (APPLY, "consistency", RERENDER),
     ],
-    "matplotlib": [(METRICS, None, {}), (COMPARE, None, {}), (CHECK, None, {}), (CORRESPONDENCES, None, {})],
+    "matplotlib": [
+        (METRICS, None, {}),
+        (COMPARE, None, {}),
+        (CHECK, None, {}),
+        (CORRESPONDENCES, None, {}),
+    ],
 }
 
 
@@ -144,19 +187,27 @@ def test_what_needs_a_library_says_so_before_it_begins(
 def test_all_else_works_without_any_of_them(stand_in: StandIn) -> None:
     for module in OPTIONAL:
         stand_in(module, BREAKS["a file of the system"][0])
-    for node in set(NODES) - {node for rows in TAKEN.values() for node, _, changes in rows if not changes}:
+    for node in set(NODES) - {
+        node for rows in TAKEN.values() for node, _, changes in rows if not changes
+    }:
         run(node)
 
 
-def test_metrics_go_by_raft_where_there_is_no_opencv(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_go_by_raft_where_there_is_no_opencv(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     still = torch.zeros(2, 64, 64)
-    monkeypatch.setattr(metrics, "load_flow", lambda node, socket, choice: lambda first, second: still)
+    monkeypatch.setattr(
+        metrics, "load_flow", lambda node, socket, choice: lambda first, second: still
+    )
     stand_in("cv2", None)
     assert run(METRICS, flow=RAFT_FILES[0])[0]
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_raft_without_torchvision_is_another_error_than_wrong_weights(broken: str, stand_in: StandIn) -> None:
+def test_raft_without_torchvision_is_another_error_than_wrong_weights(
+    broken: str, stand_in: StandIn
+) -> None:
     stand_in("torchvision", BREAKS[broken][0])
     with pytest.raises(NodeError, match="torchvision is ") as raised:
         run(METRICS, flow=RAFT_FILES[0])
@@ -165,7 +216,9 @@ def test_raft_without_torchvision_is_another_error_than_wrong_weights(broken: st
     assert run(METRICS)[0]
 
 
-def test_a_server_with_all_of_them_broken_edits_and_says_what_is_missing_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_all_of_them_broken_edits_and_says_what_is_missing_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also those that the host's own nodes need: some of these are missing then."""
     folder = tmp_path / "libraries"
     folder.mkdir()
@@ -177,11 +230,18 @@ def test_a_server_with_all_of_them_broken_edits_and_says_what_is_missing_where(t
         shutil.copy(made.write_clip(tmp_path / "grey.mp4", 80), server.input / made.CLIP)
         prompt = made.prompt()
         prompt["build"]["inputs"]["backend"] = "auto"
-        prompt["compare"] = made.node("TokenFlowCompareClips", source=["parts", 0], edited=["parts", 0])
+        prompt["compare"] = made.node(
+            "TokenFlowCompareClips", source=["parts", 0], edited=["parts", 0]
+        )
         prompt["look"] = made.node("PreviewImage", images=["compare", 0])
-        with pytest.raises(PromptError, match=r"Compare Clips: matplotlib is installed and does not work \(AttributeError: module 'numpy'"):
+        with pytest.raises(
+            PromptError,
+            match=r"Compare Clips: matplotlib is installed and does not work \(AttributeError: module 'numpy'",
+        ):
             run_prompt(server.address, prompt)
         del prompt["compare"], prompt["look"]
         result = run_prompt(server.address, prompt)
-    assert "torch, FAISS is installed and does not work (AttributeError" in result.texts()["build"][0]
+    assert (
+        "torch, FAISS is installed and does not work (AttributeError" in result.texts()["build"][0]
+    )
     assert list((tmp_path / "output" / "edits").iterdir())

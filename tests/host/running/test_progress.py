@@ -1,4 +1,6 @@
-"""A node has one progress bar: it goes from left to right once, whatever the node does one after the other."""
+"""A node has one progress bar: it goes from left to right once, whatever the node does one after
+the other.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,19 @@ from tokenflow_pack.nodes.looking.metrics import Metrics
 from tokenflow_pack.nodes.looking.reconstruction import CheckReconstruction
 from tokenflow_pack.nodes.looking.views import PreviewCorrespondences, PreviewFeatures
 
-from ..helpers import FRAMES, SIZE, STEPS, call, edit, extracted, invert, inverted, matched, pictures, tiny_model
+from ..helpers import (
+    FRAMES,
+    SIZE,
+    STEPS,
+    call,
+    edit,
+    extracted,
+    invert,
+    inverted,
+    matched,
+    pictures,
+    tiny_model,
+)
 from ..looking.test_views import PICTURES, Decoder
 from ..tiny_models import moving_clip
 
@@ -27,17 +41,32 @@ def reconstruct() -> Any:
 
 
 NODES: dict[str, tuple[Callable[[], Any], int]] = {
-    "an inversion and its check": (lambda: invert(tiny_model(), moving_clip(FRAMES, *SIZE)), 2 * STEPS),
-    "an inversion without a check": (lambda: invert(tiny_model(), moving_clip(FRAMES, *SIZE), check_reconstruction=False), STEPS),
+    "an inversion and its check": (
+        lambda: invert(tiny_model(), moving_clip(FRAMES, *SIZE)),
+        2 * STEPS,
+    ),
+    "an inversion without a check": (
+        lambda: invert(tiny_model(), moving_clip(FRAMES, *SIZE), check_reconstruction=False),
+        STEPS,
+    ),
     "a reconstruction and its pictures": (reconstruct, STEPS + 2),
-    "features that are kept, and their picture": (lambda: extract(storage="memory", steps="every"), STEPS + 1),
+    "features that are kept, and their picture": (
+        lambda: extract(storage="memory", steps="every"),
+        STEPS + 1,
+    ),
     "features that are not kept": (lambda: extract(storage="recompute", steps="every"), 1),
     "matches of features that are computed again": (
         lambda: call(BuildCorrespondences.execute, extracted(storage="recompute")),
         STEPS * FRAMES,
     ),
-    "pictures of features that are computed again": (lambda: call(PreviewFeatures.execute, extracted(storage="recompute")), FRAMES),
-    "pictures of matches": (lambda: call(PreviewCorrespondences.execute, matched(storage="recompute"), PICTURES), 2 * FRAMES),
+    "pictures of features that are computed again": (
+        lambda: call(PreviewFeatures.execute, extracted(storage="recompute")),
+        FRAMES,
+    ),
+    "pictures of matches": (
+        lambda: call(PreviewCorrespondences.execute, matched(storage="recompute"), PICTURES),
+        2 * FRAMES,
+    ),
     "an edit": (lambda: edit(), STEPS),
     "a comparison": (lambda: call(Metrics.execute, pictures(), pictures()), FRAMES - 1),
 }
@@ -45,9 +74,16 @@ NODES: dict[str, tuple[Callable[[], Any], int]] = {
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_bar_goes_from_left_to_right_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    inverted(), extracted(storage="recompute"), matched(), matched(storage="recompute")  # made before anybody looks
+    (
+        inverted(),
+        extracted(storage="recompute"),
+        matched(),
+        matched(storage="recompute"),
+    )  # made before anybody looks
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total))
+    )
     run, wanted = NODES[name]
     run()
     values, totals = zip(*seen, strict=True)

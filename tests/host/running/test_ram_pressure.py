@@ -26,8 +26,12 @@ def dropped_first(output: Any, pictures: int, monkeypatch: pytest.MonkeyPatch) -
     cache = RAMPressureCache(CacheKeySetID)
     newer = hasattr(cache, "ram_release")
     outputs = {"ours": output, PICTURES: torch.zeros(pictures, dtype=torch.uint8)}
-    # 0.3.75 takes what a node shows for its outputs, and so counts nothing of anybody: here they stand where it looks.
-    cache.cache = {name: CacheEntry(None, [[one]]) if newer else CacheEntry([[one]], None) for name, one in outputs.items()}
+    # 0.3.75 takes what a node shows for its outputs, and so counts nothing of anybody: here they
+    # stand where it looks.
+    cache.cache = {
+        name: CacheEntry(None, [[one]]) if newer else CacheEntry([[one]], None)
+        for name, one in outputs.items()
+    }
     cache.used_generation = dict.fromkeys(outputs, cache.generation)
     cache.timestamps = dict.fromkeys(outputs, 0.0)
 
@@ -55,11 +59,17 @@ def test_an_inversion_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     check_counted(inversion, [inversion.latents, inversion.sigmas], monkeypatch)
 
 
-def test_features_count_what_is_stored_and_what_they_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_count_what_is_stored_and_what_they_keep_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stored = extracted()
     kept = [stored.store.get(step, layer) for step in stored.steps for layer in stored.match_layers]
     assert sum(tensor.nbytes for tensor in kept) > stored.inversion.latents.nbytes
-    hidden = [tensor for (_, name), tensor in stored.store._kept.items() if name not in stored.match_layers]  # Plug-and-Play's
+    hidden = [
+        tensor
+        for (_, name), tensor in stored.store._kept.items()
+        if name not in stored.match_layers
+    ]  # Plug-and-Play's
     check_counted(stored, [stored.inversion.latents, *kept, *hidden], monkeypatch)
     computed = call(ExtractFeatures.execute, tiny_model(), inverted()[0], storage="recompute")[0]
     check_counted(computed, [computed.inversion.latents], monkeypatch)
@@ -68,7 +78,13 @@ def test_features_count_what_is_stored_and_what_they_keep_alive(monkeypatch: pyt
 
 
 def test_matches_count_once_however_many_steps_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = call(ExtractFeatures.execute, tiny_model(), inverted()[0], steps="one noise level", storage="recompute")[0]
+    features = call(
+        ExtractFeatures.execute,
+        tiny_model(),
+        inverted()[0],
+        steps="one noise level",
+        storage="recompute",
+    )[0]
     found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
     tables = found.steps[0].pairs.tokens.values()
     assert all(step.pairs is found.steps[0].pairs for step in found.steps)
@@ -84,7 +100,11 @@ def test_a_path_in_a_file_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert dropped_first(inversion, inversion.latents.nbytes // 2, monkeypatch) == PICTURES
 
 
-@pytest.mark.parametrize("make", [lambda: inverted()[0], extracted, matched], ids=["inversion", "features", "correspondences"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: inverted()[0], extracted, matched],
+    ids=["inversion", "features", "correspondences"],
+)
 def test_they_are_there_even_to_whoever_takes_them_for_lists(make: Any) -> None:
     """A graph that expands itself looks whether a value of two is a link, a name and a number."""
     output = make()

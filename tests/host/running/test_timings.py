@@ -1,4 +1,6 @@
-"""What was measured stays in the host's user folder; no file there can stop a run, and the node says what it went by."""
+"""What was measured stays in the host's user folder; no file there can stop a run, and the node
+says what it went by.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TIMING, SLOWER = {"torch": 0.5, "faiss": 0.25}, {"torch": 1.0, "faiss": 2.0}
 
 def build(window: int = 0) -> str:
     """The node's text."""
-    (text,) = call(lambda: [BuildCorrespondences.execute(extracted(*SMALL), search_window=window)])[0].ui.as_dict()["text"]
+    (text,) = call(lambda: [BuildCorrespondences.execute(extracted(*SMALL), search_window=window)])[
+        0
+    ].ui.as_dict()["text"]
     return str(text)
 
 
@@ -51,7 +55,16 @@ HOSTILE = {
             '{"faiss": 0.5}',
             *(
                 f'{{"faiss": 0.5, "torch": {value}}}'
-                for value in ('"0.5"', "true", "NaN", "Infinity", "-1.0", "0.0", "1e9", '{"torch": 0.5}')
+                for value in (
+                    '"0.5"',
+                    "true",
+                    "NaN",
+                    "Infinity",
+                    "-1.0",
+                    "0.0",
+                    "1e9",
+                    '{"torch": 0.5}',
+                )
             ),
             '{"torch": 0.5, "faiss": 0.5, "os.system": 0.1}',
         )
@@ -60,7 +73,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_file_that_holds_no_timings_counts_as_empty_and_is_written_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_holds_no_timings_counts_as_empty_and_is_written_anew(
+    tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / FILE
     path.write_bytes(content)
     found = StoredTimings(path)
@@ -89,7 +104,9 @@ def test_the_file_lies_in_the_users_folder() -> None:
     assert search_timings() is search_timings()
 
 
-def test_the_node_measures_once_and_says_what_it_went_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_node_measures_once_and_says_what_it_went_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(correspondences, "search_timings", lambda: StoredTimings(tmp_path / FILE))
     first = build()
@@ -99,6 +116,8 @@ def test_the_node_measures_once_and_says_what_it_went_by(tmp_path: Path, monkeyp
     assert measured
     monkeypatch.setattr(fastest, "seconds_a_frame", None)
     assert build() == first
-    (tmp_path / FILE).write_text(json.dumps({key: {"torch": 0.031, "faiss": 0.012} for key in measured}))
+    (tmp_path / FILE).write_text(
+        json.dumps({key: {"torch": 0.031, "faiss": 0.012} for key in measured})
+    )
     assert "matched by FAISS (this CPU, a frame: torch 31 ms, FAISS 12 ms for " in build()
     assert build(window=2).endswith("matched by torch")

@@ -36,7 +36,9 @@ def test_it_is_there_when_the_pack_is_loaded_once_or_more(folder: Path) -> None:
     check_clip_alone(folder)
 
 
-def test_it_is_there_where_the_disk_has_no_hard_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_there_where_the_disk_has_no_hard_links(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("no links here")
 
@@ -57,7 +59,9 @@ def test_a_users_link_of_that_name_stays_whatever_it_leads_to(folder: Path) -> N
     assert [file.is_symlink() for file in folder.iterdir()] == [True]
 
 
-def test_a_file_that_comes_at_the_same_time_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_comes_at_the_same_time_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os.path, "lexists", lambda path: False)
     test_a_users_file_of_that_name_stays(folder)
 

@@ -1,4 +1,6 @@
-"""The quickstart workflow as a user runs it: the saved file, a real server, the embedded model and clip."""
+"""The quickstart workflow as a user runs it: the saved file, a real server, the embedded model and
+clip.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,18 @@ import pytest
 from launch.comfyui.workflow import to_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
-ONCE_PER_CLIP = {"TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowBuildCorrespondences"}
+ONCE_PER_CLIP = {
+    "TokenFlowInvertVideo",
+    "TokenFlowExtractFeatures",
+    "TokenFlowBuildCorrespondences",
+}
 
 
 @pytest.fixture(scope="module")
 def prompt(server: Any) -> dict[str, Any]:
-    return to_prompt(json.loads((ROOT / "workflows" / "quickstart.json").read_text()), server.get("/object_info"))
+    return to_prompt(
+        json.loads((ROOT / "workflows" / "quickstart.json").read_text()), server.get("/object_info")
+    )
 
 
 def of_type(prompt: dict[str, Any], kind: str) -> list[str]:
@@ -33,7 +41,11 @@ def test_the_quickstart_edits_the_clip_and_a_second_prompt_only_samples(
 
     (metrics,) = of_type(prompt, "TokenFlowMetrics")
     lines = result.texts()[metrics][0].splitlines()
-    errors = {name: float(error) for line in lines for name, error in re.findall(r"^(.+?) +warp error +([\d.]+)e-3", line)}
+    errors = {
+        name: float(error)
+        for line in lines
+        for name, error in re.findall(r"^(.+?) +warp error +([\d.]+)e-3", line)
+    }
     floor = errors["reconstruction"]
     assert errors["source"] < errors["TokenFlow"] < errors["frame by frame"]
     assert errors["TokenFlow"] - floor <= 0.6 * (errors["frame by frame"] - floor)
@@ -46,7 +58,11 @@ def test_the_quickstart_edits_the_clip_and_a_second_prompt_only_samples(
             assert sum(1 for _ in opened.decode(video=0)) == 24
     assert any(file.name.startswith("strip") for file in files)
 
-    (sampler,) = (node for node in of_type(prompt, "TokenFlowSampler") if prompt[node]["inputs"]["consistency"] == "tokenflow")
+    (sampler,) = (
+        node
+        for node in of_type(prompt, "TokenFlowSampler")
+        if prompt[node]["inputs"]["consistency"] == "tokenflow"
+    )
     source, _ = prompt[sampler]["inputs"]["positive"]
     changed = json.loads(json.dumps(prompt))
     changed[source]["inputs"]["text"] = changed[source]["inputs"]["text"].replace("gold", "marble")
@@ -65,5 +81,7 @@ def needed(prompt: dict[str, Any], title: str) -> dict[str, Any]:
     while waiting:
         node = waiting.pop()
         found[node] = prompt[node]
-        waiting += [value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list)]
+        waiting += [
+            value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list)
+        ]
     return found

@@ -32,7 +32,18 @@ from torch import Tensor
 
 from launch.environment import ROOT
 
-from ..helpers import NEGATIVE, POSITIVE, SOURCE, call, edit, injection, invert, pictures, relative_error, tiny_model
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    SOURCE,
+    call,
+    edit,
+    injection,
+    invert,
+    pictures,
+    relative_error,
+    tiny_model,
+)
 from ..tiny_models import LAYOUTS, SD15, moving_clip, tiny_unet
 from ..tiny_pipelines import tiny_pipeline
 
@@ -53,35 +64,63 @@ def matched_by_graph(layout: str, frames: int, size: tuple[int, int]) -> tuple[A
     model, clip = tiny_unet(LAYOUTS[layout]), moving_clip(frames, *size, layout=LAYOUTS[layout])
     inversion = invert(model, clip, steps=STEPS, check_reconstruction=False)[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    return model, call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return model, call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
 
 
 @cache
-def matched_by_script(layout: str, frames: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def matched_by_script(
+    layout: str, frames: int, size: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     """The same of a pipeline, whose latents are those that the host hands to its model."""
     pipe = tiny_pipe(layout) if dtype == torch.float32 else tiny_pipeline(LAYOUTS[layout]).to(dtype)
     latents = moving_clip(frames, *size, layout=LAYOUTS[layout])["samples"] * SCALE
     inversion = invert_frames(pipe, latents, SOURCE[0][0], STEPS)
-    return pipe, build_correspondences(extract_features(pipe, inversion), interval=2, backend="torch")
+    return pipe, build_correspondences(
+        extract_features(pipe, inversion), interval=2, backend="torch"
+    )
 
 
 def by_graph(clip: tuple[Any, ...], injected: bool, **inputs: Any) -> Tensor:
     model, matches = matched_by_graph(*clip)
-    return SCALE * edit(model, correspondences=matches, injection=injection() if injected else None, cfg=GUIDANCE, **inputs)
+    return SCALE * edit(
+        model,
+        correspondences=matches,
+        injection=injection() if injected else None,
+        cfg=GUIDANCE,
+        **inputs,
+    )
 
 
 def by_script(clip: tuple[Any, ...], injected: bool, **inputs: Any) -> Tensor:
     pipe, matches = matched_by_script(*clip)
-    return sample_edit(pipe, matches, POSITIVE[0][0], NEGATIVE[0][0], GUIDANCE, PLUG_AND_PLAY if injected else None, **inputs)
+    return sample_edit(
+        pipe,
+        matches,
+        POSITIVE[0][0],
+        NEGATIVE[0][0],
+        GUIDANCE,
+        PLUG_AND_PLAY if injected else None,
+        **inputs,
+    )
 
 
 # Layout, frames and size of the latents, whether Plug-and-Play is on, and what is not by default.
 CASES: dict[str, tuple[tuple[Any, ...], bool, dict[str, Any]]] = {
     "by default": (("SD 1.5", 4, (8, 8)), True, {}),
-    "attention": (("SD 1.5", 4, (9, 15)), True, {"propagation": ATTENTION, "carry_until": 0.0, "frames_per_pass": 1}),
+    "attention": (
+        ("SD 1.5", 4, (9, 15)),
+        True,
+        {"propagation": ATTENTION, "carry_until": 0.0, "frames_per_pass": 1},
+    ),
     "without injection": (("SD 1.5", 3, (8, 16)), False, {"carry_until": 0.0}),
     "windows": (("SD 1.5", 10, (8, 8)), True, {"attended_keyframes": 4, "carry_until": 0.0}),
-    "windows of attention": (("SD 1.5", 10, (8, 8)), True, {"attended_keyframes": 4, "propagation": ATTENTION}),
+    "windows of attention": (
+        ("SD 1.5", 10, (8, 8)),
+        True,
+        {"attended_keyframes": 4, "propagation": ATTENTION},
+    ),
     "v prediction": (("SD 2.x v", 2, (8, 8)), True, {}),
 }
 
@@ -89,18 +128,25 @@ CASES: dict[str, tuple[tuple[Any, ...], bool, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_same_latents_as_the_graph(case: str) -> None:
     clip, injected, inputs = CASES[case]
-    assert relative_error(by_script(clip, injected, **inputs), by_graph(clip, injected, **inputs)) < 1e-4
+    assert (
+        relative_error(by_script(clip, injected, **inputs), by_graph(clip, injected, **inputs))
+        < 1e-4
+    )
 
 
 def test_half_precision_is_close() -> None:
     clip = CASES["by default"][0]
-    assert 1e-5 < relative_error(by_script((*clip, torch.float16), True), by_script(clip, True)) < 0.1
+    assert (
+        1e-5 < relative_error(by_script((*clip, torch.float16), True), by_script(clip, True)) < 0.1
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 3, 20, 50])
 def test_noise_levels_and_training_steps_are_the_hosts_to_the_bit(steps: int) -> None:
     model, denoiser = tiny_model(), Denoiser.of(tiny_pipe())
-    sigmas = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler="normal").sigmas
+    sigmas = comfy.samplers.KSampler(
+        model, steps=steps, device="cpu", sampler="euler", scheduler="normal"
+    ).sigmas
     assert torch.equal(denoiser.sigmas(steps), sigmas)
     assert torch.equal(denoiser.log_sigmas, model.get_model_object("model_sampling").log_sigmas)
 
@@ -110,8 +156,12 @@ def plain(pipe: Any) -> Tensor:
     return pipe("a star", num_inference_steps=1, latents=latents, output_type="latent").images
 
 
-@pytest.mark.parametrize(("error", "propagation"), [(None, DEEP), (KeyboardInterrupt, DEEP), (RuntimeError, ATTENTION)])
-def test_the_pipeline_is_left_as_it_was(error: type[BaseException] | None, propagation: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "propagation"), [(None, DEEP), (KeyboardInterrupt, DEEP), (RuntimeError, ATTENTION)]
+)
+def test_the_pipeline_is_left_as_it_was(
+    error: type[BaseException] | None, propagation: str
+) -> None:
     pipe, processors = tiny_pipe(), dict(tiny_pipe().unet.attn_processors)
     arguments = (pipe, pictures(2)[:, :64, :64], "wood", "gold", "", 2)
     before = plain(pipe)
@@ -126,10 +176,14 @@ def test_the_pipeline_is_left_as_it_was(error: type[BaseException] | None, propa
     watching = pipe.unet.conv_out.register_forward_pre_hook(fails_late)
     try:
         if error is None:
-            assert edit_video(*arguments, keyframe_interval=2, carry_until=0.0, propagation=propagation).shape == (2, 64, 64, 3)
+            assert edit_video(
+                *arguments, keyframe_interval=2, carry_until=0.0, propagation=propagation
+            ).shape == (2, 64, 64, 3)
         else:
             with pytest.raises(error):
-                edit_video(*arguments, keyframe_interval=2, carry_until=0.0, propagation=propagation)
+                edit_video(
+                    *arguments, keyframe_interval=2, carry_until=0.0, propagation=propagation
+                )
     finally:
         watching.remove()
     assert calls >= 10
@@ -142,13 +196,25 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     clip = [Image.fromarray((frame * 255).byte().numpy()) for frame in pictures(2)[:, :64, :64]]
     clip[0].save("clip.gif", save_all=True, append_images=clip[1:])
-    pipe = tiny_pipeline(replace(SD15, encoder=(1, 1, 1, 0), decoder=(0,) * 2 + (1,) * 6))  # half of the blocks: hundreds of calls
-    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pipe)
-    Path("example.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scripting.md").read_text(), re.DOTALL)))
+    pipe = tiny_pipeline(
+        replace(SD15, encoder=(1, 1, 1, 0), decoder=(0,) * 2 + (1,) * 6)
+    )  # half of the blocks: hundreds of calls
+    monkeypatch.setattr(
+        diffusers.StableDiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pipe
+    )
+    Path("example.py").write_text(
+        "\n".join(
+            re.findall(
+                r"```python\n(.*?)```", (ROOT / "docs" / "scripting.md").read_text(), re.DOTALL
+            )
+        )
+    )
     found = runpy.run_path("example.py")
     assert found["edited"].shape == (2, 64, 64, 3)
     assert found["edited"].std() > 0.01
-    assert sorted(Path().glob("*.gif")) == [Path(f"{name}.gif") for name in ("clip", "gold", "marble")]
+    assert sorted(Path().glob("*.gif")) == [
+        Path(f"{name}.gif") for name in ("clip", "gold", "marble")
+    ]
 
 
 def changed(config: Any, **fields: Any) -> SimpleNamespace:

@@ -1,7 +1,8 @@
-"""The workflows that the pack offers, as a user runs them on a real server, on few small frames in few steps.
+"""The workflows that the pack offers, as a user runs them on a real server, on few small frames in
+few steps.
 
-Where a workflow asks for Stable Diffusion 1.5, the embedded model takes its place, which has that layout; where it asks for SDXL a
-tiny model of SDXL's.
+Where a workflow asks for Stable Diffusion 1.5, the embedded model takes its place, which has that
+layout; where it asks for SDXL a tiny model of SDXL's.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ SMALL: dict[str, dict[str, Any]] = {
 class Run:
     """A workflow that is run, changed and run again; what did not change the server keeps."""
 
-    def __init__(self, server: Any, queue: Callable[..., Any], name: str, bypassed: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, server: Any, queue: Callable[..., Any], name: str, bypassed: tuple[str, ...] = ()
+    ) -> None:
         self.server, self.queue = server, queue
         workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
         for node in workflow["nodes"]:
@@ -54,7 +57,11 @@ class Run:
                 self.replace_checkpoint(entry)
         for node in [*self.nodes("TokenFlowSampler"), *self.nodes("VAEEncode")]:
             inputs = {"samples": [node, 0], "filename_prefix": "latents/test"}
-            self.prompt[f"latents of {node}"] = {"class_type": "SaveLatent", "inputs": inputs, "_meta": {"title": "Save Latent"}}
+            self.prompt[f"latents of {node}"] = {
+                "class_type": "SaveLatent",
+                "inputs": inputs,
+                "_meta": {"title": "Save Latent"},
+            }
 
     def replace_checkpoint(self, loader: Any) -> None:
         """By a model that can be had, of the same layout, on smaller pictures."""
@@ -63,8 +70,14 @@ class Run:
         if "xl" not in loader["inputs"]["ckpt_name"]:
             loader.update({"class_type": "TokenFlowLoadDemoModel", "inputs": {}})
             return
-        self.prompt["words"] = {"class_type": "TokenFlowLoadDemoModel", "inputs": {}, "_meta": {"title": "Words"}}
-        loader.update({"class_type": "TinyCheckpoint", "inputs": {"layout": "SDXL", "clip": ["words", 1]}})
+        self.prompt["words"] = {
+            "class_type": "TokenFlowLoadDemoModel",
+            "inputs": {},
+            "_meta": {"title": "Words"},
+        }
+        loader.update(
+            {"class_type": "TinyCheckpoint", "inputs": {"layout": "SDXL", "clip": ["words", 1]}}
+        )
 
     def __call__(self, **changes: dict[str, Any]) -> Run:
         """Runs it with other inputs of the nodes of a type: `run(TokenFlowSampler={"start": 0.5})`."""
@@ -85,7 +98,9 @@ class Run:
     def latents_of(self, node: str) -> Tensor:
         """What a node gave, (N, C, h, w)."""
         (saved,) = self.result.outputs[f"latents of {node}"]["latents"]
-        found = load_file(self.server.output / saved["subfolder"] / saved["filename"])["latent_tensor"]
+        found = load_file(self.server.output / saved["subfolder"] / saved["filename"])[
+            "latent_tensor"
+        ]
         assert len(found) == FRAMES
         assert torch.isfinite(found).all()
         return found
@@ -94,11 +109,21 @@ class Run:
         """What the only node of a type showed, (N, 3, H, W) in [0, 1]."""
         (node,) = self.nodes(kind)
         shown = self.result.outputs[node]["images"]
-        return torch.stack([pil_to_tensor(Image.open(self.server.work / "temp" / one["filename"]).convert("RGB")) / 255 for one in shown])
+        return torch.stack(
+            [
+                pil_to_tensor(
+                    Image.open(self.server.work / "temp" / one["filename"]).convert("RGB")
+                )
+                / 255
+                for one in shown
+            ]
+        )
 
     def check_videos(self) -> None:
         """Every Save Video node has saved all frames."""
-        videos = [self.server.output / name for name in self.result.files() if name.endswith(".mp4")]
+        videos = [
+            self.server.output / name for name in self.result.files() if name.endswith(".mp4")
+        ]
         assert len(videos) == len(self.nodes("SaveVideo")) > 0
         for video in videos:
             with av.open(str(video)) as opened:
@@ -117,11 +142,24 @@ def own_clip(server: Any) -> str:
     file = server.input / "own.mp4"
     noise = np.random.default_rng(0)
     with av.open(str(file), "w") as container:
-        video, sound = container.add_stream("libx264", 12), container.add_stream("aac", 44100, layout="mono")
+        video, sound = (
+            container.add_stream("libx264", 12),
+            container.add_stream("aac", 44100, layout="mono"),
+        )
         video.width, video.height, video.pix_fmt = 134, 70, "yuv420p"
         for _ in range(5):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(noise.integers(0, 256, (70, 134, 3), np.uint8), format="rgb24")))
-        frame = av.AudioFrame.from_ndarray(noise.normal(0, 0.1, (1, 44100 * 5 // 12)).astype(np.float32), format="fltp", layout="mono")
+            container.mux(
+                video.encode(
+                    av.VideoFrame.from_ndarray(
+                        noise.integers(0, 256, (70, 134, 3), np.uint8), format="rgb24"
+                    )
+                )
+            )
+        frame = av.AudioFrame.from_ndarray(
+            noise.normal(0, 0.1, (1, 44100 * 5 // 12)).astype(np.float32),
+            format="fltp",
+            layout="mono",
+        )
         frame.sample_rate = 44100
         container.mux(sound.encode(frame))
         for stream in (video, sound):
@@ -130,10 +168,17 @@ def own_clip(server: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("bypassed", "size", "told"), [((), (128, 128), 0), (("ImageScale",), (132, 68), 1)], ids=["scaled", "as large as it is"]
+    ("bypassed", "size", "told"),
+    [((), (128, 128), 0), (("ImageScale",), (132, 68), 1)],
+    ids=["scaled", "as large as it is"],
 )
 def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
-    server: Any, workflow: Callable[..., Run], own_clip: str, bypassed: tuple[str, ...], size: tuple[int, int], told: int
+    server: Any,
+    workflow: Callable[..., Run],
+    own_clip: str,
+    bypassed: tuple[str, ...],
+    size: tuple[int, int],
+    told: int,
 ) -> None:
     run = workflow("quickstart", *bypassed)(LoadVideo={"file": own_clip})
     run.check_videos()
@@ -143,11 +188,16 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
             with av.open(str(server.output / name)) as written:
                 (video,), (sound,) = written.streams.video, written.streams.audio
                 assert video.average_rate == 12
-                assert float(sound.duration * sound.time_base) == pytest.approx(FRAMES / 12, abs=0.05)
+                assert float(sound.duration * sound.time_base) == pytest.approx(
+                    FRAMES / 12, abs=0.05
+                )
                 edits.add((video.width, video.height))
     assert size in edits
     words = "\n".join(text for texts in run.result.texts().values() for text in texts)
-    assert words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops") == 3 * told  # two comparisons, the figures
+    assert (
+        words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops")
+        == 3 * told
+    )  # two comparisons, the figures
 
 
 def opened(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -161,7 +211,10 @@ def test_every_video_that_has_all_frames_has_the_clips_speed_and_sound() -> None
         saved, nodes = opened(file)
         links = {link: (nodes[origin]["type"], slot) for link, origin, slot, *_ in saved["links"]}
         (components,) = (node for node in nodes.values() if node["type"] == "GetVideoComponents")
-        audio, fps = (next(i for i, out in enumerate(components["outputs"]) if out["name"] == name) for name in ("audio", "fps"))
+        audio, fps = (
+            next(i for i, out in enumerate(components["outputs"]) if out["name"] == name)
+            for name in ("audio", "fps")
+        )
         for node in nodes.values():
             if node["type"] == "CreateVideo":
                 given = {slot["name"]: links.get(slot["link"]) for slot in node["inputs"]}
@@ -173,12 +226,24 @@ def test_every_video_that_has_all_frames_has_the_clips_speed_and_sound() -> None
 def test_every_clip_is_cut_to_its_first_frames_and_scaled() -> None:
     for file in FILES:
         saved, nodes = opened(file)
-        fed = {(nodes[origin]["type"], nodes[target]["type"]) for _, origin, _, target, _, kind in saved["links"] if kind == "IMAGE"}
-        assert {target for origin, target in fed if origin == "GetVideoComponents"} == {"ImageFromBatch"}
+        fed = {
+            (nodes[origin]["type"], nodes[target]["type"])
+            for _, origin, _, target, _, kind in saved["links"]
+            if kind == "IMAGE"
+        }
+        assert {target for origin, target in fed if origin == "GetVideoComponents"} == {
+            "ImageFromBatch"
+        }
         assert {target for origin, target in fed if origin == "ImageFromBatch"} == {"ImageScale"}
         ours = any(node["type"] == "TokenFlowLoadDemoModel" for node in nodes.values())
-        (scale,) = (node["widgets_values"] for node in nodes.values() if node["type"] == "ImageScale")
-        assert scale == ["lanczos", *([128] * 2 if ours else [1024 if file.stem == "sdxl" else 512] * 2), "center"]
+        (scale,) = (
+            node["widgets_values"] for node in nodes.values() if node["type"] == "ImageScale"
+        )
+        assert scale == [
+            "lanczos",
+            *([128] * 2 if ours else [1024 if file.stem == "sdxl" else 512] * 2),
+            "center",
+        ]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -193,12 +258,16 @@ def test_it_is_offered_with_its_picture_and_fits_the_nodes(server: Any, file: Pa
     for node in saved["nodes"]:
         given = {slot["name"] for slot in node["inputs"]}
         groups = known[node["type"]]["input"].values() if node["type"] in known else [{}]
-        assert given <= {name for group in groups if isinstance(group, dict) for name in group}, node["type"]
+        assert given <= {name for group in groups if isinstance(group, dict) for name in group}, (
+            node["type"]
+        )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_prompts_and_names_are_those_of_the_clips(server: Any, file: Path) -> None:
-    """Prompts say what the embedded clip shows; a clip has one name, on whatever node; decibels are told in pictures."""
+    """Prompts say what the embedded clip shows; a clip has one name, on whatever node; decibels are
+    told in pictures.
+    """
     prompt = to_prompt(json.loads(file.read_text()), server.get("/object_info"))
     names: dict[Any, str] = {}
     for entry in prompt.values():
@@ -207,8 +276,14 @@ def test_prompts_and_names_are_those_of_the_clips(server: Any, file: Path) -> No
             assert text_of(prompt, inputs["positive"]) == "a wood star on grass"
             assert inputs["vae"] == prompt[inputs["latents"][0]]["inputs"]["vae"]
         if entry["class_type"] in ("TokenFlowMetrics", "TokenFlowCompareClips"):
-            given = inputs["names"] if isinstance(inputs["names"], str) else prompt[inputs["names"][0]]["inputs"]["value"]
-            for name, clip in called("", {socket: inputs[socket] for socket in EDITS if socket in inputs}, given).items():
+            given = (
+                inputs["names"]
+                if isinstance(inputs["names"], str)
+                else prompt[inputs["names"][0]]["inputs"]["value"]
+            )
+            for name, clip in called(
+                "", {socket: inputs[socket] for socket in EDITS if socket in inputs}, given
+            ).items():
                 assert name not in EDITS.values()
                 assert names.setdefault(tuple(clip), name) == name
         if entry["class_type"] == "TokenFlowSampler":
@@ -232,7 +307,9 @@ def test_sdedit_comes_closer_to_the_source_with_a_lower_start(workflow: Callable
 
 
 def check_local(run: Run) -> float:
-    """Outside the mask, one latent pixel away from it, the latents are the source's; inside they are others. Returns the mask's share."""
+    """Outside the mask, one latent pixel away from it, the latents are the source's; inside they
+    are others. Returns the mask's share.
+    """
     masks = run.pictures("MaskPreview")[:, :1]
     assert not torch.equal(masks[0], masks[-1])
     source, edited = run.latents("VAEEncode"), run.latents()
@@ -251,11 +328,15 @@ def test_a_local_edit_leaves_everything_else_as_in_the_source(workflow: Callable
     ground = workflow("local_edit")()
     ground.check_videos()
     assert 0.75 < check_local(ground) < 0.95
-    star = workflow("local_edit", "InvertMask", "TokenFlowPlugAndPlay")(TokenFlowSampler={"start": 0.75})
+    star = workflow("local_edit", "InvertMask", "TokenFlowPlugAndPlay")(
+        TokenFlowSampler={"start": 0.75}
+    )
     assert 0.15 < check_local(star) < 0.35
 
 
-def test_the_public_codes_choices_are_measured_beside_the_packs_own(workflow: Callable[..., Run]) -> None:
+def test_the_public_codes_choices_are_measured_beside_the_packs_own(
+    workflow: Callable[..., Run],
+) -> None:
     run = workflow("public_code")()
     run.check_videos()
     (metrics,) = run.nodes("TokenFlowMetrics")
@@ -266,7 +347,10 @@ def test_the_public_codes_choices_are_measured_beside_the_packs_own(workflow: Ca
 def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) -> None:
     run = workflow("comparison")(TokenFlowInvertVideo={"steps": 2})
     run.check_videos()
-    (names,), (metrics,), (grid,) = (run.nodes(kind) for kind in ("PrimitiveStringMultiline", "TokenFlowMetrics", "TokenFlowCompareClips"))
+    (names,), (metrics,), (grid,) = (
+        run.nodes(kind)
+        for kind in ("PrimitiveStringMultiline", "TokenFlowMetrics", "TokenFlowCompareClips")
+    )
     called = run.prompt[names]["inputs"]["value"].split("\n")
     modes = {}
     for socket, name in zip(EDITS, called, strict=False):
@@ -280,8 +364,13 @@ def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) 
     edits = [run.latents_of(sampler) for sampler in modes]
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in combinations(edits, 2))
     lines = run.result.texts()[metrics][0].splitlines()
-    assert all(line.startswith(name) for line, name in zip(lines, ["source", "reconstruction", *called], strict=True))
-    assert len([name for name in run.result.files() if name.endswith(".png")]) == 2  # table and plot
+    assert all(
+        line.startswith(name)
+        for line, name in zip(lines, ["source", "reconstruction", *called], strict=True)
+    )
+    assert (
+        len([name for name in run.result.files() if name.endswith(".png")]) == 2
+    )  # table and plot
 
 
 def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..., Run]) -> None:
@@ -306,7 +395,9 @@ def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..
 
 
 @pytest.mark.parametrize("name", ["sd15_pnp", "sdxl"])
-def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Callable[..., Run], name: str) -> None:
+def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(
+    workflow: Callable[..., Run], name: str
+) -> None:
     run = workflow(name)()
     run.check_videos()
     assert not run.nodes("LoraLoaderModelOnly")
@@ -318,8 +409,14 @@ def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(workflow: Calla
 
 @pytest.fixture
 def controlnet(server: Any) -> Iterator[str]:
-    """The name under which the server finds a ControlNet of the embedded model's layout, with random weights."""
-    layout = {name: value for name, value in load_demo_model()[0].model.model_config.unet_config.items() if name != "out_channels"}
+    """The name under which the server finds a ControlNet of the embedded model's layout, with
+    random weights.
+    """
+    layout = {
+        name: value
+        for name, value in load_demo_model()[0].model.model_config.unet_config.items()
+        if name != "out_channels"
+    }
     weights = ControlNet(**layout, hint_channels=3, device="meta").state_dict()
     generator = torch.Generator().manual_seed(0)
 
@@ -333,7 +430,9 @@ def controlnet(server: Any) -> Iterator[str]:
     file.unlink()
 
 
-def test_stable_diffusion_with_a_controlnet_follows_the_hints(workflow: Callable[..., Run], controlnet: str) -> None:
+def test_stable_diffusion_with_a_controlnet_follows_the_hints(
+    workflow: Callable[..., Run], controlnet: str
+) -> None:
     run = workflow("sd15_controlnet")(ControlNetLoader={"control_net_name": controlnet})
     run.check_videos()
     edges, followed = run.pictures("PreviewImage"), run.latents()
@@ -343,13 +442,18 @@ def test_stable_diffusion_with_a_controlnet_follows_the_hints(workflow: Callable
     assert not torch.allclose(blank.latents(), followed, atol=1e-2)
 
 
-def test_a_long_clip_is_edited_with_its_sound_and_its_inversion_kept(server: Any, workflow: Callable[..., Run]) -> None:
+def test_a_long_clip_is_edited_with_its_sound_and_its_inversion_kept(
+    server: Any, workflow: Callable[..., Run]
+) -> None:
     run = workflow("long_video")()
     run.check_videos()
     (saved,) = (server.output / "inversions").glob("TokenFlow*.safetensors")
     assert len(load_file(saved)["latents"][0]) == FRAMES
     ((maker, sound),) = (run.prompt[node]["inputs"]["audio"] for node in run.nodes("CreateVideo"))
-    assert (run.prompt[maker]["class_type"], server.get("/object_info")["GetVideoComponents"]["output"][sound]) == (
+    assert (
+        run.prompt[maker]["class_type"],
+        server.get("/object_info")["GetVideoComponents"]["output"][sound],
+    ) == (
         "GetVideoComponents",
         "AUDIO",
     )

@@ -37,7 +37,10 @@ def test_words_are_found_where_they_moved() -> None:
 def test_what_follows_a_new_word_is_not_new() -> None:
     """A text encoder's later tokens change a little with the earlier ones."""
     drifted = (
-        prompt(0, 5, 2, 3) + 0.2 * torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1)) * torch.tensor([0, 0, 1, 1])[:, None]
+        prompt(0, 5, 2, 3)
+        + 0.2
+        * torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
+        * torch.tensor([0, 0, 1, 1])[:, None]
     )
     assert compare_words(drifted, prompt(0, 1, 2, 3))[1].tolist() == [[False, True, False, False]]
 
@@ -52,7 +55,9 @@ def test_the_region_is_where_the_lost_words_are_seen() -> None:
     corner = torch.zeros(4, 4, dtype=torch.bool)
     corner[:2, :2] = True
     assert torch.equal(change.region((4, 4))[0].view(4, 4), corner)
-    assert torch.equal(change.region((8, 8))[0].view(8, 8), corner.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(
+        change.region((8, 8))[0].view(8, 8), corner.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    )
     assert change.region((2, 2))[0].tolist() == [True, False, False, False]
     assert change.region((4, 4))[1].all()  # seen evenly: strong is measured within a frame
 
@@ -60,8 +65,12 @@ def test_the_region_is_where_the_lost_words_are_seen() -> None:
 def test_strong_is_three_tenths_of_the_strongest() -> None:
     attention = torch.zeros(1, 1, 9)
     attention[0, 0, [0, 4, 8]] = torch.tensor([1, 0.31, 0.29])
-    change = PromptChange(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool), attention)
-    assert change.region((1, 9)).tolist() == [[True, True, False, True, True, True, False, False, False]]
+    change = PromptChange(
+        torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool), attention
+    )
+    assert change.region((1, 9)).tolist() == [
+        [True, True, False, True, True, True, False, False, False]
+    ]
 
 
 def test_equal_prompts_leave_nothing_to_the_edit() -> None:
@@ -72,7 +81,11 @@ def test_equal_prompts_leave_nothing_to_the_edit() -> None:
 
 
 def test_maps_are_the_sources_for_shared_words() -> None:
-    change = PromptChange.between(prompt(0, 1, 2), prompt(0, 5, 2, 3, 1), torch.rand(1, 4, 3), (2, 2))
+    change = PromptChange.between(
+        prompt(0, 1, 2), prompt(0, 5, 2, 3, 1), torch.rand(1, 4, 3), (2, 2)
+    )
     source, edit = torch.rand(1, 2, 4, 3), torch.rand(1, 2, 4, 5)
-    wanted = torch.stack([source[..., 0], edit[..., 1], source[..., 2], edit[..., 3], source[..., 1]], -1)
+    wanted = torch.stack(
+        [source[..., 0], edit[..., 1], source[..., 2], edit[..., 3], source[..., 1]], -1
+    )
     assert torch.equal(change.blend(source, edit), wanted)

@@ -6,16 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenflow_ops.baselines.fusion import FirstFrameMotion, fuse_with_first, match_statistics, motion_from_first, occluded
+from tokenflow_ops.baselines.fusion import (
+    FirstFrameMotion,
+    fuse_with_first,
+    match_statistics,
+    motion_from_first,
+    occluded,
+)
 
 SIZE = 96
 LATENT = 12
 
 
 def panning(frames: int, step: int) -> Tensor:
-    """A window moving right over a smooth random plane: what it shows moves left by `step` pixels a frame, (frames, 3, 96, 96)."""
+    """A window moving right over a smooth random plane: what it shows moves left by `step` pixels a
+    frame, (frames, 3, 96, 96).
+    """
     noise = torch.rand(1, 3, 7, 13, generator=torch.Generator().manual_seed(0))
-    plane = F.interpolate(noise, (SIZE, 2 * SIZE), mode="bicubic", align_corners=True)[0].clamp(0, 1)
+    plane = F.interpolate(noise, (SIZE, 2 * SIZE), mode="bicubic", align_corners=True)[0].clamp(
+        0, 1
+    )
     return torch.stack([plane[:, :, i * step : i * step + SIZE] for i in range(frames)])
 
 
@@ -25,10 +35,14 @@ def test_translation_is_found_at_the_latents_scale() -> None:
     for frame, shift in ((0, 1), (1, 2)):
         # What is in column x was `shift` columns further right in the first frame.
         wanted = own[:, shift:]
-        found, seen = (part[frame].view(LATENT, LATENT) for part in (motion.positions, motion.visible))
+        found, seen = (
+            part[frame].view(LATENT, LATENT) for part in (motion.positions, motion.visible)
+        )
         inner = seen[:, : LATENT - shift - 1]
         assert inner.float().mean() > 0.7
-        assert torch.equal(found[:, : LATENT - shift - 1][inner], wanted[:, : LATENT - shift - 1][inner])
+        assert torch.equal(
+            found[:, : LATENT - shift - 1][inner], wanted[:, : LATENT - shift - 1][inner]
+        )
         assert not seen[:, LATENT - shift :].any()  # it came in from outside
 
 
@@ -48,7 +62,9 @@ def test_a_way_that_does_not_lead_back_is_occluded() -> None:
 
 def test_visible_pixels_are_the_first_frames() -> None:
     frames = torch.rand(2, 3, 1, 4)
-    motion = FirstFrameMotion(torch.tensor([[1, 2, 3, 3]]), torch.tensor([[True, True, True, False]]))
+    motion = FirstFrameMotion(
+        torch.tensor([[1, 2, 3, 3]]), torch.tensor([[True, True, True, False]])
+    )
     fused = fuse_with_first(frames, motion)
     assert torch.equal(fused[0], frames[0])
     assert torch.equal(fused[1, :, 0, :3], frames[0, :, 0, 1:])

@@ -15,7 +15,9 @@ from tokenflow_ops.matching.build import BLENDS, blend_of
 
 
 @given(frames=st.integers(1, 60), interval=st.integers(1, 20))
-def test_own_and_previous_chunk_by_the_distances_to_their_centres(frames: int, interval: int) -> None:
+def test_own_and_previous_chunk_by_the_distances_to_their_centres(
+    frames: int, interval: int
+) -> None:
     near = chunk_neighbours(frames, interval)
     for frame in range(frames):
         own = frame // interval
@@ -54,7 +56,11 @@ def test_every_token_finds_the_closest_of_both_keyframes(frames: int, tokens: in
     features = torch.randn(frames, tokens, 6, generator=generator)
     keyframes = torch.randn(3, tokens, 6, generator=generator)
     past, future = torch.arange(frames) % 3, torch.arange(frames) // 2 % 3
-    for side, found in zip((past, future), match_to_keyframes(features, keyframes, past, future), strict=True):
+    for side, found in zip(
+        (past, future), match_to_keyframes(features, keyframes, past, future), strict=True
+    ):
         for frame in range(frames):
-            similarity = torch.nn.functional.cosine_similarity(features[frame][:, None], keyframes[side[frame]][None], dim=-1)
+            similarity = torch.nn.functional.cosine_similarity(
+                features[frame][:, None], keyframes[side[frame]][None], dim=-1
+            )
             assert torch.equal(found[frame], similarity.argmax(-1))

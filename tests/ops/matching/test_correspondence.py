@@ -33,8 +33,15 @@ def plain_similarities(query: Tensor, targets: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(deadline=None, max_examples=30)
-@given(frames=st.sampled_from([1, 2, 3, 5, 7, 11]), interval=st.integers(1, 5), tokens=sizes, seed=seeds)
-def test_frames_are_matched_to_both_neighbours(backend: str, frames: int, interval: int, tokens: int, seed: int) -> None:
+@given(
+    frames=st.sampled_from([1, 2, 3, 5, 7, 11]),
+    interval=st.integers(1, 5),
+    tokens=sizes,
+    seed=seeds,
+)
+def test_frames_are_matched_to_both_neighbours(
+    backend: str, frames: int, interval: int, tokens: int, seed: int
+) -> None:
     features = random(seed, frames, tokens, 8)
     found = step_matches(features, interval, seed, backend=backend)
     near = neighbours(frames, found.keyframes)
@@ -62,7 +69,9 @@ def test_many_tokens_need_wider_indices() -> None:
 
 
 @pytest.mark.parametrize("interval", [1, 3, 8, 200])
-def test_a_long_clip_is_matched_in_blocks_as_at_once(interval: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_clip_is_matched_in_blocks_as_at_once(
+    interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = random(0, 151, 3, 8)
     held: list[int] = []
     stream = SourceFeatures.stream
@@ -75,10 +84,16 @@ def test_a_long_clip_is_matched_in_blocks_as_at_once(interval: int, monkeypatch:
     found = step_matches(features, interval)
     assert sum(held) >= 151
     assert max(held) <= max(64, interval) + 4 * interval
-    for side, keyframes in zip(found.tokens(ONLY), (found.near.past, found.near.future), strict=True):
+    for side, keyframes in zip(
+        found.tokens(ONLY), (found.near.past, found.near.future), strict=True
+    ):
         for i in range(151):
             keyframe = int(found.keyframes[keyframes[i]])
-            own = torch.arange(3) if keyframe == i else nearest_tokens(features[i][None], features[keyframe])[0]
+            own = (
+                torch.arange(3)
+                if keyframe == i
+                else nearest_tokens(features[i][None], features[keyframe])[0]
+            )
             assert torch.equal(side[i].long(), own)
 
 

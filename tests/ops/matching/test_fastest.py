@@ -23,7 +23,9 @@ StandIn = Callable[[str, str | None], None]
 COARSE, FINE = torch.zeros(2, 16, 6), torch.zeros(2, 64, 4)
 
 
-def measured_as(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, dict[str, float]]) -> list[tuple[int, ...]]:
+def measured_as(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, dict[str, float]]
+) -> list[tuple[int, ...]]:
     """Replaces the measurement: seconds by tokens. Returns: the shapes measured from now on."""
     asked: list[tuple[int, ...]] = []
 
@@ -36,12 +38,21 @@ def measured_as(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, dict[str, fl
 
 
 @FAISS
-def test_every_shape_has_its_faster_backend_and_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = measured_as(monkeypatch, {16: {"torch": 0.0012, "faiss": 0.0005}, 64: {"torch": 0.012, "faiss": 0.031}})
+def test_every_shape_has_its_faster_backend_and_is_measured_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = measured_as(
+        monkeypatch, {16: {"torch": 0.0012, "faiss": 0.0005}, 64: {"torch": 0.012, "faiss": 0.031}}
+    )
     timings: Timings = {}
     for _ in range(2):  # the second time by what the first one has left
         backends = Backends("auto", "cpu", timings)
-        assert [backends.choose(features) for features in (COARSE, FINE, COARSE, FINE)] == ["faiss", "torch", "faiss", "torch"]
+        assert [backends.choose(features) for features in (COARSE, FINE, COARSE, FINE)] == [
+            "faiss",
+            "torch",
+            "faiss",
+            "torch",
+        ]
         wanted = "torch and FAISS (this CPU, a frame: torch 1.2 ms, FAISS 0.5 ms for 16 x 6; torch 12 ms, FAISS 31 ms for 64 x 4)"
         assert str(backends) == wanted
     assert asked == [COARSE.shape, FINE.shape]
@@ -49,7 +60,9 @@ def test_every_shape_has_its_faster_backend_and_is_measured_once(monkeypatch: py
 
 @FAISS
 @pytest.mark.parametrize("change", ["threads", "torch", "faiss", "dtype", "tokens", "width", "CPU"])
-def test_what_a_timing_depends_on_is_measured_anew(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_what_a_timing_depends_on_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     faiss: Any = library("faiss")
     asked = measured_as(monkeypatch, {size: {"torch": 1.0, "faiss": 2.0} for size in (16, 17)})
     timings: Timings = {}
@@ -60,13 +73,19 @@ def test_what_a_timing_depends_on_is_measured_anew(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr({"torch": torch, "faiss": faiss}[change], "__version__", "99")
     if change == "CPU":
         monkeypatch.setattr(fastest, "_cpu", lambda: "another one")
-    other = {"dtype": COARSE.half(), "tokens": torch.zeros(2, 17, 6), "width": torch.zeros(2, 16, 7)}.get(change, COARSE)
+    other = {
+        "dtype": COARSE.half(),
+        "tokens": torch.zeros(2, 17, 6),
+        "width": torch.zeros(2, 16, 7),
+    }.get(change, COARSE)
     Backends("auto", "cpu", timings).choose(other)
     assert len(asked) == len(timings) == 2
 
 
 @pytest.mark.parametrize(("asked", "name"), [("torch", "torch"), ("faiss", "FAISS")])
-def test_a_backend_that_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch, asked: str, name: str) -> None:
+def test_a_backend_that_is_asked_for_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, asked: str, name: str
+) -> None:
     measured = measured_as(monkeypatch, {})
     backends = Backends(asked)
     assert backends.choose(COARSE) == asked
@@ -81,7 +100,9 @@ def test_without_faiss_it_is_torch(stand_in: StandIn) -> None:
     assert str(backends) == "torch, FAISS is not installed"
 
 
-def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     searches: list[tuple[str, int]] = []
 
     def watched(queries: Tensor, targets: Tensor, backend: str) -> Tensor:
@@ -90,13 +111,19 @@ def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(monkeypatch:
 
     monkeypatch.setattr(fastest, "nearest_tokens", watched)
     monkeypatch.setattr(fastest, "OPERATIONS", OPERATIONS / 100)
-    monkeypatch.setattr(fastest, "time", SimpleNamespace(perf_counter=partial(next, count())))  # every search takes a second
+    monkeypatch.setattr(
+        fastest, "time", SimpleNamespace(perf_counter=partial(next, count()))
+    )  # every search takes a second
     state = torch.get_rng_state()
-    seconds = seconds_a_frame(torch.randn(3, 100, 40, generator=torch.Generator().manual_seed(0)), torch.device("cpu"))
+    seconds = seconds_a_frame(
+        torch.randn(3, 100, 40, generator=torch.Generator().manual_seed(0)), torch.device("cpu")
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert seconds == {"torch": 1 / FRAMES, "faiss": 1 / FRAMES}
     full = 2 * 100 * 100 * 40 * FRAMES  # frames repeat where the clip is short
-    assert [work for _, work in searches[:2]] == [2 * 64 * 64 * 40] * 2  # what comes first is not timed
+    assert [work for _, work in searches[:2]] == [
+        2 * 64 * 64 * 40
+    ] * 2  # what comes first is not timed
     assert [name for name, _ in searches[2:]] == ["torch", "faiss"] * (len(searches[2:]) // 2)
     assert {work for _, work in searches[2:]} == {full}
     assert full < OPERATIONS / 100
@@ -122,7 +149,9 @@ class IndexFlatIP:
 WITHOUT = "torch, FAISS is installed and does not work (OSError: no kernel for this device)"
 
 
-def test_a_faiss_that_fails_when_it_is_measured_is_not_chosen_and_nothing_is_noted(stand_in: StandIn) -> None:
+def test_a_faiss_that_fails_when_it_is_measured_is_not_chosen_and_nothing_is_noted(
+    stand_in: StandIn,
+) -> None:
     stand_in("faiss", FAILING.format(good=0))
     timings: Timings = {}
     backends = Backends("auto", timings=timings)
@@ -131,12 +160,19 @@ def test_a_faiss_that_fails_when_it_is_measured_is_not_chosen_and_nothing_is_not
     assert not timings
 
 
-def test_a_faiss_that_fails_later_leaves_the_rest_to_torch(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
+def test_a_faiss_that_fails_later_leaves_the_rest_to_torch(
+    monkeypatch: pytest.MonkeyPatch, stand_in: StandIn
+) -> None:
     measured_as(monkeypatch, {16: {"torch": 0.2, "faiss": 0.1}, 64: {"torch": 0.1, "faiss": 0.2}})
     stand_in("faiss", FAILING.format(good=1))
-    backends, features = Backends("auto"), torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(0))
+    backends, features = (
+        Backends("auto"),
+        torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(0)),
+    )
     for _ in range(3):
-        assert torch.equal(backends.nearest(features, features[0]), nearest_tokens(features, features[0]))
+        assert torch.equal(
+            backends.nearest(features, features[0]), nearest_tokens(features, features[0])
+        )
     assert backends.choose(COARSE) == backends.choose(FINE) == "torch"
     assert str(backends) == WITHOUT
     with pytest.raises(LibraryError, match="no kernel"):

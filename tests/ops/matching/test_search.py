@@ -1,4 +1,6 @@
-"""Nearest tokens against the plain formula in float64: both sides normalised, one full product, its argmax."""
+"""Nearest tokens against the plain formula in float64: both sides normalised, one full product, its
+argmax.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from ..made import FAISS
 
 BACKENDS = ["torch", pytest.param("faiss", marks=FAISS), "device"]
 # Token counts around a block of the search, primes among them.
-sizes = st.one_of(st.integers(1, 13), st.sampled_from([31, BLOCK - 1, BLOCK, BLOCK + 1, 127, 2 * BLOCK, 257, 3 * BLOCK + 1]))
+sizes = st.one_of(
+    st.integers(1, 13),
+    st.sampled_from([31, BLOCK - 1, BLOCK, BLOCK + 1, 127, 2 * BLOCK, 257, 3 * BLOCK + 1]),
+)
 seeds = st.integers(0, 2**16)
 
 
@@ -36,8 +41,16 @@ def similarities(queries: Tensor, targets: Tensor, window: Tensor | None = None)
     return found if window is None else found.masked_fill(~window, -torch.inf)
 
 
-def found_by(backend: str, queries: Tensor, targets: Tensor, window: Tensor | None = None, tile: int | None = None) -> Tensor:
-    """`nearest_tokens`, where "device" is what runs off the CPU; tile: bytes of products held at once."""
+def found_by(
+    backend: str,
+    queries: Tensor,
+    targets: Tensor,
+    window: Tensor | None = None,
+    tile: int | None = None,
+) -> Tensor:
+    """`nearest_tokens`, where "device" is what runs off the CPU; tile: bytes of products held at
+    once.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if tile is not None:
             patch.setattr(search, "CPU_BYTES", tile)
@@ -57,26 +70,53 @@ def assert_closest(found: Tensor, wanted: Tensor, tolerance: float = 2e-6) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(deadline=None, max_examples=40)
-@given(frames=st.integers(1, 4), tokens=sizes, others=sizes, width=st.integers(1, 40), seed=seeds, data=st.data())
-def test_every_token_finds_its_closest(backend: str, frames: int, tokens: int, others: int, width: int, seed: int, data: Any) -> None:
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
-    queries, targets = random(seed, frames, tokens, width).to(dtype), random(seed + 1, others, width).to(dtype)
+@given(
+    frames=st.integers(1, 4),
+    tokens=sizes,
+    others=sizes,
+    width=st.integers(1, 40),
+    seed=seeds,
+    data=st.data(),
+)
+def test_every_token_finds_its_closest(
+    backend: str, frames: int, tokens: int, others: int, width: int, seed: int, data: Any
+) -> None:
+    dtype = data.draw(
+        st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    )
+    queries, targets = (
+        random(seed, frames, tokens, width).to(dtype),
+        random(seed + 1, others, width).to(dtype),
+    )
     tile = data.draw(st.sampled_from([None, 1, 4 * 7 * BLOCK, 4 * 100 * BLOCK]))
     assert_closest(found_by(backend, queries, targets, tile=tile), similarities(queries, targets))
 
 
 @pytest.mark.parametrize("backend", ["torch", "device"])
 @settings(deadline=None, max_examples=40)
-@given(frames=st.integers(1, 3), rows=st.integers(1, 12), columns=st.integers(1, 12), radius=st.integers(1, 4), seed=seeds, data=st.data())
-def test_a_window_limits_the_search(backend: str, frames: int, rows: int, columns: int, radius: int, seed: int, data: Any) -> None:
+@given(
+    frames=st.integers(1, 3),
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    radius=st.integers(1, 4),
+    seed=seeds,
+    data=st.data(),
+)
+def test_a_window_limits_the_search(
+    backend: str, frames: int, rows: int, columns: int, radius: int, seed: int, data: Any
+) -> None:
     tokens = rows * columns
     queries, targets = random(seed, frames, tokens, 6), random(seed + 1, tokens, 6)
     window = search_window(rows, columns, radius)
     assert window is not None
     for p, q in ((p, q) for p in range(0, tokens, 5) for q in range(tokens)):
-        assert window[p, q] == (abs(p // columns - q // columns) <= radius and abs(p % columns - q % columns) <= radius)
+        assert window[p, q] == (
+            abs(p // columns - q // columns) <= radius and abs(p % columns - q % columns) <= radius
+        )
     tile = data.draw(st.sampled_from([None, 1, 4 * 7 * BLOCK, 4 * 100 * BLOCK]))
-    assert_closest(found_by(backend, queries, targets, window, tile), similarities(queries, targets, window))
+    assert_closest(
+        found_by(backend, queries, targets, window, tile), similarities(queries, targets, window)
+    )
 
 
 def test_no_radius_means_no_window() -> None:
@@ -86,8 +126,12 @@ def test_no_radius_means_no_window() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("tokens", "width"), [(5, 33), (8, 8), (65, 320), (257, 641), (300, 1)])
 def test_of_equal_tokens_the_first_wins(backend: str, tokens: int, width: int) -> None:
-    """Even where a matrix product gives equal columns different last bits, as it does for some of these sizes."""
-    group = torch.randint(max(2, tokens // 3), (tokens,), generator=torch.Generator().manual_seed(0))
+    """Even where a matrix product gives equal columns different last bits, as it does for some of
+    these sizes.
+    """
+    group = torch.randint(
+        max(2, tokens // 3), (tokens,), generator=torch.Generator().manual_seed(0)
+    )
     targets = random(1, tokens, width)[group]
     if width == 1:
         group = (targets[:, 0] > 0).long()  # one dimension has two directions
@@ -115,8 +159,13 @@ def test_the_length_of_a_token_does_not_matter(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_features_may_be_views_and_part_of_a_graph(backend: str) -> None:
-    queries, targets = random(0, 8, 2, 30).requires_grad_().permute(1, 2, 0), random(1, 8, 50).requires_grad_().T
-    assert torch.equal(found_by(backend, queries, targets), similarities(queries, targets).argmax(-1))
+    queries, targets = (
+        random(0, 8, 2, 30).requires_grad_().permute(1, 2, 0),
+        random(1, 8, 50).requires_grad_().T,
+    )
+    assert torch.equal(
+        found_by(backend, queries, targets), similarities(queries, targets).argmax(-1)
+    )
 
 
 def test_only_a_tile_of_products_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +195,9 @@ def test_unusable_searches_are_refused(stand_in: Callable[[str, str | None], Non
 
 @FAISS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-def test_faiss_on_a_gpu_gets_the_tensors_as_they_are_and_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_faiss_on_a_gpu_gets_the_tensors_as_they_are_and_gives_its_memory_back(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     """With FAISS's own search of tensors on the CPU in place of the one on a GPU."""
     taken: list[Any] = []
 
@@ -160,8 +211,19 @@ def test_faiss_on_a_gpu_gets_the_tensors_as_they_are_and_gives_its_memory_back(m
         def __del__(self) -> None:
             taken.append("given back")
 
-    def knn_gpu(resources: Resources, queries: Tensor, targets: Tensor, k: int, metric: int, device: int) -> tuple[Any, Tensor]:
-        taken.append((queries.data_ptr(), queries.dtype, targets.dtype, resources.scratch, resources.pinned, device))
+    def knn_gpu(
+        resources: Resources, queries: Tensor, targets: Tensor, k: int, metric: int, device: int
+    ) -> tuple[Any, Tensor]:
+        taken.append(
+            (
+                queries.data_ptr(),
+                queries.dtype,
+                targets.dtype,
+                resources.scratch,
+                resources.pinned,
+                device,
+            )
+        )
         return None, (queries.float() @ targets.float().T).topk(k).indices
 
     faiss: Any = ModuleType("faiss")
@@ -174,7 +236,10 @@ def test_faiss_on_a_gpu_gets_the_tensors_as_they_are_and_gives_its_memory_back(m
     assert_closest(found[None], similarities(queries[None], targets), 2e-3)
     assert found[7] == 0
     search.release_scratch()
-    searches = 2 * [(torch.float16 if dtype == torch.float16 else torch.float32,) * 2 + (search.DEVICE_BYTES, 0, 0)]
+    searches = 2 * [
+        (torch.float16 if dtype == torch.float16 else torch.float32,) * 2
+        + (search.DEVICE_BYTES, 0, 0)
+    ]
     assert [entry[1:] for entry in taken[:2]] == searches
     assert taken[2:] == ["given back"]  # once: both searches shared them
     assert (taken[0][0] == queries.data_ptr()) == (dtype != torch.bfloat16)

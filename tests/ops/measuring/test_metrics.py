@@ -24,14 +24,18 @@ from tokenflow_ops.measuring.metrics import (
 
 def texture(height: int, width: int, seed: int = 0) -> Tensor:
     """A smooth random picture (3, height, width) in [0, 1] that optical flow can follow."""
-    noise = torch.rand(1, 3, height // 4 + 1, width // 4 + 1, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(
+        1, 3, height // 4 + 1, width // 4 + 1, generator=torch.Generator().manual_seed(seed)
+    )
     return F.interpolate(noise, (height, width), mode="bicubic", align_corners=True)[0].clamp(0, 1)
 
 
 def shifting(frames: int, dx: int, dy: int, size: int = 64) -> Tensor:
     """A window moving over a plane: what it shows moves by (-dx, -dy) pixels a frame."""
     plane = texture(size + frames * dy, size + frames * dx)
-    return torch.stack([plane[:, i * dy : i * dy + size, i * dx : i * dx + size] for i in range(frames)])
+    return torch.stack(
+        [plane[:, i * dy : i * dy + size, i * dx : i * dx + size] for i in range(frames)]
+    )
 
 
 def translation(dx: float, dy: float, size: int = 64) -> tuple[Tensor, Tensor]:
@@ -86,14 +90,18 @@ def test_warping_moves_by_the_flow() -> None:
     flow[0], flow[1] = 3, -2
     warped = warp(image, flow)
     torch.testing.assert_close(warped[:, 2:, :-3], image[:, :-2, 3:])
-    torch.testing.assert_close(warped[:, :2, :-3], image[:, :1, 3:].expand(-1, 2, -1))  # the border repeated
+    torch.testing.assert_close(
+        warped[:, :2, :-3], image[:, :1, 3:].expand(-1, 2, -1)
+    )  # the border repeated
 
 
 def test_half_a_pixel_is_interpolated() -> None:
     image = texture(6, 10)
     flow = torch.zeros(2, 6, 10)
     flow[0] = 0.5
-    torch.testing.assert_close(warp(image, flow)[:, :, :-1], (image[:, :, :-1] + image[:, :, 1:]) / 2)
+    torch.testing.assert_close(
+        warp(image, flow)[:, :, :-1], (image[:, :, :-1] + image[:, :, 1:]) / 2
+    )
 
 
 def test_flow_of_a_moving_texture_is_found() -> None:
@@ -135,7 +143,9 @@ def test_what_a_moving_square_covers_does_not_count() -> None:
         clip[frame, :, 16:32, x : x + 16] = square
         flows[frame, 0, 16:32, x : x + 16] = 6 if frame == 0 else -6
     forward, backward = flows
-    ((flow, mask),) = source_motion(clip, lambda first, _: forward if torch.equal(first, clip[0]) else backward)
+    ((flow, mask),) = source_motion(
+        clip, lambda first, _: forward if torch.equal(first, clip[0]) else backward
+    )
     assert flow is forward
     assert not mask[16:32, 28:34].any()  # ground that the square will cover
     assert mask[18:30, 14:26].all()  # the square itself, within its outline
@@ -148,7 +158,9 @@ def test_similarities_are_cosines() -> None:
     embeddings = torch.tensor([[1.0, 0], [2, 0], [1, 1], [0, -3]])
     half = 0.5**0.5
     assert frame_similarities(embeddings).tolist() == pytest.approx([1, half, -half])
-    assert prompt_scores(embeddings, torch.tensor([[0.0, 5]])).tolist() == pytest.approx([0, 0, half, -1])
+    assert prompt_scores(embeddings, torch.tensor([[0.0, 5]])).tolist() == pytest.approx(
+        [0, 0, half, -1]
+    )
 
 
 def test_blur_lowers_sharpness() -> None:
@@ -161,7 +173,10 @@ def test_blur_lowers_sharpness() -> None:
 
 def test_psnr_of_a_known_error() -> None:
     image = torch.full((2, 3, 8, 8), 0.5)
-    torch.testing.assert_close(psnr(image, image + torch.tensor([0.1, 0.01])[:, None, None, None]), torch.tensor([20.0, 40.0]))
+    torch.testing.assert_close(
+        psnr(image, image + torch.tensor([0.1, 0.01])[:, None, None, None]),
+        torch.tensor([20.0, 40.0]),
+    )
     assert (psnr(image, image) >= 100).all()
 
 

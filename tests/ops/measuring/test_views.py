@@ -1,4 +1,6 @@
-"""What pictures for looking show: principal components, frames rebuilt, similarity and motion of matches."""
+"""What pictures for looking show: principal components, frames rebuilt, similarity and motion of
+matches.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from torch import Tensor
 
 from tokenflow_ops import Correspondences, build_correspondences
 from tokenflow_ops.measuring import views
-from tokenflow_ops.measuring.views import ColourBasis, feature_colours, match_motion, match_similarity, motion_colours, rebuild
+from tokenflow_ops.measuring.views import (
+    ColourBasis,
+    feature_colours,
+    match_motion,
+    match_similarity,
+    motion_colours,
+    rebuild,
+)
 
 from ..made import LAYER, ONLY, source_of
 
@@ -25,7 +34,9 @@ def matched(features: Tensor, grid: tuple[int, int], interval: int) -> Correspon
 
 
 def rolled(frames: int, grid: tuple[int, int], width: int) -> Tensor:
-    """A random plane (frames, rows, columns, width) that moves right by a token a frame, round and round."""
+    """A random plane (frames, rows, columns, width) that moves right by a token a frame, round and
+    round.
+    """
     plane = random(*grid, width)
     return torch.stack([plane.roll(i, 1) for i in range(frames)])
 
@@ -48,7 +59,9 @@ def test_axes_are_those_of_most_variance_up_to_their_sign() -> None:
 
 
 @pytest.mark.parametrize(("frames", "interval", "grid"), CLIPS)
-def test_a_moving_plane_keeps_its_colours(frames: int, interval: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moving_plane_keeps_its_colours(
+    frames: int, interval: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = source_of(rolled(frames, grid, 4).flatten(1, 2), grid)
     counted = []
     at_once = feature_colours(source, ONLY, 0, torch.arange(frames), lambda: counted.append(1))
@@ -81,7 +94,9 @@ def test_features_that_are_not_stored_are_computed_for_these_frames_and_this_ste
 
 @pytest.mark.parametrize(("frames", "interval", "grid"), CLIPS)
 @pytest.mark.parametrize("patch", [1, 3])
-def test_a_clip_that_moves_by_whole_tokens_is_rebuilt_exactly(frames: int, interval: int, grid: tuple[int, int], patch: int) -> None:
+def test_a_clip_that_moves_by_whole_tokens_is_rebuilt_exactly(
+    frames: int, interval: int, grid: tuple[int, int], patch: int
+) -> None:
     found = matched(rolled(frames, grid, 8).flatten(1, 2), grid, interval)
     images = random(3, grid[0] * patch, grid[1] * patch)
     clip = torch.stack([images.roll(i * patch, 2) for i in range(frames)])
@@ -90,8 +105,13 @@ def test_a_clip_that_moves_by_whole_tokens_is_rebuilt_exactly(frames: int, inter
 
 
 @pytest.mark.parametrize(("frames", "interval", "grid"), CLIPS)
-def test_similarity_is_one_where_matches_have_the_same_features(frames: int, interval: int, grid: tuple[int, int]) -> None:
-    for features in (rolled(frames, grid, 8).flatten(1, 2), random(1, grid[0] * grid[1], 8).expand(frames, -1, -1)):
+def test_similarity_is_one_where_matches_have_the_same_features(
+    frames: int, interval: int, grid: tuple[int, int]
+) -> None:
+    for features in (
+        rolled(frames, grid, 8).flatten(1, 2),
+        random(1, grid[0] * grid[1], 8).expand(frames, -1, -1),
+    ):
         found = matched(features, grid, interval)
         similarity = match_similarity(found.features, found.steps[0], ONLY, 0, torch.arange(frames))
         torch.testing.assert_close(similarity, torch.ones(frames, *grid))
@@ -103,31 +123,44 @@ def test_similarity_is_the_weighted_cosine_of_both_matches(monkeypatch: pytest.M
     found = matched(features, (2, 3), 3)
     step = found.steps[0]
     shown = torch.tensor([0, 2, 3, 6])
-    similarity = match_similarity(found.features, step, ONLY, 0, shown, lambda: counted.append(1)).flatten(1)
+    similarity = match_similarity(
+        found.features, step, ONLY, 0, shown, lambda: counted.append(1)
+    ).flatten(1)
     assert len(counted) == 4
     near, (past, future) = step.near.of(shown), step.tokens(ONLY, shown)
     for i, frame in enumerate(shown.tolist()):
         for p in range(6):
             one, other = (
-                torch.cosine_similarity(features[frame, p], features[step.keyframes[side[i]], int(tokens[i, p])], dim=0)
+                torch.cosine_similarity(
+                    features[frame, p], features[step.keyframes[side[i]], int(tokens[i, p])], dim=0
+                )
                 for side, tokens in ((near.past, past), (near.future, future))
             )
-            assert similarity[i, p] == pytest.approx(float((1 - near.weight[i]) * one + near.weight[i] * other), abs=1e-5)
+            assert similarity[i, p] == pytest.approx(
+                float((1 - near.weight[i]) * one + near.weight[i] * other), abs=1e-5
+            )
     assert similarity.min() < 0.9
 
 
 @pytest.mark.parametrize(("frames", "interval", "grid"), CLIPS)
-def test_motion_goes_forwards_in_time_to_the_nearest_keyframe(frames: int, interval: int, grid: tuple[int, int]) -> None:
+def test_motion_goes_forwards_in_time_to_the_nearest_keyframe(
+    frames: int, interval: int, grid: tuple[int, int]
+) -> None:
     found = matched(rolled(frames, grid, 8).flatten(1, 2), grid, interval)
     step = found.steps[0]
     motion = match_motion(step, ONLY, grid, torch.arange(frames))
     columns = torch.arange(grid[1])
     for frame in range(frames):
-        keyframe = min(step.keyframes.tolist(), key=lambda known, frame=frame: (abs(known - frame), -known))
+        keyframe = min(
+            step.keyframes.tolist(), key=lambda known, frame=frame: (abs(known - frame), -known)
+        )
         if frame == keyframe:
             assert not motion[frame].any()
         there = (columns + keyframe - frame) % grid[1]
-        assert torch.equal(motion[frame, 0], ((there - columns) * (1 if keyframe > frame else -1)).float().expand(grid))
+        assert torch.equal(
+            motion[frame, 0],
+            ((there - columns) * (1 if keyframe > frame else -1)).float().expand(grid),
+        )
         assert not motion[frame, 1].any()
 
 

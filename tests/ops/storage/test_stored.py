@@ -1,4 +1,6 @@
-"""Stored inversions: read back to the bit, whole or absent, and refused when they are anything but whole and sensible."""
+"""Stored inversions: read back to the bit, whole or absent, and refused when they are anything but
+whole and sensible.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,21 @@ from safetensors.torch import save_file
 from tokenflow_ops import Inversion
 from tokenflow_ops.storage import stored
 from tokenflow_ops.storage.prompt import Prompt
-from tokenflow_ops.storage.stored import CHECKSUM, RECORD, StoredInversionError, read_inversion, write_inversion
+from tokenflow_ops.storage.stored import (
+    CHECKSUM,
+    RECORD,
+    StoredInversionError,
+    read_inversion,
+    write_inversion,
+)
 
 ROOMY = 2**30
-PROMPT = [[torch.randn(1, 40, 4, generator=torch.Generator().manual_seed(1)), {"pooled_output": None, "strength": 0.5, "area": (1, "a")}]]
+PROMPT = [
+    [
+        torch.randn(1, 40, 4, generator=torch.Generator().manual_seed(1)),
+        {"pooled_output": None, "strength": 0.5, "area": (1, "a")},
+    ]
+]
 
 
 def inversion(steps: int = 2) -> Inversion:
@@ -33,7 +46,12 @@ def inversion(steps: int = 2) -> Inversion:
 
 
 def write(path: Path, **changes: Any) -> Path:
-    write_inversion(path, dataclasses.replace(inversion(), **changes), Prompt.of(PROMPT), {"workflow": '{"nodes": []}'})
+    write_inversion(
+        path,
+        dataclasses.replace(inversion(), **changes),
+        Prompt.of(PROMPT),
+        {"workflow": '{"nodes": []}'},
+    )
     return path
 
 
@@ -42,15 +60,37 @@ def path(tmp_path: Path) -> Path:
     return write(tmp_path / "one.safetensors")
 
 
-def forge(path: Path, change: Callable[[dict[str, Any]], Any] = lambda record: record, **tensors: torch.Tensor | None) -> Path:
-    """A file by somebody who knows the format: checksums fit, whatever it says. `change` may return another record, or its text."""
-    kept: dict[str, Any] = {"sigmas": inversion().sigmas, "latents": inversion().latents, "prompt0": PROMPT[0][0], **tensors}
+def forge(
+    path: Path,
+    change: Callable[[dict[str, Any]], Any] = lambda record: record,
+    **tensors: torch.Tensor | None,
+) -> Path:
+    """A file by somebody who knows the format: checksums fit, whatever it says.
+
+    `change` may return another record, or its text.
+    """
+    kept: dict[str, Any] = {
+        "sigmas": inversion().sigmas,
+        "latents": inversion().latents,
+        "prompt0": PROMPT[0][0],
+        **tensors,
+    }
     kept = {name: tensor.contiguous() for name, tensor in kept.items() if tensor is not None}
     sums = {
-        name: hashlib.sha256(str(tuple(tensor.shape)).encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(
+            str(tuple(tensor.shape)).encode()
+            + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
         for name, tensor in kept.items()
     }
-    record = {"version": 1, "fingerprint": "f" * 64, "steps": 50, "scheduler": "normal", "prompt": Prompt.of(PROMPT).plain, "tensors": sums}
+    record = {
+        "version": 1,
+        "fingerprint": "f" * 64,
+        "steps": 50,
+        "scheduler": "normal",
+        "prompt": Prompt.of(PROMPT).plain,
+        "tensors": sums,
+    }
     changed = change(record)
     text = changed if isinstance(changed, str) else json.dumps(changed)
     save_file(kept, path, {RECORD: text, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()})
@@ -69,7 +109,12 @@ def test_what_is_read_is_what_was_written(path: Path) -> None:
     wanted = inversion()
     assert torch.equal(found.sigmas, wanted.sigmas)
     assert torch.equal(found.latents, wanted.latents)
-    assert (found.fingerprint, found.steps, found.scheduler, found.conditioning) == (wanted.fingerprint, 50, "normal", None)
+    assert (found.fingerprint, found.steps, found.scheduler, found.conditioning) == (
+        wanted.fingerprint,
+        50,
+        "normal",
+        None,
+    )
     assert prompt.is_same(Prompt.of(PROMPT))
     assert os.listdir(path.parent) == [path.name]
 
@@ -200,7 +245,11 @@ def test_a_changed_byte_is_refused_or_harmless(path: Path) -> None:
             wanted = inversion()
             assert torch.equal(found.latents, wanted.latents)
             assert torch.equal(found.sigmas, wanted.sigmas)
-            assert (found.fingerprint, found.steps, found.scheduler) == (wanted.fingerprint, wanted.steps, wanted.scheduler)
+            assert (found.fingerprint, found.steps, found.scheduler) == (
+                wanted.fingerprint,
+                wanted.steps,
+                wanted.scheduler,
+            )
             assert prompt.is_same(Prompt.of(PROMPT))
     assert harmless < 10  # in the workflow beside the record
 
@@ -242,7 +291,13 @@ def header(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:
         header({"sigmas": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"0000"),
         header({"sigmas": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"0000"),
         header({"sigmas": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**63]}}, b"0000"),
-        header({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in ("sigmas", "latents")}, b"0000"),
+        header(
+            {
+                name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+                for name in ("sigmas", "latents")
+            },
+            b"0000",
+        ),
         header({"sigmas": {"dtype": "PICKLE", "shape": [1], "data_offsets": [0, 4]}}, b"0000"),
         header({"__metadata__": {RECORD: 5}}),
         header({"__metadata__": [RECORD]}),
@@ -269,7 +324,10 @@ def changed(**entries: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (changed(version=True), "wrong entries"),
         (changed(version="1"), "wrong entries"),
         (changed(more=1), "wrong entries"),
-        (lambda record: {name: value for name, value in record.items() if name != "scheduler"}, "wrong entries"),
+        (
+            lambda record: {name: value for name, value in record.items() if name != "scheduler"},
+            "wrong entries",
+        ),
         (lambda record: [record], "wrong entries"),
         (lambda record: "no JSON", "no JSON"),
         (lambda record: "[" * 100_000, "no JSON"),
@@ -285,10 +343,15 @@ def changed(**entries: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (changed(steps=50.0), "wrong entries"),
         (changed(prompt={}), "wrong entries"),
         (changed(tensors={}), "other tensors"),
-        (changed(tensors={"sigmas": 1, "latents": 2, "prompt0": [3]}), "damaged latents, prompt0, sigmas"),
+        (
+            changed(tensors={"sigmas": 1, "latents": 2, "prompt0": [3]}),
+            "damaged latents, prompt0, sigmas",
+        ),
     ],
 )
-def test_records_that_lie_are_refused(tmp_path: Path, change: Callable[[dict[str, Any]], Any], found: str) -> None:
+def test_records_that_lie_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], found: str
+) -> None:
     refused(forge(tmp_path / "x", change), found)
 
 
@@ -320,7 +383,9 @@ def test_records_that_lie_are_refused(tmp_path: Path, change: Callable[[dict[str
         ({"mask1": torch.ones(1, 3, 4)}, "other tensors"),
     ],
 )
-def test_tensors_that_are_no_inversion_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor | None], found: str) -> None:
+def test_tensors_that_are_no_inversion_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor | None], found: str
+) -> None:
     refused(forge(tmp_path / "x", **tensors), found)
 
 
@@ -330,8 +395,15 @@ def test_more_than_the_memory_is_refused_before_it_is_asked_for(tmp_path: Path) 
     length = struct.unpack("<Q", file.read_bytes()[:8])[0]
     entries = json.loads(file.read_bytes()[8 : 8 + length])
     size = 4 * 3 * 2**20 * 4 * 128 * 128
-    entries["latents"] = {"dtype": "F32", "shape": [3, 2**20, 4, 128, 128], "data_offsets": [0, size]}
-    entries["prompt0"]["data_offsets"], entries["sigmas"]["data_offsets"] = [size, size + 640], [size + 640, size + 652]
+    entries["latents"] = {
+        "dtype": "F32",
+        "shape": [3, 2**20, 4, 128, 128],
+        "data_offsets": [0, size],
+    }
+    entries["prompt0"]["data_offsets"], entries["sigmas"]["data_offsets"] = (
+        [size, size + 640],
+        [size + 640, size + 652],
+    )
     content = header(entries)
     file.write_bytes(content)
     os.truncate(file, len(content) + size + 652)

@@ -16,10 +16,11 @@ TORCH = str(Path(torch.__file__).parent)
 
 
 class Allocations(TorchDispatchMode):
-    """Counts what the pack's code allocates; from the `at`-th on there is no memory, for so many of them.
+    """Counts what the pack's code allocates; from the `at`-th on there is no memory, for so many of
+    them.
 
-    An operation allocates if it returns what is neither a view nor changed in place. It is the pack's if the innermost function outside
-    of torch is.
+    An operation allocates if it returns what is neither a view nor changed in place. It is the
+    pack's if the innermost function outside of torch is.
     """
 
     def __init__(self, at: int = 0, times: int = 1) -> None:
@@ -28,7 +29,11 @@ class Allocations(TorchDispatchMode):
         self.reached = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = [returned for returned in func._schema.returns if "Tensor" in str(returned.type) and not returned.alias_info]
+        made = [
+            returned
+            for returned in func._schema.returns
+            if "Tensor" in str(returned.type) and not returned.alias_info
+        ]
         if made and (place := _our_place()):
             self.count += 1
             if self.at and self.at <= self.count < self.at + self.times:

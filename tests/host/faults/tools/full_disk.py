@@ -1,8 +1,10 @@
-"""What the nodes do on a disk that is really full, in a process of its own: a page that cannot be written ends the process.
+"""What the nodes do on a disk that is really full, in a process of its own: a page that cannot be
+written ends the process.
 
     python -m tests.host.faults.tools.full_disk FOLDER (mounted | limited)
 
-mounted: mounts a small file system at FOLDER and fills it. limited: the system refuses files beyond a size.
+mounted: mounts a small file system at FOLDER and fills it. limited: the system refuses files beyond
+a size.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ def full(folder: Path, kind: str) -> Iterator[None]:
 
 
 def refused(folder: Path, kind: str, socket: str, run: Any) -> Any:
-    """Runs on a full disk, which has to be told and to leave nothing, and then on one with room. Returns: what the latter gave."""
+    """Runs on a full disk, which has to be told and to leave nothing, and then on one with room.
+
+    Returns: what the latter gave.
+    """
     from tokenflow_pack.host.validation.errors import NodeError
 
     def found() -> list[Path]:
@@ -80,8 +85,18 @@ def main() -> None:
     folder_paths.set_output_directory(str(folder / "output"))
     (folder / "output").mkdir()
     memory.fits_in_memory = lambda size: False
-    (inversion, *_) = refused(folder, kind, "latents", lambda: call(InvertVideo.execute, model(), latents(), source_prompt(), steps=2))
-    refused(folder, kind, "storage", lambda: call(ExtractFeatures.execute, model(), inversion, storage="disk"))
+    (inversion, *_) = refused(
+        folder,
+        kind,
+        "latents",
+        lambda: call(InvertVideo.execute, model(), latents(), source_prompt(), steps=2),
+    )
+    refused(
+        folder,
+        kind,
+        "storage",
+        lambda: call(ExtractFeatures.execute, model(), inversion, storage="disk"),
+    )
     refused(folder, kind, "filename_prefix", lambda: call(SaveInversion.execute, inversion, "kept"))
     print("refused")
 

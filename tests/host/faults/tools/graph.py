@@ -1,4 +1,6 @@
-"""The prompts that faults are injected into, as the page would queue them, and the nodes that begin and end them."""
+"""The prompts that faults are injected into, as the page would queue them, and the nodes that begin
+and end them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ class Pictures:
     """A linear autoencoder's decoder: latents (N, C, h, w) to pictures (N, 8 h, 8 w, 3)."""
 
     def decode(self, samples: Tensor) -> Tensor:
-        return samples[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1).mul(0.1).add(0.5).clamp(0, 1)
+        return (
+            samples[:, :3]
+            .repeat_interleave(8, 2)
+            .repeat_interleave(8, 3)
+            .movedim(1, -1)
+            .mul(0.1)
+            .add(0.5)
+            .clamp(0, 1)
+        )
 
 
 @cache
@@ -30,7 +40,15 @@ def frames() -> Tensor:
 class Ready:
     """Begins a prompt: what loaders and encoders would give. `model` is the test's to change."""
 
-    RETURN_TYPES = ("MODEL", "LATENT", "CONDITIONING", "CONDITIONING", "CONDITIONING", "VAE", "IMAGE")
+    RETURN_TYPES = (
+        "MODEL",
+        "LATENT",
+        "CONDITIONING",
+        "CONDITIONING",
+        "CONDITIONING",
+        "VAE",
+        "IMAGE",
+    )
     FUNCTION = "give"
     model: Any = None
 
@@ -43,7 +61,13 @@ class Ready:
         return id(cls.model)
 
     def give(self) -> tuple[Any, ...]:
-        return self.model or host.model(), host.latents(), *host.conditionings(), Pictures(), frames()
+        return (
+            self.model or host.model(),
+            host.latents(),
+            *host.conditionings(),
+            Pictures(),
+            frames(),
+        )
 
 
 class Keep:
@@ -68,7 +92,10 @@ Prompt = dict[str, dict[str, Any]]
 
 
 def _prompt(**nodes: tuple[str, dict[str, Any]]) -> Prompt:
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in {"ready": ("Ready", {}), **nodes}.items()}
+    return {
+        name: {"class_type": kind, "inputs": inputs}
+        for name, (kind, inputs) in {"ready": ("Ready", {}), **nodes}.items()
+    }
 
 
 def nothing() -> Prompt:
@@ -78,28 +105,65 @@ def nothing() -> Prompt:
 
 def plain() -> Prompt:
     """The host's own sampling: `plain.py` as a prompt."""
-    inputs = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENTS, **SETTINGS}
+    inputs = {
+        "model": MODEL,
+        "positive": POSITIVE,
+        "negative": NEGATIVE,
+        "latent_image": LATENTS,
+        **SETTINGS,
+    }
     return _prompt(sample=("KSampler", inputs), keep=("Keep", {"latent": ["sample", 0]}))
 
 
 def edit(storage: str = "disk", views: bool = False, interval: int = 2, **sampler: Any) -> Prompt:
-    """A whole edit. views: with the nodes for looking at what the method does. sampler: inputs of TokenFlow Sampler."""
+    """A whole edit. views: with the nodes for looking at what the method does. sampler: inputs of
+    TokenFlow Sampler.
+    """
     shown: dict[str, tuple[str, dict[str, Any]]] = {
-        "check": ("TokenFlowCheckReconstruction", {"model": MODEL, "inversion": ["invert", 0], "vae": VAE, "frames": FRAMES}),
+        "check": (
+            "TokenFlowCheckReconstruction",
+            {"model": MODEL, "inversion": ["invert", 0], "vae": VAE, "frames": FRAMES},
+        ),
         "features": ("TokenFlowPreviewFeatures", {"features": ["extract", 0]}),
-        "matches": ("TokenFlowPreviewCorrespondences", {"correspondences": ["build", 0], "frames": FRAMES}),
+        "matches": (
+            "TokenFlowPreviewCorrespondences",
+            {"correspondences": ["build", 0], "frames": FRAMES},
+        ),
     }
     source = {"model": MODEL, "positive": SOURCE, "negative": NEGATIVE}
-    invert = {"latents": LATENTS, "steps": STEPS, "cfg": 1.0, "check_reconstruction": views, "vae": VAE, **source}
+    invert = {
+        "latents": LATENTS,
+        "steps": STEPS,
+        "cfg": 1.0,
+        "check_reconstruction": views,
+        "vae": VAE,
+        **source,
+    }
     invert["refinement"] = "extrapolated" if views else "none"
-    steered = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "cfg": 4.0, "frames_per_pass": 1, **sampler}
+    steered = {
+        "model": MODEL,
+        "positive": POSITIVE,
+        "negative": NEGATIVE,
+        "cfg": 4.0,
+        "frames_per_pass": 1,
+        **sampler,
+    }
     return _prompt(
         invert=("TokenFlowInvertVideo", invert),
         save=("TokenFlowSaveInversion", {"inversion": ["invert", 0], "filename_prefix": PREFIX}),
-        extract=("TokenFlowExtractFeatures", {"model": MODEL, "inversion": ["invert", 0], "storage": storage}),
+        extract=(
+            "TokenFlowExtractFeatures",
+            {"model": MODEL, "inversion": ["invert", 0], "storage": storage},
+        ),
         inject=("TokenFlowPlugAndPlay", {}),
-        build=("TokenFlowBuildCorrespondences", {"features": ["extract", 0], "keyframe_interval": interval, "backend": "torch"}),
+        build=(
+            "TokenFlowBuildCorrespondences",
+            {"features": ["extract", 0], "keyframe_interval": interval, "backend": "torch"},
+        ),
         **(shown if views else {}),
-        sample=("TokenFlowSampler", {"correspondences": ["build", 0], "injection": ["inject", 0], **steered}),
+        sample=(
+            "TokenFlowSampler",
+            {"correspondences": ["build", 0], "injection": ["inject", 0], **steered},
+        ),
         keep=("Keep", {"latent": ["sample", 0]}),
     )

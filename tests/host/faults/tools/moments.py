@@ -13,7 +13,9 @@ from typing import Any
 
 from launch.comfyui.inprocess import ROOT
 
-OURS = tuple(f"{ROOT / part}{os.sep}" for part in ("host", "modes", "nodes", "reporting", "tokenflow_ops"))
+OURS = tuple(
+    f"{ROOT / part}{os.sep}" for part in ("host", "modes", "nodes", "reporting", "tokenflow_ops")
+)
 # So many faults of a kind are drawn. More take longer: TOKENFLOW_FAULTS=1000.
 FAULTS = int(os.environ.get("TOKENFLOW_FAULTS", "0"))
 
@@ -24,7 +26,8 @@ class Fault(Exception):
 
 @dataclass
 class Calls:
-    """Counts the calls of the pack's functions while its nodes run; does something as the `at`-th, `reached`, begins.
+    """Counts the calls of the pack's functions while its nodes run; does something as the `at`-th,
+    `reached`, begins.
 
     begun: the number of every node's first call.
     """
@@ -58,7 +61,9 @@ class Calls:
 
 @contextmanager
 def at_call(number: int = 0, action: Callable[[], None] = lambda: None) -> Iterator[Calls]:
-    """Does `action` as the `number`-th call begins of what runs inside; what it raises, that call raises. 0: only counts."""
+    """Does `action` as the `number`-th call begins of what runs inside; what it raises, that call
+    raises. 0: only counts.
+    """
     calls = Calls(number, action)
     sys.setprofile(calls.see)
     try:
@@ -74,5 +79,7 @@ def in_every_node(calls: Calls) -> list[int]:
 
 
 def drawn(total: int, usual: int, seed: int) -> list[int]:
-    """Some of the numbers from 1 to `total`, in order: `usual` many, unless the environment asks for more."""
+    """Some of the numbers from 1 to `total`, in order: `usual` many, unless the environment asks
+    for more.
+    """
     return sorted(random.Random(seed).sample(range(1, total + 1), min(total, FAULTS or usual)))

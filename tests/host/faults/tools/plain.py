@@ -1,4 +1,5 @@
-"""A sampling run of the host alone, with none of the pack's nodes in the process: what every run after a fault is held against.
+"""A sampling run of the host alone, with none of the pack's nodes in the process: what every run
+after a fault is held against.
 
     python -m tests.host.faults.tools.plain FILE
 
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 CLIP = 3, 8, 8
-SETTINGS = {"seed": 5, "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+SETTINGS = {
+    "seed": 5,
+    "steps": 1,
+    "cfg": 4.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+    "denoise": 1.0,
+}
 
 
 def conditionings() -> tuple[Any, Any, Any]:
@@ -32,7 +40,9 @@ def source_prompt() -> Any:
 
 @cache
 def model() -> Any:
-    """A UNet as SD 1.5's, of two resolutions and four attention blocks: a run takes a quarter of the time."""
+    """A UNet as SD 1.5's, of two resolutions and four attention blocks: a run takes a quarter of
+    the time.
+    """
     from ...tiny_models import SD15, tiny_unet
 
     return tiny_unet(replace(SD15, levels=(1, 2), encoder=(1, 0), middle=-1, decoder=(1, 1, 1, 0)))
@@ -52,7 +62,9 @@ def _sampled() -> Any:
 
     _, positive, negative = conditionings()
     with torch.inference_mode():
-        return nodes.KSampler().sample(model(), positive=positive, negative=negative, latent_image=latents(), **SETTINGS)[0]["samples"]
+        return nodes.KSampler().sample(
+            model(), positive=positive, negative=negative, latent_image=latents(), **SETTINGS
+        )[0]["samples"]
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""An edit for a server of its own process: two grey frames on the embedded model, with features on the disk."""
+"""An edit for a server of its own process: two grey frames on the embedded model, with features on
+the disk.
+"""
 
 from __future__ import annotations
 
@@ -20,38 +22,81 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 def inverting() -> Prompt:
     """What both begin with."""
-    schedule = {"steps": 2, "cfg": 1.0, "scheduler": "normal", "refinement": "none", "iterations": 0, "depth": 1.0}
+    schedule = {
+        "steps": 2,
+        "cfg": 1.0,
+        "scheduler": "normal",
+        "refinement": "none",
+        "iterations": 0,
+        "depth": 1.0,
+    }
     return {
         "demo": _node("TokenFlowLoadDemoModel"),
         "positive": _node("CLIPTextEncode", clip=["demo", 1], text="a red ball on grass"),
         "negative": _node("CLIPTextEncode", clip=["demo", 1], text=""),
         "frames": _node("EmptyImage", width=64, height=64, batch_size=2, color=0x808080),
         "encoded": _node("VAEEncode", pixels=["frames", 0], vae=["demo", 2]),
-        "invert": _node("TokenFlowInvertVideo", model=["demo", 0], latents=["encoded", 0], positive=["positive", 0], **schedule),
+        "invert": _node(
+            "TokenFlowInvertVideo",
+            model=["demo", 0],
+            latents=["encoded", 0],
+            positive=["positive", 0],
+            **schedule,
+        ),
     }
 
 
 def editing(cfg: float = 4.0) -> Prompt:
     """The edit."""
     kept = {"layers": "all", "steps": "every", "every": 1, "noise_level": 0.1, "storage": "disk"}
-    matched = {"keyframe_interval": 2, "keyframes": "fixed", "seed": 0, "backend": "torch", "search_window": 0}
-    sampled = {"cfg": cfg, "sampler_name": "euler", "seed": 0, "start": 1.0, "consistency": "tokenflow", "attended_keyframes": 0}
+    matched = {
+        "keyframe_interval": 2,
+        "keyframes": "fixed",
+        "seed": 0,
+        "backend": "torch",
+        "search_window": 0,
+    }
+    sampled = {
+        "cfg": cfg,
+        "sampler_name": "euler",
+        "seed": 0,
+        "start": 1.0,
+        "consistency": "tokenflow",
+        "attended_keyframes": 0,
+    }
     prompted = {"positive": ["positive", 0], "negative": ["negative", 0]}
     return {
         **inverting(),
-        "extract": _node("TokenFlowExtractFeatures", model=["demo", 0], inversion=["invert", 0], **kept),
+        "extract": _node(
+            "TokenFlowExtractFeatures", model=["demo", 0], inversion=["invert", 0], **kept
+        ),
         "build": _node("TokenFlowBuildCorrespondences", features=["extract", 0], **matched),
-        "edit": _node("TokenFlowSampler", model=["demo", 0], correspondences=["build", 0], **prompted, **sampled),
+        "edit": _node(
+            "TokenFlowSampler",
+            model=["demo", 0],
+            correspondences=["build", 0],
+            **prompted,
+            **sampled,
+        ),
         "keep": _node("SaveLatent", samples=["edit", 0], filename_prefix="edited"),
     }
 
 
 def saving() -> Prompt:
     """The edit, and its inversion stored."""
-    return {**editing(), "save": _node("TokenFlowSaveInversion", inversion=["invert", 0], filename_prefix="kept")}
+    return {
+        **editing(),
+        "save": _node("TokenFlowSaveInversion", inversion=["invert", 0], filename_prefix="kept"),
+    }
 
 
-def edited(server: Server, cfg: float = 4.0, listener: Callable[[str, dict[str, Any]], None] = silent) -> Tensor:
+def edited(
+    server: Server, cfg: float = 4.0, listener: Callable[[str, dict[str, Any]], None] = silent
+) -> Tensor:
     """The edit's latents."""
-    (file,) = [name for name in run_prompt(server.address, editing(cfg), listener).files() if name.startswith("edited")]
+    (file,) = [
+        name
+        for name in run_prompt(server.address, editing(cfg), listener).files()
+        if name.startswith("edited")
+    ]
     return load_file(server.output / file)["latent_tensor"]

@@ -1,4 +1,6 @@
-"""A model with something of another pack at every place that the host offers, each of which can be made to fail."""
+"""A model with something of another pack at every place that the host offers, each of which can be
+made to fail.
+"""
 
 from __future__ import annotations
 
@@ -56,23 +58,45 @@ class Traps:
         return wrapped
 
     def on(self, model: Any, blocks: bool) -> Any:
-        """A clone with all of it. blocks: with patches on the UNet's blocks too, whose presence makes frames run what is below them."""
+        """A clone with all of it. blocks: with patches on the UNet's blocks too, whose presence
+        makes frames run what is below them.
+        """
         clone = model.clone()
         for kind in WRAPPERS:
             clone.add_wrapper_with_key(
-                kind, "trap", lambda executor, *args, kind=kind, **kwargs: self.around(kind, executor)(*args, **kwargs)
+                kind,
+                "trap",
+                lambda executor, *args, kind=kind, **kwargs: self.around(kind, executor)(
+                    *args, **kwargs
+                ),
             )
         for kind in CALLBACKS:
             clone.add_callback_with_key(kind, "trap", lambda *_, kind=kind: self.pass_by(kind))
-        clone.set_model_unet_function_wrapper(self.around("unet wrapper", lambda run, of: run(of["input"], of["timestep"], **of["c"])))
-        clone.set_model_sampler_pre_cfg_function(self.around("before cfg", lambda given: given["conds_out"]))
-        clone.set_model_sampler_post_cfg_function(self.around("after cfg", lambda given: given["denoised"]))
+        clone.set_model_unet_function_wrapper(
+            self.around("unet wrapper", lambda run, of: run(of["input"], of["timestep"], **of["c"]))
+        )
+        clone.set_model_sampler_pre_cfg_function(
+            self.around("before cfg", lambda given: given["conds_out"])
+        )
+        clone.set_model_sampler_post_cfg_function(
+            self.around("after cfg", lambda given: given["denoised"])
+        )
         for kind in TOKENS:
             several = kind in ("attn1_patch", "attn2_patch")
-            clone.set_model_patch(self.around(kind, lambda *given, several=several: given[:3] if several else given[0]), kind)
+            clone.set_model_patch(
+                self.around(
+                    kind, lambda *given, several=several: given[:3] if several else given[0]
+                ),
+                kind,
+            )
         for kind in BLOCKS if blocks else ():
             several = kind == "output_block_patch"
-            clone.set_model_patch(self.around(kind, lambda *given, several=several: given[:2] if several else given[0]), kind)
+            clone.set_model_patch(
+                self.around(
+                    kind, lambda *given, several=several: given[:2] if several else given[0]
+                ),
+                kind,
+            )
         return clone
 
     def some(self, seed: int) -> list[tuple[str, int]]:

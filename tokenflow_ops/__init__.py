@@ -1,5 +1,7 @@
-"""TokenFlow (Geyer et al., ICLR 2024, arXiv 2307.10373) in plain torch: a library that knows
-neither ComfyUI nor any other host.
+"""TokenFlow (Geyer et al., ICLR 2024, arXiv 2307.10373) as a library in plain torch.
+
+It knows neither ComfyUI nor any other host. The method's own functions and classes are here;
+`tokenflow_ops.scripting` edits a clip with a diffusers pipeline.
 
 Shapes used throughout: N frames, k keyframes, S sampling steps, P tokens of width C in a
 self-attention layer.

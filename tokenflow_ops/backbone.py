@@ -15,14 +15,17 @@ from .passes import DEEP
 class Backbone:
     """A model's layers, by the paths of their modules.
 
-    Args:
+    Attributes:
         attention: All self-attention, in the order the model runs it.
-        decoder: The same of the part that paints (a UNet's way up), block by block: where tokens are told apart best, and where
-            Plug-and-Play holds on to the source.
-        cross: The cross-attention beside a self-attention layer; layers without one are left out.
-        hidden: By a self-attention layer of `decoder` the layer whose hidden features Plug-and-Play takes from the source beside it.
+        decoder: The self-attention of the part that paints (a UNet's way up), block by block: where
+            tokens are told apart best, and where Plug-and-Play holds on to the source.
+        cross: By a self-attention layer the cross-attention beside it; layers without one
+            are left out.
+        hidden: By a self-attention layer of `decoder` the layer beside it whose hidden features
+            Plug-and-Play takes from the source.
         blocks: The blocks with self-attention in words, for errors.
-        deep: All that runs below the model's full resolution, in order; empty for models without such a part.
+        deep: All that runs below the model's full resolution, in order; empty for models without
+            such a part.
 
     Raises:
         ValueError: If a decoder's layer is none of `attention`.
@@ -51,7 +54,7 @@ class Backbone:
         "late decoder" keeps the second half of those.
 
         Args:
-            choice: Of `Injection.layers`.
+            choice: As `Injection.layers`, "decoder" or "late decoder".
 
         Returns:
             Paths in order; empty if the decoder has fewer than two blocks.
@@ -63,18 +66,19 @@ class Backbone:
 
     @property
     def injected_hidden(self) -> str | None:
-        """The layer whose hidden features Plug-and-Play takes from the source, beside the first of
-        `injected_attention`; None for none.
+        """The layer whose hidden features Plug-and-Play takes from the source; None for none.
 
-        SD 1.5's "output_blocks.4.0.out_layers".
+        It is the one beside the first of `injected_attention`: SD
+        1.5's "output_blocks.4.0.out_layers".
         """
         injected = self.injected_attention()
         return self.hidden.get(injected[0]) if injected else None
 
     @property
     def shallow(self) -> frozenset[str]:
-        """What frames take from keyframes if they take what is deeper as a whole: that, and the
-        output of the layers at full resolution.
+        """What frames take from keyframes if they take what is deeper as a whole.
+
+        That whole, and the output of the self-attention layers at full resolution.
         """
         below = tuple(f"{path}." for path in self.deep)
         return frozenset(

@@ -1,7 +1,7 @@
-"""One step of an edit: keyframes edited jointly, window by window, and every frame from their
-tokens (paper, section 4.2).
+"""One step of an edit, for all frames of a clip (paper, section 4.2).
 
-This is the method's one loop. It knows neither ComfyUI nor diffusers: what evaluates the model is
+Keyframes are edited jointly, window by window, and every frame from their tokens. This is
+the method's one loop. It knows neither ComfyUI nor diffusers: what evaluates the model is
 behind `Denoiser`.
 """
 
@@ -27,8 +27,9 @@ NOTHING: frozenset[str] = frozenset()
 
 
 class Denoiser(Protocol):
-    """Evaluates the model on a clip's noisy frames at one noise level: what an adapter offers to
-    the method.
+    """Evaluates the model on a clip's noisy frames at one noise level.
+
+    It is what an adapter offers to the method.
     """
 
     @property
@@ -40,32 +41,56 @@ class Denoiser(Protocol):
         """How many lists of conditionings (prompt, negative prompt) the model is asked for."""
 
     def run(self, work: Pass) -> list[Tensor]:
-        """Denoises a pass's frames. Returns: (n, C, h, w) for each list."""
+        """Denoises a pass's frames.
+
+        Args:
+            work: The pass: its n frames, and what the model's layers do with them.
+
+        Returns:
+            For each list of conditionings the denoised frames (n, C, h, w).
+        """
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Looks up the source's features of some frames (n,) at this noise level: tokens (n, P, C)
-        or hidden features (n, C, h, w).
+        """Looks up the source's features of some frames at this noise level.
+
+        Args:
+            frames: Frame numbers, (n,).
+            names: Paths of the layers.
+
+        Returns:
+            By layer the tokens (n, P, C) or hidden features (n, C, h, w).
         """
 
     def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
-        """Does the work for as many of the frames (n,) at once as memory allows, in order."""
+        """Does the work for as many frames at once as memory allows, in order.
+
+        Args:
+            frames: Frame numbers, (n,).
+            work: Called with one part of `frames` after the other.
+
+        Returns:
+            What `work` has returned for each part.
+        """
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """What one step of an edit is to do.
 
-    Args:
+    Attributes:
         correspondences: The clip's matches.
-        step: Of the inversion.
+        step: Step of the inversion, from 0.
         attention: The self-attention layers whose queries and keys are the source's.
         hidden: The layers whose hidden features are the source's (one or none).
-        hidden_along: The self-attention layer along whose matches those are carried to the frames; None if every frame has its own.
-        shallow: What frames take from keyframes if they take all that lies deeper as a whole (paper: none of it); None for attention's
-            output of every layer.
-        carries: Whether the denoised frames are made of the keyframes' as well (see `carry_denoised`).
+        hidden_along: The self-attention layer along whose matches those are carried to the frames;
+            None if every frame has its own.
+        shallow: What frames take from keyframes if they take all that lies deeper as a whole (the
+            paper takes none of it); None for attention's output of every layer.
+        carries: Whether the denoised frames are made of the keyframes' as well
+            (see `carry_denoised`).
         jointly: How many keyframes are edited together.
-        at_once: Whether every pass must run over all frames, as guidance that reads what attention saw in the last pass asks for.
+        at_once: Whether every pass must run over all frames, as guidance that reads what attention
+            saw in the last pass asks for.
     """
 
     correspondences: Correspondences
@@ -110,17 +135,17 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> lis
 
     Windows of keyframes follow each other, each followed by the frames up to its last keyframe. Of
     a window's tokens only the last keyframe's stay for the next one, so that device memory does not
-    grow with the clip. Keyframes are not run again among the frames: what they would be given there
-    are the very tokens of their own. And as long as the denoised frames are carried, frames between
-    keyframes are not run at all: nothing of them would be left.
+    grow with the clip. Keyframes are not run again among the frames: there they would only be given
+    their own tokens. And as long as the denoised frames are carried, frames between keyframes are
+    not run at all: nothing of them would be left.
 
     Args:
-        denoiser: Evaluates the model.
+        denoiser: Evaluates the model on the clip's N noisy frames.
         plan: What to do.
         shards: The machines that share the clip.
 
     Returns:
-        (N, C, h, w) for each list of conditionings.
+        For each list of conditionings the denoised frames (N, C, h, w).
     """
     windows, anchors = plan.windows, _Joint()
     result = _Result(denoiser, ALONE if plan.at_once else shards)
@@ -129,12 +154,8 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> lis
     last: _Joint | None = None
     for own in windows.own:
         context = _joined(_rows(anchors.seen, windows.elsewhere(own)), last.seen if last else {})
-        before, last = (
-            last,
-            _edit_keyframes(
-                result, plan, torch.arange(own.start, own.stop), context, plan.banked, windows.tail
-            ),
-        )
+        before, positions = last, torch.arange(own.start, own.stop)
+        last = _edit_keyframes(result, plan, positions, context, plan.banked, windows.tail)
         if not plan.carries or plan.at_once:
             _propagate(result, plan, own, before, last)
     result.exchange()
@@ -146,8 +167,7 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> lis
 
 
 def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
-    """Makes the denoised frames of the keyframes' along the finest matches, as their tokens are
-    made.
+    """Makes denoised frames from the keyframes' along the finest matches, as tokens are made.
 
     Not in the paper, and for early steps only. Convolutions see every frame's own noise and decide
     on their own what stands where; later steps only draw it out. Late in the schedule copies of
@@ -155,19 +175,18 @@ def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
 
     Args:
         plan: The step's.
-        denoised: (N, C, h, w).
+        denoised: All denoised frames, (N, C, h, w).
 
     Returns:
-        (N, C, h, w); the same where the plan carries nothing.
+        (N, C, h, w); `denoised` itself where the plan carries nothing.
     """
     if not plan.carries:
         return denoised
     matches, finest = plan.matches, plan.features.finest
     keyframes, grid = denoised[matches.keyframes.to(denoised.device)], plan.features.grid(finest)
     carried = torch.empty_like(denoised)
-    for frames in torch.arange(len(denoised)).split(
-        CARRIED_AT_ONCE
-    ):  # its indices are larger than the latents
+    # In parts, since the indices are larger than the latents.
+    for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):
         carried[frames.to(carried.device)] = carry(
             keyframes, matches.near.of(frames), matches.tokens(finest, frames), grid
         )
@@ -176,8 +195,10 @@ def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
 
 @dataclass
 class _Joint:
-    """What a joint pass leaves: `bank` and the source's features `hidden` for frames, `seen`, on
-    its machine alone, for keyframes.
+    """What a joint pass leaves.
+
+    `bank` and the source's features `hidden` are for frames; `seen`, on its machine alone, is
+    for keyframes.
     """
 
     bank: Bank = field(default_factory=dict)
@@ -236,8 +257,9 @@ def _edit_keyframes(
 def _propagate(
     result: _Result, plan: StepPlan, own: range, before: _Joint | None, joint: _Joint
 ) -> None:
-    """The frames whose future keyframe is one of the window's, from its tokens and those of the
-    last keyframe before.
+    """Runs the frames whose future keyframe is one of the window's.
+
+    They take its tokens and those of the last keyframe before.
     """
     near, denoiser = plan.matches.near, result.denoiser
     first = own.start - (before is not None)
@@ -277,12 +299,12 @@ def _propagate(
 def _hidden_of_frames(
     denoiser: Denoiser, plan: StepPlan, hidden: dict[str, Tensor], near: Neighbours, frames: Tensor
 ) -> dict[str, Tensor]:
-    """The source's hidden features of some frames: the keyframes' along the matches, unless every
-    frame has its own.
+    """The source's hidden features of some frames.
 
-    The source carried along its own matches is nearly the source, and the keyframes' features are
-    computed anyway: it takes neither the time nor the memory for all frames at all steps. Edits
-    were the same within a thousandth of their warp error.
+    The keyframes' along the matches, unless every frame has its own. The source carried along its
+    own matches is nearly the source, and the keyframes' features are computed anyway: it takes
+    neither the time nor the memory for all frames at all steps. Edits were the same within a
+    thousandth of their warp error.
     """
     if plan.hidden_along is None:
         return denoiser.source(frames, plan.hidden)

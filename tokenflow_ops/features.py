@@ -1,5 +1,6 @@
-"""Self-attention features of the source frames, phi_l(x_i^t), and where they are kept (paper,
-section 4.1).
+"""Self-attention features of the source frames and where they are kept (paper, section 4.1).
+
+The features of frame i at layer l and noise level t are the paper's phi_l(x_i^t).
 """
 
 from __future__ import annotations
@@ -28,19 +29,41 @@ class FeatureStore(Protocol):
     """Keeps one tensor with N rows per (step, layer)."""
 
     def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
-        """Keeps the tensors (N, ...) of all layers of one step."""
+        """Keeps the tensors of all layers of one step.
+
+        Args:
+            step: Step of the inversion.
+            layers: By layer a tensor with one row per frame, (N, ...).
+        """
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
-        """The rows of `frames` (all if None) of one layer, on the CPU.
+        """Returns a layer's tensor at a step, on the CPU.
 
-        Raises: KeyError if it was never put.
+        Args:
+            step: Step of the inversion.
+            layer: The layer's path.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            The rows of `frames`, (n, ...).
+
+        Raises:
+            KeyError: If it was never put.
         """
 
     def has(self, step: int, layer: str) -> bool:
-        """Whether `get` would find it."""
+        """Tells whether `get` would find a layer's tensor at a step.
+
+        Args:
+            step: Step of the inversion.
+            layer: The layer's path.
+
+        Returns:
+            True if it was put.
+        """
 
     def held(self) -> Iterable[Tensor]:
-        """What it keeps in memory."""
+        """Lists the tensors that it keeps in memory."""
 
 
 class MemoryStore:
@@ -50,14 +73,42 @@ class MemoryStore:
         self._kept: dict[tuple[int, str], Tensor] = {}
 
     def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
+        """Keeps the tensors of all layers of one step, on the CPU.
+
+        Args:
+            step: Step of the inversion.
+            layers: By layer a tensor (N, ...).
+        """
         for layer, tensor in layers.items():
             self._kept[step, layer] = tensor.cpu()
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
+        """Returns a layer's tensor at a step, on the CPU.
+
+        Args:
+            step: Step of the inversion.
+            layer: The layer's path.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            The rows of `frames`, (n, ...).
+
+        Raises:
+            KeyError: If it was never put.
+        """
         kept = self._kept[step, layer]
         return kept if frames is None else kept[frames]
 
     def has(self, step: int, layer: str) -> bool:
+        """Tells whether a layer's tensor at a step was put.
+
+        Args:
+            step: Step of the inversion.
+            layer: The layer's path.
+
+        Returns:
+            True if it was.
+        """
         return (step, layer) in self._kept
 
     def held(self) -> Iterable[Tensor]:
@@ -65,10 +116,15 @@ class MemoryStore:
 
 
 class DiskStore:
-    """A `FeatureStore` of one safetensors file per step in a folder of its own, removed with the
-    object.
+    """A `FeatureStore` of one safetensors file per step in a folder of its own.
 
-    parent: an existing folder. Raises: OSError as the file system does.
+    The folder is removed with the object.
+
+    Args:
+        parent: An existing folder, where that folder is made.
+
+    Raises:
+        OSError: As the file system does.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -79,6 +135,15 @@ class DiskStore:
         return Path(self._folder.name) / f"{step}.safetensors"
 
     def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
+        """Writes the tensors of all layers of one step.
+
+        Args:
+            step: Step of the inversion.
+            layers: By layer a tensor (N, ...).
+
+        Raises:
+            OSError: As the file system does.
+        """
         try:
             save_file(
                 {layer: tensor.cpu().contiguous() for layer, tensor in layers.items()},
@@ -89,6 +154,19 @@ class DiskStore:
         self._layers[step] = frozenset(layers)
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
+        """Reads a layer's tensor at a step.
+
+        Args:
+            step: Step of the inversion.
+            layer: The layer's path.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            The rows of `frames`, (n, ...), on the CPU.
+
+        Raises:
+            KeyError: If it was never put.
+        """
         if not self.has(step, layer):
             raise KeyError((step, layer))
         with safe_open(self._file(step), framework="pt") as file:
@@ -98,6 +176,15 @@ class DiskStore:
             return torch.cat([rows[i : i + 1] for i in frames.tolist()])
 
     def has(self, step: int, layer: str) -> bool:
+        """Tells whether a layer's tensor at a step was put.
+
+        Args:
+            step: Step of the inversion.
+            layer: The layer's path.
+
+        Returns:
+            True if it was.
+        """
         return layer in self._layers.get(step, ())
 
     def held(self) -> Iterable[Tensor]:
@@ -114,20 +201,35 @@ class Compute(Protocol):
         consume: Consumer,
         frames: Tensor | None = None,
     ) -> None:
-        """Hands over each step's features (n, P, C) by layer, of `frames` (n,) or, if None, of all."""
+        """Computes the features of some steps, and hands them over step by step.
+
+        Args:
+            layers: Paths of the layers.
+            steps: Steps of the inversion.
+            consume: Called with each step and its features, by layer (n, P, C).
+            frames: Frame numbers, (n,); None for all.
+        """
 
 
 @dataclass(frozen=True)
 class SourceFeatures(Counted):
     """What is known of a source clip's self-attention features, and the stored part of them.
 
-    inversion: the clip's path to noise; features of step j are those of inversion.latents[j] at
-    inversion.sigmas[j]. shapes: for every self-attention layer of the model, in the order it runs
-    them: (P, C), tokens and width. matched_by: for every layer the layers whose features its
-    correspondences are searched on, the last one with as many tokens. steps: the steps with
-    features, ascending; other steps use the nearest of them. store: the kept features (N, P, C) by
-    step and layer, or None: the model is run again when they are needed. compute: runs the model
-    for features that are not stored.
+    Attributes:
+        inversion: The clip's path to noise; features of step j are those of inversion.latents[j]
+            at inversion.sigmas[j].
+        shapes: For every self-attention layer of the model, in the order it runs them: (P, C),
+            tokens and width.
+        matched_by: For every layer the layers whose features its correspondences are searched on;
+            the last of these has as many tokens as it.
+        steps: The steps with features, ascending; other steps use the nearest of them.
+        store: The kept features (N, P, C) by step and layer, or None: the model is run again when
+            they are needed.
+        compute: Runs the model for features that are not stored.
+
+    Raises:
+        ValueError: If there are no layers or no steps, or layers, numbers of tokens or the order of
+            steps do not fit.
     """
 
     inversion: Inversion
@@ -140,7 +242,8 @@ class SourceFeatures(Counted):
     def __post_init__(self) -> None:
         if not self.shapes or set(self.matched_by) != set(self.shapes):
             raise ValueError(
-                "every self-attention layer needs layers to take its matches from, and there must be at least one"
+                "every self-attention layer needs layers to take its matches from, "
+                "and there must be at least one"
             )
         if any(
             self.shapes[found_by[-1]][0] != self.shapes[layer][0]
@@ -169,24 +272,30 @@ class SourceFeatures(Counted):
 
     @property
     def finest(self) -> Descriptor:
-        """The descriptor of the decoder's last layer with most tokens, which is closest to the
-        picture.
+        """The descriptor of the last layer with most tokens, which is closest to the picture.
+
+        That layer is the decoder's.
         """
         return self.matched_by[
             max(reversed(list(self.shapes)), key=lambda layer: self.shapes[layer][0])
         ]
 
     def tokens(self, descriptor: Descriptor) -> int:
-        """P of its finest layer."""
+        """Returns P, the number of tokens of the descriptor's finest layer."""
         return self.shapes[descriptor[-1]][0]
 
     def grid(self, descriptor: Descriptor) -> tuple[int, int]:
-        """Rows and columns of its finest layer's tokens."""
+        """Returns rows and columns of the tokens of the descriptor's finest layer."""
         return token_grid(self.tokens(descriptor), *self.inversion.latents.shape[-2:])
 
     def stream(self, frames: Tensor, consume: Consumer) -> None:
-        """Hands over the match layers' features of `frames` (n,) for every step that has them,
-        noisiest first: stored, or computed now.
+        """Hands over the match layers' features of every step that has them, noisiest first.
+
+        They are stored, or computed now.
+
+        Args:
+            frames: Frame numbers, (n,).
+            consume: Called with each step and its features, by layer (n, P, C).
         """
         if self.store is None:
             self.compute(self.match_layers, self.steps, consume, frames=frames)
@@ -197,8 +306,15 @@ class SourceFeatures(Counted):
             )
 
     def at(self, step: int, layers: Iterable[str], frames: Tensor) -> dict[str, Tensor]:
-        """The features (n, P, C) of some layers and frames (n,) at any step: stored, or computed
-        now.
+        """Returns features of any step: stored, or computed now.
+
+        Args:
+            step: Step of the inversion.
+            layers: Paths of the layers.
+            frames: Frame numbers, (n,).
+
+        Returns:
+            By layer (n, P, C).
         """
         layers, store, found = tuple(layers), self.store, {}
         if store is not None and all(store.has(step, layer) for layer in layers):
@@ -207,12 +323,19 @@ class SourceFeatures(Counted):
         return found
 
     def describe(self, features: Mapping[str, Tensor], descriptor: Descriptor) -> Tensor:
-        """A descriptor's features (n, P, C) from those of its layers: each of length one, coarser
-        ones enlarged, side by side.
+        """Makes a descriptor's features from those of its layers.
 
-        The coarse ones tell which part of the picture a token belongs to, the finest one where in
-        it (Luo et al., 2305.14334, join layers likewise). One layer alone is taken as it is: the
+        Each layer's are brought to length one, coarser ones enlarged, and all put side by side. The
+        coarse ones tell which part of the picture a token belongs to, the finest one where in it
+        (Luo et al., 2305.14334, join layers likewise). One layer alone is taken as it is: the
         search is by cosine distance.
+
+        Args:
+            features: By layer (n, P, C); each layer has P and C of its own.
+            descriptor: The layers, coarse to fine.
+
+        Returns:
+            (n, P, C) with P of the finest layer and C of all layers together.
         """
         if len(descriptor) == 1:
             return features[descriptor[0]]
@@ -230,15 +353,28 @@ class SourceFeatures(Counted):
         return torch.cat(parts, -1)
 
     def nearest_step(self, step: int) -> int:
-        """The step with features closest to `step`; of two the earlier (noisier) one."""
+        """Returns the step with features closest to `step`; of two the earlier (noisier) one."""
         return min(self.steps, key=lambda known: (abs(known - step), known))
 
 
 def share_by_resolution(
     shapes: Mapping[str, tuple[int, int]], preferred: Iterable[str] = ()
 ) -> dict[str, str]:
-    """For every layer the layer of its resolution to match on: the last of the `preferred` ones
-    there, else the last of all.
+    """Chooses for every layer the layer of its resolution to match on.
+
+    It is the last of the `preferred` ones there, else the last of all.
+
+    Args:
+        shapes: By layer, in the order the model runs them: (P, C), tokens and width.
+        preferred: Paths of layers.
+
+    Returns:
+        By layer the path of the chosen one.
+
+    Examples:
+        >>> shapes = {"down": (16, 8), "mid": (4, 8), "up": (16, 8)}
+        >>> share_by_resolution(shapes)
+        {'down': 'up', 'mid': 'mid', 'up': 'up'}
     """
     preferred = set(preferred)
     chosen: dict[int, str] = {}
@@ -251,11 +387,23 @@ def share_by_resolution(
 def coarse_to_fine(
     shapes: Mapping[str, tuple[int, int]], decoder: Iterable[str]
 ) -> dict[str, Descriptor]:
-    """For every layer the decoder's first layer of its resolution, after those of the coarser ones.
+    """Chooses for every layer the decoder's first layers, up to its own resolution.
 
-    What the decoder has just brought to a resolution still knows the whole picture; its later
-    layers turn to texture, which is everywhere. A layer of a resolution that the decoder lacks is
-    matched on itself.
+    One layer of each resolution, the coarser ones first. What the decoder has just brought to a
+    resolution still knows the whole picture; its later layers turn to texture, which is everywhere.
+    A layer of a resolution that the decoder lacks is matched on itself.
+
+    Args:
+        shapes: By layer (P, C), tokens and width.
+        decoder: Paths of the decoder's layers, in the order the model runs them.
+
+    Returns:
+        By layer its descriptor.
+
+    Examples:
+        >>> shapes = {"down": (16, 8), "mid": (1, 8), "up": (4, 8), "top": (16, 8), "end": (16, 8)}
+        >>> coarse_to_fine(shapes, decoder=["up", "top", "end"])["down"]
+        ('up', 'top')
     """
     first: dict[int, str] = {}
     for layer in decoder:
@@ -269,10 +417,24 @@ def coarse_to_fine(
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a layer's tokens for a latent of height x width: each UNet level halves,
-    rounding up.
+    """Finds rows and columns of a layer's tokens.
 
-    Raises: ValueError if no level has that many tokens.
+    Each level of a UNet halves rows and columns, rounding up.
+
+    Args:
+        tokens: P, the layer's number of tokens.
+        height: Rows of the latent.
+        width: Columns of the latent.
+
+    Returns:
+        Rows and columns; their product is P.
+
+    Raises:
+        ValueError: If no level has that many tokens.
+
+    Examples:
+        >>> token_grid(24, height=8, width=12)
+        (4, 6)
     """
     rows, columns = height, width
     while rows * columns > tokens and rows * columns > 1:

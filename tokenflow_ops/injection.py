@@ -9,12 +9,25 @@ from dataclasses import dataclass
 class Injection:
     """How long and where the source's features replace the edit's.
 
-    attention_until: share of the schedule with the source's queries and keys in the decoder's self-attention, 0 to 1.
-    features_until: share of the schedule with the source's ResBlock features, 0 to 1.
-    layers: "decoder" (every decoder self-attention block but the first, the paper's 4 to 11 of SD 1.5) or
-        "late decoder" (the later half of those: a looser hold on the layout).
-    The schedule is the whole one that the source was inverted on: an edit that starts further down has its first steps behind it.
-    Raises: ValueError for a share outside 0 to 1 or another choice of layers.
+    The schedule is the whole one that the source was inverted on: an edit that starts further down
+    has its first steps behind it.
+
+    Attributes:
+        attention_until: Share of the schedule with the source's queries and keys in the decoder's
+            self-attention, 0 to 1.
+        features_until: Share of the schedule with the source's ResBlock features, 0 to 1.
+        layers: "decoder" (every decoder self-attention block but the first, the paper's 4 to 11 of
+            SD 1.5) or "late decoder" (the later half of those: a looser hold on the layout).
+
+    Raises:
+        ValueError: For a share outside 0 to 1 or another choice of layers.
+
+    Examples:
+        >>> injection = Injection(attention_until=0.5, features_until=0.75)
+        >>> [injection.attention_at(step, steps=4) for step in range(4)]
+        [True, True, False, False]
+        >>> [injection.features_at(step, steps=4) for step in range(4)]
+        [True, True, True, False]
     """
 
     attention_until: float = 0.5
@@ -29,9 +42,25 @@ class Injection:
             raise ValueError(f"layers must be 'decoder' or 'late decoder', got {self.layers!r}")
 
     def attention_at(self, step: int, steps: int) -> bool:
-        """Whether queries and keys are injected at this step (counted from 0) of `steps`."""
+        """Tells whether queries and keys are injected at a step.
+
+        Args:
+            step: Counted from 0.
+            steps: Steps of the whole schedule.
+
+        Returns:
+            True for the first `attention_until` of the steps, rounded down.
+        """
         return step < int(self.attention_until * steps)
 
     def features_at(self, step: int, steps: int) -> bool:
-        """Whether ResBlock features are injected at this step (counted from 0) of `steps`."""
+        """Tells whether ResBlock features are injected at a step.
+
+        Args:
+            step: Counted from 0.
+            steps: Steps of the whole schedule.
+
+        Returns:
+            True for the first `features_until` of the steps, rounded down.
+        """
         return step < int(self.features_until * steps)

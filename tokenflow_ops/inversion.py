@@ -1,4 +1,4 @@
-"""DDIM inversion of the source frames and what it leaves behind (paper, section 3 and stage 1)."""
+"""DDIM inversion of the source frames, and what it leaves (paper, section 3 and stage 1)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,34 @@ def invert(
     iterations: int = 0,
     extrapolate: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0, the reverse of the deterministic
-    DDIM (Euler) sampler.
+    """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0.
 
-    In noise-over-signal coordinates x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is
-    estimated at the *target* sigma, where the sampler will estimate it, so `iterations` fixed-point
-    steps x_{j+1} <- x_j + (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1}) make the step the
-    sampler's exact inverse; 0 iterations is plain DDIM inversion.
+    It is the reverse of the deterministic DDIM (Euler) sampler. In noise-over-signal coordinates
+    x_ve = x / sqrt(alpha_bar) DDIM is an Euler step. The noise is estimated at the *target* sigma,
+    where the sampler will estimate it, so `iterations` fixed-point steps x_{j+1} <- x_j +
+    (sigma_{j+1} - sigma_j) eps(x_{j+1}, sigma_{j+1}) make the step the sampler's exact inverse.
 
-    extrapolate: 0, or 1: start each step's iterations not at x_j but where the picture that the
-    model saw in the last two steps, x - sigma eps, continues linearly over log sigma. This costs no
-    evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from the third step on only each
-    n-th one up to the noisiest is evaluated, the others end where the picture continues.
+    Args:
+        epsilon: Predicts the noise from (x, sigma), in the shape of x.
+        x0: Clean latents, (N, C, h, w).
+        sigmas: Noise levels, (S+1,), descending, the last one 0.
+        iterations: Fixed-point steps; 0 is plain DDIM inversion.
+        extrapolate: 0 for none. 1: start each step's iterations not at x_j but where the picture
+            that the model saw in the last two steps, x - sigma eps, continues linearly over log
+            sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from
+            the third step on only each n-th one up to the noisiest is evaluated, the others end
+            where the picture continues.
 
-    epsilon: (x, sigma) -> predicted noise, shapes as x.
-    x0: (N, C, h, w) clean latents. sigmas: (S+1,) descending, the last one 0.
-    Yields: (index, x) with x the latents at sigmas[index], from index S (x0 itself) to 0.
+    Yields:
+        (index, x) with x the latents at sigmas[index], from index S (x0 itself) to 0.
+
+    Examples:
+        Where the predicted noise is always 1, x grows as sigma does:
+
+        >>> sigmas = torch.tensor([2.0, 0.5, 0.0])
+        >>> path = invert(lambda x, sigma: torch.ones_like(x), torch.zeros(1, 1, 1, 1), sigmas)
+        >>> [(index, x.item()) for index, x in path]
+        [(2, 0.0), (1, 0.5), (0, 2.0)]
     """
     x = x0
     pictures: list[tuple[Tensor, Tensor]] = []  # (log sigma, picture) of the last two steps
@@ -62,8 +74,9 @@ def invert(
 
 
 def _continued(pictures: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:
-    """The line through the last two pictures over log sigma at `sigma`; the last picture if there
-    is only one.
+    """The line through the last two pictures over log sigma, at `sigma`.
+
+    The last picture if there is only one.
     """
     (before, first), (after, last) = pictures[0], pictures[-1]
     return (
@@ -77,12 +90,19 @@ def _continued(pictures: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:
 class Inversion(Counted):
     """A source clip's path from its latents to noise.
 
-    sigmas: (S+1,) float32, descending, the last one 0; noise over signal, as ComfyUI's samplers
-    count. latents: (S+1, N, C, h, w) float32 in the model's latent space, latents[j] at sigmas[j].
-    conditioning: the source prompt, in the host's own form. fingerprint: what it was made with, see
-    the host's `fingerprint`. steps: steps of the whole schedule, of which the last S were inverted.
-    scheduler: the schedule's name. mask: (1 or N, H, W) in [0, 1] at any size, 1 where the clip is
-    to be edited, or None for everywhere. Raises: ValueError if shapes or order do not fit.
+    Attributes:
+        sigmas: (S+1,) float32, descending, the last one 0; noise over signal, as ComfyUI's
+            samplers count.
+        latents: (S+1, N, C, h, w) float32 in the model's latent space, latents[j] at sigmas[j].
+        conditioning: The source prompt, in the host's own form.
+        fingerprint: What it was made with, see the host's `fingerprint`.
+        steps: Steps of the whole schedule, of which the last S were inverted.
+        scheduler: The schedule's name.
+        mask: (1 or N, H, W) in [0, 1] at any size, 1 where the clip is to be edited, or None
+            for everywhere.
+
+    Raises:
+        ValueError: If shapes or order do not fit.
     """
 
     sigmas: Tensor
@@ -100,8 +120,9 @@ class Inversion(Counted):
             or len(self.sigmas) != len(self.latents)
             or len(self.sigmas) < 2
         ):
+            sigmas, latents = tuple(self.sigmas.shape), tuple(self.latents.shape)
             raise ValueError(
-                f"need S+1 sigmas and (S+1, N, C, h, w) latents, got {tuple(self.sigmas.shape)} and {tuple(self.latents.shape)}"
+                f"need S+1 sigmas and (S+1, N, C, h, w) latents, got {sigmas} and {latents}"
             )
         if not bool((self.sigmas[:-1] > self.sigmas[1:]).all()) or self.sigmas[-1] != 0:
             raise ValueError("sigmas must fall strictly and end at 0")
@@ -124,20 +145,22 @@ class Inversion(Counted):
         return self.steps - (len(self.sigmas) - 1)
 
     def step_of(self, sigma: float) -> int:
-        """The step (0 to S-1) whose interval holds `sigma`: the last one that starts at or above
-        it.
+        """Returns the step (0 to S-1) in which `sigma` lies.
+
+        It is the last one that starts at or above `sigma`, else the first.
         """
         # A sampler's sigma went through other arithmetic: allow a relative hair.
         at_or_above = int((self.sigmas[:-1] >= sigma * (1 - 1e-4)).sum())
         return max(0, at_or_above - 1)
 
     def closest_step(self, sigma: float) -> int:
-        """The step (0 to S-1) that starts closest to `sigma`, by their ratio."""
+        """Returns the step (0 to S-1) that starts closest to `sigma`, by their ratio."""
         return int((self.sigmas[:-1].log() - math.log(max(sigma, 1e-10))).abs().argmin())
 
     def latents_at(self, sigma: float) -> Tensor:
-        """(N, C, h, w) source latents at `sigma`, linearly interpolated between the two stored
-        neighbours.
+        """Returns the source latents (N, C, h, w) at `sigma`.
+
+        They are linearly interpolated between the two stored neighbours.
         """
         step = self.step_of(sigma)
         high, low = float(self.sigmas[step]), float(self.sigmas[step + 1])

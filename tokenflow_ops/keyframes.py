@@ -1,6 +1,4 @@
-"""Which frames are edited jointly at a step, and which two of them every frame follows (paper,
-section 4.2).
-"""
+"""Which frames are edited jointly, and which two each frame follows (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -16,12 +14,28 @@ JOINT_KEYFRAMES = 8
 
 
 def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor:
-    """One random frame of every interval of `interval` frames; the last interval may be shorter.
+    """Draws one random frame of every interval of `interval` frames.
 
-    The draw depends on `seed` and `step` alone, never on a device or on earlier draws.
+    The last interval may be shorter. The draw depends on `seed` and `step` alone, never on a device
+    or on earlier draws.
 
-    Returns: (k,) int64, ascending, k = ceil(frames / interval).
-    Raises: ValueError if `frames` or `interval` is below 1.
+    Args:
+        frames: N, the number of frames, at least 1.
+        interval: Frames per keyframe, at least 1.
+        seed: Another seed draws other keyframes.
+        step: Step of the edit; each has a draw of its own.
+
+    Returns:
+        Frame numbers, (k,) int64, ascending, k = ceil(frames / interval).
+
+    Raises:
+        ValueError: If `frames` or `interval` is below 1.
+
+    Examples:
+        >>> choose_keyframes(20, interval=8, seed=0, step=0).tolist()
+        [7, 13, 17]
+        >>> choose_keyframes(20, interval=8, seed=0, step=1).tolist()
+        [0, 9, 16]
     """
     if frames < 1 or interval < 1:
         raise ValueError(f"frames and interval must be at least 1, got {frames} and {interval}")
@@ -35,32 +49,63 @@ def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor
 
 
 def attended_keyframes(frames: Tensor, keyframes: Tensor, limit: int) -> Tensor:
-    """The `limit` keyframes closest in time to every frame, for extended attention whose cost stays
-    linear in long clips.
+    """Finds the `limit` keyframes closest in time to every frame.
 
-    frames: (n,) and keyframes: (k,) frame numbers, k >= limit >= 1. Of two at the same distance the
-    earlier one is taken. Returns: (n, limit) int64 positions in `keyframes`, ascending.
+    With them the cost of extended attention stays linear in long clips. Of two at the same distance
+    the earlier one is taken.
+
+    Args:
+        frames: Frame numbers, (n,).
+        keyframes: Frame numbers, (k,), ascending.
+        limit: How many to find, 1 to k.
+
+    Returns:
+        Positions in `keyframes`, (n, limit) int64, ascending.
+
+    Examples:
+        >>> keyframes = torch.tensor([0, 4, 8, 12])
+        >>> attended_keyframes(torch.tensor([0, 9]), keyframes, limit=2).tolist()
+        [[0, 1], [2, 3]]
     """
     distance = (frames[:, None] - keyframes[None]).abs()
     return distance.argsort(dim=1, stable=True)[:, :limit].sort(1).values
 
 
 def spread(total: int, most: int) -> Tensor:
-    """At most `most` of `total` frames, evenly from the first to the last one.
+    """Chooses at most `most` of `total` frames, evenly from the first to the last one.
 
-    Returns: (n,) int64, ascending.
+    Args:
+        total: How many frames there are.
+        most: How many to choose at most.
+
+    Returns:
+        Frame numbers, (n,) int64, ascending.
+
+    Examples:
+        >>> spread(10, most=4).tolist()
+        [0, 3, 6, 9]
     """
     return torch.linspace(0, total - 1, min(total, most)).round().long()
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which keyframes of a long clip are edited together, one window after the other, so that cost
-    and memory do not grow with its square.
+    """Which keyframes of a long clip are edited together, one window after the other.
 
-    anchors: (a,) positions among the keyframes, spread over the clip; all windows attend to them.
-    own: each window's keyframes, in order. tail: how many keyframes of the window before a window
-    attends to.
+    So cost and memory do not grow with the square of the clip's length.
+
+    Attributes:
+        anchors: Positions among the keyframes, (a,), spread over the clip; all windows
+            attend to them.
+        own: Each window's keyframes, in order.
+        tail: How many keyframes of the window before a window attends to.
+
+    Examples:
+        >>> windows = Windows.of(12, limit=8)
+        >>> windows.own
+        (range(0, 4), range(4, 8), range(8, 12))
+        >>> windows.anchors.tolist(), windows.before(windows.own[1])
+        ([3, 9], range(2, 4))
     """
 
     anchors: Tensor
@@ -69,10 +114,17 @@ class Windows:
 
     @classmethod
     def of(cls, keyframes: int, limit: int) -> Windows:
-        """Windows in which each of so many keyframes attends to at most `limit` >= 1, itself
-        included; one window if that is all of them.
+        """Makes windows in which each keyframe attends to at most `limit`, itself included.
 
-        A quarter of the limit each goes to anchors and to the window before.
+        One window if that is all of them. A quarter of the limit each goes to anchors and to the
+        window before.
+
+        Args:
+            keyframes: How many keyframes there are.
+            limit: At least 1.
+
+        Returns:
+            Windows that hold each keyframe once.
         """
         if keyframes <= limit:
             return cls(torch.empty(0, dtype=torch.int64), (range(keyframes),), 0)
@@ -85,11 +137,11 @@ class Windows:
         return cls(anchors, tuple(range(a, b) for a, b in pairwise(borders)), few)
 
     def before(self, window: range) -> range:
-        """The keyframes before a window that it attends to."""
+        """Returns the keyframes before a window that it attends to."""
         return range(max(0, window.start - self.tail), window.start)
 
     def elsewhere(self, window: range) -> Tensor:
-        """(n,) bool: the anchors that neither lie in a window nor just before it."""
+        """Tells which anchors lie neither in a window nor just before it, (a,) bool."""
         return (self.anchors < self.before(window).start) | (self.anchors >= window.stop)
 
 
@@ -97,8 +149,10 @@ class Windows:
 class Neighbours:
     """The nearest past and future keyframe of every frame.
 
-    past, future: (N,) int64, positions in the list of keyframes (not frame numbers).
-    weight: (N,) float32 in [0, 1], the share of the future keyframe.
+    Attributes:
+        past: Positions in the list of keyframes (not frame numbers), (N,) int64.
+        future: The same of the future keyframes.
+        weight: The share of the future keyframe, (N,) float32 in [0, 1].
     """
 
     past: Tensor
@@ -106,27 +160,40 @@ class Neighbours:
     weight: Tensor
 
     def of(self, frames: Tensor) -> Neighbours:
-        """Those of some frames."""
+        """Returns those of some frames (n,)."""
         return Neighbours(self.past[frames], self.future[frames], self.weight[frames])
 
     def held(self) -> tuple[Tensor, ...]:
-        """Its tensors."""
+        """Lists its tensors."""
         return self.past, self.future, self.weight
 
     def counted_from(self, first: int) -> Neighbours:
-        """The same, with positions counted from keyframe `first` on."""
+        """Returns the same, with positions counted from keyframe `first` on."""
         return Neighbours(self.past - first, self.future - first, self.weight)
 
 
 def neighbours(frames: int, keyframes: Tensor, sigmoid: bool = False) -> Neighbours:
-    """The closest keyframes before and after every frame, weighted by the true distances.
+    """Finds the closest keyframes before and after every frame, weighted by the true distances.
 
-    weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the weights
-    run through an interval without a jump. sigmoid: squash this ratio through a sigmoid, as the
-    paper prints it: 0.5 to 0.73, so that a frame never follows its past keyframe most. A frame
-    outside the first or last keyframe uses the one it has.
+    weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the
+    weights run through an interval without a jump. A frame outside the first or last keyframe
+    uses the one it has.
 
-    keyframes: (k,) int64, ascending frame numbers.
+    Args:
+        frames: N, the number of frames.
+        keyframes: Frame numbers, (k,) int64, ascending.
+        sigmoid: Whether to squash this ratio through a sigmoid, as the paper prints it: 0.5 to
+            0.73, so that a frame never follows its past keyframe most.
+
+    Returns:
+        The two keyframes and the weight of each of the N frames.
+
+    Examples:
+        >>> near = neighbours(6, torch.tensor([0, 4]))
+        >>> near.past.tolist(), near.future.tolist()
+        ([0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1])
+        >>> near.weight.tolist()
+        [1.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
     index = torch.arange(frames)
     keyframes = keyframes.cpu()

@@ -1,7 +1,7 @@
-"""Libraries that only a part of all this needs: imported when they are first asked for, and refused
-in their own words.
+"""Libraries that only a part of all this needs, imported when they are first asked for.
 
-One that is missing or broken takes away what needs it and nothing else.
+One that is missing or broken takes away what needs it and nothing else; the error quotes
+its own words.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ LONGEST = 300  # letters of a library's own words
 
 @dataclass(frozen=True)
 class Library:
-    """name: as people call it. uses: what must be there, as `pkgutil.resolve_name` takes it.
-    packages: what brings it, the usual first.
+    """A library: what is used of it, and what brings it.
+
+    Attributes:
+        name: As people call it.
+        uses: What must be there, as `pkgutil.resolve_name` takes it.
+        packages: What brings it, the usual first.
     """
 
     name: str
@@ -30,7 +34,7 @@ class Library:
 
     @property
     def package(self) -> str:
-        """The one that is installed, or that is to be."""
+        """The package that is installed, or that is to be."""
         return next(
             (package for package in self.packages if _is_installed(package)), self.packages[0]
         )
@@ -100,6 +104,10 @@ class LibraryError(ImportError):
     """A library is missing, or does not do what is asked of it.
 
     The message says which and why, `remedy` how to get one that does.
+
+    Args:
+        module: The library's module, one of LIBRARIES.
+        error: What it has raised.
     """
 
     def __init__(self, module: str, error: Exception) -> None:
@@ -114,7 +122,17 @@ class LibraryError(ImportError):
 
 
 def library(module: str) -> ModuleType:
-    """One of LIBRARIES, with all that is used of it. Raises: LibraryError."""
+    """Returns a library with all that is used of it.
+
+    Args:
+        module: One of LIBRARIES.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        LibraryError: If it is missing or broken.
+    """
     found = _found(module)
     if isinstance(found, LibraryError):
         raise found.with_traceback(None)
@@ -134,8 +152,16 @@ def _found(module: str) -> ModuleType | LibraryError:
 
 @contextmanager
 def working(module: str) -> Iterator[ModuleType]:
-    """The library while it is used: whatever is raised meanwhile is its own, and becomes a
-    LibraryError. Raises: LibraryError.
+    """Gives a library while it is used; whatever is raised meanwhile is the library's own error.
+
+    Args:
+        module: One of LIBRARIES.
+
+    Yields:
+        The imported module.
+
+    Raises:
+        LibraryError: If it is missing or broken, or in place of what is raised meanwhile.
     """
     found = library(module)
     try:

@@ -1,6 +1,4 @@
-"""Edited keyframe tokens carried to every frame along the source's correspondences (paper, equation
-6).
-"""
+"""Edited keyframe tokens carried to every frame along the source's matches (paper, equation 6)."""
 
 from __future__ import annotations
 
@@ -22,12 +20,30 @@ def propagate(
     past_tokens: Tensor,
     future_tokens: Tensor,
 ) -> Tensor:
-    """F(T_base, i, p) = w_i T_base[i+][gamma+[p]] + (1 - w_i) T_base[i-][gamma-[p]].
+    """Computes F(T_base, i, p) = w_i T_base[i+][gamma+[p]] + (1 - w_i) T_base[i-][gamma-[p]].
 
-    base: (k, P, C) the keyframes' attention output, any float dtype.
-    past, future: (n,) positions in `base`. weight: (n,) share of the future keyframe.
-    past_tokens, future_tokens: (n, P) token indices of any integer type.
-    Returns: (n, P, C) in the dtype of `base`.
+    Each token of a frame is blended from the two tokens that it matches, of its future and its
+    past keyframe.
+
+    Args:
+        base: The keyframes' attention output, (k, P, C), any float dtype.
+        past: Positions of the past keyframes in `base`, (n,).
+        future: Positions of the future keyframes in `base`, (n,).
+        weight: Share of the future keyframe, (n,), 0 to 1.
+        past_tokens: Token indices in the past keyframes, (n, P), any integer type.
+        future_tokens: Token indices in the future keyframes, (n, P), any integer type.
+
+    Returns:
+        (n, P, C) in the dtype of `base`.
+
+    Examples:
+        Two keyframes of two tokens each; a frame halfway between them:
+
+        >>> base = torch.tensor([[[0.0], [1.0]], [[10.0], [20.0]]])
+        >>> past, future, weight = torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5])
+        >>> tokens = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])
+        >>> propagate(base, past, future, weight, *tokens).tolist()
+        [[[10.0], [5.5]]]
     """
     tokens, width = base.shape[1:]
     flat = base.reshape(-1, width)

@@ -18,16 +18,27 @@ class Shards(Protocol):
     """This machine's place among those that share a clip."""
 
     def own(self, frames: Tensor) -> Tensor:
-        """Those of some frames (n,) that are this machine's, in order; on the machines one after
-        the other they are all. May be none.
+        """Returns those of some frames (n,) that are this machine's, in order; there may be none.
+
+        Taken together, machine after machine, they are all of the frames.
         """
 
     def once(self, make: Callable[[], T]) -> T:
-        """What the first machine makes; the others wait for it. What it raises is raised on all."""
+        """Returns what the first machine makes; the others wait for it.
+
+        What it raises is raised on all.
+
+        Args:
+            make: Called on the first machine.
+
+        Returns:
+            What `make` has returned there.
+        """
 
     def gather(self, part: Any) -> list[Any]:
-        """What every machine has made, in their order, this one's among it: tensors, also in lists,
-        tuples and dictionaries.
+        """Returns what every machine has made, in their order, this one's among it.
+
+        A part holds tensors, also in lists, tuples and dictionaries.
         """
 
 

@@ -1,1 +1,4 @@
-"""Formulas of other systems, for comparison: FateZero, Rerender-A-Video, the method's public code."""
+"""Formulas of other systems, for comparison.
+
+FateZero, Rerender-A-Video, and the method's public code.
+"""

@@ -1,5 +1,6 @@
-"""Constraints on the denoised frames themselves: colours and contents of the first one
-(Rerender-A-Video, section 4.1).
+"""Constraints on the denoised frames themselves (Rerender-A-Video, section 4.1).
+
+They take colours and contents of the first one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ OCCLUSION_WINDOW = 9
 class FirstFrameMotion:
     """Where the latent pixels of every frame but the first lay in the first one.
 
-    positions: (N - 1, h * w) int64 in the flattened first frame. visible: (N - 1, h * w) bool,
-    whether they were to be seen there.
+    Attributes:
+        positions: In the flattened first frame, (N - 1, h * w) int64.
+        visible: Whether they were to be seen there, (N - 1, h * w) bool.
     """
 
     positions: Tensor
@@ -29,10 +31,19 @@ class FirstFrameMotion:
 
 
 def motion_from_first(frames: Tensor, size: tuple[int, int]) -> FirstFrameMotion:
-    """Optical flow (DIS) between the source's first frame and each other one, brought to the
-    latents' size.
+    """Finds the motion between the source's first frame and each other one, at the latents' size.
 
-    frames: (N, 3, H, W) in [0, 1]. size: h and w of the latents.
+    By optical flow (DIS).
+
+    Args:
+        frames: (N, 3, H, W) in [0, 1].
+        size: h and w of the latents.
+
+    Returns:
+        Where the latent pixels lay in the first frame, and whether they were visible there.
+
+    Raises:
+        LibraryError: If OpenCV or kornia is missing or broken.
     """
     height, width = size
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -60,12 +71,17 @@ def motion_from_first(frames: Tensor, size: tuple[int, int]) -> FirstFrameMotion
 
 
 def occluded(forward: Tensor, backward: Tensor) -> Tensor:
-    """Where the way there and back does not end where it began (UnFlow, Meister et al.
+    """Tells where the way there and back does not end where it began.
 
-    2018): (h, w) bool.
-
-    forward, backward: (2, h, w) in pixels. |f + b~| > 0.01 (|f| + |b~|) + 0.5 with b~ the backward
+    As UnFlow does (Meister et al. 2018): |f + b~| > 0.01 (|f| + |b~|) + 0.5 with b~ the backward
     flow at the forward one's target.
+
+    Args:
+        forward: Flow f, (2, h, w) in pixels.
+        backward: Flow b of the way back, (2, h, w) in pixels.
+
+    Returns:
+        (h, w) bool.
     """
     returned = warp(backward, forward)
     return (forward + returned).norm(dim=0) > 0.01 * (
@@ -74,8 +90,16 @@ def occluded(forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def fuse_with_first(frames: Tensor, motion: FirstFrameMotion) -> Tensor:
-    """Every frame's visible pixels taken from the first frame, along the motion, without
-    interpolation: (N, C, h, w).
+    """Takes every frame's visible pixels from the first frame, along the motion.
+
+    There is no interpolation.
+
+    Args:
+        frames: (N, C, h, w).
+        motion: From the first frame to the others.
+
+    Returns:
+        (N, C, h, w).
     """
     flat = frames.flatten(2)
     warped = flat[0][:, motion.positions.to(frames.device)].movedim(0, 1)  # (N - 1, C, h * w)
@@ -84,8 +108,16 @@ def fuse_with_first(frames: Tensor, motion: FirstFrameMotion) -> Tensor:
 
 
 def match_statistics(frames: Tensor, first: Tensor) -> Tensor:
-    """AdaIN (Huang and Belongie 2017): every channel of (N, C, h, w) frames with mean and deviation
-    of that of `first` (C, h, w).
+    """Gives every channel of the frames mean and deviation of the first frame's.
+
+    This is AdaIN (Huang and Belongie 2017).
+
+    Args:
+        frames: (N, C, h, w).
+        first: (C, h, w).
+
+    Returns:
+        (N, C, h, w).
     """
 
     def statistics(of: Tensor) -> tuple[Tensor, Tensor]:

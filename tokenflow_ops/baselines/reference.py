@@ -1,9 +1,8 @@
-"""The choices of the method's public code (omerbt/TokenFlow, commit 5dd6a69) where they differ from
-ours, for comparison.
+"""The choices of the method's public code where they differ from ours, for comparison.
 
-Frames are cut into chunks of `interval` frames with one random keyframe each. The public code drops
-the frames beyond the last whole chunk; here they form a shorter chunk with a keyframe of its own,
-by the same rules.
+The public code is omerbt/TokenFlow, commit 5dd6a69. Frames are cut into chunks of `interval` frames
+with one random keyframe each. The public code drops the frames beyond the last whole chunk; here
+they form a shorter chunk with a keyframe of its own, by the same rules.
 """
 
 from __future__ import annotations
@@ -16,12 +15,19 @@ from ..matching.search import nearest_tokens
 
 
 def chunk_neighbours(frames: int, interval: int) -> Neighbours:
-    """Every frame's own chunk's keyframe (as `future`) and the previous chunk's (as `past`), never
-    the next one's.
+    """Gives every frame the keyframes of its own and of the previous chunk, never the next one's.
 
-    weight of the own one: sigmoid(d2 / (d1 + d2)) with d1 and d2 the distances to the own and the
-    previous chunk's *centre* (its first frame + interval // 2), not to the keyframes; 0.62 to 0.73
-    for an interval of 8. Frames of chunk 0 have one keyframe.
+    The own one is `future`, the previous one `past`. The weight of the own one is sigmoid(d2 / (d1
+    + d2)) with d1 and d2 the distances to the own and the previous chunk's *centre* (its first
+    frame + interval // 2), not to the keyframes; 0.62 to 0.73 for an interval of 8. Frames of chunk
+    0 have one keyframe.
+
+    Args:
+        frames: N, the number of frames.
+        interval: Frames in a chunk.
+
+    Returns:
+        The two keyframes and the weight of each of the N frames.
     """
     index = torch.arange(frames)
     own = index // interval
@@ -36,11 +42,23 @@ def chunk_neighbours(frames: int, interval: int) -> Neighbours:
 def match_to_keyframes(
     features: Tensor, keyframes: Tensor, past: Tensor, future: Tensor, backend: str = "torch"
 ) -> tuple[Tensor, Tensor]:
-    """For every token of every frame the closest token of its past and of its future keyframe; even
-    a keyframe searches for itself.
+    """Finds for every token the closest token of its frame's past and of its future keyframe.
 
-    features: (n, P, C) of the frames. keyframes: (k, P, C) of the keyframes. past, future: (n,)
-    positions among them. Returns: past and future token indices, each (n, P) int64.
+    Even a keyframe searches for itself.
+
+    Args:
+        features: Of the frames, (n, P, C).
+        keyframes: Features of the keyframes, (k, P, C).
+        past: Positions of the past keyframes among them, (n,).
+        future: Positions of the future keyframes among them, (n,).
+        backend: "faiss" or "torch".
+
+    Returns:
+        Past and future token indices, each (n, P) int64.
+
+    Raises:
+        ValueError: For an unknown backend.
+        LibraryError: If FAISS is asked for and missing, or fails.
     """
 
     def search(side: Tensor) -> Tensor:

@@ -21,11 +21,21 @@ BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
 
 
 def blend_of(blend: str, frames: int, keyframes: Tensor, interval: int) -> Neighbours:
-    """Which two keyframes every frame follows and how much: "nearest" is ours, then the paper's
-    weights, then the public code's rule.
+    """Finds which two keyframes every frame follows, and how much.
 
-    keyframes: (k,) ascending frame numbers, one per `interval`. Raises: ValueError for another
-    blend.
+    "nearest" is ours, then the paper's weights, then the public code's rule.
+
+    Args:
+        blend: One of BLENDS.
+        frames: N, the number of frames.
+        keyframes: Frame numbers, (k,), ascending, one per `interval`.
+        interval: Frames per keyframe.
+
+    Returns:
+        The two keyframes and the weight of each of the N frames.
+
+    Raises:
+        ValueError: For another blend.
     """
     if blend == BLENDS[2]:
         return chunk_neighbours(frames, interval)
@@ -49,15 +59,29 @@ def build_correspondences(
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
-    interval: frames per keyframe. fixed: the same keyframes at every step (the paper's ablation)
-    instead of new random ones. backend: "faiss", "torch", or "auto": the faster one for each shape
-    of work, by `timings`; what they lack is measured and added. window: how many tokens of the
-    whole-frame grid a match may be away in each direction, on every layer in proportion; 0 for no
-    limit. blend: one of BLENDS, see `blend_of`. device: where the search runs. on_pairs: called
-    with the pairs of frame and keyframe that are searched, and all. check: called before every
-    search; may raise to stop. Raises: ValueError if the features hold NaN or infinite values, or
-    FAISS is asked for together with a window; LibraryError if it is asked for and missing or
-    broken.
+    Args:
+        features: The source's, on which frames are matched.
+        interval: Frames per keyframe.
+        seed: Another seed draws other keyframes.
+        fixed: Whether the keyframes are the same at every step (the paper's ablation), instead of
+            new random ones.
+        backend: "faiss", "torch", or "auto": the faster one for each shape of work, by `timings`.
+        window: How many tokens of the whole-frame grid a match may be away in each direction, on
+            every layer in proportion; 0 for no limit.
+        device: Where the search runs.
+        on_pairs: Called with how many pairs of frame and keyframe are searched, and how
+            many there are.
+        check: Called before every search; may raise to stop.
+        blend: One of BLENDS, see `blend_of`.
+        timings: How fast each backend is; what they lack is measured and added.
+
+    Returns:
+        The clip's matches for all steps.
+
+    Raises:
+        ValueError: If the features hold NaN or infinite values, if FAISS is asked for together with
+            a window, or for an unknown `blend` or `backend` or an `interval` below 1.
+        LibraryError: If FAISS is asked for and missing or broken.
     """
     if window > 0 and backend == "faiss":
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
@@ -128,8 +152,9 @@ def _empty(features: SourceFeatures, keyframes: list[Tensor]) -> PairMatches:
 
 
 def _blocks(frames: int, interval: int) -> Iterator[tuple[range, range]]:
-    """Whole intervals of frames, and with each the frames in which their keyframes may lie: an
-    interval more on both sides.
+    """Whole intervals of frames, and with each the frames in which their keyframes may lie.
+
+    Those reach an interval further on both sides.
     """
     length = max(1, BLOCK_FRAMES // interval) * interval
     if frames <= length + 2 * interval:
@@ -188,8 +213,9 @@ class _Search:
     def _match(
         self, descriptor: Descriptor, frames: Tensor, keyframe: int, layers: dict[str, Tensor]
     ) -> Tensor:
-        """(n, P) the tokens of one keyframe that those of some frames match, all counted among the
-        features' rows.
+        """(n, P) the tokens of one keyframe that those of some frames match.
+
+        All are counted among the features' rows.
         """
         described = self._describe(descriptor, torch.tensor([keyframe]), layers)
         most = max(1, QUERY_BYTES // (described.numel() * 4))

@@ -1,5 +1,6 @@
-"""Correspondences between the source's frames and its keyframes: gamma^{i->k} (paper, equations 3
-and 4).
+"""Correspondences between the source's frames and its keyframes (paper, equations 3 and 4).
+
+The paper calls them gamma^{i->k}.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from ..storage.counted import Counted
 
 
 def index_type(tokens: int) -> torch.dtype:
-    """The smallest type for indices of so many tokens."""
+    """Returns the smallest type for indices of so many tokens."""
     return torch.int16 if tokens <= torch.iinfo(torch.int16).max else torch.int32
 
 
 @dataclass(frozen=True)
 class PairMatches:
-    """gamma^{i->k} for every pair of a frame and a keyframe that some step asks for; random
-    keyframes come again at other steps.
+    """gamma^{i->k} for every pair of a frame and a keyframe that some step asks for.
 
-    frames: N. pairs: (M,) int64, ascending, frame * N + keyframe. tokens: by descriptor (M, P)
-    token indices of `index_type`.
+    Random keyframes come again at other steps.
+
+    Attributes:
+        frames: N, the number of frames.
+        pairs: (M,) int64, ascending, frame * N + keyframe.
+        tokens: By descriptor (M, P) token indices of `index_type`.
     """
 
     frames: int
@@ -36,13 +40,22 @@ class PairMatches:
     tokens: Mapping[Descriptor, Tensor]
 
     def held(self) -> Iterable[Tensor]:
-        """Its tensors."""
+        """Lists its tensors."""
         return self.pairs, *self.tokens.values()
 
     def between(self, descriptor: Descriptor, frames: Tensor, keyframes: Tensor) -> Tensor:
-        """(n, P) token indices of frames (n,) in keyframes (n,).
+        """Returns the matches of some frames in one keyframe each.
 
-        Raises: KeyError for a pair that was not asked for.
+        Args:
+            descriptor: The layers that were searched on.
+            frames: Frame numbers, (n,).
+            keyframes: For each frame the frame number of a keyframe, (n,).
+
+        Returns:
+            Token indices in the keyframes, (n, P).
+
+        Raises:
+            KeyError: For a pair that was not asked for.
         """
         wanted = frames * self.frames + keyframes
         rows = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
@@ -55,8 +68,10 @@ class PairMatches:
 class StepMatches:
     """The keyframes of one sampling step and every frame's matches to them.
 
-    keyframes: (k,) int64 frame numbers, ascending. near: each frame's two keyframes and weight.
-    pairs: the matches, shared with all steps of the same features.
+    Attributes:
+        keyframes: Frame numbers, (k,) int64, ascending.
+        near: Each frame's two keyframes and weight.
+        pairs: The matches, shared with all steps of the same features.
     """
 
     keyframes: Tensor
@@ -64,7 +79,15 @@ class StepMatches:
     pairs: PairMatches
 
     def tokens(self, descriptor: Descriptor, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Past and future token indices (n, P) of frames (n,), all if None."""
+        """Returns the matches of some frames in their two keyframes.
+
+        Args:
+            descriptor: The layers that were searched on.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            Past and future token indices, each (n, P).
+        """
         frames = torch.arange(self.pairs.frames) if frames is None else frames
         near = self.near.of(frames)
         past, future = (self.keyframes[side] for side in (near.past, near.future))
@@ -78,10 +101,15 @@ class StepMatches:
 class Correspondences(Counted):
     """The matches of a clip for every sampling step, with the keyframe schedule they belong to.
 
-    features: the source features they were searched on. steps: one `StepMatches` for each of the S
-    steps of the inversion. interval: frames per keyframe. fixed: whether all steps share their
-    keyframes. backend: the search that was used. Raises: ValueError if the number of steps is not
-    the inversion's.
+    Attributes:
+        features: The source features they were searched on.
+        steps: One `StepMatches` for each of the S steps of the inversion.
+        interval: Frames per keyframe.
+        fixed: Whether all steps share their keyframes.
+        backend: The search that was used.
+
+    Raises:
+        ValueError: If the number of steps is not the inversion's.
     """
 
     features: SourceFeatures
@@ -92,8 +120,9 @@ class Correspondences(Counted):
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.features.inversion.sigmas) - 1:
+            inverted = len(self.features.inversion.sigmas) - 1
             raise ValueError(
-                f"{len(self.steps)} steps of matches for {len(self.features.inversion.sigmas) - 1} steps of inversion"
+                f"{len(self.steps)} steps of matches for {inverted} steps of inversion"
             )
 
     def held(self) -> Iterable[Tensor]:
@@ -105,8 +134,15 @@ class Correspondences(Counted):
         return *self.features.held(), *matches
 
     def tokens(self, step: int, layer: str, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Past and future token indices (n, P) of frames (n,), all if None, for a self-attention
-        layer of the model at a step.
+        """Returns the matches of some frames for a self-attention layer of the model at a step.
+
+        Args:
+            step: Step of the inversion, from 0.
+            layer: The layer's path.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            Past and future token indices, each (n, P).
         """
         return self.steps[step].tokens(self.features.matched_by[layer], frames)
 
@@ -114,12 +150,28 @@ class Correspondences(Counted):
 def carry(
     keyframes: Tensor, near: Neighbours, tokens: tuple[Tensor, Tensor], grid: tuple[int, int]
 ) -> Tensor:
-    """Frames made of their two keyframes' patches, as equation 6 makes tokens: for latents,
-    features and images.
+    """Makes frames of their two keyframes' patches, as equation 6 makes tokens.
 
-    keyframes: (k, C, h, w). near: the frames' positions in them. tokens: past and future token
-    indices, each (n, P). grid: rows and columns of the P tokens; a token covers a square patch, cut
-    off at the right and the bottom where the picture ends. Returns: (n, C, h, w).
+    For latents, features and images.
+
+    Args:
+        keyframes: (k, C, h, w).
+        near: The frames' positions in `keyframes`, and their weights, (n,).
+        tokens: Past and future token indices, each (n, P).
+        grid: Rows and columns of the P tokens; a token covers a square patch, cut off at the right
+            and the bottom where the picture ends.
+
+    Returns:
+        (n, C, h, w), in the dtype of `keyframes`.
+
+    Examples:
+        A frame halfway between two keyframes of two patches takes the patches that it matches:
+
+        >>> keyframes = torch.tensor([[0.0, 1.0], [10.0, 20.0]]).reshape(2, 1, 1, 2)
+        >>> near = Neighbours(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
+        >>> tokens = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])
+        >>> carry(keyframes, near, tokens, grid=(1, 2)).tolist()
+        [[[[10.0, 5.5]]]]
     """
     rows, columns = grid
     height, width = keyframes.shape[2:]

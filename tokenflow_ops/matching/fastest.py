@@ -1,5 +1,6 @@
-"""Which search is the faster one on this machine: measured once for each shape of work, and
-remembered by whoever asks.
+"""Which search is the faster one on this machine.
+
+It is measured once for each shape of work, and remembered by whoever asks.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ FRAMES, OPERATIONS, ROUNDS, SECONDS = 16, 2e9, 5, 0.05
 
 
 class Backends:
-    """The backend of a build: the one that is asked for or, for "auto", the faster one for every
-    shape of work that comes up.
+    """Chooses the backend of a build.
 
-    A FAISS that is missing, broken or fails leaves "auto" with torch.
+    It is the one that is asked for or, for "auto", the faster one for every shape of work that
+    comes up. A FAISS that is missing, broken or fails leaves "auto" with torch. As text: what was
+    chosen and why.
 
-    asked: one of `search.BACKENDS`. device: where the search runs. timings: what is known; what is
-    measured is added to it. As text: what was chosen and why.
+    Args:
+        asked: One of `search.BACKENDS`.
+        device: Where the search runs.
+        timings: What is known; what is measured is added to it.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Backends:
         self._without = ""  # why FAISS is out
 
     def choose(self, features: Tensor) -> str:
-        """The backend to match the features (N, P, C) of a layer with."""
+        """Returns the backend to match the features (N, P, C) of a layer with."""
         shape = features.shape[1], features.shape[2]
         if shape not in self._chosen:
             self._chosen[shape] = (
@@ -66,9 +70,19 @@ class Backends:
         return min(seconds, key=lambda backend: seconds[backend])
 
     def nearest(self, queries: Tensor, targets: Tensor, window: Tensor | None = None) -> Tensor:
-        """`search.nearest_tokens` by the backend of the targets' shape.
+        """Finds nearest tokens as `nearest_tokens` does, by the backend of the targets' shape.
 
-        Raises: LibraryError for a FAISS that is asked for and fails.
+        Args:
+            queries: (m, P, C).
+            targets: (P', C).
+            window: Where a match is allowed, (P, P') bool; None for the whole frame.
+
+        Returns:
+            (m, P) int64 on the device of `queries`.
+
+        Raises:
+            LibraryError: For a FAISS that is asked for and fails.
+            ValueError: If FAISS is the backend and a window is given.
         """
         try:
             return nearest_tokens(queries, targets, self.choose(targets[None]), window)
@@ -94,26 +108,33 @@ class Backends:
                 if backend in seconds
             )
             figures.append(f"{each} for {tokens} x {width}")
-        return f"{names} (this {'CPU' if self._device.type == 'cpu' else 'GPU'}, a frame: {'; '.join(figures)})"
+        kind = "CPU" if self._device.type == "cpu" else "GPU"
+        return f"{names} (this {kind}, a frame: {'; '.join(figures)})"
 
 
 def seconds_a_frame(features: Tensor, device: torch.device) -> dict[str, float]:
-    """How long each backend matches a frame's tokens to another's: the best of interleaved rounds.
+    """Measures how long each backend matches a frame's tokens to another's.
 
-    features: (N, P, C); the frames repeat where there are too few. device: where to search. Raises:
-    LibraryError if FAISS fails.
+    It takes the best of several rounds, in which the backends take turns.
+
+    Args:
+        features: (N, P, C); the frames repeat where there are too few.
+        device: Where to search.
+
+    Returns:
+        Seconds by backend.
+
+    Raises:
+        LibraryError: If FAISS is missing or fails.
     """
     _, tokens, width = features.shape
     count = min(FRAMES * tokens, max(tokens // 32, int(OPERATIONS / (2 * tokens * width))))
     flat = features.flatten(0, 1)
-    queries, targets = (
-        flat[torch.arange(count) % len(flat)].to(device)[None],
-        features[0].to(device),
-    )
+    queries = flat[torch.arange(count) % len(flat)].to(device)[None]
+    targets = features[0].to(device)
+    # Imports, threads and workspaces are not part of it.
     for backend in NAMES:
-        nearest_tokens(
-            queries[:, :64], targets[:64], backend
-        )  # imports, threads and workspaces are not part of it
+        nearest_tokens(queries[:, :64], targets[:64], backend)
     seconds = dict.fromkeys(NAMES, float("inf"))
     begin = time.perf_counter()
     for _ in range(ROUNDS):
@@ -131,7 +152,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """What searches there: a GPU's name, or the CPU's and the number of threads."""
+    """Names what searches there: a GPU, or the CPU and the number of threads."""
     if device.type != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
     return f"{_cpu()}, {torch.get_num_threads()} threads" + (

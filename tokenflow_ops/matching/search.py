@@ -1,8 +1,7 @@
-"""Nearest tokens by cosine distance: FAISS, or matrix products and a search for their maxima in
-torch.
+"""Nearest tokens by cosine distance, found by FAISS or by torch.
 
-A match is an argmax over targets, which the length of a query does not change: only targets are
-normalised.
+torch makes matrix products and searches for their maxima. A match is an argmax over targets, which
+the length of a query does not change: only targets are normalised.
 """
 
 from __future__ import annotations
@@ -28,13 +27,30 @@ BLOCK = 64
 def nearest_tokens(
     queries: Tensor, targets: Tensor, backend: str = "torch", window: Tensor | None = None
 ) -> Tensor:
-    """gamma[p] = argmin_q D(queries[p], targets[q]) with D the cosine distance (paper, equation 3).
+    """Finds gamma[p] = argmin_q D(queries[p], targets[q]) with D the cosine distance.
 
-    queries: (m, P, C), targets: (P', C), finite, of any float dtype on any one device. Zero vectors
-    match the first token. window: (P, P') bool, True where a match is allowed, or None for the
-    whole frame. Torch only. Returns: (m, P) int64 on the device of `queries`. Of equal tokens the
-    lowest index wins. Raises: ValueError for an unknown backend or FAISS with a window;
-    LibraryError if FAISS is asked for and missing, or fails.
+    This is the paper's equation 3. Zero vectors match the first token. Of equal tokens the
+    lowest index wins.
+
+    Args:
+        queries: (m, P, C), finite, of any float dtype.
+        targets: (P', C), finite, of any float dtype, on the device of `queries`.
+        backend: "faiss" or "torch".
+        window: Where a match is allowed, (P, P') bool, or None for the whole frame. Torch only.
+
+    Returns:
+        (m, P) int64 on the device of `queries`.
+
+    Raises:
+        ValueError: For an unknown backend or FAISS with a window.
+        LibraryError: If FAISS is asked for and missing, or fails.
+
+    Examples:
+        The length of tokens does not count, their direction does:
+
+        >>> queries = torch.tensor([[[5.0, 1.0], [1.0, 3.0]]])
+        >>> nearest_tokens(queries, torch.tensor([[0.0, 9.0], [1.0, 0.0]])).tolist()
+        [[1, 0]]
     """
     if backend not in ("faiss", "torch"):
         raise ValueError(f"backend must be 'faiss' or 'torch', got {backend!r}")
@@ -49,9 +65,8 @@ def nearest_tokens(
         found = _search_cpu(flat, directions, window)
     else:
         found = _search_device(flat, directions, window)
-    if (
-        window is None
-    ):  # products of equal tokens may differ in their last bit, by their places in the matrix
+    # Products of equal tokens may differ in their last bit, by their places in the matrix.
+    if window is None:
         first = _first_of_equals(targets, lengths)
         found = found if first is None else first[found]
     return found.unflatten(0, queries.shape[:2])
@@ -75,16 +90,16 @@ def _search_cpu(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tens
         inside = held.view(-1, BLOCK).index_select(
             0, block + torch.arange(0, len(part) * blocks, blocks)
         )
-        mark = (
-            inside.eq_(best[:, None]).mul_(marks).amax(-1)
-        )  # of the maxima in the block the first has the highest mark
+        # Of the maxima in the block the first has the highest mark.
+        mark = inside.eq_(best[:, None]).mul_(marks).amax(-1)
         found[start : start + rows] = block.add_(1).mul_(BLOCK).sub_(mark.long())
     return found
 
 
 def _search_device(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tensor:
-    """Products of halves where queries are halves and the device sums and returns them in float32;
-    else a tile of queries is converted.
+    """Products of halves where queries are halves and the device sums and returns float32.
+
+    Else a tile of queries is converted.
     """
     halves = (
         queries.dtype in (torch.float16, torch.bfloat16)
@@ -106,15 +121,17 @@ def _search_device(queries: Tensor, targets: Tensor, window: Tensor | None) -> T
 
 
 def _outside(window: Tensor, start: int, count: int) -> Tensor:
-    """(count, P') bool: what `count` queries from the `start`-th on, of frames one after the other,
-    may not match.
+    """(count, P') bool: what `count` queries from the `start`-th on may not match.
+
+    They are of frames one after the other.
     """
     return ~window[torch.arange(start, start + count, device=window.device) % len(window)]
 
 
 def _first_of_equals(tokens: Tensor, lengths: Tensor) -> Tensor | None:
-    """For every token (P', C) the lowest index of one that equals it; None if all differ, as they
-    nearly always do. lengths: (P',).
+    """For every token (P', C) the lowest index of one that equals it.
+
+    None if all differ, as they nearly always do. lengths: (P',).
     """
     if len(lengths.unique()) == len(tokens):
         return None
@@ -128,8 +145,9 @@ def _first_of_equals(tokens: Tensor, lengths: Tensor) -> Tensor | None:
 
 
 def _search_faiss(queries: Tensor, targets: Tensor) -> Tensor:
-    """FAISS comes late, as all libraries do: two OpenMP runtimes in one process upset some systems,
-    so only its users pay.
+    """Searches by FAISS, which comes late, as all libraries do.
+
+    Two OpenMP runtimes in one process upset some systems, so only its users pay.
     """
     with working("faiss") as faiss:
         on_gpu = queries.is_cuda and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
@@ -166,8 +184,9 @@ def _search_faiss_gpu(faiss: Any, queries: Tensor, targets: Tensor) -> Tensor:
 
 @cache
 def _gpu_resources(device: int) -> Any:
-    """FAISS's handles and scratch memory on a GPU, kept between searches: making them takes longer
-    than a search. See `release_scratch`.
+    """FAISS's handles and scratch memory on a GPU, kept between searches.
+
+    Making them takes longer than a search. See `release_scratch`.
     """
     resources = library("faiss").StandardGpuResources()
     resources.setTempMemory(DEVICE_BYTES)  # the default takes 1.5 GiB behind the host's back,
@@ -176,13 +195,24 @@ def _gpu_resources(device: int) -> Any:
 
 
 def release_scratch() -> None:
-    """Gives back what FAISS holds on GPUs. The next search there takes it anew."""
+    """Gives back what FAISS holds on GPUs; the next search there takes it anew."""
     _gpu_resources.cache_clear()
 
 
 def search_window(height: int, width: int, radius: int) -> Tensor | None:
-    """(P, P) bool: True where two tokens of a height x width grid lie within `radius` in both
-    directions; None for radius 0 (no limit).
+    """Tells which tokens of a grid lie within a distance in both directions.
+
+    Args:
+        height: Rows of the grid.
+        width: Columns of the grid.
+        radius: In tokens; 0 for no limit.
+
+    Returns:
+        (P, P) bool, True where two tokens lie within `radius`; None for no limit.
+
+    Examples:
+        >>> search_window(1, 3, radius=1).int().tolist()
+        [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
     """
     if radius <= 0:
         return None

@@ -1,5 +1,6 @@
-"""RAFT (Teed and Deng 2020, arXiv 2003.12039) as torchvision ships it: optical flow by a trained
-network, where its weights are at hand.
+"""RAFT (Teed and Deng 2020, arXiv 2003.12039) as torchvision ships it.
+
+It is optical flow by a trained network, for whoever has its weights.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ SMALLEST = 128
 
 
 def load_raft(weights: Mapping[str, Tensor]) -> torch.nn.Module:
-    """torchvision's large or small RAFT with its weights, float32, on the CPU.
+    """Makes torchvision's large or small RAFT with its weights, float32, on the CPU.
 
-    Raises: ValueError for those of neither, LibraryError.
+    Args:
+        weights: By name, as torchvision saves them.
+
+    Returns:
+        The network, for `raft_flow`.
+
+    Raises:
+        ValueError: For weights of neither.
+        LibraryError: If torchvision is missing or broken.
     """
     known = library("torchvision").models.optical_flow
     large = "mask_predictor.conv.weight" in weights
@@ -33,10 +42,17 @@ def load_raft(weights: Mapping[str, Tensor]) -> torch.nn.Module:
 
 
 def raft_flow(model: torch.nn.Module, first: Tensor, second: Tensor) -> Tensor:
-    """Optical flow from `first` to `second`, (3, h, w) images in [0, 1] on the model's device.
+    """Finds the optical flow between two images.
 
     Borders are repeated up to a size that the network takes: a multiple of 8 and at least 128.
-    Returns: (2, h, w) x and y in pixels.
+
+    Args:
+        model: Made by `load_raft`.
+        first: (3, h, w) in [0, 1], on the model's device.
+        second: (3, h, w) in [0, 1], where the flow goes to, on the same device.
+
+    Returns:
+        (2, h, w) x and y in pixels.
     """
     height, width = first.shape[1:]
     extra = [max(SMALLEST, -(-side // STRIDE) * STRIDE) - side for side in (width, height)]
@@ -48,8 +64,16 @@ def raft_flow(model: torch.nn.Module, first: Tensor, second: Tensor) -> Tensor:
 
 
 def raft_memory(height: int, width: int) -> int:
-    """An upper estimate in bytes of what one `raft_flow` needs: every cell of 8 x 8 pixels against
-    every other, and the encoders.
+    """Estimates how many bytes one `raft_flow` needs at most.
+
+    They are for every cell of 8 x 8 pixels against every other, and for the encoders.
+
+    Args:
+        height: Rows of the images, in pixels.
+        width: Columns of the images, in pixels.
+
+    Returns:
+        An upper estimate in bytes.
     """
     height, width = max(height, SMALLEST), max(width, SMALLEST)
     cells = height * width // STRIDE**2

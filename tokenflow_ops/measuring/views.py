@@ -1,5 +1,6 @@
-"""What the method sees of a clip, as numbers for pictures: features, frames rebuilt, how alike
-matched tokens are and how they move.
+"""What the method sees of a clip, as numbers for pictures.
+
+They are features, frames rebuilt, how alike matched tokens are and how they move.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ def ignore() -> None:
 
 @dataclass(frozen=True)
 class ColourBasis:
-    """The first principal components of features, one basis for all frames so that colours can be
-    compared.
+    """The first principal components of features.
 
-    mean: (C,). axes: (c, C) of length one, c the smaller of 3 and C. low, high: (c,) what is shown
-    as dark and as bright.
+    One basis serves all frames, so that colours can be compared.
+
+    Attributes:
+        mean: Of the features, (C,).
+        axes: (c, C) of length one, c the smaller of 3 and C.
+        low: What is shown as dark, (c,).
+        high: What is shown as bright, (c,).
     """
 
     mean: Tensor
@@ -50,7 +55,7 @@ class ColourBasis:
 
     @classmethod
     def of(cls, sample: Tensor) -> ColourBasis:
-        """From some tokens of all frames, (n, C)."""
+        """Finds the basis of some tokens of all frames, (n, C)."""
         sample = sample.float()
         mean = sample.mean(0)
         sample = sample - mean
@@ -63,7 +68,7 @@ class ColourBasis:
         return cls(mean, axes, low, high)
 
     def colours(self, tokens: Tensor) -> Tensor:
-        """Red, green and blue of tokens (P, C): (P, 3) float32 in [0, 1].
+        """Returns red, green and blue of tokens (P, C): (P, 3) float32 in [0, 1].
 
         Without a third component blue repeats the first.
         """
@@ -73,8 +78,14 @@ class ColourBasis:
 
 
 def principal_colours(features: Callable[[int], Tensor], frames: int) -> Tensor:
-    """The first three principal components of what every frame has, (P, C) by its number, as
-    colours: (N, P, 3) float32 in [0, 1].
+    """Shows the first three principal components of what every frame has as colours.
+
+    Args:
+        features: Gives a frame's (P, C) by its number.
+        frames: N, the number of frames.
+
+    Returns:
+        (N, P, 3) float32 in [0, 1].
     """
     basis = ColourBasis.of(_sample((features(i) for i in range(frames)), frames))
     return torch.stack([basis.colours(features(i)) for i in range(frames)])
@@ -83,10 +94,19 @@ def principal_colours(features: Callable[[int], Tensor], frames: int) -> Tensor:
 def feature_colours(
     features: SourceFeatures, descriptor: Descriptor, step: int, frames: Tensor, done: Done = ignore
 ) -> Tensor:
-    """The first three principal components of a descriptor's features at a step, stored or computed
-    now, as colours.
+    """Shows the first three principal components of a descriptor's features at a step as colours.
 
-    frames: (n,). Returns: (n, 3, rows, columns) float32 in [0, 1].
+    The features are stored, or computed now.
+
+    Args:
+        features: The source's.
+        descriptor: The layers whose features are shown.
+        step: Step of the inversion.
+        frames: Frame numbers, (n,).
+        done: Called after every frame; may raise to stop.
+
+    Returns:
+        (n, 3, rows, columns) float32 in [0, 1].
     """
     blocks = frames.split(BLOCK_FRAMES)
     few = frames if len(blocks) == 1 else frames[spread(len(frames), BLOCK_FRAMES)]
@@ -105,8 +125,9 @@ def feature_colours(
 def _described(
     features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor]
 ) -> Iterator[Tensor]:
-    """A descriptor's features frame by frame, (P, C): of all at once they would be held many times
-    over.
+    """A descriptor's features frame by frame, (P, C).
+
+    Those of all at once would be held many times over.
     """
     for rows in zip(*(layers[layer].split(1) for layer in descriptor), strict=True):
         yield features.describe(dict(zip(descriptor, rows, strict=True)), descriptor)[0]
@@ -129,12 +150,20 @@ def rebuild(
     frames: Tensor,
     done: Done = ignore,
 ) -> Tensor:
-    """Frames rebuilt from their keyframes' patches by the matches, blended as tokens are: what
-    propagation can carry and what it cannot.
+    """Rebuilds frames from their keyframes' patches by the matches, blended as tokens are.
 
-    images: (N, 3, h, w) in [0, 1], h and w at least the grid's. grid: rows and columns of the
-    descriptor's tokens. frames: (n,). Returns: (n, 3, rows * patch, columns * patch) with patch the
-    whole pixels of a token.
+    So one sees what propagation can carry and what it cannot.
+
+    Args:
+        images: (N, 3, h, w) in [0, 1], h and w at least the grid's.
+        matches: Of one step.
+        descriptor: The layers whose matches are taken.
+        grid: Rows and columns of the descriptor's tokens.
+        frames: Frame numbers, (n,).
+        done: Called after every frame; may raise to stop.
+
+    Returns:
+        (n, 3, rows * patch, columns * patch) with patch the whole pixels of a token.
     """
     rows, columns = grid
     patch = max(1, min(images.shape[2] // rows, images.shape[3] // columns))
@@ -143,7 +172,8 @@ def rebuild(
     if keyframes.shape[2:] != size:
         keyframes = F.interpolate(keyframes, size, mode="area")
     rebuilt = torch.empty(len(frames), *keyframes.shape[1:])
-    for i, frame in enumerate(frames.split(1)):  # all at once would hold each of them several times
+    # One by one: all at once would hold each of them several times.
+    for i, frame in enumerate(frames.split(1)):
         rebuilt[i] = carry(
             keyframes, matches.near.of(frame), matches.tokens(descriptor, frame), grid
         )[0]
@@ -159,14 +189,21 @@ def match_similarity(
     frames: Tensor,
     done: Done = ignore,
 ) -> Tensor:
-    """How sure matches are: the cosine of every token's features and its matches', the two
-    keyframes weighted as in the blend.
+    """Measures how sure matches are: how alike every token's features and its matches' are.
 
-    Of what can be told without knowing the motion it finds wrong matches best
-    (bench/quality/confidence.py).
+    It is their cosine, the two keyframes weighted as in the blend. Of what can be told without
+    knowing the motion it finds wrong matches best (bench/quality/confidence.py).
 
-    matches: of the step. frames: (n,). Returns: (n, rows, columns) float32 up to 1, which keyframes
-    have and tokens with the same features.
+    Args:
+        features: The source's.
+        matches: Of the step.
+        descriptor: The layers whose features are compared.
+        step: Step of the inversion.
+        frames: Frame numbers, (n,).
+        done: Called after every frame; may raise to stop.
+
+    Returns:
+        (n, rows, columns) float32 up to 1, which keyframes have and tokens with the same features.
     """
     known, found = features.nearest_step(step), []
     for block in frames.split(COMPARED_FRAMES):
@@ -210,11 +247,18 @@ def _describer(
 def match_motion(
     matches: StepMatches, descriptor: Descriptor, grid: tuple[int, int], frames: Tensor
 ) -> Tensor:
-    """Where matches say that the source moves, forwards in time, between a frame and the keyframe
-    that counts most in its blend.
+    """Tells where matches say that the source moves, forwards in time.
 
-    grid: rows and columns of the descriptor's tokens. frames: (n,). Returns: (n, 2, rows, columns)
-    x and y in tokens; 0 in keyframes.
+    It is the motion between a frame and the keyframe that counts most in its blend.
+
+    Args:
+        matches: Of one step.
+        descriptor: The layers whose matches are taken.
+        grid: Rows and columns of the descriptor's tokens.
+        frames: Frame numbers, (n,).
+
+    Returns:
+        (n, 2, rows, columns) x and y in tokens; 0 in keyframes.
     """
     near = matches.near.of(frames)
     past, future = matches.tokens(descriptor, frames)
@@ -229,8 +273,18 @@ def match_motion(
 
 
 def motion_colours(motion: Tensor) -> Tensor:
-    """Motion (n, 2, h, w) as colours (n, 3, h, w) in [0, 1]: hue is the direction, saturation how
-    far; what stands still is white.
+    """Shows motion as colours: hue is the direction, saturation how far.
+
+    What stands still is white.
+
+    Args:
+        motion: (n, 2, h, w), x and y.
+
+    Returns:
+        (n, 3, h, w) in [0, 1].
+
+    Raises:
+        LibraryError: If kornia is missing or broken.
     """
     length = motion.norm(dim=1)
     moving = length[length > 0]

@@ -28,8 +28,10 @@ T = TypeVar("T")
 class Pass:
     """A pass that changes nothing: frames that only have to be processed in smaller batches.
 
-    frames: (n,) frame numbers. source: for injected layers the source's tokens (n, P, C) or hidden
-    features (n, C, h, w); empty without injection.
+    Attributes:
+        frames: Frame numbers, (n,).
+        source: For injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w);
+            empty without injection.
     """
 
     frames: Tensor
@@ -41,20 +43,30 @@ class Pass:
         return type(self) is Pass and not self.source
 
     def attention(self, call: AttentionCall) -> Tensor:
-        """The module's output tokens (rows * n, P, C)."""
+        """Returns the module's output tokens (rows * n, P, C)."""
         if call.layer not in self.source:
             return call.run(call.x, call.context, call.value)
         source = self.source_rows(call.layer, call.x)
         return call.run_injected(source, source, call.value_tokens)
 
     def cross_attention(self, call: AttentionCall) -> Tensor:
-        """A cross-attention module's output tokens (rows * n, P, C); the context is the prompts'
-        (rows * n, T, D).
+        """Returns a cross-attention module's output tokens (rows * n, P, C).
+
+        The context is the prompts', (rows * n, T, D).
         """
         return call.run(call.x, call.context, call.value)
 
     def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:
-        """A ResBlock's residual branch (rows * n, C, h, w): the source's where it is injected."""
+        """Returns a ResBlock's residual branch: the source's where it is injected.
+
+        Args:
+            path: The layer's.
+            hidden: What the layer has made here, (rows * n, C, h, w).
+            places: The conditionings of the batch, in its order.
+
+        Returns:
+            (rows * n, C, h, w).
+        """
         return self.source_rows(path, hidden) if path in self.source else hidden
 
     @property
@@ -63,19 +75,31 @@ class Pass:
         return False
 
     def deep(self, call: DeepCall) -> Tensor:
-        """The output of a layer below the UNet's full resolution."""
+        """Returns the output of a layer below the UNet's full resolution."""
         return call.run()
 
     def finish(self) -> None:
-        """Called once the pass is through. One that fails is made again, with fewer frames."""
+        """Ends the pass, once it is through.
+
+        A pass that fails is made again, with fewer frames.
+        """
 
     def rows(self, tensor: Tensor) -> int:
-        """How many conditionings the batch holds."""
+        """Returns how many conditionings the batch holds."""
         return tensor.shape[0] // len(self.frames)
 
     def source_rows(self, name: str, like: Tensor) -> Tensor:
-        """The source's features, repeated for every conditioning of the batch, on the device and in
-        the dtype of `like`.
+        """Returns the source's features, repeated for every conditioning of the batch.
+
+        Args:
+            name: The layer's path.
+            like: What the layer has here, (rows * n, ...).
+
+        Returns:
+            (rows * n, ...), on the device and in the dtype of `like`.
+
+        Raises:
+            FeatureMismatch: If the source's features have another shape than the layer's here.
         """
         source = self.source[name].to(like)
         check_same_shape(name, like.shape[1:], source.shape[1:])
@@ -87,7 +111,10 @@ class CapturePass(Pass):
     """Records self-attention inputs phi_l and ResBlock features of the source on its way.
 
     Of several source prompts combined, the first one's are recorded.
-    names: layers to record. device: where to keep them, None for where they are.
+
+    Attributes:
+        names: Layers to record.
+        device: Where to keep them, None for where they are.
     """
 
     names: frozenset[str] = frozenset()
@@ -104,13 +131,28 @@ class CapturePass(Pass):
         return super().attention(call)
 
     def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:
+        """Records a ResBlock's residual branch, and returns it.
+
+        Args:
+            path: The layer's.
+            hidden: What the layer has made, (rows * n, C, h, w).
+            places: The conditionings of the batch, in its order.
+
+        Returns:
+            `hidden` as it is.
+        """
         self.keep(path, hidden, places)
         return hidden
 
     def keep(self, name: str, tensor: Tensor, places: list[Place]) -> None:
-        """Records the batch's first conditioning's rows.
+        """Records the rows of the batch's first conditioning.
 
-        The first of all may be in another one, which may run at the same time.
+        The first of all may be in another batch, which may run at the same time.
+
+        Args:
+            name: The layer's path; nothing is recorded if it is none of `names`.
+            tensor: (rows * n, ...).
+            places: The conditionings of the batch, in its order.
         """
         if name not in self.names:
             return
@@ -121,15 +163,22 @@ class CapturePass(Pass):
 
 
 def first_of(found: Mapping[Place, T]) -> T:
-    """What belongs to the first of several conditionings."""
+    """Returns what belongs to the first of several conditionings."""
     return found[min(found)]
 
 
 def check_same_shape(
     name: str, here: torch.Size | tuple[int, ...], source: torch.Size | tuple[int, ...]
 ) -> None:
-    """Raises FeatureMismatch if what a layer has here is of another shape, frames left out, than in
-    the source features.
+    """Checks that what a layer has here is of the same shape as in the source features.
+
+    Args:
+        name: The layer.
+        here: Its shape here, frames left out.
+        source: The source's, likewise.
+
+    Raises:
+        FeatureMismatch: If the shapes differ.
     """
     if tuple(here) != tuple(source):
         raise FeatureMismatch(name, tuple(here), tuple(source))

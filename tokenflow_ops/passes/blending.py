@@ -16,11 +16,13 @@ from .cross_frame import SparseCausalPass
 
 @dataclass(kw_only=True)
 class SourceMapsPass(CapturePass):
-    """Records beside self-attention's inputs what the source's cross-attention looks at: maps (n,
-    heads, P, T) of the layers in `names`.
+    """Records beside self-attention's inputs what the source's cross-attention looks at.
 
-    words: tokens T of the source prompt that is recorded; a batch with longer prompts holds it
-    several times over.
+    These are maps (n, heads, P, T) of the layers in `names`.
+
+    Attributes:
+        words: Tokens T of the source prompt that is recorded; a batch with longer prompts holds it
+            several times over.
     """
 
     words: int
@@ -37,12 +39,14 @@ class SourceMapsPass(CapturePass):
 
 @dataclass(kw_only=True)
 class BlendedPass(SparseCausalPass):
-    """Frames that attend to the first and the previous frame, with the source's attention maps
-    where the edit changes nothing.
+    """Frames that attend to the first and the previous frame, with attention maps of the source.
 
-    maps: for blended layers the source's tokens (n, P, C) in self-attention, its maps (n, heads, P,
-    T') in cross-attention. changes: what the prompts change, for the conditionings that are
-    blended.
+    They have the source's maps where the edit changes nothing.
+
+    Attributes:
+        maps: For blended layers the source's tokens (n, P, C) in self-attention, its maps
+            (n, heads, P, T') in cross-attention.
+        changes: What the prompts change, for the conditionings that are blended.
     """
 
     maps: Mapping[str, Tensor]

@@ -21,12 +21,12 @@ Place = Any  # orderable and hashable; typing has no name for that
 class AttentionCall(ABC):
     """One call of an attention module.
 
-    Args:
+    Attributes:
         layer: The module's path.
-        module: It, with to_q, to_k, to_v and heads.
-        x: (rows * n, P, C) tokens to project to queries.
-        context: (rows * n, P', C') tokens to project to keys, or None for x.
-        value: The same for values, or None for those of the keys.
+        module: The module, with to_q, to_k, to_v and heads.
+        x: Tokens to project to queries, (rows * n, P, C).
+        context: Tokens to project to keys, (rows * n, P', C'), or None for x.
+        value: Tokens to project to values, (rows * n, P', C'), or None for those of the keys.
         places: The conditionings of the batch, in its order.
     """
 
@@ -54,12 +54,28 @@ class AttentionCall(ABC):
 
     @abstractmethod
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
-        """Runs the module as it is on other tokens."""
+        """Runs the module as it is on other tokens.
+
+        Args:
+            x: Tokens to project to queries, (b, P, C).
+            context: Tokens to project to keys, (b, P', C'), or None for `x`.
+            value: Tokens to project to values, (b, P', C'), or None for those of the keys.
+
+        Returns:
+            (b, P, C), after the output projection.
+        """
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attends with projected queries (b, P, C), keys and values (b, P', C), by the adapter's
-        backend; before the output projection.
+        """Attends by the adapter's backend, before the output projection.
+
+        Args:
+            q: Projected queries, (b, P, C).
+            k: Projected keys, (b, P', C).
+            v: Projected values, (b, P', C).
+
+        Returns:
+            (b, P, C).
         """
 
     @abstractmethod
@@ -67,7 +83,16 @@ class AttentionCall(ABC):
         """Applies the module's output projection."""
 
     def run_injected(self, q_source: Tensor, k_source: Tensor, value: Tensor) -> Tensor:
-        """Runs the module with queries and keys projected from source features."""
+        """Runs the module with queries and keys projected from source features.
+
+        Args:
+            q_source: Tokens to project to queries, (b, P, C).
+            k_source: Tokens to project to keys, (b, P', C).
+            value: Tokens to project to values, (b, P', C).
+
+        Returns:
+            (b, P, C), after the output projection.
+        """
         module = self.module
         return self.project_out(
             self.attend(module.to_q(q_source), module.to_k(k_source), module.to_v(value))
@@ -79,10 +104,10 @@ class AttentionCall(ABC):
         """Runs the module with every frame attending to some of the keyframes only.
 
         Args:
-            q_from: (rows, n, P, C) tokens to project.
-            k_from: (rows, k, P, C).
-            v_from: (rows, k, P, C).
-            windows: (n, L) positions among the k.
+            q_from: Tokens to project to queries, (rows, n, P, C).
+            k_from: Tokens to project to keys, (rows, k, P, C).
+            v_from: Tokens to project to values, (rows, k, P, C).
+            windows: Positions among the k, (n, L).
 
         Returns:
             (rows * n, P, C).
@@ -100,9 +125,10 @@ class AttentionCall(ABC):
 class DeepCall(ABC):
     """One call of a layer below the model's full resolution.
 
-    Args:
+    Attributes:
         path: The layer's.
-        last: Whether it is the last one, whose output (rows * n, C, h, w) is back at full resolution.
+        last: Whether it is the last one, whose output (rows * n, C, h, w) is back at
+            full resolution.
         places: The conditionings of the batch, in its order.
     """
 

@@ -13,12 +13,15 @@ from .calls import AttentionCall
 
 @dataclass(kw_only=True)
 class SparseCausalPass(Pass):
-    """Frames that attend to the first and the previous frame (Tune-A-Video, equation 6); the first
-    one to itself.
+    """Frames that attend to the first and the previous frame (Tune-A-Video, equation 6).
 
-    frames: consecutive, in the order of the clip; one pass follows the other. layers: where they
-    do; elsewhere every frame attends to itself. bank: by layer and conditioning, what keys and
-    values of the first and of the last frame so far are made of: (2, 2, P, C).
+    The first one attends to itself. `frames` are consecutive, in the order of the clip; one pass
+    follows the other.
+
+    Attributes:
+        layers: Where they do; elsewhere every frame attends to itself.
+        bank: By layer and conditioning, what keys and values of the first and of the last frame so
+            far are made of: (2, 2, P, C).
     """
 
     layers: frozenset[str]
@@ -37,8 +40,16 @@ class SparseCausalPass(Pass):
         return self.attend(call, source, source)
 
     def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, kind: str = "") -> Tensor:
-        """The module's output tokens with queries and keys made of these tokens (rows * n, P, C),
-        which the bank knows by `kind`.
+        """Returns the module's output tokens with queries and keys made of other tokens.
+
+        Args:
+            call: The module's call.
+            queries: Tokens that queries are made of, (rows * n, P, C).
+            keys: Tokens that keys are made of, (rows * n, P, C).
+            kind: Under which name, after the layer's, the bank knows these tokens.
+
+        Returns:
+            (rows * n, P, C).
         """
         rows, count = self.rows(call.x), len(self.frames)
         own = torch.stack([keys, call.value_tokens]).unflatten(1, (rows, count))
@@ -54,8 +65,9 @@ class SparseCausalPass(Pass):
         return call.run_windows(queries.unflatten(0, (rows, count)), keys, values, windows)
 
     def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
-        """First and previous frame of a conditioning's tokens (2, n, P, C), which leave theirs to
-        the next pass: (2, 2, P, C).
+        """First and previous frame of a conditioning's tokens (2, n, P, C): (2, 2, P, C).
+
+        These tokens leave theirs to the next pass.
         """
         before = (
             self.bank[layer, place].to(own.device)

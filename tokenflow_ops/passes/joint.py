@@ -17,13 +17,16 @@ from .calls import AttentionCall, DeepCall, Place
 class KeyframePass(Pass):
     """Joint edit of some keyframes: extended attention in every layer (paper, equation 5).
 
-    bank: filled with the tokens after the output projection, T_base, and under DEEP with what comes
-    up from below full resolution. banked: for which layers, and DEEP; all if None. What frames do
-    not ask for would only fill the device. seen: filled with what keys and values are made of, two
-    (m, P, C), or one for both. remembered: of how many of the last keyframes; of all if None.
-    context: what keys and values of other keyframes are made of, which these attend to as well.
-    limit: how many of the pass's keyframes, the closest in time, each attends to; 0 for all and the
-    context.
+    Attributes:
+        bank: Filled with the tokens after the output projection, T_base, and under DEEP with what
+            comes up from below full resolution.
+        banked: For which layers, and DEEP; all if None. What frames do not ask for would only
+            fill the device.
+        seen: Filled with what keys and values are made of, two (m, P, C), or one for both.
+        remembered: Of how many of the last keyframes; of all if None.
+        context: What keys and values of other keyframes are made of, which these attend to as well.
+        limit: How many of the pass's keyframes, the closest in time, each attends to; 0 for all and
+            the context.
     """
 
     bank: Bank = field(default_factory=dict)
@@ -34,11 +37,18 @@ class KeyframePass(Pass):
     limit: int = 0
 
     def deposits(self, layer: str) -> bool:
-        """Whether the bank is to hold a layer's output."""
+        """Tells whether the bank is to hold a layer's output."""
         return self.banked is None or layer in self.banked
 
     def remember(self, layer: str, places: list[Place], keys: Tensor, values: Tensor) -> None:
-        """Keeps the tokens (rows * k, P, C) that keys and values are made of."""
+        """Keeps the tokens that keys and values are made of, in `seen`.
+
+        Args:
+            layer: The layer's path.
+            places: The conditionings of the batch, in its order.
+            keys: (rows * k, P, C).
+            values: (rows * k, P, C).
+        """
         if self.remembered == 0:
             return
         parts = (keys,) if keys is values else (keys, values)
@@ -94,11 +104,14 @@ class KeyframePass(Pass):
 
 @dataclass(kw_only=True)
 class JointPass(Pass):
-    """Frames that attend to the keyframes' keys and values; nothing is propagated (the paper's
-    joint attention ablation).
+    """Frames that attend to the keyframes' keys and values; nothing is propagated.
 
-    keyframes: (k,) frame numbers. seen: what their keys and values are made of. limit: as in
-    `KeyframePass`.
+    It is the paper's joint attention ablation.
+
+    Attributes:
+        keyframes: Frame numbers, (k,).
+        seen: What their keys and values are made of.
+        limit: As in `KeyframePass`.
     """
 
     keyframes: Tensor
@@ -123,8 +136,16 @@ class JointPass(Pass):
 def made_of(
     seen: Bank, layer: str, places: list[Place], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What a layer's keys and values of some keyframes are made of, each (rows, m, P, C), on a
-    device.
+    """Returns what a layer's keys and values of some keyframes are made of.
+
+    Args:
+        seen: Filled by `KeyframePass`.
+        layer: The layer's path.
+        places: The conditionings of the batch, in its order.
+        device: Where to put them.
+
+    Returns:
+        Tokens of the keys and of the values, each (rows, m, P, C).
     """
     kept = [[side.to(device) for side in seen[layer, place]] for place in places]
     keys = torch.stack([parts[0] for parts in kept])

@@ -17,14 +17,18 @@ from .calls import AttentionCall, DeepCall
 
 @dataclass(kw_only=True)
 class PropagationPass(Pass):
-    """Frames whose self-attention output is the keyframes', carried along the source's
-    correspondences (paper, equation 6).
+    """Frames whose self-attention output is the keyframes', carried along the source's matches.
 
-    Queries, keys, values, attention and output projection are never computed here. bank: the
-    keyframes' output tokens. near: the frames' positions and weights in it. tokens: past and future
-    token indices (n, P) of a layer. finest: if given, all that comes up from below the UNet's full
-    resolution is the keyframes' too, carried along this layer's matches, on a grid of so many rows
-    and columns; nothing down there runs.
+    This is the paper's equation 6. Queries, keys, values, attention and output projection are never
+    computed here.
+
+    Attributes:
+        bank: The keyframes' output tokens.
+        near: The frames' positions and weights in it.
+        tokens: Gives past and future token indices (n, P) of a layer.
+        finest: If given, all that comes up from below the UNet's full resolution is the keyframes'
+            too, carried along this layer's matches, on a grid of so many rows and columns; nothing
+            down there runs.
     """
 
     bank: Bank

@@ -17,8 +17,12 @@ from .calls import AttentionCall, Place
 
 @dataclass(kw_only=True)
 class SourceKeyframePass(CapturePass):
-    """The source's keyframes, recorded, with their attention's output tokens left for
-    `SourceMatchPass` (the public code's source row).
+    """The source's keyframes, recorded (the public code's source row).
+
+    Their attention's output tokens are left for `SourceMatchPass`.
+
+    Attributes:
+        bank: Filled with these tokens.
     """
 
     bank: Bank
@@ -32,11 +36,14 @@ class SourceKeyframePass(CapturePass):
 
 @dataclass(kw_only=True)
 class SourceMatchPass(CapturePass):
-    """The source's frames as the public code sees them: matched in every layer on features that
-    were themselves propagated.
+    """The source's frames as the public code sees them.
 
-    bank: the source keyframes' output tokens. near: the frames' positions and weights in it.
-    keyframe_features: by layer (k, P, C).
+    They are matched in every layer on features that were themselves propagated.
+
+    Attributes:
+        bank: The source keyframes' output tokens.
+        near: The frames' positions and weights in it.
+        keyframe_features: By layer (k, P, C).
     """
 
     bank: Bank
@@ -45,7 +52,7 @@ class SourceMatchPass(CapturePass):
     _found: dict[str, dict[Place, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def tokens(self, layer: str) -> tuple[Tensor, Tensor]:
-        """Past and future token indices (n, P) of a layer that has run."""
+        """Returns past and future token indices (n, P) of a layer that has run."""
         return first_of(self._found[layer])
 
     def attention(self, call: AttentionCall) -> Tensor:

@@ -1,9 +1,9 @@
-"""The same edit from Python: a diffusers StableDiffusionPipeline (SD 1.x, SD 2.x) and frames in,
-frames out, no ComfyUI.
+"""The same edit from Python: frames in, frames out, no ComfyUI.
 
-`edit_video` does all of it. Its stages can be called one by one, and the first three kept for
-another prompt: `encode_frames`, `invert_frames`, `extract_features`,
-`tokenflow_ops.build_correspondences`, `sample_edit`, `decode_latents`.
+It takes a diffusers StableDiffusionPipeline (SD 1.x, SD 2.x). `edit_video` does all of it. Its
+stages can be called one by one, and the results of the first three kept for another prompt:
+`encode_frames`, `invert_frames`, `extract_features`, `tokenflow_ops.build_correspondences`,
+`sample_edit`, `decode_latents`.
 
 diffusers itself is not imported: what is used of it is the pipeline that is handed in.
 """

@@ -1,4 +1,4 @@
-"""A pipeline's UNet during a pass: its layers ask the pass, and nothing of it is left afterwards."""
+"""A pipeline's UNet during a pass: its layers ask the pass, and are afterwards as they were."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .layers import Forward, nothing
 
 @dataclass
 class PipelineAttention(AttentionCall):
-    """original: the module's own forward."""
+    """One call of an attention module of diffusers.
+
+    Attributes:
+        original: The module's own forward.
+    """
 
     original: Callable[..., Any]
 
@@ -26,16 +30,45 @@ class PipelineAttention(AttentionCall):
         raise ValueError("diffusers' attention does not know its tokens' grid")
 
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
+        """Runs the module as it is on other tokens.
+
+        Args:
+            x: Tokens to project to queries, (b, P, C).
+            context: Tokens to project to keys, (b, P', C'), or None for `x`.
+            value: Tokens to project to values, (b, P', C'), or None for those of the keys.
+
+        Returns:
+            (b, P, C), after the output projection.
+        """
         return self.run_injected(
             x, x if context is None else context, self.value_of(x, context, value)
         )
 
     @staticmethod
     def value_of(x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
-        """What values are projected from."""
+        """Returns the tokens that values are projected from.
+
+        Args:
+            x: Those of the queries.
+            context: Those of the keys, or None for `x`.
+            value: Those of the values, or None for those of the keys.
+
+        Returns:
+            The last of them that is not None.
+        """
         return next(part for part in (value, context, x) if part is not None)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attends by torch's own attention, before the output projection.
+
+        Args:
+            q: Projected queries, (b, P, C).
+            k: Projected keys, (b, P', C).
+            v: Projected values, (b, P', C).
+
+        Returns:
+            (b, P, C).
+        """
         q, k, v = (
             part.unflatten(-1, (self.module.heads, -1)).transpose(1, 2) for part in (q, k, v)
         )
@@ -48,7 +81,14 @@ class PipelineAttention(AttentionCall):
 
 @dataclass
 class PipelineDeep(DeepCall):
-    """original: the block's own forward. args, kwargs: its arguments, the hidden states first."""
+    """One call of a block below full resolution of a pipeline's UNet.
+
+    Attributes:
+        module: The block.
+        original: The block's own forward.
+        args: Its positional arguments, the hidden states first.
+        kwargs: Its named arguments; they may hold the hidden states instead.
+    """
 
     module: Any
     original: Callable[..., Any]
@@ -75,10 +115,16 @@ class PipelineDeep(DeepCall):
 def forwards(
     work: Pass, places: list[Place], layers: tuple[str, ...], deep: tuple[str, ...]
 ) -> dict[str, Forward]:
-    """What layers do in place of their own forwards during a pass, by module path.
+    """Makes what layers do in place of their own forwards during a pass.
 
-    places: the conditionings of the batch. layers: all self-attention. deep: the blocks below full
-    resolution.
+    Args:
+        work: The pass.
+        places: The conditionings of the batch, in its order.
+        layers: Paths of all self-attention.
+        deep: Paths of the blocks below full resolution, in order.
+
+    Returns:
+        By module path the forward, as `replaced` takes it.
     """
 
     def attention(

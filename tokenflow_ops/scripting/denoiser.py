@@ -1,5 +1,6 @@
-"""A pipeline's UNet in ComfyUI's coordinates and at its noise levels, so that both give the same
-numbers.
+"""A pipeline's UNet in ComfyUI's coordinates and at its noise levels.
+
+So both give the same numbers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Clean latents from noisy ones, which are counted as noise over signal: x = clean + sigma *
-    noise.
+    """Makes clean latents from noisy ones, in which noise is counted over signal.
 
-    diffusers' schedulers count x / sqrt(1 + sigma ** 2); of the pipeline's own only the training's
-    noise levels are used. unet: a UNet2DConditionModel. log_sigmas: (T,) float32, of every training
-    step, ascending. predicts_v: whether it predicts v, not noise.
+    That is x = clean + sigma * noise; diffusers' schedulers count x / sqrt(1 + sigma ** 2). Of the
+    pipeline's own only the training's noise levels are used.
+
+    Attributes:
+        unet: A UNet2DConditionModel.
+        log_sigmas: (T,) float32, of every training step, ascending.
+        predicts_v: Whether it predicts v, not noise.
     """
 
     unet: Any
@@ -30,13 +34,20 @@ class Denoiser:
 
     @classmethod
     def of(cls, pipe: StableDiffusionPipeline) -> Denoiser:
-        """Raises: ValueError for a pipeline whose UNet needs more than latents, noise level and
-        prompt, or has another noise schedule.
+        """Takes the UNet and the training's noise levels of a pipeline.
+
+        Args:
+            pipe: Of SD 1.x or 2.x.
+
+        Returns:
+            The denoiser; it shares the pipeline's UNet.
+
+        Raises:
+            ValueError: For a pipeline whose UNet needs more than latents, noise level and prompt,
+                or predicts something else than noise or v, or has another noise schedule.
         """
-        unet, schedule = (
-            getattr(pipe.unet, "_orig_mod", pipe.unet),
-            pipe.scheduler.config,
-        )  # a compiled UNet's layers cannot be replaced
+        # A compiled UNet's layers cannot be replaced.
+        unet, schedule = getattr(pipe.unet, "_orig_mod", pipe.unet), pipe.scheduler.config
         if (
             hasattr(pipe, "controlnet")
             or unet.config.addition_embed_type
@@ -44,11 +55,13 @@ class Denoiser:
             or unet.config.encoder_hid_dim_type
         ):
             raise ValueError(
-                "the UNet asks for more than a prompt: take a plain SD 1.x or 2.x; SDXL, ControlNet and the like run in ComfyUI"
+                "the UNet asks for more than a prompt: take a plain SD 1.x or 2.x; "
+                "SDXL, ControlNet and the like run in ComfyUI"
             )
         if unet.config.in_channels != unet.config.out_channels:
             raise ValueError(
-                f"the UNet takes {unet.config.in_channels} channels, an inpainting model's: take one for text to image"
+                f"the UNet takes {unet.config.in_channels} channels, an inpainting model's: "
+                "take one for text to image"
             )
         if (
             schedule.beta_schedule != "scaled_linear"
@@ -56,7 +69,8 @@ class Denoiser:
             or schedule.get("rescale_betas_zero_snr")
         ):
             raise ValueError(
-                f"the noise schedule must be Stable Diffusion's, scaled_linear, got {schedule.beta_schedule}"
+                "the noise schedule must be Stable Diffusion's, scaled_linear, "
+                f"got {schedule.beta_schedule}"
             )
         if schedule.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
@@ -73,20 +87,25 @@ class Denoiser:
         )
 
     def sigmas(self, steps: int) -> Tensor:
-        """ComfyUI's scheduler "normal": (steps + 1,) float32, at evenly spread training steps from
-        the last to the first, then 0.
+        """Returns the noise levels of ComfyUI's scheduler "normal", (steps + 1,) float32.
+
+        They are those of evenly spread training steps from the last to the first, then 0.
         """
         at = torch.linspace(len(self.log_sigmas) - 1, 0, steps)
-        share, low, high = (
-            at.frac(),
-            self.log_sigmas[at.floor().long()],
-            self.log_sigmas[at.ceil().long()],
-        )
+        low, high = self.log_sigmas[at.floor().long()], self.log_sigmas[at.ceil().long()]
+        share = at.frac()
         return torch.cat([((1 - share) * low + share * high).exp(), torch.zeros(1)])
 
     def __call__(self, x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
-        """Latents x (n, C, h, w) float32 at one sigma, for R prompts (R, T, D): (R, n, C, h, w)
-        float32.
+        """Denoises latents at one noise level, for several prompts.
+
+        Args:
+            x: Noisy latents, (n, C, h, w) float32.
+            sigma: Their noise level, one number.
+            prompts: Embeddings of R prompts, (R, T, D).
+
+        Returns:
+            Clean latents, (R, n, C, h, w) float32.
         """
         rows, count = len(prompts), len(x)
         # As ComfyUI does: the UNet is told the training step with the closest noise level.
@@ -103,7 +122,15 @@ class Denoiser:
 
 
 def embed(pipe: StableDiffusionPipeline, prompt: str | Tensor) -> Tensor:
-    """(1, T, D), by the pipeline's text encoder; embeddings are taken as they are."""
+    """Returns a prompt's embeddings by the pipeline's text encoder.
+
+    Args:
+        pipe: Of SD 1.x or 2.x.
+        prompt: Words, or embeddings, which are taken as they are.
+
+    Returns:
+        (1, T, D).
+    """
     return (
         prompt
         if isinstance(prompt, Tensor)

@@ -1,6 +1,4 @@
-"""The layers of a UNet2DConditionModel that the method works on, and their forwards replaced for a
-while.
-"""
+"""The layers of a UNet2DConditionModel that the method works on, and how forwards are replaced."""
 
 from __future__ import annotations
 
@@ -20,9 +18,16 @@ Forward = Callable[..., Any]
 
 @contextmanager
 def replaced(unet: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[None]:
-    """Within, the modules at these paths answer by ours.
+    """Lets the modules at these paths answer by other forwards within a `with` block.
 
     Afterwards, also after an error or an interrupt, they are as they were.
+
+    Args:
+        unet: Holds the modules.
+        forwards: By module path what is called with (module, its own forward, *args, **kwargs).
+
+    Yields:
+        Nothing.
     """
     changed: list[tuple[nn.Module, Any]] = []
     try:
@@ -40,7 +45,7 @@ def replaced(unet: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[None]
 
 
 def find(unet: Any) -> Backbone:
-    """The layers of a UNet2DConditionModel."""
+    """Finds the layers of a UNet2DConditionModel."""
     attention = self_attention_layers(unet)
     decoder = [layer for layer in attention if layer.startswith("up_blocks.")]
     blocks = tuple(tuple(layers) for _, layers in groupby(decoder, _block))
@@ -50,9 +55,9 @@ def find(unet: Any) -> Backbone:
 
 
 def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
-    """Module paths of the self-attention in the order the UNet runs it, e.g.
+    """Returns module paths of the self-attention, in the order the UNet runs it.
 
-    "up_blocks.1.attentions.1.transformer_blocks.0.attn1".
+    For example "up_blocks.1.attentions.1.transformer_blocks.0.attn1".
     """
     parts = ("down_blocks", "mid_block", "up_blocks")
     paths = [
@@ -64,8 +69,9 @@ def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
 
 
 def deep_blocks(unet: Any) -> tuple[str, ...]:
-    """All that runs below the UNet's full resolution, from the first downsampler to the block that
-    ends with the last upsampler.
+    """Returns paths of all that runs below the UNet's full resolution, in order.
+
+    From the first downsampler to the block that ends with the last upsampler.
     """
     down = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     up = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
@@ -77,8 +83,14 @@ def _block(layer: str) -> str:
 
 
 def nothing(module: Any, hidden: Tensor) -> Any:
-    """Of a deep block that does not run: no channels, in the form that the UNet hands on. hidden:
-    the block's input.
+    """Makes the output of a deep block that does not run: no channels.
+
+    Args:
+        module: The block.
+        hidden: Its input, (b, C, h, w).
+
+    Returns:
+        Empty tensors in the form that the UNet hands on.
     """
     empty = hidden[:, :0, :1, :1]
     if not hasattr(module, "downsamplers"):

@@ -32,14 +32,29 @@ def edit_video(
     carry_until: float = CARRY_UNTIL,
     frames_per_pass: int = 8,
 ) -> Tensor:
-    """A consistent edit of a clip, with the graph's defaults and the same numbers.
+    """Edits a clip consistently, with the graph's defaults and the same numbers.
 
-    pipe: of SD 1.x or 2.x, on any device, in any float type; it is left as it was. Its scheduler's
-    kind does not matter. frames: (N, H, W, 3) in [0, 1], H and W multiples of 8. source_prompt:
-    what they show. edit_prompt: what they shall show. keyframe_interval: frames per keyframe. seed:
-    of the keyframes, which are drawn anew at every step. injection, propagation, carry_until: as of
-    `sample_edit`. frames_per_pass: in one call of the UNet and the VAE. Returns: (N, H, W, 3)
-    float32 in [0, 1], on the CPU. Raises: ValueError for frames or a pipeline that do not fit.
+    Args:
+        pipe: Of SD 1.x or 2.x, on any device, in any float type; it is left as it was. Its
+            scheduler's kind does not matter.
+        frames: (N, H, W, 3) in [0, 1], H and W multiples of 8.
+        source_prompt: What they show; words, or their embeddings (1, T, D).
+        edit_prompt: What they shall show, likewise.
+        negative_prompt: What they shall not show, likewise.
+        steps: Steps of the inversion and of the edit.
+        guidance_scale: As of `sample_edit`.
+        keyframe_interval: Frames per keyframe.
+        injection: As of `sample_edit`.
+        seed: Of the keyframes, which are drawn anew at every step.
+        propagation: As of `sample_edit`.
+        carry_until: As of `sample_edit`.
+        frames_per_pass: Frames in one call of the UNet and the VAE.
+
+    Returns:
+        (N, H, W, 3) float32 in [0, 1], on the CPU.
+
+    Raises:
+        ValueError: For frames or a pipeline that do not fit.
     """
     latents = encode_frames(pipe, frames, frames_per_pass)
     inversion = invert_frames(pipe, latents, source_prompt, steps, frames_per_pass=frames_per_pass)
@@ -63,10 +78,18 @@ def edit_video(
 def encode_frames(
     pipe: StableDiffusionPipeline, frames: Tensor, frames_per_pass: int = 8
 ) -> Tensor:
-    """Frames (N, H, W, 3) in [0, 1] -> latents (N, C, H / 8, W / 8) float32 as the UNet takes them:
-    the mean that the VAE encodes.
+    """Encodes frames to latents as the UNet takes them: the mean that the VAE encodes.
 
-    Raises: ValueError for other shapes.
+    Args:
+        pipe: Of SD 1.x or 2.x.
+        frames: (N, H, W, 3) in [0, 1], H and W multiples of 8.
+        frames_per_pass: Frames in one call of the VAE.
+
+    Returns:
+        (N, C, H / 8, W / 8) float32, on the pipeline's device.
+
+    Raises:
+        ValueError: For other shapes.
     """
     cell = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     if (
@@ -76,8 +99,9 @@ def encode_frames(
         or frames.shape[1] % cell
         or frames.shape[2] % cell
     ):
+        shape = tuple(frames.shape)
         raise ValueError(
-            f"frames must be (N, H, W, 3) with H and W multiples of {cell}, got {tuple(frames.shape)}"
+            f"frames must be (N, H, W, 3) with H and W multiples of {cell}, got {shape}"
         )
     found = []
     for part in frames.split(frames_per_pass):
@@ -92,7 +116,16 @@ def encode_frames(
 def decode_latents(
     pipe: StableDiffusionPipeline, latents: Tensor, frames_per_pass: int = 8
 ) -> Tensor:
-    """Latents (N, C, h, w) -> frames (N, 8 h, 8 w, 3) float32 in [0, 1], on the CPU."""
+    """Decodes latents to frames.
+
+    Args:
+        pipe: Of SD 1.x or 2.x.
+        latents: (N, C, h, w), as `encode_frames` makes them.
+        frames_per_pass: Frames in one call of the VAE.
+
+    Returns:
+        (N, 8 h, 8 w, 3) float32 in [0, 1], on the CPU.
+    """
     found = []
     for part in latents.split(frames_per_pass):
         scaled = (part / pipe.vae.config.scaling_factor).to(pipe.device, pipe.vae.dtype)

@@ -1,5 +1,6 @@
-"""Stage 2 on a pipeline: the edit by the deterministic DDIM (Euler) sampler from the inverted noise
-(paper, section 4.2).
+"""Stage 2 on a pipeline: the edit from the inverted noise (paper, section 4.2).
+
+The sampler is the deterministic DDIM (Euler).
 """
 
 from __future__ import annotations
@@ -42,14 +43,27 @@ def sample_edit(
     attended_keyframes: int = JOINT_KEYFRAMES,
     frames_per_pass: int = 8,
 ) -> Tensor:
-    """The edited latents (N, C, h, w) float32, with the node TokenFlow Sampler's choices and
-    defaults.
+    """Samples the edited latents, with the node TokenFlow Sampler's choices and defaults.
 
-    prompt, negative_prompt: words, or their embeddings (1, T, D). injection: Plug-and-Play, None
-    for none. propagation: what frames between keyframes take from them, one of PROPAGATIONS.
-    carry_until: share of the schedule in which the denoised latents are made of the keyframes' too.
-    attended_keyframes: how many are edited together; a clip with more is edited in windows.
-    frames_per_pass: of the others in a UNet call. Raises: ValueError for another propagation.
+    Args:
+        pipe: Of SD 1.x or 2.x; it is left as it was.
+        correspondences: The clip's matches; they hold its inversion.
+        prompt: What the clip shall show; words, or their embeddings (1, T, D).
+        negative_prompt: What it shall not show, likewise.
+        guidance_scale: Weight of classifier-free guidance; at 1 the negative prompt is not used.
+        injection: Plug-and-Play, None for none.
+        propagation: What frames between keyframes take from them, one of PROPAGATIONS.
+        carry_until: Share of the schedule in which the denoised latents are made of the
+            keyframes' too.
+        attended_keyframes: How many keyframes are edited together; a clip with more is
+            edited in windows.
+        frames_per_pass: How many of the other frames go through the UNet in one call.
+
+    Returns:
+        (N, C, h, w) float32.
+
+    Raises:
+        ValueError: For another propagation, or a pipeline that is not one of SD 1.x or 2.x.
     """
     if propagation not in PROPAGATIONS:
         raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {propagation!r}")
@@ -89,8 +103,19 @@ def step_plan(
     carry_until: float,
     jointly: int,
 ) -> StepPlan:
-    """What a step does; arguments as of `sample_edit`. deep: whether frames take all that lies
-    below full resolution as a whole.
+    """Plans what a step does.
+
+    Args:
+        correspondences: The clip's matches.
+        step: Step of the inversion, from 0.
+        backbone: The model's layers.
+        injection: As of `sample_edit`.
+        deep: Whether frames take all that lies below full resolution as a whole.
+        carry_until: As of `sample_edit`.
+        jointly: How many keyframes are edited together.
+
+    Returns:
+        The step's plan.
     """
     inversion = correspondences.features.inversion
     place, steps = inversion.skipped + step, inversion.steps
@@ -119,7 +144,14 @@ def step_plan(
 class Evaluation:
     """One step's evaluation of the UNet, a `tokenflow_ops.edit.Denoiser`.
 
-    words: (R, T, D). deep: the blocks below full resolution that passes are asked about, or none.
+    Attributes:
+        denoise: The pipeline's UNet.
+        words: Embeddings of the prompts, (R, T, D).
+        x: The noisy frames, (N, C, h, w).
+        sigma: Their noise level, one number.
+        plan: What the step does.
+        deep: The blocks below full resolution that passes are asked about, or none.
+        frames_per_pass: Frames in one call of the UNet, for those between keyframes.
     """
 
     denoise: Denoiser
@@ -142,6 +174,15 @@ class Evaluation:
             return list(self.denoise(self.x[work.frames.to(self.x.device)], self.sigma, self.words))
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Computes the source's features of some frames at this noise level.
+
+        Args:
+            frames: Frame numbers, (n,).
+            names: Paths of the layers.
+
+        Returns:
+            By layer the tokens (n, P, C) or hidden features (n, C, h, w).
+        """
         found, names = dict[str, Tensor](), tuple(names)
         if names:
             self.plan.features.compute(
@@ -150,4 +191,13 @@ class Evaluation:
         return found
 
     def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
+        """Does the work for `frames_per_pass` frames at once, in order.
+
+        Args:
+            frames: Frame numbers, (n,).
+            work: Called with one part of `frames` after the other.
+
+        Returns:
+            What `work` has returned for each part.
+        """
         return [work(part) for part in frames.split(self.frames_per_pass)] if len(frames) else []

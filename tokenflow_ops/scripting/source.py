@@ -27,12 +27,24 @@ def invert_frames(
     iterations: int = 0,
     frames_per_pass: int = 8,
 ) -> Inversion:
-    """The path of latents (N, C, h, w) to noise, extrapolated (see `tokenflow_ops.invert`), at the
-    noise levels of ComfyUI's "normal".
+    """Inverts latents to noise, at the noise levels of ComfyUI's "normal".
 
-    prompt: what the clip shows, or its embeddings (1, T, D). iterations: additional UNet calls a
-    step. Raises: ValueError for a pipeline that is not one of SD 1.x or 2.x, or NaN and infinite
-    values from its UNet.
+    The inversion is extrapolated (see `tokenflow_ops.invert`).
+
+    Args:
+        pipe: Of SD 1.x or 2.x.
+        latents: (N, C, h, w), as `encode_frames` makes them.
+        prompt: What the clip shows; words, or their embeddings (1, T, D).
+        steps: Steps of the schedule.
+        iterations: Additional UNet calls a step.
+        frames_per_pass: Frames in one call of the UNet.
+
+    Returns:
+        The path of the latents to noise, on the CPU.
+
+    Raises:
+        ValueError: For a pipeline that is not one of SD 1.x or 2.x, or NaN and infinite values
+            from its UNet.
     """
     denoise, words = Denoiser.of(pipe), embed(pipe, prompt)
 
@@ -61,11 +73,19 @@ def extract_features(
     noise_level: float = 0.1,
     frames_per_pass: int = 8,
 ) -> SourceFeatures:
-    """What frames are matched on: the decoder's layers from coarse to fine together, at one noise
-    level for all steps.
+    """Extracts what frames are matched on, at one noise level for all steps.
 
-    noise_level: 0 is the cleanest step, 1 the noisiest. The result holds on to the pipeline:
+    It is the decoder's layers from coarse to fine together. The result holds on to the pipeline:
     Plug-and-Play looks at the source again.
+
+    Args:
+        pipe: Of SD 1.x or 2.x.
+        inversion: The clip's, as `invert_frames` makes it.
+        noise_level: 0 is the cleanest step, 1 the noisiest.
+        frames_per_pass: Frames in one call of the UNet.
+
+    Returns:
+        The source's features, kept in memory.
     """
     denoise = Denoiser.of(pipe)
     backbone = find(denoise.unet)
@@ -93,11 +113,20 @@ def capture(
     consume: Consumer,
     frames: Tensor | None = None,
 ) -> None:
-    """Runs the source latents of every step through the UNet and hands over what its layers saw; a
-    `tokenflow_ops.features.Compute`.
+    """Runs the source's latents through the UNet and hands over what its layers saw, step by step.
 
-    layers: self-attention, of which the input is kept, (n, P, C), or others, of which it is the
-    output, (n, C, h, w).
+    With the first four parameters bound it is a `tokenflow_ops.features.Compute`.
+
+    Args:
+        denoise: The pipeline's UNet.
+        inversion: The clip's.
+        frames_per_pass: Frames in one call of the UNet.
+        device: Where the UNet runs.
+        layers: Paths of self-attention, of which the input is kept, (n, P, C), or of other modules,
+            of which it is the output, (n, C, h, w).
+        steps: Steps of the inversion.
+        consume: Called with each step and what was kept, by layer.
+        frames: Frame numbers, (n,); None for all.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     for step in steps:

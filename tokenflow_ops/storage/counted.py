@@ -21,7 +21,7 @@ class Counted(list[Tensor]):
 
     @abstractmethod
     def held(self) -> Iterable[Tensor]:
-        """The tensors that it keeps, the same ones several times if that is easier."""
+        """Lists the tensors that it keeps, the same ones several times if that is easier."""
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(

@@ -17,8 +17,9 @@ TOLERANCE = 0.05
 class Prompt:
     """A host's nested structure of lists, dicts, tensors and plain values, its tensors taken out.
 
-    plain: JSON, with the shape of each tensor in its place. tensors: in the order of their places,
-    float32 on the CPU.
+    Attributes:
+        plain: JSON, with the shape of each tensor in its place.
+        tensors: In the order of their places, float32 on the CPU.
     """
 
     plain: Any
@@ -26,14 +27,23 @@ class Prompt:
 
     @classmethod
     def of(cls, conditioning: Any) -> Prompt:
-        """Raises: TypeError, with the name of the option, if it holds anything but tensors and
-        plain values (a ControlNet, hooks).
+        """Takes the tensors out of a host's structure.
+
+        Args:
+            conditioning: In the host's own form.
+
+        Returns:
+            The prompt.
+
+        Raises:
+            TypeError: If it holds anything but tensors and plain values (a ControlNet, hooks), with
+                the name of the option.
         """
         tensors: list[Tensor] = []
         return cls(_plain(conditioning, "prompt", tensors), tuple(tensors))
 
     def is_same(self, other: Prompt) -> bool:
-        """Whether both say the same, but for rounding."""
+        """Tells whether both say the same, but for rounding."""
         if self.plain != other.plain or len(self.tensors) != len(other.tensors):
             return False
         return all(

@@ -29,7 +29,9 @@ UNKNOWN = 127
 class Numbers:
     """Numbers of weights, and how far each may be off.
 
-    values, steps: (n,) float32; a step is infinite where a number cannot be read.
+    Attributes:
+        values: (n,) float32.
+        steps: (n,) float32; infinite where a number cannot be read.
     """
 
     values: Tensor
@@ -37,16 +39,15 @@ class Numbers:
 
     @classmethod
     def unknown(cls) -> Numbers:
-        """Of a weight that cannot be read."""
+        """Makes those of a weight that cannot be read."""
         return cls(torch.zeros(KEPT), torch.full((KEPT,), torch.inf))
 
     @classmethod
     def of(cls, weight: Tensor) -> Numbers:
-        """KEPT numbers spread over a weight of any shape.
+        """Takes KEPT numbers spread over a weight of any shape.
 
-        Their steps are the largest of all types that hold the weight's numbers.
-
-        What the weight is stored in says less: a checkpoint in float8 may be loaded in float32.
+        Their steps are the largest of all types that hold the weight's numbers. What the weight is
+        stored in says less: a checkpoint in float8 may be loaded in float32.
         """
         flat = weight.detach().reshape(-1)
         if not len(flat):
@@ -64,26 +65,31 @@ class Numbers:
 
     @classmethod
     def joined(cls, parts: Iterable[Numbers]) -> Numbers:
-        """One after another."""
+        """Joins several, one after another."""
         kept = list(parts)
         return cls(
             torch.cat([part.values for part in kept]), torch.cat([part.steps for part in kept])
         )
 
     def times(self, factor: float) -> Numbers:
-        """Of the weights multiplied by `factor`."""
+        """Returns those of the weights multiplied by `factor`."""
         return Numbers(
             self.values * factor,
             self.steps * abs(factor) if factor else torch.zeros_like(self.steps),
         )
 
     def plus(self, other: Numbers) -> Numbers:
-        """Of the sum of two weights of the same shape."""
+        """Returns those of the sum of two weights of the same shape."""
         return Numbers(self.values + other.values, self.steps + other.steps)
 
     def distance(self, other: Numbers) -> float:
-        """The largest difference of two numbers over their steps together: at most 1 for the same
-        weights, infinite for other counts.
+        """Returns the largest difference of two numbers over their steps together.
+
+        Args:
+            other: Of another weight.
+
+        Returns:
+            At most 1 for the same weights, infinite for other counts.
         """
         if len(self.values) != len(other.values):
             return float("inf")
@@ -93,7 +99,7 @@ class Numbers:
         return float(ratios.max()) if len(ratios) else 0.0
 
     def to_text(self) -> str:
-        """Values in float32 and the exponents of the steps, in base64."""
+        """Writes values in float32 and the exponents of the steps, in base64."""
         known = torch.isfinite(self.steps)
         exponents = torch.where(
             known, self.steps.clamp(min=2.0**-UNKNOWN).log2().ceil(), UNKNOWN
@@ -105,7 +111,17 @@ class Numbers:
 
     @classmethod
     def from_text(cls, text: str) -> Numbers:
-        """What `to_text` has written. Raises: ValueError for anything else."""
+        """Reads what `to_text` has written.
+
+        Args:
+            text: In base64.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            ValueError: For anything else.
+        """
         kept = base64.b64decode(text, validate=True)
         count, rest = divmod(len(kept), 5)
         if rest or not count:
@@ -118,8 +134,9 @@ class Numbers:
 
 
 def _steps(values: Tensor, fraction: float, smallest: float) -> Tensor:
-    """From each number to the next one of a type: `fraction` of the power of two below it, which is
-    nowhere less than `smallest`.
+    """From each number to the next one of a type.
+
+    `fraction` of the power of two below it, which is nowhere less than `smallest`.
     """
     _, exponents = torch.frexp(values.abs().clamp(min=smallest))
     return fraction * torch.exp2(exponents - 1.0)

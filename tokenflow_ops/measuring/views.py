@@ -61,8 +61,8 @@ class ColourBasis:
         sample = sample - mean
         _, axes = torch.linalg.eigh(sample.T @ sample)  # ascending
         axes = axes.T.flip(0)[:3]
-        # The sign of a component is arbitrary: fix it, so that the same clip always has the same
-        # colours.
+        # The sign of a component is arbitrary. It is fixed, so that the same clip always has
+        # the same colours.
         axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
         low, high = (sample @ axes.T).quantile(torch.tensor([0.02, 0.98], device=sample.device), 0)
         return cls(mean, axes, low, high)

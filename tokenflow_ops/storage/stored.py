@@ -43,8 +43,7 @@ FIELDS = {
     "prompt": list,
     "tensors": dict,
 }
-# Folders of what is being written; after so many seconds without a change nobody writes there any
-# more.
+# Folders of what is being written; after so many seconds without a change nobody writes there.
 PART, LEFT_AFTER = ".tokenflow-part-", 3600.0
 LARGE = "sigmas", "latents"
 LONGEST_RECORD = 2**20

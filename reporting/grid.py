@@ -61,7 +61,7 @@ def strip(clip: Tensor, moments: int) -> Tensor:
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
     """Writes a name in white on black.
 
-    A name too long for its place shrinks, and then ends in an ellipsis.
+    A name too wide for the picture shrinks, and then ends in an ellipsis.
 
     Args:
         name: The name.

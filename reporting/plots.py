@@ -28,7 +28,7 @@ def plot_lines(
     """Plots one line for each name.
 
     Args:
-        lines: By name the values.
+        lines: The values of each line, by its name.
         x_label: What the horizontal axis shows.
         y_label: What the vertical axis shows.
         from_zero: Whether the vertical axis begins at zero, or lies around the values.

@@ -85,7 +85,7 @@ class Report:
     def excess(self) -> dict[str, float]:
         """Returns the edits' excess warp errors, the first edit's = 1.
 
-        That is their mean warp errors above the floor's; none without a floor, or where the first
+        They are the mean warp errors above the floor's. Empty without a floor, or where the first
         edit is not above it.
         """
         errors = {

@@ -104,7 +104,7 @@ def rows_of(tensor: Tensor | None, frames: Tensor) -> Any:
         frames: Frame numbers, (n,).
 
     Returns:
-        The rows; `tensor` itself if it has a single row, no rows or is None.
+        The rows; `tensor` itself if it has at most one row, no dimensions, or is None.
     """
     if tensor is None or tensor.ndim == 0 or len(tensor) <= 1:
         return tensor

@@ -36,7 +36,7 @@ def _put(folder: Path) -> None:
     try:
         shutil.copyfile(CLIP, part)
         try:
-            os.link(part, folder / CLIP.name)  # unlike a renamed file it takes no other's place
+            os.link(part, folder / CLIP.name)  # unlike a renamed file it replaces no other
         except FileExistsError:
             pass
         except OSError:  # file systems without hard links

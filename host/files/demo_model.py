@@ -32,9 +32,9 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "model.safetensors"
 PATCH = 4
 CHANNELS = 16
 HEAD_WIDTH = 32
-# SD's schedule (betas linear in their roots) led on to a noise of deviation 66. Where SD's ends, at
-# 14.6, the mean colour of so small a picture can still be read: a model learns to find it there
-# instead of in the prompt, and pure noise leads it to a random one.
+# SD's schedule (betas linear in their roots), continued up to noise of deviation 66. Where SD's
+# ends, at 14.6, the mean colour of so small a picture can still be read: a model learns to find it
+# there instead of in the prompt, and pure noise leads it to a random colour.
 SCHEDULE = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.02}
 TEXT_ENCODER = {
     "num_hidden_layers": 2,

@@ -16,7 +16,7 @@ from ..validation.errors import NodeError
 SUFFIX = ".inversion.safetensors"
 # What a name may not hold, on any system: a folder may be shared between them.
 FORBIDDEN = r'[\x00-\x1f\x7f\\:*?"<>|]'
-# In bytes. File systems end at 255 a part; the host's counter and the suffix are yet to come.
+# In bytes. File systems allow 255 for a part; the host's counter and the suffix are added later.
 LONGEST_PART, LONGEST = 180, 1000
 
 

@@ -50,7 +50,7 @@ def encoded_size(size: Size, latents: Size) -> Size | None:
         latents: The latents' height and width.
 
     Returns:
-        Height and width of the middle that is; None if they cannot be these pictures' latents.
+        Height and width of that part, the middle; None if they cannot be these pictures' latents.
     """
     most = min(side // small for side, small in zip(size, latents, strict=True))
     factor = 1 << (most.bit_length() - 1) if most else 0
@@ -136,7 +136,7 @@ def common_size(sizes: Mapping[str, Size]) -> Size | str:
 
 
 def describe_crop(name: str, given: Size, used: Size) -> str:
-    """Says what was cut off; nothing if nothing was.
+    """Says what was cut off.
 
     Args:
         name: What was cut, in words.
@@ -144,7 +144,7 @@ def describe_crop(name: str, given: Size, used: Size) -> str:
         used: Height and width after.
 
     Returns:
-        A line without an end, or "".
+        The words; "" if nothing was cut off.
     """
     return (
         ""

@@ -225,7 +225,7 @@ def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) ->
         wanted: The source's latents, likewise.
 
     Returns:
-        A line without an end.
+        The words, in one line.
     """
     ratio = f"latents {_mean_and_lowest(_signal_to_error(found, wanted))} signal to error"
     if vae is None:

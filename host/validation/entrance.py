@@ -22,7 +22,8 @@ REMEDY = (
     "Remove it from the model: TokenFlow takes clips of any length and size in passes by itself "
     "(frames_per_pass)."
 )
-# A row is another frame if it is that frame to rounding, and not its own. 1 - cosine.
+# Distances, 1 - cosine. A row is another frame's if it is closer than SAME to that frame and
+# further than OTHER from its own.
 SAME, OTHER = 1e-4, 1e-3
 
 

@@ -18,8 +18,8 @@ COLUMNS = 2
 def show_frames(model: Any, callback: Callback | None) -> Callback | None:
     """Adds a preview of several frames to the host's callback.
 
-    The callback is called as always; after it, frames spread over the clip take its picture's
-    place.
+    The callback is called as always. After it, frames spread over the clip are shown in place
+    of its picture.
 
     Args:
         model: The ModelPatcher that is sampled.

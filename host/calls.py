@@ -1,4 +1,4 @@
-"""What travels to the model's layers during a pass, and their calls as passes are asked about them."""
+"""What layers are handed during a pass, and their calls in the form that passes take."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from torch import Tensor
 from ..tokenflow_ops.passes import AttentionCall, Pass, Place
 from .validation.entrance import Entrance
 
-# What travels in `transformer_options` during a pass: the pass, and what its layers need to know of
-# it.
-PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105 (bandit takes passes for passwords)
+# Keys of `transformer_options` during a pass: the pass, and what its layers need to know.
+# Bandit takes passes for passwords.
+PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105
 
 
 @dataclass(frozen=True)
 class Handover:
     """What a pass hands to the layers.
 
-    work: the pass. node: the node's name for errors. places: where each conditioning of the pass
-    stands, by uuid. entrance: looks over what comes to the model.
+    Attributes:
+        work: The pass.
+        node: The node's name, for errors.
+        places: By uuid the place of each conditioning of the pass: which list, and which
+            entry of it.
+        entrance: Checks what comes to the model.
     """
 
     work: Pass
@@ -35,16 +39,19 @@ class Handover:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Handover | None:
-        """What a running call has in its transformer_options; None outside of our passes."""
+        """Returns what a running call has in its `transformer_options`; None outside our passes."""
         found: Handover | None = options.get(HANDOVER_KEY)
         return found
 
     def given(self) -> dict[str, Any]:
-        """As transformer_options."""
+        """Returns the entries for `transformer_options`."""
         return {PASS_KEY: self.work, HANDOVER_KEY: self}
 
     def of_batch(self, options: Mapping[str, Any]) -> list[Place]:
-        """The conditionings of a batch, which the host puts together by free memory, in its order."""
+        """Returns the places of a batch's conditionings, in the batch's order.
+
+        The host puts batches together by free memory.
+        """
         return [self.places[uuid] for uuid in options["uuids"]]
 
 
@@ -54,13 +61,13 @@ _running: ContextVar[Mapping[str, Any]] = ContextVar("running", default=MappingP
 
 
 def running_options() -> Mapping[str, Any]:
-    """The transformer_options of the call that runs here; empty outside of any."""
+    """Returns the `transformer_options` of the call that runs here; empty outside any call."""
     return _running.get()
 
 
 @contextmanager
 def running(options: Mapping[str, Any]) -> Iterator[None]:
-    """Within, the model's call runs with these."""
+    """Makes `options` those of the model's running call, as long as the context lasts."""
     before = _running.set(options)
     try:
         yield
@@ -70,7 +77,13 @@ def running(options: Mapping[str, Any]) -> Iterator[None]:
 
 @dataclass
 class HostAttention(AttentionCall):
-    """original: the module's forward as it was. options: the host's transformer_options."""
+    """One call of an attention module of the host.
+
+    Attributes:
+        original: The module's forward as it was.
+        mask: The host's attention mask, or None.
+        options: The host's `transformer_options`.
+    """
 
     original: Callable[..., Tensor]
     mask: Tensor | None
@@ -82,11 +95,31 @@ class HostAttention(AttentionCall):
         return height, width
 
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
+        """Runs the module as it is on other tokens.
+
+        Args:
+            x: Tokens to project to queries, (rows * n, P, C).
+            context: Tokens to project to keys, (rows * n, P', C'), or None for `x`.
+            value: Tokens to project to values, or None for those of the keys.
+
+        Returns:
+            Output tokens, (rows * n, P, C).
+        """
         return self.original(
             x, context=context, value=value, mask=self.mask, transformer_options=self.options
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attends by the host's attention backend, before the output projection.
+
+        Args:
+            q: Projected queries, (b, P, C).
+            k: Projected keys, (b, P', C).
+            v: Projected values, (b, P', C).
+
+        Returns:
+            (b, P, C).
+        """
         module = self.module
         out: Tensor = optimized_attention(
             q,

@@ -1,5 +1,6 @@
-"""One sampling run of an edit: what it knows of the clip, and what it hands the method at every
-evaluation (paper, section 4.2).
+"""One sampling run of an edit (paper, section 4.2).
+
+What the run knows of the clip, and what it hands the method at every evaluation of the model.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ T = TypeVar("T")
 class Mode:
     """A way to keep frames together.
 
-    passes: run at one evaluation of the sampler. settle: what becomes of the denoised frames (N, C,
-    h, w), guidance included. needs_frames: whether it asks for the source's pictures. per_frame:
-    whether frames know nothing of each other. needs: the libraries it cannot do without.
+    Attributes:
+        passes: Runs the passes of one evaluation; returns the denoised frames (N, C, h, w) for each
+            list of conditionings.
+        settle: What becomes of the denoised frames (N, C, h, w), guidance included.
+        needs_frames: Whether it needs the source's pictures.
+        per_frame: Whether frames know nothing of each other.
+        needs: The libraries that it cannot do without, by their modules.
     """
 
     passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
@@ -52,14 +57,23 @@ class Mode:
 class Edit:
     """What an edit is made of.
 
-    node: the node's name for errors. backbone: the model's layers. mode: how frames are kept
-    together. injection: Plug-and-Play, or None. attended_keyframes: how many of them a frame
-    attends to at most; 0 for the mode's own. carry_until: share of the schedule, see
-    `tokenflow_ops.edit.carry_denoised`. deep: whether frames take all that comes up from below the
-    UNet's full resolution from the keyframes, or self-attention's output alone. frames_per_pass: 0
-    for the host's estimate. mask: (N, H, W) in [0, 1], 1 where frames are edited, or None for
-    everywhere. frames: (N, H, W, 3) in [0, 1], the source's pictures, or None; modes that follow
-    optical flow need them.
+    Attributes:
+        node: The node's name, for errors.
+        backbone: The model's layers.
+        correspondences: The clip's matches.
+        injection: Plug-and-Play, or None.
+        mode: How frames are kept together.
+        attended_keyframes: How many keyframes a frame attends to at most; 0 for the
+            mode's own number.
+        carry_until: Share of the schedule with carried pictures, see
+            `tokenflow_ops.edit.carry_denoised`.
+        deep: Whether frames take all that comes up from below the UNet's full resolution from the
+            keyframes (deep features), or the output of self-attention alone.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
+        mask: (N, H, W) in [0, 1], or one for all frames: 1 where frames are edited;
+            None for everywhere.
+        frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
+            flow need them.
     """
 
     node: str
@@ -79,12 +93,17 @@ class Edit:
 class Moment:
     """Where the sampler stands.
 
-    step: of the inversion, the same for all evaluations of one sampling step. matches: its
-    keyframes and matches. attention, hidden: the self-attention layers and the layer with hidden
-    features (one or none) that take the source's features now. place, steps: of this step in the
-    inversion's whole schedule, counted from 0, and all that it has. Every share counts on these and
-    not on the steps of the run: a run that is cut in two is one edit, and fewer steps stay at the
-    same noise levels.
+    Every share of the schedule is counted with `place` and `steps`, not with the steps of the
+    run. So a run that is cut in two is one edit, and with fewer steps a share ends at the
+    same noise level.
+
+    Attributes:
+        step: Step of the inversion, the same for all evaluations of one sampling step.
+        matches: The step's keyframes and matches.
+        attention: The self-attention layers that take the source's features now.
+        hidden: The layers whose hidden features are the source's now (one or none).
+        place: Number of this step in the inversion's whole schedule, counted from 0.
+        steps: How many steps that schedule has.
     """
 
     step: int
@@ -96,16 +115,20 @@ class Moment:
 
     @property
     def injected(self) -> tuple[str, ...]:
-        """All that takes the source's features."""
+        """All layers that take the source's features."""
         return *self.attention, *self.hidden
 
     def before(self, share: float) -> bool:
-        """Whether this step is among the first `share` of the schedule's."""
+        """Tells whether this step is among the first `share` of the schedule's."""
         return self.place < int(share * self.steps)
 
 
 class EditRun(Run):
-    """One sampling run of an edit."""
+    """One sampling run of an edit.
+
+    Args:
+        edit: What to sample.
+    """
 
     def __init__(self, edit: Edit) -> None:
         super().__init__(edit.node, edit.frames_per_pass)
@@ -120,8 +143,19 @@ class EditRun(Run):
         self.positive: list[dict[str, Any]] | None = None
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Checks the batch, and processes the source prompt as the host does the others: features
-        may have to be computed again.
+        """Checks the batch, and processes the source prompt as the host processes the others.
+
+        The source prompt is needed where features have to be computed again.
+
+        Args:
+            guider: The run's guider.
+            sampler: The host's sampler object.
+            sigmas: The run's noise levels, falling, (S+1,).
+            noise: What the host adds to the latents, (N, C, h, w).
+
+        Raises:
+            NodeError: If the batch is not the inverted clip, or for what cannot be
+                combined with TokenFlow.
         """
         super().begin(guider, sampler, sigmas, noise)
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
@@ -131,17 +165,26 @@ class EditRun(Run):
             self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
-            clean = self.inversion.latents[-1].to(
-                noise
-            )  # as during inversion; inpainting models ask for it
+            # As during inversion; inpainting models ask for it.
+            clean = self.inversion.latents[-1].to(noise)
             conds = comfy.samplers.process_conds(
                 guider.inner_model, noise, {"source": source}, noise.device, clean, seed=0
             )
             self.source_conds = conds["source"]
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Outside the mask the model sees the source's own path, and the clean source is what it is
-        taken to have found there.
+        """Denoises the frames; outside the mask they are the source's.
+
+        There the model sees the source's own path, and the clean source counts as what
+        it has found.
+
+        Args:
+            x: Noisy frames, (N, C, h, w).
+            sigma: Their noise level.
+            predict: Denoises noisy frames (N, C, h, w) with guidance.
+
+        Returns:
+            The denoised frames, (N, C, h, w).
         """
         self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
         settle = partial(self.edit.mode.settle, self, self.moment(self.step_sigma))
@@ -151,19 +194,27 @@ class EditRun(Run):
         return torch.lerp(clean, settle(predict(torch.lerp(path, x, self.mask))), self.mask)
 
     def reported(self, callback: Any) -> Any:
-        """With a preview of several frames."""
+        """Returns the host's callback with a preview of several frames."""
         return show_frames(self.model, callback)
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
-        """Some samplers end with a little noise left: outside the mask the source has none of it."""
-        return (
-            x
-            if self.mask is None
-            else torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
-        )
+        """Puts the source back outside the mask.
+
+        Some samplers end with a little noise left, and the source has none of it.
+
+        Args:
+            x: What the sampler ends with, (N, C, h, w).
+            sigma: The last noise level.
+
+        Returns:
+            (N, C, h, w).
+        """
+        if self.mask is None:
+            return x
+        return torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """The mode's passes; the plain host where nothing is to be changed."""
+        """Runs the mode's passes, or the plain host where nothing is to be changed."""
         check_same_clip(self.node, tuple(call.x.shape), self.inversion, "latent_image")
         now = self.moment(call.sigma if self.step_sigma is None else self.step_sigma)
         if not self.edit.mode.per_frame or now.injected:
@@ -171,7 +222,7 @@ class EditRun(Run):
         return self.edit.mode.passes(self, call, now)
 
     def moment(self, sigma: float) -> Moment:
-        """Of a sampling step that began at `sigma`."""
+        """Describes the sampling step that began at the noise level `sigma`."""
         step = self.inversion.closest_step(sigma)
         matches, injection = self.edit.correspondences.steps[step], self.edit.injection
         place, steps = self.inversion.skipped + step, self.inversion.steps
@@ -188,7 +239,7 @@ class EditRun(Run):
 
     @cached_property
     def motion(self) -> FirstFrameMotion:
-        """Where every frame's latents lay in the first one, by the source's pictures."""
+        """Where every frame's latents lay in the first frame, by the source's pictures."""
         assert self.edit.frames is not None, "checked by the node"
         height, width = self.inversion.latents.shape[-2:]
         return motion_from_first(
@@ -196,8 +247,20 @@ class EditRun(Run):
         )
 
     def source(self, call: ModelCall, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """The source's features of these frames at the evaluation's own noise level: the stored
-        ones, or computed now.
+        """Returns the source's features of some frames at the evaluation's own noise level.
+
+        They are the stored ones, or computed now if not all are stored.
+
+        Args:
+            call: The evaluation.
+            frames: Frame numbers, (n,).
+            names: Self-attention layers, and layers with hidden features.
+
+        Returns:
+            By name tokens (n, P, C) or hidden features (n, C, h, w).
+
+        Raises:
+            NodeError: If they have to be computed, and the source prompt has ControlNet or hooks.
         """
         store, step = self.features.store, self.inversion.closest_step(call.sigma)
         names = tuple(names)
@@ -211,13 +274,14 @@ class EditRun(Run):
 
     @property
     def every_level(self) -> bool:
-        """Whether features belong to every step, by the user's choice."""
+        """Whether every step has features of its own, by the user's choice."""
         return len(self.features.steps) == len(self.inversion.sigmas) - 1
 
     def carries_deep(self, call: ModelCall) -> bool:
-        """Whether frames need nothing below full resolution.
+        """Tells whether frames need nothing below full resolution.
 
-        Patches on the UNet's blocks (FreeU, downscaling) want to see it run.
+        They do need it where patches on the UNet's blocks (FreeU, downscaling) want to see it run,
+        and where self-attention is replaced.
         """
         patches = call.options["transformer_options"].get("patches", {})
         patched = any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
@@ -229,30 +293,46 @@ class EditRun(Run):
         )
 
     def source_prompt(self) -> list[dict[str, Any]]:
-        """The source prompt, processed.
+        """Returns the source prompt, processed.
 
-        Raises: NodeError if it has what a pass of its own cannot have.
+        Returns:
+            One list of conditionings.
+
+        Raises:
+            NodeError: If it has what a pass of its own cannot have: ControlNet or hooks.
         """
         if self.source_conds is None:
             raise NodeError(
                 self.node,
                 "correspondences",
                 "a source prompt with ControlNet or hooks, whose features are not stored.",
-                "Choose memory or disk as storage, all layers and every step in Extract SA Features; the public code's mode and fatezero "
-                "always need a plain source prompt.",
+                "Choose memory or disk as storage, all layers and every step in Extract SA "
+                "Features; the public code's mode and fatezero always need a plain source prompt.",
             )
         return self.source_conds
 
     def look_at_source(self, call: ModelCall, capture: CapturePass) -> None:
-        """Runs a pass over the source's latents at the evaluation's noise level, with the source
-        prompt.
+        """Runs a pass over the source at the evaluation's noise level, with the source prompt.
+
+        Args:
+            call: The evaluation.
+            capture: The pass, which keeps what it sees.
+
+        Raises:
+            NodeError: If the source prompt has ControlNet or hooks.
         """
         latents = self.inversion.latents_at(call.sigma)[capture.frames].to(call.x)
         call.run(self, capture, latents, [self.source_prompt()])
 
     def plan(self, now: Moment, deep: bool = False) -> StepPlan:
-        """What TokenFlow does at a step. deep: whether frames take all that lies below full
-        resolution as a whole.
+        """Makes the plan of what TokenFlow does at a step.
+
+        Args:
+            now: Where the sampler stands.
+            deep: Whether frames take all that lies below full resolution as a whole.
+
+        Returns:
+            The step's plan.
         """
         own = self.every_level or not now.hidden
         return StepPlan(
@@ -270,9 +350,16 @@ class EditRun(Run):
         )
 
     def edit_jointly(self, call: ModelCall, now: Moment) -> list[Tensor]:
-        """The denoised frames for each list of conditionings.
+        """Edits the keyframes jointly, and every frame from their tokens.
 
-        Where memory runs out, fewer keyframes are edited together, for the run.
+        Where memory runs out, fewer keyframes are edited together for the rest of the run.
+
+        Args:
+            call: The evaluation.
+            now: Where the sampler stands.
+
+        Returns:
+            The denoised frames (N, C, h, w) for each list of conditionings.
         """
         while True:
             plan = self.plan(now, self.carries_deep(call))
@@ -292,7 +379,12 @@ class EditRun(Run):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of the sampler as the method sees it, a `tokenflow_ops.edit.Denoiser`."""
+    """One evaluation of the model as the method sees it, a `tokenflow_ops.edit.Denoiser`.
+
+    Attributes:
+        edit_run: The sampling run.
+        call: The evaluation on the host.
+    """
 
     edit_run: EditRun
     call: ModelCall
@@ -309,7 +401,25 @@ class Evaluation:
         return self.call.run(self.edit_run, work)
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Looks up the source's features of some frames at this noise level.
+
+        Args:
+            frames: Frame numbers, (n,).
+            names: Self-attention layers, and layers with hidden features.
+
+        Returns:
+            By name tokens (n, P, C) or hidden features (n, C, h, w).
+        """
         return self.edit_run.source(self.call, frames, names)
 
     def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
+        """Does the work for as many frames at once as memory allows, in order.
+
+        Args:
+            frames: Frame numbers, (n,).
+            work: Called with a part of them.
+
+        Returns:
+            What it returned for each part.
+        """
         return self.edit_run.in_parts(self.call, frames, work)

@@ -15,7 +15,15 @@ from .patching import patch
 
 
 def apply_edit(model: Any, edit: Edit) -> Any:
-    """A clone of the model that samples the edit under any of the host's samplers."""
+    """Makes a clone of the model that samples the edit with any of the host's samplers.
+
+    Args:
+        model: The user's ModelPatcher, which is not touched.
+        edit: What to sample.
+
+    Returns:
+        The clone.
+    """
     return patch(model, partial(EditRun, edit), edit.frames_per_pass, with_deep=edit.deep)
 
 
@@ -31,8 +39,22 @@ def sample_edit(
     seed: int,
     callback: Callable[..., None],
 ) -> Tensor:
-    """The host's own sampling of a patched model from `latents` (N, C, h, w) as on a LATENT socket,
-    `noise` of unit scale added to them.
+    """Samples a patched model by the host's own sampling.
+
+    Args:
+        model: A clone from `apply_edit`.
+        positive: The edit prompt, a CONDITIONING.
+        negative: The negative prompt, a CONDITIONING.
+        cfg: Scale of the guidance, 1 for none.
+        sampler: The name of one of the host's samplers.
+        sigmas: Noise levels, falling, (S+1,).
+        latents: What sampling starts from, (N, C, h, w) as on a LATENT socket.
+        noise: Added to the latents, of unit scale, (N, C, h, w).
+        seed: Of the noise that the sampler itself draws.
+        callback: Called by the host at every step.
+
+    Returns:
+        The edit's latents, (N, C, h, w) as on a LATENT socket.
     """
     chosen = comfy.samplers.sampler_object(sampler)
     return comfy.sample.sample_custom(

@@ -1,8 +1,8 @@
-"""What of ComfyUI the pack uses: the one list of it, looked over when the pack is loaded.
+"""What the pack uses of ComfyUI: the one list of it, checked when the pack is loaded.
 
-`tests/host/running/test_internals.py` keeps it complete: the pack imports nothing of the host that
-is not here. What can only be seen on live objects is in LIVE, for people; the tests on a real host
-are what looks it over.
+`tests/host/running/test_internals.py` keeps the list complete: the pack imports nothing of the host
+that is not in it. What can only be seen on live objects is in LIVE, for people to read; the tests
+on a real host check it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ OLDEST = "0.3.75"
 
 @dataclass(frozen=True)
 class Use:
-    """Names of a module, dotted where one lies in another, and what they are for.
+    """Names of one module that the pack uses, and what for.
 
-    A name may say how it is called: what is given by position, then with "=" what is given by name.
-    Methods are written without self.
+    A name may say how it is called: first what is given by position, then, with "=", what is given
+    by name. Methods are written without self.
+
+    Attributes:
+        module: The module.
+        names: Its names, dotted where one lies in another.
+        purpose: What they are for.
     """
 
     module: str
@@ -42,12 +47,14 @@ USES = (
             "sampler_object(name)",
             "process_conds(model, noise, conds, device, latents, seed=)",
         ),
-        "inversion and edit run as one of the host's samplers, on its schedules, with its conditionings",
+        "inversion and edit run as one of the host's samplers, on its schedules, "
+        "with its conditionings",
     ),
     Use(
         "comfy.sample",
         (
-            "sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, latents, callback=, seed=)",
+            "sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, latents, "
+            "callback=, seed=)",
             "prepare_noise(latents, seed)",
         ),
         "loading the model and sampling",
@@ -99,7 +106,8 @@ USES = (
             "attention_pytorch",
             "optimized_attention(q, k, v, heads, attn_precision=, transformer_options=)",
         ),
-        "finding self-attention by structure (host/families/unet.py), refusing video models, the host's attention backend",
+        "finding self-attention by structure (host/families/unet.py), refusing video models, "
+        "the host's attention backend",
     ),
     Use(
         "comfy.ldm.modules.diffusionmodules.openaimodel",
@@ -218,15 +226,15 @@ USES = (
     ),
 )
 
-# What newer hosts have, and is told or asked where it is there.
+# What only newer hosts have; it is used where it is there.
 NEWER = {
     "comfy.model_management.is_oom": "memory that runs out in other forms than OOM_EXCEPTION",
     "comfy.model_management.in_training": "weights and activations stay for gradients",
     "comfy_extras.nodes_train.TrainGuider": "training",
 }
 
-# Imported only where it is used: other nodes' modules take seconds. Tune-A-Video Tuning looks it
-# over when it runs.
+# Imported only where it is used, because other nodes' modules take seconds to load. Tune-A-Video
+# Tuning checks it when it runs.
 TRAINING = (
     Use("comfy_extras.nodes_train", ("TrainSampler",), "the loop of Tune-A-Video Tuning"),
     Use(
@@ -238,27 +246,40 @@ TRAINING = (
 
 # Attributes and keys of what the host hands over.
 LIVE = {
-    "ModelPatcher": "model, model_options, load_device; patches, backup and hook_backup, by names of weights: what was put on them and "
-    "what they were before (host/validation/fingerprint.py)",
-    "a quantised layer": "convert_weight(), bound to it also in what ModelPatcher.get_key_patches() gives",
-    "its model": "diffusion_model, model_config, latent_format, manual_cast_dtype, model_sampling, memory_required()",
+    "ModelPatcher": "model, model_options, load_device; patches, backup and hook_backup, "
+    "by names of weights: what was put on them and what they were before "
+    "(host/validation/fingerprint.py)",
+    "a quantised layer": "convert_weight(), bound to it also in what "
+    "ModelPatcher.get_key_patches() gives",
+    "its model": "diffusion_model, model_config, latent_format, manual_cast_dtype, "
+    "model_sampling, memory_required()",
     "model_sampling": "sigmas, percent_to_sigma() and what the host's samplers call",
     "guider": "conds, inner_model, model_options, model_patcher",
-    "model_options": "transformer_options, model_function_wrapper, context_handler, sampler_post_cfg_function; "
-    "multigpu_thread_pool with devices, submit() and get_result() on newer hosts",
-    "transformer_options": "uuids, activations_shape, patches_replace, easycache; what we hand over travels in it",
-    "processed conditionings": "model_conds with cond and _copy_with(), mask, area, control, hooks, uuid",
-    "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, extra_concat_orig, control_input, get_control(); on "
-    "newer hosts multigpu_clones",
-    "a UNet": "input_blocks, middle_block, output_blocks; BasicTransformerBlock's attn1, attn2 and disable_self_attn; attention's heads, "
-    "attn_precision, to_q, to_k, to_v, to_out; forward(x, context, value, mask, transformer_options)",
+    "model_options": "transformer_options, model_function_wrapper, context_handler, "
+    "sampler_post_cfg_function; multigpu_thread_pool with devices, submit() and get_result() "
+    "on newer hosts",
+    "transformer_options": "uuids, activations_shape, patches_replace, easycache; what we hand "
+    "over travels in it",
+    "processed conditionings": "model_conds with cond and _copy_with(), mask, area, control, "
+    "hooks, uuid",
+    "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, "
+    "extra_concat_orig, control_input, get_control(); on newer hosts multigpu_clones",
+    "a UNet": "input_blocks, middle_block, output_blocks; BasicTransformerBlock's attn1, attn2 "
+    "and disable_self_attn; attention's heads, attn_precision, to_q, to_k, to_v, to_out; "
+    "forward(x, context, value, mask, transformer_options)",
     "VAE": "decode()",
 }
 
 
 def check_host(uses: tuple[Use, ...] = USES) -> None:
-    """Raises: ImportError if the host lacks any of it or calls it otherwise; it names what, what
-    for, and which ComfyUI is needed.
+    """Checks that the host has all of it, and that it is called as the pack calls it.
+
+    Args:
+        uses: What to check.
+
+    Raises:
+        ImportError: If something is missing or is called otherwise; it names what, what for, and
+            which ComfyUI is needed.
     """
     missing = [
         f"{use.module}.{name} ({use.purpose})"
@@ -272,7 +293,8 @@ def check_host(uses: tuple[Use, ...] = USES) -> None:
     listed = "; ".join(missing[:3]) + (f"; and {len(missing) - 3} more" if len(missing) > 3 else "")
     if _numbers(version) < _numbers(OLDEST):
         raise ImportError(
-            f"TokenFlow needs ComfyUI {OLDEST} or newer, and this is {version}: update ComfyUI. It lacks {listed}."
+            f"TokenFlow needs ComfyUI {OLDEST} or newer, and this is {version}: update ComfyUI. "
+            f"It lacks {listed}."
         )
     raise ImportError(
         f"TokenFlow does not know this ComfyUI, {version}, yet: update the pack. It lacks {listed}."
@@ -280,7 +302,7 @@ def check_host(uses: tuple[Use, ...] = USES) -> None:
 
 
 def _is_there(module: str, name: str) -> bool:
-    """Whether a name of a module exists, and can be called as it says."""
+    """Tells whether a name of a module exists, and can be called as it says."""
     path, called, arguments = name.removesuffix(")").partition("(")
     owner, _, _ = path.rpartition(".")
     try:

@@ -1,6 +1,4 @@
-"""How many frames one pass takes, by the host's own memory estimate, and where what is large is
-kept.
-"""
+"""How many frames one pass takes, by the host's memory estimate; where large tensors are kept."""
 
 from __future__ import annotations
 
@@ -24,16 +22,24 @@ from .validation.errors import NodeError
 # A pass is also the unit of interrupts: beyond this many frames it only gets longer, not faster.
 MOST_FRAMES = 16
 CUDA_OUT_OF_MEMORY = 2
-# Written at once where a file's blocks cannot be reserved.
+# How much is written at once where a file's blocks cannot be reserved.
 BLOCK_BYTES = 16 << 20
 
 
 def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
-    """The frames a pass may take for latents of `shape` (N, C, h, w); `asked` if it is given.
+    """Returns how many frames a pass may take.
 
-    Cond and uncond are counted, as is a half on top that the host wants free before it batches
-    them. All frames where self-attention is replaced throughout: Self-Attention Guidance takes what
-    it saw in the last call for the whole batch.
+    The estimate counts cond and uncond, and half as much again, which the host wants free before it
+    batches them. A pass takes all frames where self-attention is replaced throughout:
+    Self-Attention Guidance takes what it saw in the last call for the whole batch.
+
+    Args:
+        model: The ModelPatcher.
+        shape: The latents' (N, C, h, w).
+        asked: Frames that the user asks for, 0 for an estimate.
+
+    Returns:
+        1 to N.
     """
     if replaces_attention(model):
         return shape[0]
@@ -53,10 +59,11 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether memory ran out, in any form that newer hosts count; older ones know the first alone.
+    """Tells whether memory ran out.
 
-    A GPU that finds out after the call returned tells of it by an error of its own kind,
-    `torch.AcceleratorError`.
+    Newer hosts know several forms of such an error, older ones only OOM_EXCEPTION. A GPU that
+    finds out after the call returned raises an error of its own kind, `torch.AcceleratorError`,
+    which counts too.
     """
     newer = getattr(model_management, "is_oom", None)
     if newer is not None:
@@ -71,15 +78,24 @@ def is_oom(error: BaseException) -> bool:
 
 
 def replaces_attention(model: Any) -> bool:
-    """Whether something takes the place of self-attention throughout."""
+    """Tells whether something takes the place of self-attention throughout."""
     return bool(model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"))
 
 
 def room(node: str, *shape: int) -> Tensor:
-    """An empty float32 tensor: in host memory or, where that would fill it, in a file of the host's
-    temp folder, which goes with it.
+    """Makes an empty float32 tensor: in main memory or, where that would fill it, in a file.
 
-    node: the node's name for errors. Raises: NodeError if the disk has no room either.
+    The file lies in the host's temp folder, and is removed with the tensor.
+
+    Args:
+        node: The node's name, for errors.
+        *shape: The tensor's shape.
+
+    Returns:
+        The tensor, its numbers not set.
+
+    Raises:
+        NodeError: If the disk has no room either.
     """
     size = math.prod(shape) * 4
     if fits_in_memory(size):
@@ -94,25 +110,27 @@ def room(node: str, *shape: int) -> Tensor:
         tensor = torch.from_file(
             str(file), shared=True, size=math.prod(shape), dtype=torch.float32
         ).reshape(shape)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # RuntimeError: torch's, where the file cannot be mapped
+    # RuntimeError is torch's, where the file cannot be mapped.
+    except (OSError, RuntimeError) as error:
         _remove(file)
-        found = f"the path to noise takes {size / 2**30:.1f} GiB, more than the memory has, and {folder} cannot hold it ({error})."
+        found = (
+            f"the path to noise takes {size / 2**30:.1f} GiB, more than main memory has, "
+            f"and {folder} cannot hold it ({error})."
+        )
         raise NodeError(
             node, "latents", found, "Make room on that disk, or invert fewer frames or steps."
         ) from error
     logging.info(
-        "TokenFlow: %.1f GiB that would fill the memory are kept in %s.", size / 2**30, folder
+        "TokenFlow: %.1f GiB that would fill main memory are kept in %s.", size / 2**30, folder
     )
     weakref.finalize(tensor, _remove, file)
     return tensor
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Makes a file of so many bytes with all its blocks: a mapped page that the disk has no room
-    for would end the process.
+    """Makes a file of so many bytes with all its blocks.
+
+    A mapped page that the disk has no room for would end the process.
     """
     with file.open("wb") as made:
         if hasattr(os, "posix_fallocate"):
@@ -123,14 +141,14 @@ def _reserve(file: Path, size: int) -> None:
 
 
 def _remove(file: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # Windows keeps what is still mapped; the host empties the folder when it starts
+    # Windows keeps what is still mapped; the host empties the folder when it starts.
+    with contextlib.suppress(OSError):
         file.unlink()
 
 
 def fits_in_memory(size: int) -> bool:
-    """Whether `size` bytes take at most a quarter of the free host memory: the rest is the models'
-    and the next node's.
+    """Tells whether `size` bytes take at most a quarter of the free main memory.
+
+    The rest is for the models and the next node.
     """
     return size * 4 <= model_management.get_free_memory(torch.device("cpu"))

@@ -1,8 +1,8 @@
 """A clone of the user's model whose every evaluation goes through a run of ours.
 
-A run is born when the host starts sampling and dies when it ends, after success, error and
-interrupt alike. It travels as one object in `transformer_options`; the clone itself holds only
-functions.
+A run begins when the host starts sampling and ends when sampling ends, after success, error
+and interrupt alike. It travels as one object in `transformer_options`; the clone itself
+holds only functions.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ T = TypeVar("T")
 
 
 class Run:
-    """One sampling run: splits every model evaluation into passes over some of the frames.
+    """One sampling run: splits every evaluation of the model into passes over some of the frames.
 
     Subclasses say which passes.
 
-    node: the node's name for errors. asked: frames per pass, 0 for the host's estimate.
+    Args:
+        node: The node's name, for errors.
+        asked: Frames in one pass, 0 for the host's estimate.
     """
 
     def __init__(self, node: str, asked: int = 0) -> None:
@@ -50,55 +52,94 @@ class Run:
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Called once the model is loaded and conditionings are processed.
+        """Checks what the user put on the model and the prompts.
 
-        Raises: NodeError for what cannot be combined.
+        Called once the model is loaded and conditionings are processed.
+
+        Args:
+            guider: The run's guider.
+            sampler: The host's sampler object.
+            sigmas: The run's noise levels, falling, (S+1,).
+            noise: What the host adds to the latents, (N, C, h, w).
+
+        Raises:
+            NodeError: For what cannot be combined with TokenFlow.
         """
         check_every_pass_runs(self.node, guider.model_options)
         check_controls(self.node, guider.conds)
 
     def reported(self, callback: Any) -> Any:
-        """What the sampler calls at every step, from the host's callback or None."""
+        """Returns what the sampler calls at every step, made of the host's callback or None."""
         return callback
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
-        """What the sampler ends with, at the last noise level."""
+        """Returns what the run ends with.
+
+        Args:
+            x: What the sampler ends with, (N, C, h, w).
+            sigma: The last noise level.
+
+        Returns:
+            (N, C, h, w).
+        """
         return x
 
     def close(self) -> None:
-        """Drops everything the run holds."""
+        """Drops everything that the run holds."""
         self.__dict__.clear()
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """One evaluation that the sampler asks for: noisy frames to denoised ones, guidance
-        included.
+        """Denoises the frames: one evaluation that the sampler asks for.
+
+        Args:
+            x: Noisy frames, (N, C, h, w).
+            sigma: Their noise level.
+            predict: Denoises noisy frames (N, C, h, w) with guidance.
+
+        Returns:
+            The denoised frames, (N, C, h, w).
         """
         return predict(x)
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """The denoised frames for each list of conditionings; guidance may ask several times in one
-        look.
+        """Denoises the frames for each list of conditionings.
+
+        Guidance may ask for this several times in one `look`.
         """
         return self.over_frames(call, lambda frames: Pass(frames))
 
     def over_frames(
         self, call: ModelCall, make: Callable[[Tensor], Pass], shards: Shards = ALONE
     ) -> list[Tensor]:
-        """Passes over all frames in order, joined again.
+        """Runs passes over all frames in order, and joins what they return.
 
-        shards: with which hosts they may be shared: passes that need nothing of each other.
+        Args:
+            call: The evaluation.
+            make: Makes the pass of some frames (n,).
+            shards: The machines that may share the passes, which need nothing of each other.
+
+        Returns:
+            The denoised frames (N, C, h, w) for each list of conditionings.
         """
         frames = shards.own(torch.arange(len(call.x)))
         parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
-        parts = [part for host in shards.gather(parts) for part in host]
-        return (
-            parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]
-        )
+        parts = [part for machine in shards.gather(parts) for part in machine]
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
     def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
-        """Does the work for as many of the frames (n,) at once as memory allows, in order.
+        """Does the work for as many frames at once as memory allows, in order.
 
-        Where it runs out, parts halve, and stay so.
+        Where memory runs out, parts halve, and stay so for the rest of the run.
+
+        Args:
+            call: The evaluation.
+            frames: Frame numbers, (n,).
+            work: Called with a part of them.
+
+        Returns:
+            What it returned for each part.
         """
         done: list[T] = []
         while len(frames):
@@ -117,8 +158,20 @@ class Run:
         return done
 
     def cut(self, conds: Conds, frames: Tensor, total: int, kind: str, number: int) -> PassConds:
-        """The conditionings of some frames; those of consecutive frames, which come again at every
-        step, are kept.
+        """Cuts conditionings down to some frames.
+
+        Those of consecutive frames, which come again at every step, are kept.
+
+        Args:
+            conds: Processed conditionings of all frames, list by list.
+            frames: Frame numbers, (n,).
+            total: Frames of the clip.
+            kind: The kind of pass, a part of the new conditionings' uuids.
+            number: The pass's number in its evaluation, a part of the uuids where frames
+                are not consecutive.
+
+        Returns:
+            The conditionings of these frames.
         """
         first, last = int(frames[0]), int(frames[-1])
         if len(frames) != last - first + 1:
@@ -136,8 +189,17 @@ class Run:
 
 
 class ModelCall:
-    """One evaluation that the sampler asks for: all frames at one sigma, for every list of
-    conditionings.
+    """One evaluation that the sampler asks for: all frames at one noise level.
+
+    It is for every list of conditionings.
+
+    Args:
+        executor: The host's own evaluation, called with the other arguments in this order.
+        model: The host's model.
+        conds: Processed conditionings of all frames, list by list.
+        x: Noisy frames, (N, C, h, w).
+        timestep: Their noise level, (1,) or (N,).
+        options: The host's model_options.
     """
 
     def __init__(
@@ -149,16 +211,10 @@ class ModelCall:
         timestep: Tensor,
         options: dict[str, Any],
     ) -> None:
-        self.executor, self.model, self.conds, self.x, self.options = (
-            executor,
-            model,
-            conds,
-            x,
-            options,
-        )
-        self.timestep = timestep.detach().expand(
-            len(x)
-        )  # the host's training asks for its gradient
+        self.executor, self.model, self.options = executor, model, options
+        self.conds, self.x = conds, x
+        # Detached, because the host's training asks for its gradient.
+        self.timestep = timestep.detach().expand(len(x))
         self.passes = 0
 
     @property
@@ -167,14 +223,26 @@ class ModelCall:
         return float(self.timestep[0])
 
     def unchanged(self) -> list[Tensor]:
-        """The plain host."""
+        """Evaluates as the plain host does."""
         return self.executor(self.model, self.conds, self.x, self.timestep, self.options)
 
     def run(
         self, run: Run, frames_pass: Pass, x: Tensor | None = None, conds: Conds | None = None
     ) -> list[Tensor]:
-        """One pass over its frames; `x` and `conds` of all frames if they are not the sampler's
-        own.
+        """Runs one pass over its frames.
+
+        Args:
+            run: The sampling run.
+            frames_pass: The pass.
+            x: Noisy latents of the pass's frames, (n, C, h, w), if they are not the sampler's own.
+            conds: Conditionings of all frames, if they are not the sampler's own.
+
+        Returns:
+            The denoised frames (n, C, h, w) for each list of conditionings.
+
+        Raises:
+            NodeError: If a patch on the model keeps the UNet from seeing the pass's frames
+                as they are.
         """
         model_management.throw_exception_if_processing_interrupted()
         frames, total = frames_pass.frames, len(self.x)
@@ -210,8 +278,9 @@ class ModelCall:
 
 
 def _wait_for_threads(options: Mapping[str, Any]) -> None:
-    """Takes what the host's threads still answer after one of them failed: it would be taken for
-    the next call's answer.
+    """Takes what the host's threads still answer after one of them failed.
+
+    Otherwise it would be taken for the next call's answer.
 
     options: the host's model_options.
     """
@@ -226,12 +295,18 @@ def _wait_for_threads(options: Mapping[str, Any]) -> None:
 
 
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
-    """A clone of a ModelPatcher that is evaluated through `new_run()`, one per sampling run.
+    """Makes a clone of a ModelPatcher that is evaluated through runs of ours.
 
     The given model is not touched.
 
-    asked: frames per pass, 0 for the host's estimate. with_deep: whether passes are asked for what
-    lies below the UNet's full resolution.
+    Args:
+        model: The ModelPatcher.
+        new_run: Makes the run of one sampling.
+        asked: Frames in one pass, 0 for the host's estimate.
+        with_deep: Whether passes are asked for what lies below the UNet's full resolution.
+
+    Returns:
+        The clone.
     """
     clone = model.clone()
     found = backbone_of(clone.model.diffusion_model)

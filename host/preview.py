@@ -16,11 +16,19 @@ COLUMNS = 2
 
 
 def show_frames(model: Any, callback: Callback | None) -> Callback | None:
-    """The host's callback, called as ever, and after it a preview of frames spread over the clip in
-    its picture's place.
+    """Adds a preview of several frames to the host's callback.
 
-    callback: what the host has made for the node that samples, or None where nothing is to be
-    shown.
+    The callback is called as always. After it, frames spread over the clip are shown in place
+    of its picture.
+
+    Args:
+        model: The ModelPatcher that is sampled.
+        callback: What the host made for the node that samples, or None where nothing is
+            to be shown.
+
+    Returns:
+        What the sampler is to call; `callback` itself where there is nothing to show or to
+        show it with.
     """
     previewer = (
         None
@@ -39,9 +47,8 @@ def show_frames(model: Any, callback: Callback | None) -> Callback | None:
             if len(frames) > 1
             else []
         )
-        if pictures and all(
-            isinstance(picture, Image.Image) for picture in pictures
-        ):  # packs that show clips give other things
+        # Packs that show clips give other things than pictures.
+        if pictures and all(isinstance(picture, Image.Image) for picture in pictures):
             progress.update_absolute(
                 step + 1, total, ("JPEG", _tiled(pictures), latent_preview.MAX_PREVIEW_RESOLUTION)
             )

@@ -1,5 +1,6 @@
-"""Progress and interrupts: one bar for all that a node does, whether it goes through the host's
-sampling or not.
+"""Progress and interrupts: one bar for all that a node does.
+
+It does not matter whether the work goes through the host's sampling.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-# As the host calls it: step, clean latents (N, C, h, w) as foreseen, noisy latents, all steps.
+# As the host calls it: step, predicted clean latents (N, C, h, w), noisy latents, number of steps.
 Callback = Callable[[int, Tensor, Tensor, int], None]
 
 
 class Progress:
-    """A node's progress bar, which goes from left to right once, however many runs and other pieces
-    of work there are.
+    """A node's progress bar, which goes from left to right once.
+
+    It does so however many runs and other pieces of work there are.
+
+    Args:
+        total: All steps of sampling and other pieces of work.
     """
 
     def __init__(self, total: int) -> None:
@@ -26,16 +31,23 @@ class Progress:
         self._bar = ProgressBar(total)
 
     def __call__(self) -> None:
-        """To be called after each piece of work that is no step of sampling: moves the bar, and
-        lets the user stop it.
+        """Moves the bar, and lets the user stop the node.
+
+        To be called after each piece of work that is no step of sampling.
         """
         self.done += 1
         self._bar.update_absolute(self.done)
         model_management.throw_exception_if_processing_interrupted()
 
     def sampling(self, model: Any, steps: int) -> Callback:
-        """The host's callback, with its previews, for a run of `steps`: they count on from what is
-        done.
+        """Makes the host's callback, with its previews, for one sampling run.
+
+        Args:
+            model: The ModelPatcher that is sampled.
+            steps: Steps of the run; they count on from what is done.
+
+        Returns:
+            The callback.
         """
         before, shown = self.done, latent_preview.prepare_callback(model, steps)
 

@@ -11,11 +11,11 @@ _together: Shards = ALONE
 
 
 def together() -> Shards:
-    """The ComfyUIs that share what runs now."""
+    """Returns the ComfyUIs that share what runs now."""
     return _together
 
 
 def connect(shards: Shards) -> None:
-    """Shares clips with others from now on; with `ALONE` no more."""
+    """Shares clips with others from now on; with `ALONE` no longer."""
     global _together
     _together = shards

@@ -1,6 +1,4 @@
-"""Stage 1 on the host: inversion of the source frames and their self-attention features, run
-through the host's own sampling.
-"""
+"""Stage 1 on the host: the source's inversion and features, through the host's own sampling."""
 
 from __future__ import annotations
 
@@ -35,15 +33,29 @@ def invert_frames(
     frames_per_pass: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The path of `latents` (N, C, h, w) (as on a LATENT socket) to noise, by DDIM inversion.
+    """Finds the source's path to noise by DDIM inversion.
 
-    node: the node's name for errors. sigmas: (S+1,) downwards. iterations, extrapolate: as of
-    `invert`. progress: counts the steps. Returns: (S+1, N, C, h, w) float32 in the model's latent
-    space, the path at `sigmas`.
+    Args:
+        node: The node's name, for errors.
+        model: The user's ModelPatcher, which is not touched.
+        positive: The source prompt, a CONDITIONING.
+        negative: The negative prompt, a CONDITIONING; it may be empty.
+        cfg: Scale of the guidance, 1 for none.
+        latents: The source, (N, C, h, w) as on a LATENT socket.
+        sigmas: Noise levels, falling, (S+1,).
+        iterations: As `tokenflow_ops.invert` takes them.
+        extrapolate: As `tokenflow_ops.invert` takes it.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
+        progress: Counts the steps, if given.
+
+    Returns:
+        The path at `sigmas`, (S+1, N, C, h, w) float32 in the model's latent space.
+
+    Raises:
+        NodeError: If the path fits nowhere, or for what cannot be combined with TokenFlow.
     """
-    path: Tensor | None = (
-        None  # for all steps at once: a list would have to be joined, and held twice
-    )
+    # For all steps at once: a list would have to be joined, and held twice.
+    path: Tensor | None = None
 
     def climb(
         model_k: Any,
@@ -93,13 +105,24 @@ def capture_features(
     shapes: Mapping[str, tuple[int, int]] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Runs the source latents of every step through the model and hands over what the layers saw.
+    """Runs the source through the model at some steps, and hands over what the layers saw.
 
-    node: the node's name for errors. names: self-attention layers (their normed input) and ResBlock
-    parts. frames: (n,), all if None. consume: called once a step with (n, P, C) or (n, C, h, w)
-    tensors on the host's intermediate device, in the model's type. shapes: tokens and width (P, C)
-    that layers are known to have. progress: counts the steps; None where this is part of other
-    work. Raises: NodeError if the layers have other shapes, did not run or are not finite.
+    Args:
+        node: The node's name, for errors.
+        model: The user's ModelPatcher, which is not touched.
+        inversion: The source's path, with its prompt.
+        names: Self-attention layers, whose normed input is recorded, and parts of ResBlocks.
+        steps: Steps of the inversion.
+        consume: Called once for each step, with the step and its features by name: (n, P, C) or
+            (n, C, h, w) on the host's intermediate device, in the model's type.
+        frames: Frame numbers, (n,), or None for all.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
+        shapes: Tokens and width (P, C) that layers are known to have.
+        progress: Counts the steps; None where this is part of other work.
+
+    Raises:
+        NodeError: If the layers have other shapes, did not run or are not finite, or for what
+            cannot be combined with TokenFlow.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
     steps = list(steps)
@@ -143,9 +166,21 @@ def capture_features(
 
 
 class SourceRun(Run):
-    """A run over the source, which is to be seen by the whole model. Its frames are shared."""
+    """A run over the source, which the whole model has to see; machines may share its frames."""
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
+        """Checks what the user put on the model and the prompts, more strictly than for an edit.
+
+        Args:
+            guider: The run's guider.
+            sampler: The host's sampler object.
+            sigmas: The run's noise levels, falling, (S+1,).
+            noise: What the host adds to the latents, (N, C, h, w).
+
+        Raises:
+            NodeError: For what cannot be combined with TokenFlow, or keeps layers from
+                seeing the source.
+        """
         check_every_layer_runs(self.node, guider.model_options)
         super().begin(guider, sampler, sigmas, noise)
 
@@ -154,7 +189,13 @@ class SourceRun(Run):
 
 
 class CaptureRun(SourceRun):
-    """Collects features over the passes of one evaluation."""
+    """Collects features over the passes of one evaluation.
+
+    Args:
+        node: The node's name, for errors.
+        names: The layers to record.
+        asked: Frames in one pass, 0 for the host's estimate.
+    """
 
     def __init__(self, node: str, names: frozenset[str], asked: int) -> None:
         super().__init__(node, asked)
@@ -162,9 +203,9 @@ class CaptureRun(SourceRun):
         self.passes: dict[int, CapturePass] = {}  # by their first frame
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        """All frames, each pass recorded.
+        """Evaluates all frames, and records each pass.
 
-        Guidance that looks again, with changed attention (PAG), is not.
+        Where guidance evaluates once more, with changed attention (PAG), nothing is recorded.
         """
         check_areas(self.node, "inversion", call.conds)
         if self.passes:
@@ -179,9 +220,10 @@ class CaptureRun(SourceRun):
         return self.over_frames(call, make, together())
 
     def take(self) -> dict[str, Tensor]:
-        """The features of the last evaluation, all frames of a layer in one tensor."""
+        """Hands over the features of the last evaluation, all frames of a layer in one tensor."""
         passes, self.passes = list(self.passes.values()), {}
-        kept = [part for host in together().gather([one.kept for one in passes]) for part in host]
+        gathered = together().gather([one.kept for one in passes])
+        kept = [part for machine in gathered for part in machine]
         return {
             name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())
         }
@@ -197,12 +239,21 @@ def run_as_sampler(
     latents: Tensor,
     progress: Progress | None,
 ) -> None:
-    """Runs `function` as a sampler: the host loads the model, processes the conditionings and
-    cleans up.
+    """Runs a function as one of the host's samplers.
 
-    latents: (N, C, h, w) as on a LATENT socket, what `function` and the conditionings are given as
-    the clip. progress: counts the steps and shows previews of them; None for work that is part of
-    other work.
+    The host loads the model, processes the conditionings and cleans up.
+
+    Args:
+        function: Called as the host calls a sampler of k-diffusion.
+        model: The ModelPatcher to sample.
+        positive: The prompt, a CONDITIONING.
+        negative: The negative prompt, a CONDITIONING; it may be empty.
+        cfg: Scale of the guidance, 1 for none.
+        sigmas: What the function is given as noise levels, (S+1,).
+        latents: What the function and the conditionings are given as the clip, (N, C, h, w) as on
+            a LATENT socket.
+        progress: Counts the steps and shows previews of them; None where this is part
+            of other work.
     """
     sampler = comfy.samplers.KSAMPLER(function)
     callback = None if progress is None else progress.sampling(model, len(sigmas) - 1)

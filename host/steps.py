@@ -1,8 +1,8 @@
 """Which step an evaluation of a sampler belongs to.
 
-A sampler may look at the model several times a step, between or on the step's noise levels (Heun's
-second look stands on the next level, where Euler would begin its next step). The level alone cannot
-tell, so the sampler is rehearsed on a single number without a model.
+A sampler may evaluate the model several times a step, between or on the step's noise levels: Heun's
+second evaluation stands on the next level, where Euler would begin its next step. The level alone
+cannot tell, so the sampler is rehearsed on a single number without a model.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from .memory import is_oom
 class Steps:
     """The evaluations of one sampling run, counted as they come.
 
-    sampler: the host's sampler object. guider: of the run; samplers ask it for the noise schedule.
-    sigmas: (S+1,) falling.
+    Args:
+        sampler: The host's sampler object.
+        guider: The run's guider; samplers ask it for the noise schedule.
+        sigmas: The run's noise levels, falling, (S+1,).
     """
 
     def __init__(self, sampler: Any, guider: Any, sigmas: Tensor) -> None:
@@ -28,10 +30,10 @@ class Steps:
         self._seen = 0
 
     def begins_at(self, sigma: float) -> float:
-        """The noise level at which the step of the next evaluation, which is at `sigma`, began.
+        """Returns the noise level at which the step of the next evaluation, at `sigma`, began.
 
-        `sigma` itself where the rehearsal does not say: adaptive samplers, and those that do not
-        report their steps as they begin.
+        That is `sigma` itself where the rehearsal does not say: for adaptive samplers, and for
+        those that do not report their steps as they begin.
         """
         expected, begin = (
             self._rehearsed[self._seen] if self._seen < len(self._rehearsed) else (0.0, 0.0)
@@ -44,7 +46,7 @@ def _close(one: float, other: float) -> bool:
     return abs(one - other) <= 1e-4 * abs(other)
 
 
-# Adaptive samplers may look for ever at a model that answers nothing.
+# Adaptive samplers may never stop evaluating a model that finds nothing.
 MOST_LOOKS_PER_STEP = 10
 
 
@@ -60,9 +62,8 @@ class _Nothing:
             raise RuntimeError("too many evaluations for a sampler of fixed steps")
         self.looks.append(float(sigma[0]))
         denoised = torch.zeros_like(x)
-        for function in model_options.get(
-            "sampler_post_cfg_function", []
-        ):  # the CFG++ samplers' own
+        # The CFG++ samplers bring functions of their own.
+        for function in model_options.get("sampler_post_cfg_function", []):
             denoised = function(
                 {"denoised": denoised, "uncond_denoised": denoised, "model_options": model_options}
             )
@@ -70,10 +71,10 @@ class _Nothing:
 
 
 def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, float]]:
-    """For every evaluation its noise level and that of its step's first one; empty if they cannot
-    be known beforehand.
+    """For every evaluation its noise level and that of its step's first one.
 
-    k-diffusion's samplers report a step right after its first evaluation, at the same level.
+    Empty if they cannot be known beforehand. k-diffusion's samplers report a step right after its
+    first evaluation, at the same level.
     """
     looks: list[float] = []
     firsts: list[int] = []
@@ -95,8 +96,9 @@ def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, fl
             )
     except model_management.InterruptProcessingException:
         raise
-    except Exception as error:  # samplers of other packs may ask for anything: the levels will do
-        if is_oom(error):  # told late, of something that ran before
+    # Samplers of other packs may ask for anything: then the levels have to do.
+    except Exception as error:
+        if is_oom(error):  # reported late, for something that ran before
             raise
         return []
     if not firsts or firsts[0] != 0:

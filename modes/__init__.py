@@ -25,7 +25,16 @@ from .rerender import rerender, settle_rerender
 
 
 def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Plug-and-Play alone: every frame attends to itself."""
+    """Runs Plug-and-Play alone: every frame attends to itself.
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
+    """
     if not now.injected:
         return call.unchanged()
     return run.over_frames(
@@ -34,7 +43,16 @@ def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Every frame attends to all keyframes (the paper's ablation)."""
+    """Lets every frame attend to all keyframes (the paper's ablation).
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
+    """
     return _attend_to(run, call, now, now.matches.keyframes)
 
 
@@ -53,13 +71,31 @@ def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) ->
 
 
 def first_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Every frame attends to the first one alone (Text2Video-Zero)."""
+    """Lets every frame attend to the first one alone (Text2Video-Zero).
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
+    """
     return _attend_to(run, call, now, torch.tensor([0]))
 
 
 def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Every frame attends to the first and the previous one in all layers (Tune-A-Video,
-    untrained).
+    """Lets every frame attend to the first and the previous one in all layers.
+
+    This is Tune-A-Video, untrained.
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
     """
     bank: Bank = {}
     layers = frozenset(run.edit.backbone.attention)
@@ -72,11 +108,19 @@ def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """The choices of the method's public code: see `tokenflow_ops.baselines.reference`.
+    """Makes the choices of the method's public code: see `tokenflow_ops.baselines.reference`.
 
-    It runs the source as a row beside the edit's two and searches in every layer on that row, which
-    is propagated like the others; so do we, one pass after the other. Of the stored correspondences
-    only the keyframes are used.
+    The public code runs the source as a row beside the edit's two and searches in every layer on
+    that row, which is propagated like the others; so do we, one pass after the other. Of the stored
+    correspondences only the keyframes are used.
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
     """
     keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
     near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
@@ -109,12 +153,30 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Keyframes edited jointly, and every frame from their tokens: the method."""
+    """Edits keyframes jointly, and every frame from their tokens: the method.
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
+    """
     return run.edit_jointly(call, now)
 
 
 def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
-    """The denoised frames made of the keyframes' in early steps."""
+    """Makes the denoised frames of the keyframes' in early steps.
+
+    Args:
+        run: The sampling run.
+        now: Where the sampler stands.
+        denoised: The denoised frames, (N, C, h, w).
+
+    Returns:
+        (N, C, h, w).
+    """
     return carry_denoised(run.plan(now), denoised)
 
 

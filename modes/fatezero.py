@@ -1,4 +1,4 @@
-"""FateZero's attention blending as a way to keep frames together (arXiv 2303.09535, section 3.2)."""
+"""FateZero's attention blending as a mode (arXiv 2303.09535, section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,28 @@ CROSS_UNTIL = 0.8
 
 
 def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Every frame attends to the first and the previous one, with the source's attention maps in
-    early steps.
+    """Lets every frame attend to the first and the previous one, with the source's attention maps.
 
-    Self-attention takes them outside the region that the source's cross-attention gives to words
-    that the edit prompt lacks; cross-attention takes them for the words that both prompts have.
-    Both in the positive prompt's rows only. Unlike the authors' code: maps are computed again from
-    the source's latents, whose inversion attends within frames, instead of stored; the words that
-    change are found by their embeddings instead of named; words are not weighted, latents not
-    blended. For models that were not tuned to the clip their settings attend to the middle frame
-    alone; ours are those for tuned ones.
+    The source's maps are used in early steps. Self-attention takes them outside the region that the
+    source's cross-attention gives to words that the edit prompt lacks; cross-attention takes them
+    for the words that both prompts have. Both in the positive prompt's rows only.
+
+    Unlike the authors' code: maps are computed again from the source's latents, whose inversion
+    attends within frames, instead of stored; the words that change are found by their embeddings
+    instead of named; words are not weighted, latents not blended. For models that were not tuned to
+    the clip their settings attend to the middle frame alone; ours are those for tuned ones.
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
+
+    Raises:
+        NodeError: If a layer's attention could not be seen, or the source prompt has
+            ControlNet or hooks.
     """
     own = [
         layer
@@ -81,8 +93,9 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def _coarsest(run: EditRun) -> list[str]:
-    """The decoder's cross-attention layers of the fewest tokens, 16 x 16 of SD 1.5 at 512 x 512:
-    where words are told apart best.
+    """The decoder's cross-attention layers of the fewest tokens: where words are told apart best.
+
+    These are the 16 x 16 tokens of SD 1.5 at 512 x 512.
     """
     backbone = run.edit.backbone
     decoder = {layer: run.features.shapes[layer][0] for layer in backbone.decoder_layers}
@@ -120,5 +133,6 @@ def _check_seen(node: str, seen: SourceMapsPass) -> None:
             node,
             "model",
             f"{missing[0]} did not show its attention to the mode fatezero.",
-            "Patches that replace attention (IPAdapter) hide it: remove them, or choose another consistency.",
+            "Patches that replace attention (IPAdapter) hide it: remove them, "
+            "or choose another consistency.",
         )

@@ -1,5 +1,6 @@
-"""Rerender-A-Video's hierarchical constraints, as far as they lie inside a sampler (arXiv
-2306.07954, section 4.1).
+"""Rerender-A-Video's hierarchical constraints (arXiv 2306.07954, section 4.1).
+
+They are here as far as they lie inside a sampler.
 """
 
 from __future__ import annotations
@@ -17,13 +18,22 @@ COLOURS_FROM = 0.8
 
 
 def rerender(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """The decoder's self-attention looks at the first and the previous frame (their cross-frame
-    attention).
+    """Lets the decoder's self-attention look at the first and the previous frame.
 
-    Unlike the authors' code: all frames are sampled, and together (theirs samples every tenth, one
-    after the other, and carries them to the rest by patch matching); the flow is DIS, not GMFlow;
-    pixels are not inpainted in the middle steps, which would need the autoencoder inside the
-    sampler.
+    This is the authors' cross-frame attention.
+
+    Unlike the authors' code: all frames are sampled, and together (theirs samples every tenth,
+    one after the other, and carries them to the rest by patch matching); the flow is DIS, not
+    GMFlow; pixels are not inpainted in the middle steps, which would need the autoencoder
+    inside the sampler.
+
+    Args:
+        run: The sampling run.
+        call: The evaluation.
+        now: Where the sampler stands.
+
+    Returns:
+        The denoised frames (N, C, h, w) for each list of conditionings.
     """
     bank: Bank = {}
     layers = frozenset(run.edit.backbone.decoder_layers)
@@ -36,16 +46,21 @@ def rerender(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def settle_rerender(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
-    """The denoised frames take shapes from the first one along the source's flow in early steps,
-    and its colours in late ones.
+    """Gives the denoised frames the first one's shapes in early steps, its colours in late ones.
 
-    The paper fuses with the first frame alone, which it finds to guide better than the previous
-    one.
+    Shapes are taken along the source's flow. The paper fuses with the first frame alone, which it
+    finds to guide better than the previous one.
+
+    Args:
+        run: The sampling run.
+        now: Where the sampler stands.
+        denoised: The denoised frames, (N, C, h, w).
+
+    Returns:
+        (N, C, h, w).
     """
     if now.place <= SHAPES_UNTIL * now.steps:
         denoised = fuse_with_first(denoised, run.motion)
-    return (
-        match_statistics(denoised, denoised[0])
-        if now.place >= COLOURS_FROM * now.steps
-        else denoised
-    )
+    if now.place >= COLOURS_FROM * now.steps:
+        return match_statistics(denoised, denoised[0])
+    return denoised

@@ -1,17 +1,19 @@
-"""Tune-A-Video's one-shot tuning: the query weights of one image model, trained on one clip (arXiv
-2212.11565, sections 3.2 and 3.3).
+"""Tune-A-Video's one-shot tuning (arXiv 2212.11565, sections 3.2 and 3.3).
 
-The loop, the LoRA and the patches on weights are the host's own (`comfy_extras.nodes_train`,
-`comfy.weight_adapter`): its sampler for training is given one item, the clip, so that all frames
-share a step and its noise level, and its model attends as in the edit.
+The query weights of one image model are trained on one clip. The loop, the LoRA and the patches on
+weights are the host's own (`comfy_extras.nodes_train`, `comfy.weight_adapter`): its sampler for
+training is given one item, the clip, so that all frames share a step and its noise level, and its
+model attends as in the edit.
 
 Unlike the authors' code:
-- An image UNet has no temporal attention. Theirs is added behind every block and trained from scratch with the queries; here only the
-  queries of self- and cross-attention are.
-- The change of a weight is trained, so AdamW's decay pulls towards the checkpoint, not towards zero (1.5e-4 of it in 500 steps).
+- An image UNet has no temporal attention. Theirs is added behind every block and trained from
+  scratch with the queries; here only the queries of self- and cross-attention are.
+- The change of a weight is trained, so AdamW's decay pulls towards the checkpoint, not towards zero
+  (1.5e-4 of it in 500 steps).
 - Noise levels are uniform over the continuous timesteps, not over the whole ones.
 - No scaling of the loss: bfloat16 or float32, where theirs is float16.
-- The inversion that follows is DDIM Invert Video's, frame by frame with the source prompt. Theirs goes through the video model with none.
+- The inversion that follows is DDIM Invert Video's, frame by frame with the source prompt. Theirs
+  goes through the video model with none.
 """
 
 from __future__ import annotations
@@ -43,9 +45,8 @@ from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.passes import SparseCausalPass
 
 KEY = "tokenflow-tuning"
-LARGEST_GRADIENT = (
-    1.0  # the norm of all gradients together is clipped to it, as in the authors' code
-)
+# The norm of all gradients together is clipped to it, as in the authors' code.
+LARGEST_GRADIENT = 1.0
 PREFIX = "diffusion_model."  # what the host's names of weights begin with
 
 
@@ -53,9 +54,12 @@ PREFIX = "diffusion_model."  # what the host's names of weights begin with
 class Tuning:
     """How to train.
 
-    steps: of the optimiser. learning_rate: AdamW's. rank: of a LoRA, or 0 for whole weights. seed:
-    of noise, noise levels and LoRA. checkpointing: whether blocks are computed again for their
-    gradients instead of kept.
+    Attributes:
+        steps: Steps of the optimiser.
+        learning_rate: AdamW's.
+        rank: The rank of a LoRA, or 0 for whole weights.
+        seed: Of noise, noise levels and LoRA.
+        checkpointing: Whether blocks are computed again for their gradients instead of kept.
     """
 
     steps: int
@@ -68,7 +72,10 @@ class Tuning:
 class WeightChange(WeightAdapterTrainBase):
     """A change of all numbers of a weight, from zero on, float32.
 
-    Saved under the name that the host's loader knows it by, `diff`.
+    It is saved as `diff`, the name that the host's loader knows it by.
+
+    Args:
+        weight: The weight that is to change.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -83,8 +90,13 @@ class WeightChange(WeightAdapterTrainBase):
 
 
 class TuningRun(SourceRun):
-    """Evaluates the clip as the edit will: every frame attends to the first and the previous one,
-    all of them in one pass.
+    """Evaluates the clip as the edit will: every frame attends to the first and the previous one.
+
+    All frames are in one pass.
+
+    Args:
+        node: The node's name, for errors.
+        layers: The self-attention layers.
     """
 
     def __init__(self, node: str, layers: tuple[str, ...]) -> None:
@@ -106,10 +118,20 @@ def tune_queries(
 
     The given model is not touched.
 
-    node: the node's name for errors. latents: (N, C, h, w) as on a LATENT socket. positive: the
-    source prompt, one plain entry. Returns: the change as the host's LORA_MODEL, and the loss of
-    every step: the mean squared error of what the model predicts (noise, v). Raises: NodeError if
-    the host's training is not the known one, the loss is not finite, or the model has no gradient.
+    Args:
+        node: The node's name, for errors.
+        model: The user's ModelPatcher.
+        latents: The clip, (N, C, h, w) as on a LATENT socket.
+        positive: The source prompt, a CONDITIONING of one plain entry.
+        tuning: How to train.
+
+    Returns:
+        The change as the host's LORA_MODEL, and the loss of every step: the mean squared error of
+        what the model predicts (noise, v).
+
+    Raises:
+        NodeError: If the host's training is not the known one, the loss is not finite, or the model
+            has no gradient.
     """
     # Nodes run in inference mode, whose tensors have no gradients, and the host's loop draws noise
     # levels from the global generator.
@@ -119,9 +141,8 @@ def tune_queries(
         _told_to_host(),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings(
-            "ignore", "In .* autocast, but the target dtype is not supported"
-        )  # float32 needs none
+        # float32 needs no autocast.
+        warnings.filterwarnings("ignore", "In .* autocast, but the target dtype is not supported")
         torch.default_generator.manual_seed(tuning.seed)
         run = TuningRun(node, _layers(model).attention)
         patched = patch(model, lambda: run, len(latents))
@@ -132,9 +153,8 @@ def tune_queries(
         if tuning.checkpointing:
             _checkpoint_blocks(patched)
         adapters = _adapt(patched, tuning.rank)
-        model_management.load_models_gpu(
-            [patched], memory_required=1e20, force_full_load=True
-        )  # as the host's own node
+        # As the host's own node does.
+        model_management.load_models_gpu([patched], memory_required=1e20, force_full_load=True)
         losses = _train(
             run,
             patched,
@@ -193,8 +213,10 @@ def _train(
             raise NodeError(
                 run.node,
                 "learning_rate",
-                f"the loss is {value} at step {len(losses)} with a learning rate of {tuning.learning_rate}.",
-                "Set it lower; at step 1 run the model in a higher precision (--force-fp32 or --bf16-unet).",
+                f"the loss is {value} at step {len(losses)} "
+                f"with a learning rate of {tuning.learning_rate}.",
+                "Set it lower; at step 1 run the model in a higher precision "
+                "(--force-fp32 or --bf16-unet).",
             )
 
     # The host takes the items of its list as they are: in the model's own space.
@@ -237,8 +259,9 @@ def _layers(model: Any) -> Backbone:
 
 
 def _training_dtype(model: Any) -> torch.dtype:
-    """float32 for models that compute in it, else bfloat16 where the device has it: its range needs
-    no scaling of the loss.
+    """float32 for models that compute in it, else bfloat16 where the device has it.
+
+    bfloat16's range needs no scaling of the loss.
     """
     computes_in = model.get_model_object("manual_cast_dtype") or model.model_dtype()
     if computes_in == torch.float32 or not model_management.should_use_bf16(model.load_device):
@@ -270,15 +293,17 @@ def _adapt(patched: Any, rank: int) -> dict[str, WeightAdapterTrainBase]:
 
 
 def _attention_with_gradient(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """torch's own attention in place of what the user chose: SageAttention, for one, has no
-    gradient.
+    """PyTorch's own attention in place of what the user chose.
+
+    SageAttention, for one, has no gradient.
     """
     return attention_pytorch(*args, **kwargs)
 
 
 def _checkpoint_blocks(patched: Any) -> None:
-    """Computes transformer blocks and ResBlocks again for their gradients: memory of one block
-    instead of all for about 40 % more time.
+    """Computes transformer blocks and ResBlocks again for their gradients.
+
+    That takes the memory of one block instead of all, and about 40 % more time.
     """
     paths = tuple(
         path

@@ -13,18 +13,22 @@ from torch import Tensor
 from ..tokenflow_ops import spread
 from ..tokenflow_ops.libraries import library
 
-# Pixels; captions of frames as small as the embedded model's shall be legible, those of large ones
-# in proportion.
+# In pixels. Captions of frames as small as the embedded model's shall be legible, those of large
+# frames in proportion.
 SMALLEST_FONT, FRAME_PER_FONT = 12, 20
 SHRUNK = 0.8  # how far the letters of a long name shrink before it is cut
 
 
 def captioned_grid(clips: Mapping[str, Tensor], columns: int = 0) -> Tensor:
-    """Clips (N, h, w, 3 or more) in [0, 1], all of one size, in rows of `columns` (0: about as many
-    as there are rows).
+    """Lays out clips in a grid, each with its name below.
 
-    Returns: (N, rows (h + bar), columns w, 3), cells without a clip black; under each clip a bar
-    with its name, of even height.
+    Args:
+        clips: By name (N, h, w, 3 or more) in [0, 1], all of one size.
+        columns: Clips in a row; 0 for about as many as there are rows.
+
+    Returns:
+        (N, rows (h + bar), columns w, 3), cells without a clip black; the bar with the name has
+        an even height.
     """
     count, height, width = next(iter(clips.values())).shape[:3]
     columns = min(columns or math.ceil(math.sqrt(len(clips))), len(clips))
@@ -42,21 +46,36 @@ def captioned_grid(clips: Mapping[str, Tensor], columns: int = 0) -> Tensor:
 
 
 def strip(clip: Tensor, moments: int) -> Tensor:
-    """Frames of a clip (N, h, w, c), spread evenly from the first to the last one, side by side:
-    (1, h, moments w, c), fewer where N is.
+    """Puts frames of a clip side by side, spread evenly from the first to the last one.
+
+    Args:
+        clip: (N, h, w, c).
+        moments: How many frames, fewer where N is.
+
+    Returns:
+        (1, h, moments w, c).
     """
     return torch.cat(list(clip[spread(len(clip), moments)]), dim=1)[None]
 
 
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
-    """A name in white on black, (height, width, 3) in [0, 1].
+    """Writes a name in white on black.
 
-    Too long for its place it shrinks, and then ends in an ellipsis.
+    A name too wide for the picture shrinks, and then ends in an ellipsis.
+
+    Args:
+        name: The name.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        size: Of the letters, in pixels.
+
+    Returns:
+        (height, width, 3) in [0, 1].
     """
-    name = "".join(filter(str.isprintable, name))  # at others the layout of text fails
-    font = ImageFont.truetype(
-        library("matplotlib").font_manager.findfont("DejaVu Sans"), size
-    )  # it comes with it
+    # With other characters the layout of text fails.
+    name = "".join(filter(str.isprintable, name))
+    # The font comes with matplotlib.
+    font = ImageFont.truetype(library("matplotlib").font_manager.findfont("DejaVu Sans"), size)
     place = width - size // 2
     if font.getlength(name) > place:
         font = font.font_variant(size=round(SHRUNK * size))

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..tokenflow_ops.libraries import library
 
 FEW = 4  # lines that a legend inside the axes does not hide
-# Colours of what is least and most sure, told apart by the colour-blind as well; how much of the
-# frame shows through.
+# Colours of what is least and most sure, which the colour-blind tell apart as well, and how much
+# of the frame shows through.
 SURENESS, FRAME_SHARE = "RdYlBu", 0.35
 
 
@@ -25,15 +25,22 @@ def plot_lines(
     from_zero: bool = True,
     x: Sequence[int] | None = None,
 ) -> Tensor:
-    """One line per name over `x` or 0, 1, 2, ..., the axis from zero or around the values.
+    """Plots one line for each name.
 
-    Returns: (1, 480, 800, 3) float32 in [0, 1].
+    Args:
+        lines: The values of each line, by its name.
+        x_label: What the horizontal axis shows.
+        y_label: What the vertical axis shows.
+        from_zero: Whether the vertical axis begins at zero, or lies around the values.
+        x: Where the values stand, or None for 0, 1, 2, ...
+
+    Returns:
+        (1, 480, 800, 3) float32 in [0, 1].
     """
     figure, canvas, axes = _figure()
     colours = library("matplotlib").colormaps["tab10"].colors
-    axes.set_prop_cycle(
-        linestyle=["-"] * len(colours) + ["--"] * len(colours), color=colours * 2
-    )  # ten colours, then the same dashed
+    # Ten colours, then the same dashed.
+    axes.set_prop_cycle(linestyle=["-"] * len(colours) + ["--"] * len(colours), color=colours * 2)
     for name, values in lines.items():
         axes.plot(
             range(len(values)) if x is None else x,
@@ -57,12 +64,16 @@ def plot_timeline(
     windows: Sequence[tuple[int, int]] = (),
     anchors: Sequence[int] = (),
 ) -> Tensor:
-    """A dot for every keyframe: frames from left to right, sampling steps downwards.
+    """Plots a dot for every keyframe: frames from left to right, sampling steps downwards.
 
-    Returns: (1, 480, 800, 3) float32 in [0, 1].
+    Args:
+        keyframes: Frame numbers of each step.
+        frames: How many frames the clip has.
+        windows: First frame and end of each window; every second one is shaded.
+        anchors: Positions, among a step's keyframes, of those that all windows attend to.
 
-    keyframes: frame numbers of each step. windows: first frame and end of each; every other one is
-    shaded. anchors: positions, among a step's keyframes, of those that all windows attend to.
+    Returns:
+        (1, 480, 800, 3) float32 in [0, 1].
     """
     figure, canvas, axes = _figure()
     for first, end in windows[1::2]:
@@ -90,13 +101,18 @@ def plot_timeline(
 
 
 def heat_map(values: Tensor, frames: Tensor) -> Tensor:
-    """Values (n, rows, columns) from 0, red, over yellow to 1, blue, on frames (n, h, w, 3) in
-    grey. Returns: (n, h, w, 3) in [0, 1].
+    """Paints values on frames in grey: red for 0, over yellow to blue for 1.
+
+    Args:
+        values: (n, rows, columns) in [0, 1].
+        frames: (n, h, w, 3) in [0, 1].
+
+    Returns:
+        (n, h, w, 3) in [0, 1].
     """
     sureness, painted = library("matplotlib").colormaps[SURENESS], torch.empty(frames.shape)
-    for one, value, frame in zip(
-        painted, values, frames, strict=True
-    ):  # all at once would be held several times
+    # One by one, as all at once would be held several times.
+    for one, value, frame in zip(painted, values, frames, strict=True):
         colours = torch.from_numpy(sureness(value.numpy())[..., :3]).float().movedim(-1, 0)
         enlarged = F.interpolate(colours[None], frame.shape[:2], mode="nearest")[0].movedim(0, -1)
         one.copy_(
@@ -109,14 +125,12 @@ def _figure() -> tuple[Any, Any, Any]:
     """A figure of 800 x 480 pixels with its canvas and axes."""
     matplotlib = library("matplotlib")
     figure = matplotlib.figure.Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
-    return (
-        figure,
-        matplotlib.backends.backend_agg.FigureCanvasAgg(figure),
-        figure.add_subplot(),
-    )  # no global figure: the host is a server
+    # No global figure, as the host is a server.
+    canvas = matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+    return figure, canvas, figure.add_subplot()
 
 
 def drawn(canvas: Any) -> Tensor:
-    """The pixels of a figure's canvas, (1, H, W, 3) float32 in [0, 1]."""
+    """Returns the pixels of a figure's canvas, (1, H, W, 3) float32 in [0, 1]."""
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())[None].float() / 255

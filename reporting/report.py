@@ -13,7 +13,7 @@ from torch import Tensor
 from .plots import plot_lines
 from .tables import Cell, draw_table
 
-# Clips that are no edits: what gives the motion, and the floor that no edit can pass.
+# Clips that are no edits: what gives the motion, and the floor below which no edit can be.
 SOURCE, FLOOR = "source", "reconstruction"
 
 # What a clip's line says of each measure.
@@ -44,9 +44,11 @@ COLUMNS: dict[str, tuple[str, int, Callable[[Iterable[float]], float] | None]] =
 class Report:
     """Figures of clips of N frames.
 
-    clips: by name of the clip and of the measure, (N,) or, of neighbouring frames, (N - 1,); NaN
-    where nothing could be compared. Warp errors are x1e-3. visible: (N - 1,) the share of pixels
-    that warp errors count. flow: who found the motion.
+    Attributes:
+        clips: By name of the clip and of the measure, (N,) or, of neighbouring frames, (N - 1,);
+            NaN where nothing could be compared. Warp errors are x1e-3.
+        visible: The share of pixels that warp errors count, (N - 1,).
+        flow: The optical flow that found the motion.
     """
 
     clips: Mapping[str, Mapping[str, Tensor]]
@@ -54,7 +56,7 @@ class Report:
     flow: str
 
     def text(self) -> str:
-        """A line of means for each clip."""
+        """Writes a line of means for each clip."""
         width = max(14, *map(len, self.clips))
         return "\n".join(
             f"{name:{width}} "
@@ -66,7 +68,7 @@ class Report:
         )
 
     def json(self) -> str:
-        """All values and their means; null for NaN, which JSON lacks."""
+        """Writes all values and their means; null for NaN, which JSON lacks."""
         clips = {
             name: {measure: _summary(values) for measure, values in figures.items()}
             for name, figures in self.clips.items()
@@ -81,8 +83,10 @@ class Report:
         return json.dumps(figures, indent=1, allow_nan=False)
 
     def excess(self) -> dict[str, float]:
-        """The edits' mean warp errors above the floor's, the first edit's = 1; empty without a
-        floor, or with a first edit not above it.
+        """Returns the edits' excess warp errors, the first edit's = 1.
+
+        They are the mean warp errors above the floor's. Empty without a floor, or where the first
+        edit is not above it.
         """
         errors = {
             name: float(figures["warp_error"].nanmean()) for name, figures in self.clips.items()
@@ -96,8 +100,12 @@ class Report:
         }
 
     def table(self) -> Tensor:
-        """(1, H, W, 3) in [0, 1]: the means, laid out as in a paper; edits below the clips that are
-        none, their best values bold.
+        """Draws the means as a table, laid out as in a paper.
+
+        Edits stand below the clips that are none, their best values bold.
+
+        Returns:
+            (1, H, W, 3) in [0, 1].
         """
         excess = self.excess()
         means = {
@@ -120,8 +128,10 @@ class Report:
         return draw_table(["", *(COLUMNS[column][0] for column in columns)], [bounds, rows])
 
     def plots(self) -> Tensor:
-        """(M, 480, 800, 3) in [0, 1]: a picture for each measure by frame, with a line for each
-        clip.
+        """Plots each measure by frame, with a line for each clip.
+
+        Returns:
+            A picture for each measure, (M, 480, 800, 3) in [0, 1].
         """
         measured = next(iter(self.clips.values()))
         pictures = []
@@ -134,14 +144,14 @@ class Report:
 
 def _text(column: str, figures: Mapping[str, float]) -> str:
     value, decimals = figures.get(column, math.nan), COLUMNS[column][1]
-    return (
-        f"{round(value, decimals) + 0.0:.{decimals}f}" if math.isfinite(value) else "–"
-    )  # + 0.0: no "-0.00"
+    # With + 0.0 there is no "-0.00".
+    return f"{round(value, decimals) + 0.0:.{decimals}f}" if math.isfinite(value) else "–"
 
 
 def _best(column: str, edits: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The best value as it is written, so that equals are bold together; None if there is nothing
-    to choose from.
+    """The best value as it is written, so that equals are bold together.
+
+    None if there is nothing to choose from.
     """
     choose = COLUMNS[column][2]
     values = [

@@ -21,10 +21,16 @@ DPI = 100
 
 
 def draw_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[Cell]]]) -> Tensor:
-    """A table as papers have them: names to the left, figures to the right; rules above, below and
-    between head and groups of rows.
+    """Draws a table as papers have them: names to the left, figures to the right.
 
-    Returns: (1, H, W, 3) float32 in [0, 1], as wide as its texts are.
+    There are rules above, below and between head and groups of rows.
+
+    Args:
+        head: The columns' heads.
+        groups: Groups of rows of cells; groups without rows are left out.
+
+    Returns:
+        (1, H, W, 3) float32 in [0, 1], as wide as its texts are.
     """
     groups = [group for group in groups if group]
     rows = [[(text, False) for text in head], *(row for group in groups for row in group)]

@@ -1,5 +1,6 @@
-"""Cuts processed conditionings (what the host's `process_conds` made of them) down to the frames of
-one pass.
+"""Cuts processed conditionings down to the frames of one pass.
+
+Processed ones are what the host's `process_conds` made of them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ Place = tuple[int, int]
 
 
 class PassConds:
-    """The conditionings of one pass: `lists` for the host, `place` to know a row of the batch again
-    by its uuid.
+    """The conditionings of one pass: `lists` is for the host; `place` tells what a uuid stands for.
 
     The host batches and splits conditionings by free memory, in any order; an area conditioning may
     stand in two lists with one uuid; and caching packs key by uuid. So every pass has uuids of its
-    own, the same at every step, derived from original, place and pass.
+    own, the same at every step, derived from original, place and pass. By them a row of the batch
+    is known again.
+
+    Args:
+        conds: Processed conditionings of all frames, list by list.
+        frames: Frame numbers, (n,).
+        total: Frames of the clip.
+        name: The pass's name, a part of the uuids.
     """
 
     def __init__(self, conds: Conds, frames: Tensor, total: int, name: str) -> None:

@@ -1,8 +1,8 @@
-"""A ControlNet's view on some of the frames.
+"""A ControlNet cut down to some of the frames.
 
-`get_control` cuts the hints to the first n of a smaller batch and overwrites its cache with them,
-so that every frame beyond would see another frame's hint, in this run and after an interrupt in the
-user's next. A pass therefore works on a shallow copy with hints of its own.
+`get_control` cuts the hints to the first n of a smaller batch and overwrites its cache with them.
+So every frame beyond those would see another frame's hint, in this run and, after an interrupt, in
+the user's next one. A pass therefore works on a shallow copy with hints of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from torch import Tensor
 
 
 def control_view(control: Any, frames: Tensor, total: int) -> Any:
-    """A shallow copy of a control and its chain that holds the hints of `frames` (positions among
-    `total`) only.
+    """Makes a shallow copy of a control and its chain that holds the hints of some frames only.
 
     Fewer hints than frames repeat in order, as the host does. The model, pre-run results and
     strengths are shared.
+
+    Args:
+        control: The host's control, a ControlNet or a T2I adapter.
+        frames: Frame numbers, (n,).
+        total: Frames of the clip.
+
+    Returns:
+        The copy.
     """
     view = copy.copy(control)
     for name, value in vars(control).items():
@@ -38,9 +45,8 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
         view.extra_concat_orig = [rows_of(extra, frames) for extra in view.extra_concat_orig]
     if hasattr(view, "control_input"):
         view.get_control = partial(_adapter_control, view, view.get_control)
-    if clones := getattr(
-        view, "multigpu_clones", None
-    ):  # newer hosts': the same control on other devices
+    # On newer hosts: the same control on other devices.
+    if clones := getattr(view, "multigpu_clones", None):
         view.multigpu_clones = {
             device: control_view(clone, frames, total) for device, clone in clones.items()
         }
@@ -50,8 +56,9 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
 
 
 def _adapter_control(view: Any, get_control: Callable[..., Any], x: Tensor, *args: Any) -> Any:
-    """T2I adapters keep what they made of the hints, but the host's next batch may hold more or
-    fewer conditionings.
+    """T2I adapters keep what they made of the hints.
+
+    But the host's next batch may hold more or fewer conditionings.
     """
     if view.cond_hint is not None and len(view.cond_hint) not in (1, len(x)):
         view.control_input = None
@@ -59,10 +66,16 @@ def _adapter_control(view: Any, get_control: Callable[..., Any], x: Tensor, *arg
 
 
 def shallow_control(control: dict[str, Any], deep: Sequence[str]) -> dict[str, Any]:
-    """A control's residuals for the UNet's blocks, without those of the deep ones (by the paths of
-    their layers), which do not run.
+    """Leaves out a control's residuals for the UNet's deep blocks, which do not run.
 
     The host takes the last of each list for the first block.
+
+    Args:
+        control: Residuals for the UNet's blocks, by part of the UNet ("input", "middle", "output").
+        deep: Paths of the layers in deep blocks.
+
+    Returns:
+        The same, with None for what is left out.
     """
     blocks = {tuple(path.split(".")[:2]) for path in deep}
     parts = {"input": "input_blocks", "output": "output_blocks"}
@@ -82,8 +95,16 @@ def shallow_control(control: dict[str, Any], deep: Sequence[str]) -> dict[str, A
 
 
 def rows_of(tensor: Tensor | None, frames: Tensor) -> Any:
-    """The rows that belong to `frames`: a single row belongs to all, fewer rows than frames repeat
-    in order.
+    """Picks the rows that belong to some frames.
+
+    A single row belongs to all; fewer rows than frames repeat in order.
+
+    Args:
+        tensor: A row for each frame, or fewer, or None.
+        frames: Frame numbers, (n,).
+
+    Returns:
+        The rows; `tensor` itself if it has at most one row, no dimensions, or is None.
     """
     if tensor is None or tensor.ndim == 0 or len(tensor) <= 1:
         return tensor

@@ -19,8 +19,15 @@ class Family(Protocol):
         """Finds a model's layers; None for a model of another family."""
 
     def wrapper(self, backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
-        """Makes what takes the place of a layer's forward during a run: called with (original
-        forward, *args, **kwargs).
+        """Makes what takes the place of a layer's forward during a run.
+
+        Args:
+            backbone: The model's layers.
+            path: The layer's path.
+            module: The layer.
+
+        Returns:
+            A function that is called with (original forward, *args, **kwargs).
         """
 
 
@@ -28,7 +35,7 @@ FAMILIES: list[Family] = [unet]
 
 
 def backbone_of(diffusion_model: Any) -> tuple[Family, Backbone] | None:
-    """A model's family and layers; None for models that no family knows."""
+    """Returns a model's family and layers; None for models that no family knows."""
     for family in FAMILIES:
         if (found := family.find(diffusion_model)) is not None:
             return family, found

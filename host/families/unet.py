@@ -21,7 +21,7 @@ SELF_ATTENTION, CROSS_ATTENTION = "attn1", "attn2"
 
 
 def find(diffusion_model: Any) -> Backbone | None:
-    """The layers of a UNet, None for other models."""
+    """Finds the layers of a UNet; None for other models."""
     attention = self_attention_layers(diffusion_model)
     if not attention:
         return None
@@ -42,8 +42,15 @@ def find(diffusion_model: Any) -> Backbone | None:
 
 
 def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
-    """What takes the place of a layer's forward during a run: called with (original forward, *args,
-    **kwargs).
+    """Makes what takes the place of a layer's forward during a run.
+
+    Args:
+        backbone: The model's layers.
+        path: The layer's path.
+        module: The layer.
+
+    Returns:
+        A function that is called with (original forward, *args, **kwargs).
     """
     if path == backbone.injected_hidden:
         return _wrap_hidden(path)
@@ -53,10 +60,16 @@ def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
 
 
 def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
-    """Module paths of every self-attention (`attn1`) in the order the UNet runs them.
+    """Lists the module paths of every self-attention (`attn1`), in the order the UNet runs them.
 
-    Blocks whose first attention is a cross-attention (`disable_self_attn`) are left out. Returns:
-    e.g. "output_blocks.4.1.transformer_blocks.0.attn1"; empty for models without such blocks.
+    Blocks whose first attention is a cross-attention (`disable_self_attn`) are left out.
+
+    Args:
+        diffusion_model: The host's UNet, or another model.
+
+    Returns:
+        For example "output_blocks.4.1.transformer_blocks.0.attn1"; empty for models
+        without such blocks.
     """
     return tuple(
         f"{path}.attn1"
@@ -68,11 +81,16 @@ def self_attention_layers(diffusion_model: Any) -> tuple[str, ...]:
 
 
 def deep_layers(diffusion_model: Any) -> tuple[str, ...]:
-    """Module paths of all that runs below the UNet's full resolution, in order: from the first
-    Downsample to the last Upsample.
+    """Lists the module paths of all that runs below the UNet's full resolution, in order.
 
-    Returns: e.g. "input_blocks.3.0" ... "middle_block.2" ... "output_blocks.8.2"; empty for models
-    without such a part.
+    They go from the first Downsample to the last Upsample.
+
+    Args:
+        diffusion_model: The host's UNet, or another model.
+
+    Returns:
+        For example "input_blocks.3.0" ... "middle_block.2" ... "output_blocks.8.2"; empty for
+        models without such a part.
     """
     known = [
         (f"{part}.{i}.{j}", layer)
@@ -139,7 +157,14 @@ def _wrap_deep(path: str, last: bool) -> Callable[..., Tensor]:
 
 @dataclass
 class UNetDeep(DeepCall):
-    """original: the layer's forward as it was. x: its input. args, kwargs: the others."""
+    """One call of a layer below the UNet's full resolution.
+
+    Attributes:
+        original: The layer's forward as it was.
+        x: Its input, (rows * n, C, h, w).
+        args: What else it is given by position.
+        kwargs: What it is given by name.
+    """
 
     original: Callable[..., Tensor]
     x: Tensor
@@ -154,23 +179,23 @@ class UNetDeep(DeepCall):
         return self.original(self.x, *self.args, **self.kwargs)
 
     def nothing(self) -> Tensor:
-        """An output without channels: the host joins it to others and takes its height and width
-        for the way up, at no cost.
+        """Makes an output without channels, at no cost.
+
+        The host joins it to others, and takes its height and width for the way up.
         """
         height, width = self.x.shape[2:]
         if self.kwargs.get("output_shape") is not None:
             height, width = self.kwargs["output_shape"][2:]
-        elif (
-            not self.args
-        ):  # a Downsample; ResBlocks and transformers are given an embedding or a context
+        # A Downsample; ResBlocks and transformers are given an embedding or a context.
+        elif not self.args:
             height, width = -(-height // 2), -(-width // 2)
         return self.x.new_empty(len(self.x), 0, height, width)
 
 
 def _blocks(layers: tuple[str, ...]) -> tuple[str, ...]:
-    """The UNet's blocks that layers belong to, in their order, e.g.
+    """The UNet's blocks that layers belong to, in their order.
 
-    "input_blocks.1", "middle_block", "output_blocks.3".
+    For example "input_blocks.1", "middle_block", "output_blocks.3".
     """
     parts = (layer.split(".") for layer in layers)
     return tuple(

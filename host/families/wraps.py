@@ -17,18 +17,22 @@ _ABSENT = object()
 
 
 def _eager(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Kept out of a compiled model's graphs: every pass would be traced anew.
+    """Keeps a wrapper out of a compiled model's graphs: every pass would be traced anew.
 
-    The import, which takes seconds, is the compiling user's.
+    The import takes seconds, and is left to users who compile.
     """
     return torch.compiler.disable(forward) if "torch._dynamo" in sys.modules else forward
 
 
 class ForwardWraps:
-    """Installed before a run, undone after it, each run its own.
+    """Wrappers around modules' `forward`: installed before a run and undone after it.
 
-    make: called with (path, module), returns the wrapper, called with (original forward, *args,
-    **kwargs).
+    Each run has its own.
+
+    Args:
+        paths: The modules' paths in the diffusion model.
+        make: Called with (path, module); returns the wrapper, called with (original
+            forward, *args, **kwargs).
     """
 
     def __init__(
@@ -42,6 +46,10 @@ class ForwardWraps:
         """Wraps from the host's pre-run on until sampling has ended, in whatever way.
 
         Not until ON_CLEANUP: the host leaves out the callbacks that come after one that fails.
+
+        Args:
+            patcher: The ModelPatcher that is sampled.
+            key: The key of our callback and wrapper on it.
         """
         patcher.add_callback_with_key(
             CallbacksMP.ON_PRE_RUN, key, lambda loaded: self._install(loaded.model.diffusion_model)
@@ -58,8 +66,9 @@ class ForwardWraps:
             module.forward = ours
 
     def _sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Samples, and puts back what was there before; a forward that somebody wrapped after us
-        stays (ours is inert inside it).
+        """Samples, and puts back what was there before.
+
+        A forward that somebody wrapped after us stays; ours does nothing inside it.
         """
         before = len(self._installed)
         try:

@@ -1,3 +1,1 @@
-"""Files in ComfyUI's own folders: stored inversions, the embedded clip and model, what was
-measured.
-"""
+"""Files in ComfyUI's own folders: inversions, the embedded clip and model, what was measured."""

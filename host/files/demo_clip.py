@@ -15,8 +15,8 @@ CLIP = Path(__file__).resolve().parents[2] / "demo" / "tokenflow_star.mp4"
 def offer_clip() -> None:
     """Puts the embedded clip into the host's input folder, under its own name, whole or not at all.
 
-    What is there by that name stays as it is. A folder that cannot be written is told in the log:
-    all else works without it.
+    A file that has this name already stays as it is. A folder that cannot be written to is reported
+    in the log: everything else works without it.
     """
     folder = Path(folder_paths.get_input_directory())
     try:
@@ -36,7 +36,7 @@ def _put(folder: Path) -> None:
     try:
         shutil.copyfile(CLIP, part)
         try:
-            os.link(part, folder / CLIP.name)  # unlike a renamed file it takes no other's place
+            os.link(part, folder / CLIP.name)  # unlike a renamed file it replaces no other
         except FileExistsError:
             pass
         except OSError:  # file systems without hard links

@@ -1,9 +1,9 @@
-"""The embedded demo model: a tiny Stable Diffusion of a made-up world, as objects that every node
-of the host takes.
+"""The embedded demo model: a tiny Stable Diffusion of a made-up world.
 
-The UNet has the layout of SD 1.5 made narrow (the same 12 input and 12 output blocks), the text
-encoder is a two-layer CLIP on SD 1's tokenizer, and the autoencoder is linear: 4 x 4 patches on 16
-principal axes. How they were trained is in demo/README.md.
+It comes as objects that every node of the host takes. The UNet has the layout of SD 1.5 made
+narrow (the same 12 input and 12 output blocks), the text encoder is a two-layer CLIP on SD 1's
+tokenizer, and the autoencoder is linear: 4 x 4 patches on 16 principal axes. How they were trained
+is in demo/README.md.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "model.safetensors"
 PATCH = 4
 CHANNELS = 16
 HEAD_WIDTH = 32
-# SD's schedule (betas linear in their roots) led on to a noise of deviation 66. Where SD's ends, at
-# 14.6, the mean colour of so small a picture can still be read: a model learns to find it there
-# instead of in the prompt, and pure noise leads it to a random one.
+# SD's schedule (betas linear in their roots), continued up to noise of deviation 66. Where SD's
+# ends, at 14.6, the mean colour of so small a picture can still be read: a model learns to find it
+# there instead of in the prompt, and pure noise leads it to a random colour.
 SCHEDULE = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.02}
 TEXT_ENCODER = {
     "num_hidden_layers": 2,
@@ -43,15 +43,22 @@ TEXT_ENCODER = {
     "intermediate_size": 256,
     "hidden_act": "quick_gelu",
     "max_position_embeddings": 77,
-    "eos_token_id": 49407,  # nosec B105 (bandit takes tokens for passwords)
+    # Bandit takes tokens for passwords.
+    "eos_token_id": 49407,  # nosec B105
 }
 
 
 class PatchAutoencoder(torch.nn.Module):
-    """A linear autoencoder: 4 x 4 patches on their first 16 principal axes, each over the root of
-    its deviation, variance one overall.
+    """A linear autoencoder: 4 x 4 patches on their first 16 principal axes.
 
+    What lies on an axis is divided by the root of its deviation, and has variance one overall.
     Pictures are (B, 3, H, W) in [-1, 1], latents (B, 16, H / 4, W / 4).
+
+    Args:
+        mean: The mean patch, (48,).
+        basis: The principal axes, (48, 16).
+        scale: What latents are divided by, (16,).
+        gain: What latents are multiplied by, ().
     """
 
     mean: Tensor
@@ -60,9 +67,6 @@ class PatchAutoencoder(torch.nn.Module):
     gain: Tensor
 
     def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor, gain: Tensor) -> None:
-        """mean: (48,) the mean patch; basis: (48, 16) its axes; scale: (16,) and gain: () what
-        latents are divided and multiplied by.
-        """
         super().__init__()
         for name, values in (("mean", mean), ("basis", basis), ("scale", scale), ("gain", gain)):
             self.register_buffer(name, values)
@@ -80,8 +84,10 @@ class PatchAutoencoder(torch.nn.Module):
         return F.pixel_shuffle(patches.movedim(-1, 1), PATCH).contiguous()
 
     def rgb_factors(self) -> tuple[list[list[float]], list[float]]:
-        """The linear map from latents to each patch's mean colour in [-1, 1], for previews: (16, 3)
-        and (3,).
+        """Returns the linear map from latents to each patch's mean colour in [-1, 1], for previews.
+
+        Returns:
+            Its factors (16, 3) and what is added to them (3,).
         """
 
         def colour(patch: Tensor) -> list:
@@ -177,10 +183,17 @@ class _VAE(comfy.sd.VAE):
 
 
 def load_demo_model(path: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE from the weights at `path`.
+    """Loads the embedded model.
 
-    Raises FileNotFoundError without the file, and ValueError where it is only the pointer that Git
-    LFS left in its place.
+    Args:
+        path: The file of its weights.
+
+    Returns:
+        MODEL, CLIP and VAE.
+
+    Raises:
+        FileNotFoundError: Without the file.
+        ValueError: Where the file is only the pointer that Git LFS left in its place.
     """
     with path.open("rb") as file:
         if file.read(8) == b"version ":

@@ -1,5 +1,6 @@
-"""Names of stored inversions in the host's input and output folders, by the host's conventions, and
-nowhere else.
+"""Names of stored inversions in the host's input and output folders, and nowhere else.
+
+They follow the host's conventions.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from ..validation.errors import NodeError
 SUFFIX = ".inversion.safetensors"
 # What a name may not hold, on any system: a folder may be shared between them.
 FORBIDDEN = r'[\x00-\x1f\x7f\\:*?"<>|]'
-# In bytes. File systems end at 255 a part; the host's counter and the suffix are yet to come.
+# In bytes. File systems allow 255 for a part; the host's counter and the suffix are added later.
 LONGEST_PART, LONGEST = 180, 1000
 
 
 def stored_names() -> list[str]:
-    """All stored inversions, those of the output folder annotated as the host does: `name`,
-    `sub/name [output]`.
+    """Lists all stored inversions.
+
+    Those of the output folder are annotated as the host does it: `name`, `sub/name [output]`.
     """
     found = []
     for root, annotation in (
@@ -39,10 +41,19 @@ def stored_names() -> list[str]:
 
 
 def stored_path(node: str, socket: str, name: str) -> Path:
-    """The stored inversion of that name, as `stored_names` gives it.
+    """Finds a stored inversion by its name.
 
-    Raises: NodeError if it is none, is not there or lies, by its name or through links, outside the
-    input and output folders.
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        name: As `stored_names` gives it.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        NodeError: If it is no such name, is not there or lies, by its name or through links,
+            outside the input and output folders.
     """
     name = str(name)  # prompts of the API may hold anything
     inner, root = folder_paths.annotated_filepath(name)
@@ -77,12 +88,21 @@ def stored_path(node: str, socket: str, name: str) -> Path:
 
 
 def new_path(node: str, socket: str, prefix: str) -> Path:
-    """Where the next file of a prefix goes: in the output folder, with the host's counter.
+    """Chooses where the next file of a prefix goes: in the output folder, with the host's counter.
 
-    Makes the folders of the prefix.
+    The folders of the prefix are made.
 
-    Raises: NodeError if the prefix is no name or leads outside the output folder, or the folder
-    cannot be made.
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        prefix: A name, or folder/name.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        NodeError: If the prefix is no name or leads outside the output folder, or if the folder
+            cannot be made.
     """
     _check_name(node, socket, prefix)
     root = os.path.abspath(folder_paths.get_output_directory())
@@ -97,14 +117,13 @@ def new_path(node: str, socket: str, prefix: str) -> Path:
             "Choose another name.",
         ) from error
     path = Path(folder, f"{name}_{counter:05}_{SUFFIX}")
-    _check_inside(
-        node, socket, prefix, path, root
-    )  # the host has put the date in place of its signs
+    # Once more, as the host has filled in the date.
+    _check_inside(node, socket, prefix, path, root)
     return path
 
 
 def _check_name(node: str, socket: str, name: str) -> None:
-    """Raises: NodeError unless a name is a relative path of plain parts that any file system takes."""
+    """Raises: NodeError unless a name is a relative path of parts that any file system takes."""
     parts = name.split("/")
     if not name or any(part.strip() in ("", ".", "..") for part in parts):
         raise NodeError(
@@ -117,12 +136,15 @@ def _check_name(node: str, socket: str, name: str) -> None:
         raise NodeError(
             node,
             socket,
-            f"{_shown(name)} has signs that no file name may have.",
+            f"{_shown(name)} has characters that no file name may have.",
             "Use letters, digits, '-', '_' and '/'.",
         )
     if len(name.encode()) > LONGEST or any(len(part.encode()) > LONGEST_PART for part in parts):
         raise NodeError(
-            node, socket, f"a name of {len(name)} signs, {_shown(name)}.", "Use a shorter name."
+            node,
+            socket,
+            f"a name of {len(name)} characters, {_shown(name)}.",
+            "Use a shorter name.",
         )
 
 

@@ -20,10 +20,13 @@ LONGEST = 3600.0
 
 
 class StoredTimings(UserDict[str, dict[str, float]]):
-    """Seconds by backend (`tokenflow_ops.matching.fastest.Timings`), kept in memory and, where it
-    can be written, in a JSON file.
+    """Seconds by backend, kept in memory and, where it can be written, in a JSON file.
 
-    What cannot be read or is no timing counts as not measured.
+    The form is `tokenflow_ops.matching.fastest.Timings`. What cannot be read or is no timing counts
+    as not measured.
+
+    Args:
+        path: The JSON file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,21 +35,20 @@ class StoredTimings(UserDict[str, dict[str, float]]):
         self.data = _read(path)
 
     def __setitem__(self, key: str, timing: dict[str, float]) -> None:
-        self.data = (
-            _read(self._path) | self.data | {key: timing}
-        )  # another process may have written meanwhile
+        # Another process may have written meanwhile.
+        self.data = _read(self._path) | self.data | {key: timing}
         beside = self._path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             beside.write_text(json.dumps(self.data, indent=1), encoding="utf-8")
             os.replace(beside, self._path)
-        except OSError:  # then it is known until the host ends
+        except OSError:  # then it is known only until the host ends
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
 
 
 @cache
 def search_timings() -> StoredTimings:
-    """This machine's, read once."""
+    """Returns this machine's timings, read once."""
     return StoredTimings(Path(folder_paths.get_user_directory(), FILE))
 
 
@@ -65,7 +67,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _is_timing(found: object) -> bool:
-    """Seconds of every backend."""
+    """Tells whether it is seconds of every backend."""
     return (
         isinstance(found, dict)
         and found.keys() == NAMES.keys()

@@ -1,1 +1,1 @@
-"""How much an inversion keeps, and how good an edited clip is, by ComfyUI's own models and folders."""
+"""How much an inversion keeps, and how good an edit is, by ComfyUI's models and folders."""

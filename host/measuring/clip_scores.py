@@ -1,9 +1,9 @@
-"""Embeddings in CLIP's common space of pictures and texts, from the host's CLIP_VISION and CLIP
-objects.
+"""Embeddings in CLIP's common space of pictures and texts.
 
-Both halves of a CLIP end in a projection into that space. The host's vision models apply theirs. Of
-its text encoders, those of ViT-H (SD 2.x) and ViT-bigG (SDXL) do; ViT-L's does not, as SD 1.x needs
-no projection and its checkpoints hold none.
+They come from the host's CLIP_VISION and CLIP objects. Both halves of a CLIP end in a
+projection into that space. The host's vision models apply theirs. Of its text encoders, those
+of ViT-H (SD 2.x) and ViT-bigG (SDXL) do; ViT-L's does not, as SD 1.x needs no projection and
+its checkpoints hold none.
 """
 
 from __future__ import annotations
@@ -18,16 +18,24 @@ from ..validation.errors import NodeError
 
 
 def frame_embedding(node: str, socket: str, clip_vision: Any) -> Callable[[Tensor], Tensor]:
-    """Embeds a (3, h, w) image in [0, 1] as (1, C), float32 on the CPU, after CLIP's own
-    preparation: the middle square, resized.
+    """Makes a function that embeds frames.
 
-    Raises: NodeError for vision models without CLIP's projection (DINOv2, SigLIP), and from what it
-    returns for files without its weights.
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        clip_vision: The host's CLIP_VISION.
+
+    Returns:
+        Embeds a picture (3, h, w) in [0, 1] as (1, C), float32 on the CPU, after CLIP's
+        own preparation: the middle square, resized. It raises NodeError for files without
+        the model's weights.
+
+    Raises:
+        NodeError: For vision models without CLIP's projection (DINOv2, SigLIP).
     """
     projection = getattr(clip_vision.model, "visual_projection", None)
-    if not hasattr(
-        projection, "out_features"
-    ):  # the host puts a function or an Identity in its place
+    # The host puts a function or an Identity in its place.
+    if not hasattr(projection, "out_features"):
         kind = type(clip_vision.model).__name__
         raise NodeError(
             node,
@@ -49,12 +57,23 @@ def frame_embedding(node: str, socket: str, clip_vision: Any) -> Callable[[Tenso
 
 
 def prompt_embedding(node: str, socket: str, clip: Any, prompt: str, clip_vision: Any) -> Tensor:
-    """A prompt as (1, C), float32 on the CPU.
+    """Embeds a prompt.
 
     Emphasis does not count, nor does what comes after 75 tokens.
 
-    Raises: NodeError if the text encoder does not project, or not into a space as wide as the
-    vision model's.
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        clip: The host's CLIP.
+        prompt: The prompt.
+        clip_vision: The host's CLIP_VISION, checked by `frame_embedding`.
+
+    Returns:
+        (1, C), float32 on the CPU.
+
+    Raises:
+        NodeError: If the text encoder does not project, or not into a space as wide as
+            the vision model's.
     """
     tokens = clip.tokenize(prompt)
     projected, pooled = (
@@ -65,7 +84,8 @@ def prompt_embedding(node: str, socket: str, clip: Any, prompt: str, clip_vision
             node,
             socket,
             "this text encoder does not project prompts into CLIP's space of pictures and texts.",
-            "Load the text encoder of CLIP ViT-H (SD 2.x) or ViT-bigG (SDXL), and the same CLIP's vision model as clip_vision.",
+            "Load the text encoder of CLIP ViT-H (SD 2.x) or ViT-bigG (SDXL), "
+            "and the same CLIP's vision model as clip_vision.",
         )
     width, wanted = projected.shape[-1], clip_vision.model.visual_projection.out_features
     if width != wanted:

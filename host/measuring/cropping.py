@@ -1,5 +1,6 @@
-"""What VAE Encode cuts off: of pictures whose sides are no multiples of its factor it takes the
-middle. Here others are cut like them.
+"""What VAE Encode cuts off, so that other pictures can be cut like those that were encoded.
+
+Of pictures whose sides are no multiples of its factor VAE Encode takes the middle.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ from torch import Tensor
 from ...tokenflow_ops import Inversion
 from ..validation.errors import NodeError
 
-LARGEST_FACTOR = (
-    8  # pixels of a latent pixel's side, in the autoencoders of the models that the pack takes
-)
+# Pixels of a latent pixel's side, in the autoencoders of the models that the pack takes.
+LARGEST_FACTOR = 8
 
 Size = tuple[int, int]  # height and width
 
 
 def size_of(pictures: Tensor) -> Size:
-    """Of pictures (N, H, W, C)."""
+    """Returns the size of pictures (N, H, W, C)."""
     return pictures.shape[1], pictures.shape[2]
 
 
 def crop(pictures: Tensor, size: Size, first: int = 1) -> Tensor:
-    """The middle of pictures, or of anything that has height and width at the dimensions `first`
-    and `first + 1`, as the host cuts it.
+    """Takes the middle of pictures, as the host cuts it.
+
+    Args:
+        pictures: Pictures, or anything else that has height and width.
+        size: Height and width of the middle.
+        first: The dimension that is the height; the next one is the width.
+
+    Returns:
+        The middle.
     """
     for dim, length in enumerate(size, first):
         pictures = pictures.narrow(dim, (pictures.shape[dim] - length) // 2, length)
@@ -34,10 +41,16 @@ def crop(pictures: Tensor, size: Size, first: int = 1) -> Tensor:
 
 
 def encoded_size(size: Size, latents: Size) -> Size | None:
-    """What of pictures of a size is in their latents of h x w; None if they cannot be these
-    pictures' latents.
+    """Finds out what part of pictures is in their latents.
 
     The factor is taken for a power of two, as autoencoders have it.
+
+    Args:
+        size: The pictures' height and width.
+        latents: The latents' height and width.
+
+    Returns:
+        Height and width of that part, the middle; None if they cannot be these pictures' latents.
     """
     most = min(side // small for side, small in zip(size, latents, strict=True))
     factor = 1 << (most.bit_length() - 1) if most else 0
@@ -49,14 +62,26 @@ def encoded_size(size: Size, latents: Size) -> Size | None:
 
 
 def as_encoded(node: str, frames: Tensor, inversion: Inversion) -> tuple[Tensor, str]:
-    """What of the source's frames (N, H, W, C) was inverted, and what was cut off in words.
+    """Cuts the source's frames to what was inverted of them.
 
-    Raises: NodeError if frames of this size were not inverted.
+    Args:
+        node: The node's name, for errors.
+        frames: The source's frames, (N, H, W, C).
+        inversion: Their inversion.
+
+    Returns:
+        The frames, and what was cut off in words.
+
+    Raises:
+        NodeError: If frames of this size were not inverted.
     """
     height, width = inversion.latents.shape[-2:]
     size = encoded_size(size_of(frames), (height, width))
     if size is None:
-        found = f"frames of {in_words(size_of(frames))} pixels, which are not encoded as the inverted latents of {width} x {height}."
+        found = (
+            f"frames of {in_words(size_of(frames))} pixels, which are not encoded as "
+            f"the inverted latents of {width} x {height}."
+        )
         raise NodeError(
             node, "frames", found, "Connect the frames that were encoded, as VAE Encode got them."
         )
@@ -64,10 +89,16 @@ def as_encoded(node: str, frames: Tensor, inversion: Inversion) -> tuple[Tensor,
 
 
 def mask_as_encoded(mask: Tensor, inversion: Inversion) -> tuple[Tensor, str]:
-    """What of a mask (..., H, W), drawn on the source's frames, was inverted, and what was cut off
-    in words.
+    """Cuts a mask, drawn on the source's frames, to what was inverted of them.
 
     Masks of other sizes stay whole: the host scales them.
+
+    Args:
+        mask: (..., H, W).
+        inversion: The source's inversion.
+
+    Returns:
+        The mask, and what was cut off in words.
     """
     height, width = inversion.latents.shape[-2:]
     drawn = mask.shape[-2], mask.shape[-1]
@@ -80,11 +111,15 @@ def mask_as_encoded(mask: Tensor, inversion: Inversion) -> tuple[Tensor, str]:
 
 
 def common_size(sizes: Mapping[str, Size]) -> Size | str:
-    """To what clips by name are to be cut if they are a source, the first one, and what became of
-    it through an autoencoder.
+    """Finds the size to cut clips to, so that an autoencoder's crop does not count.
 
-    Returns: the size, or the name of the first clip that differs from the source by more than is
-    cut off.
+    Args:
+        sizes: Sizes of clips by name: the source, first, and what became of it
+            through an autoencoder.
+
+    Returns:
+        The size, or the name of the first clip that differs from the source by more than
+        is cut off.
     """
     source = next(iter(sizes.values()))
     common = source
@@ -101,7 +136,16 @@ def common_size(sizes: Mapping[str, Size]) -> Size | str:
 
 
 def describe_crop(name: str, given: Size, used: Size) -> str:
-    """What was cut off, in words; nothing if nothing was."""
+    """Says what was cut off.
+
+    Args:
+        name: What was cut, in words.
+        given: Height and width before.
+        used: Height and width after.
+
+    Returns:
+        The words; "" if nothing was cut off.
+    """
     return (
         ""
         if given == used
@@ -110,5 +154,5 @@ def describe_crop(name: str, given: Size, used: Size) -> str:
 
 
 def in_words(size: Size) -> str:
-    """As users know it, width first."""
+    """Writes a size as users know it, width first."""
     return f"{size[1]} x {size[0]}"

@@ -29,10 +29,18 @@ def measure(
     embed: Embed | None = None,
     prompt: Tensor | None = None,
 ) -> Report:
-    """Warp error and sharpness of clips (N, 3, h, w) in [0, 1], of which "source" gives the motion.
+    """Measures clips: warp error and sharpness, and CLIP's similarities if asked for.
 
-    With `embed` also how alike neighbouring frames are, with an embedded `prompt`, (1, C), how well
-    they show it.
+    Args:
+        clips: By name (N, 3, h, w) in [0, 1]; "source" gives the motion.
+        flow: Finds the source's optical flow.
+        flow_name: Its name, for the report.
+        embed: Embeds frames, to measure how alike neighbouring frames are, or None.
+        prompt: The embedded prompt, (1, C), to measure how well frames show it, or None; without
+            `embed` it is not used.
+
+    Returns:
+        All figures.
     """
     source = clips["source"]
     done = Progress(len(source) - 1 + (len(clips) * len(source) if embed else 0))

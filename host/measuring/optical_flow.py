@@ -1,7 +1,7 @@
-"""Optical flow by name: DIS, which needs nothing, or RAFT with weights from the host's folder
-models/optical_flow.
+"""Optical flow by name: DIS, which needs nothing, or RAFT.
 
-Hosts that have nodes for optical flow themselves (2026) keep torchvision's RAFT in the same folder.
+RAFT's weights lie in the host's folder models/optical_flow. Hosts that have nodes for optical flow
+themselves (2026) keep torchvision's RAFT in the same folder.
 """
 
 from __future__ import annotations
@@ -27,16 +27,25 @@ RAFT_FILES = ("raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_small_C_T_V2-01064c6d
 
 
 def flow_choices() -> list[str]:
-    """DIS, torchvision's default files and whatever else lies in the folder."""
+    """Lists DIS, torchvision's default files and whatever else lies in the folder."""
     _register()
     return list(dict.fromkeys([DIS, *RAFT_FILES, *folder_paths.get_filename_list(FOLDER)]))
 
 
 def load_flow(node: str, socket: str, choice: str) -> Flow:
-    """The optical flow of that name, run where the host wants it, one pair at a time.
+    """Loads the optical flow of a name.
 
-    Raises: NodeError if the file is missing or holds anything but torchvision's weights of RAFT, or
-    if what runs them is.
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        choice: One of `flow_choices`.
+
+    Returns:
+        The flow, which runs where the host wants it, one pair of frames at a time.
+
+    Raises:
+        NodeError: If the file is missing or holds anything but torchvision's weights of RAFT, or if
+            the library that runs the flow is missing.
     """
     try:
         library("cv2" if choice == DIS else "torchvision")

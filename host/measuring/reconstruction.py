@@ -24,8 +24,8 @@ from ..validation.errors import NodeError
 from .cropping import in_words, size_of
 
 MOST_FRAMES = 4
-# Frames decoded at once, and how much their differences are brightened: what is lost is hard to
-# see.
+# How many frames are decoded at once. How much their differences are brightened, as what is lost
+# is hard to see.
 BLOCK_FRAMES, BRIGHTER = 8, 5
 # Noise levels above this leave next to nothing of the source in the picture: Stable Diffusion's end
 # at 14.6. The embedded model with its schedule made zero-terminal-SNR (up to 4519, 20 steps) has
@@ -35,7 +35,7 @@ BACK, ALONE = "reconstruction", "autoencoder alone"
 
 
 def spread_frames(total: int) -> Tensor:
-    """At most MOST_FRAMES of `total` frames, evenly spread from the first to the last."""
+    """Chooses at most MOST_FRAMES of `total` frames, evenly spread from the first to the last."""
     return spread(total, MOST_FRAMES)
 
 
@@ -50,13 +50,23 @@ def reconstruct_frames(
     asked: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Some frames sampled from the noisy end by the host's euler, with the source prompt.
+    """Samples some frames from the noisy end by the host's euler, with the source prompt.
 
-    Frames are independent of each other here, so the rest need not be sampled.
+    Frames are independent of each other here, so the others need not be sampled.
 
-    node: the node's name for errors. latents: (N, C, h, w) the source, as on a LATENT socket.
-    frames: (n,). asked: frames per pass, or 0. progress: counts the steps. Returns: (n, C, h, w) in
-    the model's latent space.
+    Args:
+        node: The node's name, for errors.
+        model: The user's ModelPatcher, which is not touched.
+        inversion: The source's path, with its prompt.
+        negative: The negative prompt, a CONDITIONING; it may be empty.
+        cfg: Scale of the guidance, 1 for none.
+        latents: The source, (N, C, h, w) as on a LATENT socket.
+        frames: Numbers of the frames to sample, (n,).
+        asked: Frames in one pass, 0 for the host's estimate.
+        progress: Counts the steps, if given.
+
+    Returns:
+        (n, C, h, w) in the model's latent space.
     """
     reached = inversion.latents[0]
 
@@ -80,9 +90,14 @@ def reconstruct_frames(
 
 
 class SomeFramesRun(SourceRun):
-    """Only some frames go through the model.
+    """A run in which only some frames go through the model.
 
-    The others are taken for clean already, and stay as they are.
+    The others count as clean already, and stay as they are.
+
+    Args:
+        node: The node's name, for errors.
+        asked: Frames in one pass, 0 for the host's estimate.
+        frames: Numbers of the frames that go through the model, (n,).
     """
 
     def __init__(self, node: str, asked: int, frames: Tensor) -> None:
@@ -109,14 +124,25 @@ def compare_pictures(
     frames: Tensor | None,
     done: Callable[[], None],
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Reconstructed latents `found` decoded and compared with the source.
+    """Decodes reconstructed latents, and compares them with the source.
 
-    node: the node's name for errors. found, wanted: (n, C, h, w) in the model's latent space.
-    frames: (n, H, W, 3) the source in [0, 1], as large as what is decoded; without them the decoded
-    `wanted` take their place. done: called once a frame. Returns: the reconstruction (n, H, W, 3);
-    source, reconstruction and difference side by side, as `captioned_grid` has them; PSNR to the
-    source in dB, (n,), of the reconstruction (BACK) and, with frames, of the decoded `wanted`
-    (ALONE). Raises: NodeError if the VAE cannot decode the latents.
+    Args:
+        node: The node's name, for errors.
+        model: The ModelPatcher, for its latent space.
+        vae: The host's VAE.
+        found: The reconstructed latents, (n, C, h, w) in the model's latent space.
+        wanted: The source's latents, likewise.
+        frames: The source, (n, H, W, 3) in [0, 1], as large as what is decoded; without them the
+            decoded `wanted` take their place.
+        done: Called once for each frame.
+
+    Returns:
+        The reconstruction, (n, H, W, 3); source, reconstruction and difference side by side, as
+        `captioned_grid` has them; PSNR to the source in dB, (n,), of the reconstruction (BACK) and,
+        with frames, of the decoded `wanted` (ALONE).
+
+    Raises:
+        NodeError: If the VAE cannot decode the latents.
     """
     back, beside, figures = torch.empty(0), torch.empty(0), {}
     for first in range(0, len(found), BLOCK_FRAMES):
@@ -167,21 +193,39 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
 def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Tensor | None) -> None:
     """Decodes one frame of the inverted clip, before much is sampled to be decoded.
 
-    Raises: NodeError if the VAE cannot decode it, or not to the size of the source's frames (N, H,
-    W, 3).
+    Args:
+        node: The node's name, for errors.
+        model: The ModelPatcher, for its latent space.
+        vae: The host's VAE.
+        inversion: The source's path.
+        frames: The source's frames, (N, H, W, 3), or None.
+
+    Raises:
+        NodeError: If the VAE cannot decode it, or not to the size of the source's frames.
     """
     decoded = size_of(_decode(node, model, vae, inversion.latents[-1][:1]))
     if frames is not None and size_of(frames) != decoded:
-        found = f"frames of {in_words(size_of(frames))} pixels, the inverted ones decode to {in_words(decoded)}."
+        found = (
+            f"frames of {in_words(size_of(frames))} pixels, "
+            f"the inverted ones decode to {in_words(decoded)}."
+        )
         raise NodeError(node, "frames", found, "Connect the frames that were encoded.")
 
 
 def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) -> str:
-    """What reconstructed latents `found` lose against `wanted`, both (n, C, h, w) in the model's
-    latent space, in words.
+    """Says what reconstructed latents lose.
 
     In dB, mean and lowest frame: PSNR of the decoded frames if there is a VAE that can decode them;
     signal to error of the latents.
+
+    Args:
+        model: The ModelPatcher, for its latent space.
+        vae: The host's VAE, or None.
+        found: The reconstructed latents, (n, C, h, w) in the model's latent space.
+        wanted: The source's latents, likewise.
+
+    Returns:
+        The words, in one line.
     """
     ratio = f"latents {_mean_and_lowest(_signal_to_error(found, wanted))} signal to error"
     if vae is None:
@@ -189,7 +233,8 @@ def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) ->
     process_out = model.get_model_object("latent_format").process_out
     try:
         pictures, pure = (vae.decode(process_out(part)).float() for part in (found, wanted))
-        return f"{_mean_and_lowest(psnr(pictures, pure))} PSNR to the autoencoder's own pictures; {ratio}"
+        decoded = _mean_and_lowest(psnr(pictures, pure))
+        return f"{decoded} PSNR to the autoencoder's own pictures; {ratio}"
     except model_management.InterruptProcessingException:
         raise
     except Exception as error:  # whatever a VAE of another kind does, the inversion is good
@@ -199,10 +244,19 @@ def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) ->
 
 
 def warn_if_lost(node: str, inversion: Inversion, found: Tensor, wanted: Tensor, cfg: float) -> str:
-    """A line about reconstructed latents `found`, (n, C, h, w) as `wanted`, with more error than
-    source in them, and the likely cause.
+    """Warns of reconstructed latents with more error than source in them, with the likely cause.
 
-    It goes to the log too. Returns: nothing in it for an inversion that has kept the source.
+    It goes to the log too.
+
+    Args:
+        node: The node's name, for the log.
+        inversion: The source's path.
+        found: The reconstructed latents, (n, C, h, w) in the model's latent space.
+        wanted: The source's latents, likewise.
+        cfg: The scale of guidance that they were sampled with.
+
+    Returns:
+        A line after a line break; "" for an inversion that has kept the source.
     """
     ratios = _signal_to_error(found, wanted)
     lost = int((~(ratios >= 0)).sum())  # NaN is neither
@@ -211,23 +265,27 @@ def warn_if_lost(node: str, inversion: Inversion, found: Tensor, wanted: Tensor,
     first, below = float(inversion.sigmas[0]), int((inversion.sigmas <= HIGHEST).sum()) - 1
     if first > HIGHEST and below:
         cause = (
-            f"noise levels up to {first:.0f}, as zero-terminal-SNR and EDM models have them, where nothing of the source is left; "
+            f"noise levels up to {first:.0f}, as zero-terminal-SNR and EDM models have them, "
+            "where nothing of the source is left; "
             f"depth {math.floor(100 * below / inversion.steps) / 100:g} stays below"
         )
     elif cfg > 1:
         cause = f"cfg {cfg:g}; invert with 1"
     else:
         cause = (
-            "a model that is told to predict something else than it was trained for (eps, v, EDM: ModelSampling nodes), "
-            "a prompt of another clip, or too few steps"
+            "a model that is told to predict something else than it was trained for "
+            "(eps, v, EDM: ModelSampling nodes), a prompt of another clip, or too few steps"
         )
-    text = f"LOST: in {lost} of {len(ratios)} frames the error is larger than the source; no edit can keep it. Likely cause: {cause}."
+    text = (
+        f"LOST: in {lost} of {len(ratios)} frames the error is larger than the source; "
+        f"no edit can keep it. Likely cause: {cause}."
+    )
     logging.warning("%s: %s", node, text)
     return f"\n{text}"
 
 
 def _signal_to_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Of latents (n, C, h, w), in dB, (n,)."""
+    """Signal to error of latents (n, C, h, w), in dB, (n,)."""
     signal, error = (part.square().flatten(1).sum(1) for part in (wanted, found - wanted))
     return 10 * torch.log10(signal / error)
 

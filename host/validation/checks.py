@@ -22,10 +22,20 @@ SAME_FRAME = 0.05
 
 
 def check_model(node: str, model: Any) -> Backbone:
-    """The layers of a model that TokenFlow can work on. Raises: NodeError for other models."""
-    unet = getattr(
-        model.model, "diffusion_model", None
-    )  # a VAE's or a text encoder's patcher has none
+    """Checks that TokenFlow can work on a model.
+
+    Args:
+        node: The node's name, for errors.
+        model: The ModelPatcher.
+
+    Returns:
+        The model's layers.
+
+    Raises:
+        NodeError: For other models.
+    """
+    # The ModelPatcher of a VAE or a text encoder has none.
+    unet = getattr(model.model, "diffusion_model", None)
     found = None if unet is None else backbone_of(unet)
     kind = (
         type(model.model.model_config).__name__
@@ -62,9 +72,19 @@ def check_model(node: str, model: Any) -> Backbone:
 def check_latents(
     node: str, model: Any, latents: dict[str, Any], socket: str = "latents"
 ) -> Tensor:
-    """The samples (N, C, h, w) of a LATENT, float32.
+    """Checks the samples of a LATENT.
 
-    Raises: NodeError if it is no batch of image latents that this model takes.
+    Args:
+        node: The node's name, for errors.
+        model: The ModelPatcher that is to take them.
+        latents: The LATENT.
+        socket: The input's name, for errors.
+
+    Returns:
+        The samples, (N, C, h, w) float32.
+
+    Raises:
+        NodeError: If they are no batch of image latents that this model takes.
     """
     samples = latents["samples"]
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
@@ -119,9 +139,19 @@ def check_latents(
 def noise_mask(
     node: str, latents: dict[str, Any], frames: int, socket: str = "latents"
 ) -> Tensor | None:
-    """The mask (1 or N, H, W) in [0, 1] that a LATENT of so many frames says to sample inside of.
+    """Returns the mask inside of which a LATENT says to sample.
 
-    Raises: NodeError for another number.
+    Args:
+        node: The node's name, for errors.
+        latents: The LATENT.
+        frames: How many frames it has.
+        socket: The input's name, for errors.
+
+    Returns:
+        (1 or N, H, W) in [0, 1], or None without one.
+
+    Raises:
+        NodeError: If there is neither one mask nor one for each frame.
     """
     mask = latents.get("noise_mask")
     if mask is None:
@@ -134,11 +164,10 @@ def noise_mask(
 
 
 def others_kept(latents: dict[str, Any]) -> dict[str, Any]:
-    """What a LATENT holds beside its samples and belongs to what became of them too, as the host's
-    samplers pass it on.
+    """Returns what a LATENT holds beside its samples and belongs to what became of them too.
 
-    Not the noise mask: under the host's samplers it would keep the inverted noise outside of
-    itself. The inversion has it.
+    The host's samplers pass it on as well. The noise mask is left out: under the host's samplers it
+    would keep the inverted noise outside of itself, and the inversion has it.
     """
     return {
         name: value
@@ -148,7 +177,16 @@ def others_kept(latents: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_injection(node: str, backbone: Backbone, injection: Injection | None) -> None:
-    """Raises: NodeError if Plug-and-Play shall inject into a model that has no layers for it."""
+    """Checks that a model has layers that Plug-and-Play injects into, if it injects.
+
+    Args:
+        node: The node's name, for errors.
+        backbone: The model's layers.
+        injection: Plug-and-Play, or None.
+
+    Raises:
+        NodeError: If the model has none.
+    """
     if (
         injection is None
         or not (injection.attention_until or injection.features_until)
@@ -158,27 +196,48 @@ def check_injection(node: str, backbone: Backbone, injection: Injection | None) 
     raise NodeError(
         node,
         "injection",
-        f"Plug-and-Play injects from the decoder's second block with self-attention on; this model's are {', '.join(backbone.blocks)}.",
-        "Disconnect it; a start below 1 or a ControlNet keeps the source's structure with any model.",
+        "Plug-and-Play injects from the decoder's second block with self-attention on; "
+        f"this model's are {', '.join(backbone.blocks)}.",
+        "Disconnect it; "
+        "a start below 1 or a ControlNet keeps the source's structure with any model.",
     )
 
 
 def check_same_model(node: str, model: Any, inversion: Inversion, socket: str = "model") -> None:
-    """Raises: NodeError if the inversion was made by another model or noise schedule.
+    """Checks that an inversion was made by this model and noise schedule.
 
     The model's precision does not matter.
+
+    Args:
+        node: The node's name, for errors.
+        model: The ModelPatcher.
+        inversion: The inversion.
+        socket: The input's name, for errors.
+
+    Raises:
+        NodeError: If it was made by another one.
     """
     if not is_same_model(model, inversion.fingerprint):
         raise NodeError(
             node,
             socket,
             "this model is not the one the source was inverted with.",
-            "Connect the same checkpoint as in DDIM Invert Video (in any precision, a LoRA on top is fine), or invert again.",
+            "Connect the same checkpoint as in DDIM Invert Video (in any precision, "
+            "a LoRA on top is fine), or invert again.",
         )
 
 
 def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
-    """Raises: NodeError if a mask (M, H, W) is not one for all frames or one for each."""
+    """Checks that a mask is one for all frames or one for each.
+
+    Args:
+        node: The node's name, for errors.
+        mask: (H, W) or (M, H, W), or None.
+        inversion: The source's inversion.
+
+    Raises:
+        NodeError: If it is neither.
+    """
     if mask is None:
         return
     count = 1 if mask.ndim == 2 else len(mask)
@@ -192,7 +251,16 @@ def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
 
 
 def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
-    """Raises: NodeError if the source's pictures (N, H, W, 3) are not one for each inverted frame."""
+    """Checks that the source's pictures are one for each inverted frame.
+
+    Args:
+        node: The node's name, for errors.
+        frames: The pictures, (N, H, W, 3).
+        inversion: The source's inversion.
+
+    Raises:
+        NodeError: If they are not.
+    """
     if len(frames) != inversion.frames:
         raise NodeError(
             node,
@@ -203,9 +271,19 @@ def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
 
 
 def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: str) -> Tensor:
-    """The source's pictures (N, H, W, 3), which a mode needs.
+    """Checks the source's pictures, which a mode needs.
 
-    Raises: NodeError if they are missing or not one for each inverted frame.
+    Args:
+        node: The node's name, for errors.
+        frames: The pictures, (N, H, W, 3), or None.
+        inversion: The source's inversion.
+        mode: The mode's name.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        NodeError: If they are missing or not one for each inverted frame.
     """
     if frames is None:
         raise NodeError(
@@ -219,7 +297,17 @@ def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: s
 
 
 def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:
-    """Raises: NodeError if latents of `shape` (N, C, h, w) are not those of the inverted clip."""
+    """Checks that latents have the shape of the inverted clip's.
+
+    Args:
+        node: The node's name, for errors.
+        shape: The latents', (N, C, h, w).
+        inversion: The source's inversion.
+        socket: The input's name, for errors.
+
+    Raises:
+        NodeError: If they have another one.
+    """
     known = tuple(inversion.latents.shape[1:])
     if shape == known:
         return
@@ -240,8 +328,16 @@ def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, soc
 def check_inverted_clip(
     node: str, latents: Tensor, inversion: Inversion, socket: str = "latents"
 ) -> None:
-    """Raises: NodeError if these clean latents (N, C, h, w), in the model's space, are not what was
-    inverted, but for rounding.
+    """Checks that clean latents are what was inverted, but for rounding.
+
+    Args:
+        node: The node's name, for errors.
+        latents: The clean latents, (N, C, h, w) in the model's space.
+        inversion: The source's inversion.
+        socket: The input's name, for errors.
+
+    Raises:
+        NodeError: If they are another clip's.
     """
     check_same_clip(node, tuple(latents.shape), inversion, socket)
     wanted = inversion.latents[-1].to(latents)

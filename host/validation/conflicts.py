@@ -1,5 +1,6 @@
-"""What users put on a model or a prompt that TokenFlow cannot work with: an error that says so
-instead of a crash or a wrong video.
+"""What users put on a model or a prompt that TokenFlow cannot work with.
+
+An error says so, instead of a crash or a wrong video.
 """
 
 from __future__ import annotations
@@ -13,45 +14,63 @@ from torch import Tensor
 from ...tokenflow_ops.features import token_grid
 from .errors import NodeError
 
-DOWNSCALE = "Patches that change the resolution inside the model (PatchModelAddDownscale) must halve it, at all steps and in all nodes."
+DOWNSCALE = (
+    "Patches that change the resolution inside the model (PatchModelAddDownscale) must halve it, "
+    "at all steps and in all nodes."
+)
 
 
 def check_areas(
     node: str, socket: str, conds: Iterable[Iterable[Mapping[str, Any]] | None]
 ) -> None:
-    """Raises: NodeError for processed conditionings that are limited to an area."""
+    """Checks that no conditioning is limited to an area.
+
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        conds: Processed conditionings, list by list.
+
+    Raises:
+        NodeError: If one is.
+    """
     if any("area" in entry for entries in conds for entry in entries or ()):
         raise NodeError(
             node,
             socket,
-            "a conditioning limited to an area, which crops the frame so that the source's correspondences no longer fit.",
+            "a conditioning limited to an area, which crops the frame so that "
+            "the source's correspondences no longer fit.",
             "Use ConditioningSetMask instead of ConditioningSetArea.",
         )
 
 
 def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError for what splits or skips passes by itself: context windows, motion models,
-    and the host's EasyCache.
+    """Checks that nothing splits or skips passes by itself.
 
-    options: the host's model_options.
+    Args:
+        node: The node's name, for errors.
+        options: The host's model_options.
+
+    Raises:
+        NodeError: For context windows, motion models and the host's EasyCache.
     """
-    animatediff = options["transformer_options"].get(
-        "ADGS"
-    )  # AnimateDiff-Evolved's state of the run
+    # AnimateDiff-Evolved's state of the run.
+    animatediff = options["transformer_options"].get("ADGS")
     if options.get("context_handler") is not None or (
         animatediff is not None and animatediff.is_using_sliding_context()
     ):
         raise NodeError(
             node,
             "model",
-            "a context handler (Context Windows, AnimateDiff's context options), which cuts the clip into windows of its own.",
+            "a context handler (Context Windows, AnimateDiff's context options), "
+            "which cuts the clip into windows of its own.",
             "Remove it: TokenFlow takes any number of frames in passes by itself.",
         )
     if getattr(getattr(animatediff, "motion_models", None), "models", None):
         raise NodeError(
             node,
             "model",
-            "a motion model (AnimateDiff), whose layers attend over a fixed number of frames in order.",
+            "a motion model (AnimateDiff), "
+            "whose layers attend over a fixed number of frames in order.",
             "Connect the model without it.",
         )
     if getattr(options["transformer_options"].get("easycache"), "name", None) == "EasyCache":
@@ -64,10 +83,14 @@ def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
 
 
 def check_controls(node: str, conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None:
-    """Raises: NodeError for a control that keeps what it reads in self-attention by itself
-    (Advanced-ControlNet's Reference).
+    """Checks that no control keeps what it reads in self-attention by itself.
 
-    conds: the host's processed conditionings by the name of their socket.
+    Args:
+        node: The node's name, for errors.
+        conds: Processed conditionings by the name of their input.
+
+    Raises:
+        NodeError: For such a control (Advanced-ControlNet's Reference).
     """
     for socket, entries in conds.items():
         for entry in entries or ():
@@ -84,10 +107,14 @@ def check_controls(node: str, conds: Mapping[str, Iterable[Mapping[str, Any]] | 
 
 
 def check_every_layer_runs(node: str, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError for what keeps the source from being seen by all layers at all steps:
-    caches, and replaced self-attention (SAG).
+    """Checks that all layers can see the source at all steps.
 
-    options: the host's model_options.
+    Args:
+        node: The node's name, for errors.
+        options: The host's model_options.
+
+    Raises:
+        NodeError: For what keeps them from it: caches, and replaced self-attention (SAG).
     """
     patches = options["transformer_options"]
     if "easycache" in patches:
@@ -102,18 +129,26 @@ def check_every_layer_runs(node: str, options: Mapping[str, Any]) -> None:
 
 
 def check_all_tokens(node: str, layer: str, x: Tensor, options: Mapping[str, Any]) -> None:
-    """Raises: NodeError if a self-attention gets other tokens (rows, P, C) than its block has:
-    merged (ToMe) or tiled (HyperTile) ones.
+    """Checks that a self-attention layer gets the tokens that its block has.
 
-    options: the host's transformer_options, which hold the block's activations' shape.
+    Args:
+        node: The node's name, for errors.
+        layer: The layer's path.
+        x: Its tokens, (rows, P, C).
+        options: The host's transformer_options, which hold the shape of the block's activations.
+
+    Raises:
+        NodeError: If it gets others: merged (ToMe) or tiled (HyperTile) ones.
     """
     rows, _, height, width = options["activations_shape"]
     if x.shape[:2] != (rows, height * width):
         raise NodeError(
             node,
             "model",
-            f"layer {layer} gets {x.shape[0]} x {x.shape[1]} tokens here and has {rows} x {height * width}.",
-            "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with TokenFlow: remove them from the model.",
+            f"layer {layer} gets {x.shape[0]} x {x.shape[1]} tokens here "
+            f"and has {rows} x {height * width}.",
+            "Patches that merge or tile tokens (ToMe, HyperTile) cannot be combined with "
+            "TokenFlow: remove them from the model.",
         )
 
 
@@ -124,8 +159,17 @@ def check_captured(
     names: Iterable[str],
     shapes: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Raises: NodeError if a layer among `names` was not recorded at a step, not with the tokens
-    and width of `shapes`, or not finite.
+    """Checks the features that were recorded at a step.
+
+    Args:
+        node: The node's name, for errors.
+        step: The step of the inversion.
+        found: The features by name, (n, P, C) or (n, C, h, w).
+        names: The layers that were to be recorded.
+        shapes: Tokens and width (P, C) that layers are known to have.
+
+    Raises:
+        NodeError: If a layer was not recorded, has other tokens or another width, or is not finite.
     """
     for name in names:
         if name not in found:
@@ -133,14 +177,16 @@ def check_captured(
                 node,
                 "model",
                 f"{name} did not run at step {step}.",
-                "Give the source a prompt without timestep ranges, and the model without patches that skip layers.",
+                "Give the source a prompt without timestep ranges, "
+                "and the model without patches that skip layers.",
             )
         tokens = found[name]
         if name in shapes and tuple(tokens.shape[1:]) != shapes[name]:
             raise NodeError(
                 node,
                 "model",
-                f"{name} has {tokens.shape[1]} tokens at step {step} and {shapes[name][0]} at the first.",
+                f"{name} has {tokens.shape[1]} tokens at step {step} "
+                f"and {shapes[name][0]} at the first.",
                 DOWNSCALE,
             )
         if not torch.isfinite(tokens).all():
@@ -153,8 +199,16 @@ def check_captured(
 
 
 def check_levels(node: str, shapes: Mapping[str, tuple[int, int]], height: int, width: int) -> None:
-    """Raises: NodeError if a layer's tokens (P, C) are none of the levels of a UNet on latents of
-    height x width.
+    """Checks that layers' tokens are those of a level of a UNet.
+
+    Args:
+        node: The node's name, for errors.
+        shapes: Tokens and width (P, C) by layer.
+        height: The latents' height.
+        width: The latents' width.
+
+    Raises:
+        NodeError: If a layer's are not.
     """
     for name, (tokens, _) in shapes.items():
         try:

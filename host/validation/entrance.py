@@ -2,7 +2,7 @@
 
 Patches between the two (`model_function_wrapper`: Tiled Diffusion and its like) may hand the UNet
 tiles, other rows or another size. Whole conditionings with all their keys may come in any number of
-calls; of anything else the passes would make other frames' features.
+calls; from anything else the passes would make other frames' features.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from ...tokenflow_ops.passes import Place
 from ..conditioning.conds import Conds
 from .errors import NodeError
 
-REMEDY = "Remove it from the model: TokenFlow takes clips of any length and size in passes by itself (frames_per_pass)."
-# A row is another frame if it is that frame to rounding, and not its own. 1 - cosine.
+REMEDY = (
+    "Remove it from the model: TokenFlow takes clips of any length and size in passes by itself "
+    "(frames_per_pass)."
+)
+# Distances, 1 - cosine. A row is another frame's if it is closer than SAME to that frame and
+# further than OTHER from its own.
 SAME, OTHER = 1e-4, 1e-3
 
 
@@ -27,9 +31,12 @@ SAME, OTHER = 1e-4, 1e-3
 class Entrance:
     """One pass's way into the UNet.
 
-    node: the node's name for errors. latents: (n, C, h, w) of the pass's frames. conds: their
-    conditionings. place: by uuid. patched: whether the model has a patch that stands between the
-    host and the UNet.
+    Attributes:
+        node: The node's name, for errors.
+        latents: (n, C, h, w) of the pass's frames.
+        conds: Their conditionings.
+        place: By uuid which conditioning it is.
+        patched: Whether the model has a patch that stands between the host and the UNet.
     """
 
     node: str
@@ -40,8 +47,14 @@ class Entrance:
     _reached: set[Place] = field(default_factory=set)
 
     def check(self, x: Tensor, options: Mapping[str, Any]) -> None:
-        """Raises: NodeError if the UNet's input (rows * n, C, h, w) is not whole conditionings of
-        the pass, as `options` name them.
+        """Checks that the UNet's input is whole conditionings of the pass.
+
+        Args:
+            x: The UNet's input, (rows * n, C, h, w).
+            options: The host's transformer_options, which name the conditionings.
+
+        Raises:
+            NodeError: If it is not.
         """
         places = [self.place.get(uuid) for uuid in options.get("uuids", ())]
         if not places or None in places:
@@ -70,8 +83,15 @@ class Entrance:
         self._reached.update(place for place in places if place is not None)
 
     def check_reached(self, denoised: Sequence[Tensor]) -> None:
-        """Raises: NodeError if a list of conditionings has an answer (n, C, h, w) that did not come
-        through `check`; idle ones are zero.
+        """Checks that every answer came through `check`.
+
+        Answers of lists of conditionings that were not evaluated are zero, and do not count.
+
+        Args:
+            denoised: The answers (n, C, h, w), one for each list of conditionings.
+
+        Raises:
+            NodeError: If one did not.
         """
         reached = {listed for listed, _ in self._reached}
         if any(i not in reached and bool(part.any()) for i, part in enumerate(denoised)):
@@ -81,8 +101,9 @@ class Entrance:
             )
 
     def _sizes(self) -> set[tuple[int, ...]]:
-        """Of whole frames, and of the areas that conditionings are limited to, which end where the
-        frame does.
+        """Sizes of whole frames, and of the areas that conditionings are limited to.
+
+        An area ends where the frame does.
         """
         height, width = self.latents.shape[2:]
         areas = [

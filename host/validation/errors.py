@@ -6,7 +6,14 @@ from ...tokenflow_ops.libraries import LibraryError
 
 
 class NodeError(ValueError):
-    """Says which node, which input, if it is one's, what was found there and what to do about it."""
+    """Says which node, which input, what was found there and what to do about it.
+
+    Args:
+        node: The node's name.
+        socket: The input's name, or None if it is not about an input.
+        found: What was found.
+        remedy: What to do.
+    """
 
     def __init__(self, node: str, socket: str | None, found: str, remedy: str) -> None:
         super().__init__(f"{node}{f', input {socket!r}' if socket else ''}: {found} {remedy}")
@@ -16,8 +23,17 @@ class NodeError(ValueError):
 def library_error(
     node: str, error: LibraryError, socket: str | None = None, instead: str = ""
 ) -> NodeError:
-    """The error of a node that cannot do without a library. instead: what else to choose at an
-    input.
+    """Makes the error of a node that cannot do without a library.
+
+    Args:
+        node: The node's name.
+        error: What the library said.
+        socket: The input that asks for the library, or None.
+        instead: What else to choose at that input.
+
+    Returns:
+        The error.
     """
-    remedy = f"In ComfyUI's environment: {error.remedy}, and start ComfyUI again{f'; or choose {instead}' if instead else ''}."
+    other = f"; or choose {instead}" if instead else ""
+    remedy = f"In ComfyUI's environment: {error.remedy}, and start ComfyUI again{other}."
     return NodeError(node, socket, f"{error}.", remedy)

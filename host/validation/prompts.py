@@ -9,13 +9,23 @@ import torch
 
 from .errors import NodeError
 
-# Numbers beside the pooled prompt in the vector that SDXL and its refiner take: of the picture's
-# size and crop, each 256 wide.
+# Numbers beside the pooled prompt in the vector that SDXL and its refiner take: the picture's size
+# and crop, each 256 wide.
 BESIDE = {comfy.model_base.SDXL: 6 * 256, comfy.model_base.SDXLRefiner: 5 * 256}
 
 
 def check_prompts(node: str, model: Any, prompts: Any, socket: str = "positive") -> None:
-    """Raises: NodeError if a CONDITIONING holds no prompt, or one that the model does not take."""
+    """Checks that a CONDITIONING holds prompts that the model takes.
+
+    Args:
+        node: The node's name, for errors.
+        model: The ModelPatcher.
+        prompts: The CONDITIONING.
+        socket: The input's name, for errors.
+
+    Raises:
+        NodeError: If it holds no prompt, or one that the model does not take.
+    """
     if not prompts:
         raise NodeError(node, socket, "no prompt in it.", "Connect CLIP Text Encode.")
     width = model.model.model_config.unet_config.get("context_dim")
@@ -38,7 +48,7 @@ def check_prompts(node: str, model: Any, prompts: Any, socket: str = "positive")
 def _check_embedding(
     node: str, socket: str, name: str, embedding: Any, dimensions: int, width: int | None
 ) -> None:
-    """Raises: NodeError unless it is finite, of so many dimensions and as wide as the model wants."""
+    """Raises: NodeError unless it is finite, of so many dimensions and as wide as the model."""
     if (
         not isinstance(embedding, torch.Tensor)
         or embedding.ndim != dimensions
@@ -74,8 +84,15 @@ def _check_embedding(
 
 
 def check_plain_prompt(node: str, positive: Any, socket: str = "positive") -> None:
-    """Raises: NodeError if a CONDITIONING is not one prompt that holds for all of the frame and all
-    noise levels.
+    """Checks that a CONDITIONING is one prompt for all of the frame and all noise levels.
+
+    Args:
+        node: The node's name, for errors.
+        positive: The CONDITIONING.
+        socket: The input's name, for errors.
+
+    Raises:
+        NodeError: If it is not.
     """
     if len(positive) != 1:
         raise NodeError(

@@ -211,14 +211,19 @@ ROWS = [
     ),
     wrong("no prefix", SAVE, "filename_prefix", "", "no name inside a folder", INSIDE),
     wrong(
-        "a prefix with a NUL", SAVE, "filename_prefix", "a\0b", "signs that no file name", "letters"
+        "a prefix with a NUL",
+        SAVE,
+        "filename_prefix",
+        "a\0b",
+        "characters that no file name",
+        "letters",
     ),
     wrong(
         "a very long prefix",
         SAVE,
         "filename_prefix",
         "x" * 10**6,
-        "a name of 1000000 signs",
+        "a name of 1000000 characters",
         "shorter",
     ),
     wrong(

@@ -17,7 +17,10 @@ InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
 
 MOST_SHOWN = 64
 CELL = 8  # pixels of a latent pixel's side in pictures of latents and features
-MASKED = "the latents' noise mask is where the edit will be, unless the sampling node has a mask of its own"
+MASKED = (
+    "the latents' noise mask is where the edit will be, "
+    "unless the sampling node has a mask of its own"
+)
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
@@ -25,11 +28,21 @@ _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 def schema(
     name: str, display_name: str, description: str, aliases: list[str], **fields: Any
 ) -> io.Schema:
-    """A node's schema with our prefix and category.
+    """Makes a node's schema with our prefix and category.
 
     What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node
     says is sent again when its result comes from the cache (since 0.19; before, only output nodes'
     words are).
+
+    Args:
+        name: The node's id without our prefix.
+        display_name: What the node is called in the editor.
+        description: What the node does, for people.
+        aliases: Other words by which the editor's search finds the node.
+        **fields: More of `io.Schema`, such as inputs and outputs.
+
+    Returns:
+        The schema, for the node's `define_schema`.
     """
     newer = {"search_aliases": aliases, "has_intermediate_output": True}
     fields |= {name: value for name, value in newer.items() if name in _SCHEMA_FIELDS}
@@ -43,7 +56,16 @@ def schema(
 
 
 def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Small pictures (N, 3, h, w) as an IMAGE (N, height, width, 3), every cell a sharp square."""
+    """Makes an IMAGE of small pictures, every cell a sharp square.
+
+    Args:
+        frames: The small pictures, (N, 3, h, w).
+        height: Of the IMAGE, in pixels.
+        width: Of the IMAGE, in pixels.
+
+    Returns:
+        The IMAGE, (N, height, width, 3), float32 on the CPU.
+    """
     return (
         torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest")
         .movedim(1, -1)
@@ -52,14 +74,28 @@ def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def shown_frames(total: int, most: int = MOST_SHOWN) -> torch.Tensor:
-    """The frames that pictures for looking at show: all (with 0 for `most`), of a long clip so many
-    spread over it. They would fill the memory.
+    """Chooses the frames that pictures for looking at show; all of a long clip would fill memory.
+
+    Args:
+        total: Frames of the clip.
+        most: How many frames are shown at most, 0 for all.
+
+    Returns:
+        Numbers of the frames, in order: all of them, or `most` spread evenly over the clip.
     """
     return spread(total, most or total)
 
 
 def preview(pictures: torch.Tensor, text: str) -> dict[str, Any]:
-    """What a node shows of its work: a few pictures, and a line or two."""
+    """Makes what a node shows of its work: a few pictures, and a line or two.
+
+    Args:
+        pictures: An IMAGE, (N, H, W, 3).
+        text: The lines.
+
+    Returns:
+        The `ui` of the node's output.
+    """
     return {**ui.PreviewImage(pictures).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
@@ -100,7 +136,15 @@ def noise_level_input(default: float) -> Any:
 
 
 def step_at(noise_level: float, steps: int) -> int:
-    """The step at a noise level, 0 for the cleanest of all steps and 1 for the noisiest."""
+    """Finds the step at a noise level.
+
+    Args:
+        noise_level: 0 for the cleanest of all steps, 1 for the noisiest.
+        steps: Steps of the schedule.
+
+    Returns:
+        The step, 0 for the noisiest and `steps - 1` for the cleanest.
+    """
     return round((1 - noise_level) * (steps - 1))
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = "en", "fr", "ja", "zh"
 LARGEST = 64 * 1024  # bytes of a picture, fetched whenever its page is opened
+LONGEST = 200  # signs of a tooltip; what else there is to say stands in the page
 
 
 @cache
@@ -231,6 +232,15 @@ def test_a_translation_has_all_texts_and_no_others(language: str) -> None:
     assert not [path for path, text in texts.items() if re.search(r"[{}|@]", text)], (
         "signs with a meaning in vue-i18n"
     )
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tooltips_are_short(language: str) -> None:
+    assert not [
+        f"{path}: {len(text)}"
+        for path, text in translated(language).items()
+        if path.endswith("tooltip") and len(text) > LONGEST
+    ]
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])

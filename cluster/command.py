@@ -29,9 +29,8 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
         wanted = Wanted.read(options.workflow, options.jobs, comfyui / "input")
         jobs = [] if options.address else wanted.jobs(definitions(comfyui))
         with opened(options.output) as results, connected(options.address) as dashboard:
-            signal.signal(
-                signal.SIGTERM, signal.default_int_handler
-            )  # Ray's own handler would stop no worker
+            # Ray's own handler would stop no worker.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             from ray.exceptions import RayError
 
             from .batch import Batch
@@ -47,9 +46,8 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
             try:
                 with closing(Pool(comfyui, options.workers, options.cores, options.share)) as pool:
                     print("starting ComfyUI ...", flush=True)
-                    jobs = jobs or wanted.jobs(
-                        pool.object_info()
-                    )  # what a cluster's machines have, only they know
+                    # What a cluster's machines have, only they know.
+                    jobs = jobs or wanted.jobs(pool.object_info())
                     good = Batch(pool, results, Progress(), options.retries).run(jobs)
             except (PoolError, RayError) as error:
                 print(f"error: {error}", file=sys.stderr)

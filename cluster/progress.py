@@ -25,9 +25,8 @@ class Progress:
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self.stream, self.live = stream, stream.isatty()
         self.counts: Counter[str] = Counter()
-        self.steps: dict[
-            str, tuple[str, str, float, float]
-        ] = {}  # of every worker: job, node, steps done, steps
+        # Of every worker: job, node, steps done, steps.
+        self.steps: dict[str, tuple[str, str, float, float]] = {}
         self.gauge = Gauge("tokenflow_jobs", "Jobs of the batch by state.", tag_keys=("state",))
 
     def count(self, **changes: int) -> None:

@@ -15,9 +15,8 @@ from .commands import benchmarks, parser
 
 def main() -> int:
     """Runs the command inside the environment that COMFYUI_PATH and this Python are."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the server is stopped on the way out
+    # So that the server is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options, rest = parser().parse_known_args()
     if options.command == "test":
         return checks.run(rest)

@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
     )
     batch.add_argument(
         "--address",
-        help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine",
+        help="a Ray cluster that runs, as ray.init takes it; without one Ray "
+        "is started on this machine",
     )
     batch.add_argument(
         "--workers",
@@ -156,6 +157,5 @@ def main(argv: list[str]) -> int:
     if os.name == "posix":
         sys.stdout.flush()
         os.execve(host.python, command, environment)
-    return subprocess.call(
-        command, env=environment
-    )  # elsewhere exec would return to the prompt at once
+    # Elsewhere exec would return to the prompt at once.
+    return subprocess.call(command, env=environment)

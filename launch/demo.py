@@ -28,9 +28,8 @@ def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
         saved = json.loads(workflow.read_text())
         print("starting ComfyUI ...", flush=True)
         with Server(comfyui, HOST / "run", OUTPUT, OUTPUT / "server.log") as server:
-            shutil.copy(
-                CLIP, server.input / "clip.mp4"
-            )  # its name in workflows that were saved before 0.2
+            # Its name in workflows that were saved before 0.2.
+            shutil.copy(CLIP, server.input / "clip.mp4")
             device = server.get("/system_stats")["devices"][0]["name"]
             print(
                 f"ready on {device} after {time.monotonic() - start:.0f} s; running {workflow.name}",

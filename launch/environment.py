@@ -93,9 +93,8 @@ def made_comfyui(extras: Iterable[str]) -> Host:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if stamps.get(what) != digest:
             with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
-                pip(
-                    python, "install", "--no-compile", "-r", str(path)
-                )  # Python compiles what is imported, a part of it
+                # Python compiles what is imported, a part of it.
+                pip(python, "install", "--no-compile", "-r", str(path))
             stamps.set(what, digest)
     if installed_version(COMFYUI) != VERSION:
         with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):

@@ -19,10 +19,8 @@ REQUIREMENTS = {
     "development packages": ROOT / "requirements-dev.txt",
     "the cluster's packages": ROOT / "requirements-cluster.txt",
 }
-OPTIONAL = (
-    "faiss-gpu",
-    "faiss-cpu",
-)  # nothing asks for them: without FAISS the search runs in torch
+# Nothing asks for them: without FAISS the search runs in torch.
+OPTIONAL = ("faiss-gpu", "faiss-cpu")
 FIGURES = ("kornia", "opencv-python-headless")
 ALL = "*"
 # By the words of a command that ask for it; a command needs what all of its words do.

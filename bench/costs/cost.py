@@ -163,9 +163,8 @@ class Edit:
         source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
         together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
         later = 1 - PRESETS[BALANCED].carry_until
-        pairs = self.frames * min(
-            2.0 * steps, 2.5 * self.interval
-        )  # keyframes that are drawn again are not searched again
+        # Keyframes that are drawn again are not searched again.
+        pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)
         widths = dict(parts.tokens.values())
         one_pass = self.frames * parts.all
         every_layer = sum(2.0 * rows * rows * width for rows, width in parts.tokens.values())

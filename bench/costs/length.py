@@ -41,9 +41,8 @@ def main() -> None:
     lengths = sorted(set(options.frames))
     with torch.inference_mode():
         longest = make_subject("embedded", lengths[-1], options.size)
-        make_edit(
-            longest, lengths[0], options
-        )  # loads the model, and times the searches once and for all
+        # Loads the model, and times the searches once and for all.
+        make_edit(longest, lengths[0], options)
         edits: dict[int, list[Edit]] = {frames: [] for frames in lengths}
         for number in range(options.rounds):
             for frames in lengths:

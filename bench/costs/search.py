@@ -131,9 +131,8 @@ def features(tokens: int, width: int, options: argparse.Namespace) -> tuple[Tens
     """Queries (n, width) and targets (tokens, width)."""
     generator = torch.Generator().manual_seed(tokens * width)
     corners = torch.randn(1, VARIETY, 2 + tokens // VARIETY, generator=generator)
-    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[
-        0
-    ].T  # else the first ones are the same, and so the last
+    # Else the first ones are the same, and so the last.
+    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[0].T
     basis = torch.randn(VARIETY, width, generator=generator)
     count = min(FRAMES * tokens, max(tokens // 4, int(options.operations / (2 * tokens * width))))
     index = torch.arange(count)

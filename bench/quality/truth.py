@@ -109,11 +109,8 @@ class Line:
 
 
 MEASURED = [field.name for field in fields(Line)][4:]
-SHARES = {
-    "excess": "excess",
-    "sharpness": "sharpness",
-    "seconds": "cost",
-}  # of per frame's, and what they are called then
+# Of per frame's, and what they are called then.
+SHARES = {"excess": "excess", "sharpness": "sharpness", "seconds": "cost"}
 
 
 def main() -> None:

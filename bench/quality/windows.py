@@ -43,7 +43,8 @@ def compare(case: Case, options: argparse.Namespace) -> None:
     count = len(found.steps[0].keyframes)
     print(f"\n{case.settings}, {count} keyframes a step\n")
     print(
-        "| to | attended keyframes | warp error | between windows | there, if all attend | true flow | fidelity | sharpness |"
+        "| to | attended keyframes | warp error | between windows | there, if all attend | true "
+        "flow | fidelity | sharpness |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for surface in options.surfaces:

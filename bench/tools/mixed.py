@@ -318,9 +318,8 @@ def refused_edit(draw: random.Random) -> list[Prompt]:
     """Bad input, which our nodes refuse while the prompt runs."""
     clip = Clip.of(8)
     if draw.random() < 0.5:
-        return [
-            clip.save(clip.edit(clip.match(clip.invert(2, cfg=3.0)(0), 0), "gold", 0))
-        ]  # without a negative prompt
+        # Without a negative prompt.
+        return [clip.save(clip.edit(clip.match(clip.invert(2, cfg=3.0)(0), 0), "gold", 0))]
     found = clip.match(clip.invert(2)(0), 0)
     return [clip.save(clip.edit(found, "gold", 0, consistency="rerender"))]  # without frames
 

@@ -20,10 +20,8 @@ FLOOR = "autoencoder"
 BASE = "per frame (PnP-Diffusion)"
 OURS = "TokenFlow"
 NONE = "–"
-INTERVALS, LETTERS = (
-    420,
-    15,
-)  # pixels of the figure's right side, points of what is written beside the table
+# Pixels of the figure's right side, points of what is written beside the table.
+INTERVALS, LETTERS = (420, 15)
 FLOOR_OF_PAPER, BASE_OF_PAPER = 2.0, 11.3
 
 

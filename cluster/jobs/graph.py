@@ -82,9 +82,8 @@ def texts_behind(prompt: Prompt, info: Json, node: str, name: str) -> set[str]:
             link: _output(prompt, info, other, at) for link, other, at in links(prompt, origin)
         }
         behind = [link for link, kind in inputs.items() if kind == "CONDITIONING"]
-        side = _output(
-            prompt, info, origin, output, "output_name"
-        )  # what has a positive and a negative side keeps them apart
+        # What has a positive and a negative side keeps them apart.
+        side = _output(prompt, info, origin, output, "output_name")
         for link in [side] if side in behind else behind:
             found |= texts_behind(prompt, info, origin, link)
         if not behind and "CLIP" in inputs.values():

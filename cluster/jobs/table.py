@@ -178,9 +178,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for line in (
-        line for line in text.split("\n") if line.strip()
-    ):  # JSON has other line ends in its texts
+    # JSON has other line ends in its texts.
+    for line in (line for line in text.split("\n") if line.strip()):
         number = len(rows) + 1
         try:
             found = json.loads(line, object_pairs_hook=_Pairs)

@@ -126,9 +126,8 @@ def _unpacked(value: Any, device: torch.device) -> Any:
     if isinstance(value, Packed):
         held = torch.from_numpy(value.numbers.copy())  # what lies in the store cannot be written
         held = held.view(torch.bfloat16) if value.bits_of else held
-        return (
-            held if held.dtype == torch.int64 else held.to(device)
-        )  # frame numbers stay on the CPU
+        # Frame numbers stay on the CPU.
+        return held if held.dtype == torch.int64 else held.to(device)
     if isinstance(value, Mapping):
         return {key: _unpacked(part, device) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -76,11 +76,8 @@ class Pool:
         names = [f"worker {number}" for number in range(1, (workers or count // share) + 1)]
         kind, more = (Worker, ()) if share == 1 else (Sharded, (share, resources))
         actor: Any = ray.remote(kind)
-        options = {
-            "max_restarts": -1,
-            "max_concurrency": 2,
-            **resources,
-        }  # two calls at once: a job, and what stops it
+        # Two calls at once: a job, and what stops it.
+        options = {"max_restarts": -1, "max_concurrency": 2, **resources}
         self.slots = [
             Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more))
             for name in names

@@ -168,9 +168,8 @@ class Worker:
     def _told(self, error: Exception) -> Exception:
         """What to say of a job that did not end well."""
         with suppress(subprocess.TimeoutExpired):
-            self._process().wait(
-                1
-            )  # the connection to a server that ends is closed a moment before
+            # The connection to a server that ends is closed a moment before.
+            self._process().wait(1)
         if not self._is_running():
             code = self._process().returncode
             return HostLost(
@@ -198,10 +197,8 @@ class Worker:
 def remove_leftovers() -> None:
     """Removes the folders of workers that were killed: a lock goes with its process."""
     for lock in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*{LOCK}"):
-        with (
-            suppress(OSError),
-            FileLock(lock).acquire(timeout=0),
-        ):  # a lock that is held is an OSError too
+        # A lock that is held is an OSError too.
+        with suppress(OSError), FileLock(lock).acquire(timeout=0):
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()
 

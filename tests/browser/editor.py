@@ -75,7 +75,8 @@ class Editor:
         """Loads the page, or loads it anew, and waits until it can be worked with."""
         self.page.goto(self.address)
         self.page.wait_for_function(
-            "() => window.app?.extensionManager?.command && app.canvas && LiteGraph.registered_node_types.KSampler"
+            "() => window.app?.extensionManager?.command && app.canvas && "
+            "LiteGraph.registered_node_types.KSampler"
         )
         self.page.get_by_test_id("queue-button").wait_for()
         self.settle()
@@ -186,9 +187,8 @@ class Editor:
             self.settle()
             if self.page.evaluate(LINKED, [origin, target, name]):
                 return
-            self.page.keyboard.press(
-                "Escape"
-            )  # a link let go of over the canvas opens the search box
+            # A link let go of over the canvas opens the search box.
+            self.page.keyboard.press("Escape")
             self.settle()
 
     def slot(self, node: int, side: str, name: str) -> Sequence[float]:
@@ -204,9 +204,8 @@ class Editor:
     def type(self, node: int, widget: str, value: str) -> None:
         """Types a number, or a short text, into the box that a click on its widget opens."""
         box = self.page.locator(".graphdialog input")
-        for _ in range(
-            TRIES
-        ):  # a page that moves its view to a new graph takes the click elsewhere
+        # A page that moves its view to a new graph takes the click elsewhere.
+        for _ in range(TRIES):
             self.page.mouse.move(*self.place(node, widget), steps=3)
             self.settle()
             self.page.mouse.click(*self.place(node, widget), delay=50)

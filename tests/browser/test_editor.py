@@ -233,7 +233,8 @@ def test_help_opens_beside_the_graph(
         empty.clear()
         pos = [800 - 20 * (number % 2), 250]  # two clicks at one place would be a double click
         page.evaluate(
-            "([name, pos]) => { app.graph.add(Object.assign(LiteGraph.createNode(name), { pos })) }",
+            "([name, pos]) => { "
+            "app.graph.add(Object.assign(LiteGraph.createNode(name), { pos })) }",
             [name, pos],
         )
         empty.settle()
@@ -241,7 +242,8 @@ def test_help_opens_beside_the_graph(
         page.get_by_test_id("info-button").click()
         expect(panel.get_by_role("heading", level=1)).to_have_text(known[name]["display_name"])
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth)"
+            "() => [...document.querySelectorAll('.node-help-content "
+            "img')].every((image) => image.naturalWidth)"
         )
         assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator(
             "img"
@@ -260,7 +262,8 @@ def test_help_opens_beside_the_graph(
 def test_nodes_speak_the_pages_language(editor: Editor, server: Any, known: dict[str, Any]) -> None:
     if DROPS_TRANSLATIONS <= editor.version() < KEEPS_TRANSLATIONS:
         pytest.skip(
-            "this version of the page drops all packs' translations when it loads a language (ComfyUI_frontend, #7214)"
+            "this version of the page drops all packs' translations when it loads a language "
+            "(ComfyUI_frontend, #7214)"
         )
     translated = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text())
     change_settings(server, {"Comfy.Locale": "fr"})

@@ -84,9 +84,8 @@ def test_edits_are_called_by_their_names() -> None:
 
 
 def test_excess_is_the_warp_error_above_the_floors_as_a_share_of_the_first_edits() -> None:
-    scale = torch.tensor([1.0, 0.75, 1.0]).view(
-        -1, 1, 1, 1
-    )  # a quarter of the flicker's squared error
+    # A quarter of the flicker's squared error.
+    scale = torch.tensor([1.0, 0.75, 1.0]).view(-1, 1, 1, 1)
     excess = measured(STILL, FLICKER, reconstruction=STILL, reference=STILL * scale, edit_3=STILL)[
         2
     ]["excess"]

@@ -49,9 +49,8 @@ def prompts() -> tuple[list, list]:
     """A source prompt, and an edit prompt with another word in one place."""
     generator = torch.Generator().manual_seed(7)
     source = SOURCE[0][0].clone()
-    edited = source + 0.05 * torch.randn(
-        source.shape, generator=generator
-    )  # what stands around a changed word changes a little
+    # What stands around a changed word changes a little.
+    edited = source + 0.05 * torch.randn(source.shape, generator=generator)
     source[0, CHANGED], edited[0, CHANGED] = 3 * torch.randn(2, CONTEXT, generator=generator)
     return [[source, {}]], [[edited, {}]]
 

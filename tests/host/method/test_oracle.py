@@ -378,9 +378,8 @@ def test_the_model_is_left_as_it_was() -> None:
     model = tiny_sd15(4)
     unet = model.model.diffusion_model
     clip = moving_clip(3, *SIZE)
-    plain = stock_sampler(
-        model, torch.tensor([1.0, 0.0]), clip
-    )  # the host itself leaves marks when it loads a model
+    # The host itself leaves marks when it loads a model.
+    plain = stock_sampler(model, torch.tensor([1.0, 0.0]), clip)
     weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in unet.named_modules()}
     options = repr(model.model_options)

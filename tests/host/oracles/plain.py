@@ -461,9 +461,8 @@ class Edit:
             [keyframes[a] for a in anchors],
             self.jointly([keyframes[a] for a in anchors], ask, anchored),
         )
-        seen: dict[
-            tuple[str, int], tuple[Tensor, Tensor]
-        ] = {}  # keys and values of a layer and keyframe in its own window
+        # Keys and values of a layer and keyframe in its own window.
+        seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         for own, tail in zip(windows, before, strict=True):
             left: dict = {}
             others = [position for position in anchors if position not in [*own, *tail]]

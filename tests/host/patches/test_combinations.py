@@ -138,9 +138,8 @@ MERGING: dict[str, Patch] = {
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("consistency", MODES)
 def test_merged_and_tiled_tokens_are_refused(name: str, consistency: str) -> None:
-    source = (
-        injection() if consistency == "per frame" else None
-    )  # without it nothing of ours is done to the frames
+    # Without it nothing of ours is done to the frames.
+    source = injection() if consistency == "per frame" else None
     with pytest.raises(
         NodeError,
         match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has .*ToMe, HyperTile",

@@ -189,9 +189,8 @@ def by_conditioning(apply_model: Apply, args: dict[str, Any]) -> Tensor:
     options, order = args["c"]["transformer_options"], range(len(args["cond_or_uncond"]))
     parts = torch.arange(len(args["input"])).chunk(len(order))
     keys = [{name: [options[name][i]] for name in ("uuids", "cond_or_uncond")} for i in order]
-    found = {
-        i: some(apply_model, args, parts[i], **keys[i]) for i in reversed(order)
-    }  # the last one first
+    # The last one first.
+    found = {i: some(apply_model, args, parts[i], **keys[i]) for i in reversed(order)}
     return torch.cat([found[i] for i in order])
 
 

@@ -68,12 +68,8 @@ BREAKS: dict[str, tuple[str | None, str]] = {
     "its syntax": ("def", "SyntaxError: "),
     "nothing in it": ("", "has no attribute|No module named"),
 }
-OPTIONAL = (
-    "faiss",
-    "cv2",
-    "kornia",
-    "matplotlib",
-)  # without torchvision the host itself does not start
+# Without torchvision the host itself does not start.
+OPTIONAL = ("faiss", "cv2", "kornia", "matplotlib")
 RERENDER = {"consistency": "rerender", "frames": frames()}
 StandIn = Callable[[str, str | None], None]
 

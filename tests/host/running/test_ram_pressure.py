@@ -65,11 +65,12 @@ def test_features_count_what_is_stored_and_what_they_keep_alive(
     stored = extracted()
     kept = [stored.store.get(step, layer) for step in stored.steps for layer in stored.match_layers]
     assert sum(tensor.nbytes for tensor in kept) > stored.inversion.latents.nbytes
+    # Plug-and-Play's.
     hidden = [
         tensor
         for (_, name), tensor in stored.store._kept.items()
         if name not in stored.match_layers
-    ]  # Plug-and-Play's
+    ]
     check_counted(stored, [stored.inversion.latents, *kept, *hidden], monkeypatch)
     computed = call(ExtractFeatures.execute, tiny_model(), inverted()[0], storage="recompute")[0]
     check_counted(computed, [computed.inversion.latents], monkeypatch)

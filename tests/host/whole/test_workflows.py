@@ -194,10 +194,11 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
                 edits.add((video.width, video.height))
     assert size in edits
     words = "\n".join(text for texts in run.result.texts().values() for text in texts)
+    # Two comparisons, the figures.
     assert (
         words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops")
         == 3 * told
-    )  # two comparisons, the figures
+    )
 
 
 def opened(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -368,9 +369,8 @@ def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) 
         line.startswith(name)
         for line, name in zip(lines, ["source", "reconstruction", *called], strict=True)
     )
-    assert (
-        len([name for name in run.result.files() if name.endswith(".png")]) == 2
-    )  # table and plot
+    # Table and plot.
+    assert len([name for name in run.result.files() if name.endswith(".png")]) == 2
 
 
 def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..., Run]) -> None:

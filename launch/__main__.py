@@ -26,7 +26,15 @@ def main() -> int:
 
 
 def run_benchmark(name: str, arguments: list[str]) -> int:
-    """Runs a benchmark with ComfyUI and the pack in this process."""
+    """Runs a benchmark with ComfyUI and the pack in this process.
+
+    Args:
+        name: Of the benchmark, one of `benchmarks()`.
+        arguments: The benchmark's own command line.
+
+    Returns:
+        The exit code, 0.
+    """
     sys.argv = [name, *arguments]
     import_comfyui(Path(os.environ["COMFYUI_PATH"]))
     import_pack()

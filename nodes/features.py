@@ -140,8 +140,7 @@ class ExtractFeatures(io.ComfyNode):
         kept = list(
             dict.fromkeys(layer for descriptor in matched_by.values() for layer in descriptor)
         )
-        # Plug-and-Play's features belong to their own steps: between levels they are carried along
-        # the matches.
+        # Plug-and-Play's features belong to their own steps: between levels the matches carry them.
         extra = [name] if len(chosen) == count and (name := backbone.injected_hidden) else []
         numbers = len(chosen) * (
             sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0)
@@ -159,8 +158,8 @@ class ExtractFeatures(io.ComfyNode):
 def _probe(capture: Any, backbone: Backbone) -> tuple[dict[str, tuple[int, int]], int, int]:
     """Runs one frame through the model.
 
-    Returns tokens and width of every layer, bytes of a number, and the size of a frame's hidden
-    features.
+    Returns tokens and width of every layer, bytes of a number, and how many numbers a frame's
+    hidden features are.
     """
     names, path = backbone.attention, backbone.injected_hidden
     found: dict[str, torch.Tensor] = {}

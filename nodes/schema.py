@@ -31,8 +31,8 @@ def schema(
     """Makes a node's schema with our prefix and category.
 
     What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node
-    says is sent again when its result comes from the cache (since 0.19; before, only output nodes'
-    words are).
+    says is sent again when its result comes from the cache (since 0.19; before, only what output
+    nodes say is).
 
     Args:
         name: The node's id without our prefix.
@@ -100,12 +100,12 @@ def preview(pictures: torch.Tensor, text: str) -> dict[str, Any]:
 
 
 def lines(*texts: str) -> str:
-    """What a node has to say, one thing below the other; empty ones are left out."""
+    """Puts what a node has to say one thing below the other; empty ones are left out."""
     return "\n".join(filter(None, texts))
 
 
 def said(*texts: str) -> ui.PreviewText:
-    """The same as the node's text.
+    """Makes of what a node has to say the text that the node shows.
 
     Where there is nothing to say it is empty, so that nothing is left of an earlier run's.
     """
@@ -113,7 +113,7 @@ def said(*texts: str) -> ui.PreviewText:
 
 
 def most_frames_input(default: int) -> Any:
-    """How many frames a node for looking shows."""
+    """Makes the input for how many frames a node for looking shows."""
     return io.Int.Input(
         "most_frames",
         default=default,
@@ -124,7 +124,7 @@ def most_frames_input(default: int) -> Any:
 
 
 def noise_level_input(default: float) -> Any:
-    """Which step of the schedule a node for looking shows."""
+    """Makes the input for which step of the schedule a node for looking shows."""
     return io.Float.Input(
         "noise_level",
         default=default,
@@ -149,7 +149,7 @@ def step_at(noise_level: float, steps: int) -> int:
 
 
 def frames_per_pass_input() -> Any:
-    """The batch size that every node which runs the model offers."""
+    """Makes the input for the batch size, which every node that runs the model offers."""
     return io.Int.Input(
         "frames_per_pass",
         default=0,

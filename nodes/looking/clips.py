@@ -22,7 +22,7 @@ LONGEST_NAME = 200  # plots and captions are slow to find out that it has no pla
 
 
 def edit_inputs() -> list[Any]:
-    """A socket for each of `EDITS`, of which only the first must be connected."""
+    """Makes a socket for each of `EDITS`, of which only the first must be connected."""
     (first, name), *more = EDITS.items()
     return [
         io.Image.Input(
@@ -39,7 +39,7 @@ def edit_inputs() -> list[Any]:
 
 
 def names_input() -> Any:
-    """The names of the edits."""
+    """Makes the input for the names of the edits."""
     return io.String.Input(
         "names",
         default="",
@@ -63,8 +63,7 @@ def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, T
         Beside them what was cut, in words.
 
     Raises:
-        NodeError: For another length than the source's, or a size that differs by more than that
-            margin.
+        NodeError: For another length than the source's, or a size that differs by more.
     """
     connected = {
         socket: clip

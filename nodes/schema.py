@@ -31,8 +31,8 @@ def schema(
     """Makes a node's schema with our prefix and category.
 
     What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node
-    says is sent again when its result comes from the cache (since 0.19; before, only what output
-    nodes say is).
+    says is sent again when its result comes from the cache
+    (since 0.19; before, only what output nodes say is).
 
     Args:
         name: The node's id without our prefix.

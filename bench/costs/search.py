@@ -1,5 +1,6 @@
-"""How near the search for nearest tokens comes to its matrix product: python3 run.py bench search
-[--tokens 64 255 ... --widths 320 ...]
+"""How near the search for nearest tokens comes to its matrix product.
+
+    python3 run.py bench search [--tokens 64 255 ... --widths 320 ...]
 
 The tokens of up to 16 frames, which is how many share a keyframe at an interval of 8, search one
 keyframe's. First table: the rate of the bare matrix product of that shape into a buffer that is

@@ -1,5 +1,5 @@
-"""The page as its user has it: where things are is asked of the page, what is done is done by mouse
-and keyboard.
+"""The page as its user has it: where things are is asked of the page,
+what is done is done by mouse and keyboard.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ class Editor:
         return int(added)
 
     def connect(self, origin: int, output: str, target: int, name: str, tries: int = TRIES) -> None:
-        """Drags a link from an output to an input; a busy page may miss that, and then it is done
-        again.
+        """Drags a link from an output to an input; a busy page may miss that,
+        and then it is done again.
         """
         for _ in range(tries):
             start, end = self.slot(origin, "outputs", output), self.slot(target, "inputs", name)

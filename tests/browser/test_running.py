@@ -1,5 +1,5 @@
-"""Runs from the page's own button: progress, previews, results, interrupts and errors, where users
-see them.
+"""Runs from the page's own button: progress, previews, results, interrupts and errors,
+where users see them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Workers without their ComfyUI: how many there are, when one is given up, when one starts its
-server anew.
+"""Workers without their ComfyUI: how many there are, when one is given up,
+when one starts its server anew.
 """
 
 from __future__ import annotations

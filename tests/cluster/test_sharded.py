@@ -26,8 +26,8 @@ from ..conftest import COMFYUI
 from . import made
 
 FRAMES = 7
-# Windows of keyframes, features that are computed when they are needed, Plug-and-Play, what the
-# defaults carry.
+# Windows of keyframes, features that are computed when they are needed, Plug-and-Play,
+# what the defaults carry.
 WINDOWS = {
     "build.keyframe_interval": 2,
     "build.keyframes": "random at every step",

@@ -191,7 +191,7 @@ def test_damaged_weights_of_the_embedded_model_are_refused() -> None:
 def test_ten_thousand_calls_were_made() -> None:
     if set(counted) != set(NODES):
         pytest.skip("some of the tests above did not run")
-    # python -m pytest -s shows it.
+    # `python -m pytest -s` shows it.
     print(f"{counted.total()} calls, {passed.total()} of them with a result:", dict(counted))
     assert counted.total() >= TIMES * 10_000
     assert all(passed[node] >= 10 for node in NODES if node != DEMO), passed

@@ -65,8 +65,8 @@ def outputs(known: Any) -> Iterator[tuple[str, int, str]]:
 def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Hosts before 0.10 know no search aliases, those before 0.19 send no cached words but of
-    output nodes.
+    """Hosts before 0.10 know no search aliases,
+    those before 0.19 send no cached words but of output nodes.
     """
 
     @dataclass
@@ -157,8 +157,8 @@ def test_a_page_starts_with_the_defaults(node: str) -> None:
 
 @pytest.mark.parametrize("node", NODES)
 def test_pictures_are_there_and_links_lead_out(node: str) -> None:
-    """The editor looks for pictures beside the page; a relative link would lead to the editor
-    itself.
+    """The editor looks for pictures beside the page;
+    a relative link would lead to the editor itself.
     """
     for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", page(node)):
         if picture:
@@ -217,8 +217,8 @@ def test_there_is_a_folder_for_each_language() -> None:
 
 
 def test_english_is_what_the_schemas_say() -> None:
-    """Whoever changes a text of a node changes it in locales/en, and sees here which ones to
-    translate again.
+    """Whoever changes a text of a node changes it in locales/en,
+    and sees here which ones to translate again.
     """
     wanted, found = flat(schema_texts()), translated("en")
     assert {path: found.get(path) for path in wanted} == wanted

@@ -33,8 +33,8 @@ from ..helpers import (
 )
 from ..tiny_models import moving_clip
 
-# All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes, of carrying and of
-# Plug-and-Play.
+# All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes,
+# of carrying and of Plug-and-Play.
 STEPS = 10
 FRAMES = 3
 SIZE = 8, 8

@@ -122,8 +122,8 @@ def test_prompts_of_other_lengths_share_what_they_share() -> None:
 def test_one_frame_of_the_same_prompt_keeps_the_sources_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is new in it: no place and no word is the edit's, in its own rows alone; the model
-    stays as it was.
+    """Nothing is new in it: no place and no word is the edit's, in its own rows alone;
+    the model stays as it was.
     """
     changes: list[Any] = []
     watch(

@@ -43,8 +43,8 @@ def _inference_mode() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Layers this small lose more by waking threads than they gain, several times over on a busy
-    machine.
+    """Layers this small lose more by waking threads than they gain,
+    several times over on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -319,11 +319,8 @@ def test_with_every_frame_a_keyframe_both_are_joint_attention_over_all(consisten
 
 @pytest.mark.parametrize(
     ("storage", "tolerance"),
-    [
-        ("disk", 0.0),
-        ("auto", 1e-5),
-        ("recompute", 1e-5),
-    ],  # computed again in batches of other sizes, whose rounding differs
+    # Those with a tolerance are computed again in batches of other sizes, whose rounding differs.
+    [("disk", 0.0), ("auto", 1e-5), ("recompute", 1e-5)],
 )
 def test_storage_changes_nothing(storage: str, tolerance: float) -> None:
     kept = matched(Clip())

@@ -205,8 +205,8 @@ def load_again() -> None:
 
 
 def test_the_tuned_model_inverts_and_edits() -> None:
-    """Its inversion is taken for that of its checkpoint, as with any LoRA; another checkpoint's is
-    refused.
+    """Its inversion is taken for that of its checkpoint, as with any LoRA;
+    another checkpoint's is refused.
     """
     model = tuned()[0]
     inversion = invert(model, moving_clip(FRAMES, *SIZE))[0]

@@ -38,8 +38,8 @@ from ..helpers import inverted, tiny_model, with_lora
 from ..tiny_models import SD15, narrow_family, random_weights
 
 TYPES = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
-# What the host makes of a file: its loader's choices and its options. By itself it takes float32 on
-# a CPU.
+# What the host makes of a file: its loader's choices and its options.
+# By itself it takes float32 on a CPU.
 LOADED: dict[str, Callable[[pytest.MonkeyPatch], str]] = {
     "fp8_e4m3fn": lambda patch: "fp8_e4m3fn",
     "fp8_e5m2": lambda patch: "fp8_e5m2",

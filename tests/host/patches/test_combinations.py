@@ -363,8 +363,8 @@ def images(count: int) -> Tensor:
 
 
 def rows(tokens: Tensor, options: dict[str, Any]) -> Tensor:
-    """The images that belong to a batch: those of its frames for the prompt, empty ones for the
-    negative prompt.
+    """The images that belong to a batch: those of its frames for the prompt,
+    empty ones for the negative prompt.
     """
     window = options["ad_params"]
     own = (

@@ -103,8 +103,8 @@ def test_sigmas_are_the_samplers_own(name: str) -> None:
 
 
 # The steps that a sampler's evaluations belong to over three steps, of which the last, to sigma 0,
-# often needs one evaluation only. Heun's second stands on the level where Euler's next step would
-# begin.
+# often needs one evaluation only.
+# Heun's second stands on the level where Euler's next step would begin.
 EVALUATIONS = {
     "euler": [0, 1, 2],
     "heun": [0, 0, 1, 1, 2],
@@ -217,8 +217,8 @@ def test_a_sampler_that_writes_into_its_levels_spoils_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["karras", "exponential"])
 def test_levels_other_than_the_inversions_edit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another schedule in KSampler (Advanced): the source's latents between two stored levels are
-    interpolated.
+    """Another schedule in KSampler (Advanced):
+    the source's latents between two stored levels are interpolated.
     """
     levels: list[float] = []
     watch(monkeypatch, lambda model_call, _: levels.append(model_call.sigma))

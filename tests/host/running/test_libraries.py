@@ -1,5 +1,5 @@
-"""A library that is missing or broken takes away what needs it, says how to mend it, and nothing
-else.
+"""A library that is missing or broken takes away what needs it,
+says how to mend it, and nothing else.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from ..inputs.bad_input import (
 )
 from ..patches.test_citizenship import loaded
 
-# What an import may come to: the library's code, None where there is none, and what the error has
-# to say.
+# What an import may come to: the library's code, None where there is none,
+# and what the error has to say.
 BREAKS: dict[str, tuple[str | None, str]] = {
     "not installed": (None, "is not installed"),
     "an attribute of another library": (

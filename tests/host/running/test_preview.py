@@ -1,5 +1,5 @@
-"""The live preview shows several frames under the pack's sampler and the host's own, and changes
-nothing else.
+"""The live preview shows several frames under the pack's sampler and the host's own,
+and changes nothing else.
 """
 
 from __future__ import annotations

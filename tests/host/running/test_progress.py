@@ -1,5 +1,5 @@
-"""A node has one progress bar: it goes from left to right once, whatever the node does one after
-the other.
+"""A node has one progress bar: it goes from left to right once,
+whatever the node does one after the other.
 """
 
 from __future__ import annotations

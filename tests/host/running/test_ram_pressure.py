@@ -65,7 +65,7 @@ def test_features_count_what_is_stored_and_what_they_keep_alive(
     stored = extracted()
     kept = [stored.store.get(step, layer) for step in stored.steps for layer in stored.match_layers]
     assert sum(tensor.nbytes for tensor in kept) > stored.inversion.latents.nbytes
-    # Plug-and-Play's.
+    # What Plug-and-Play needs of them.
     hidden = [
         tensor
         for (_, name), tensor in stored.store._kept.items()

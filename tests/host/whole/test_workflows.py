@@ -1,5 +1,5 @@
-"""The workflows that the pack offers, as a user runs them on a real server, on few small frames in
-few steps.
+"""The workflows that the pack offers, as a user runs them on a real server,
+on few small frames in few steps.
 
 Where a workflow asks for Stable Diffusion 1.5, the embedded model takes its place, which has that
 layout; where it asks for SDXL a tiny model of SDXL's.
@@ -409,8 +409,8 @@ def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(
 
 @pytest.fixture
 def controlnet(server: Any) -> Iterator[str]:
-    """The name under which the server finds a ControlNet of the embedded model's layout, with
-    random weights.
+    """The name under which the server finds a ControlNet of the embedded model's layout,
+    with random weights.
     """
     layout = {
         name: value

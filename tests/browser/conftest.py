@@ -96,7 +96,10 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
 
 
 def change_settings(server: Any, settings: dict[str, Any]) -> None:
-    """Changes the page's settings of the server's user; the page takes them up when it is loaded."""
+    """Changes the page's settings of the server's user.
+
+    The page takes them up when it is loaded.
+    """
     body = json.dumps(settings).encode()
     request = urllib.request.Request(
         f"{server.address}/settings", body, {"Content-Type": "application/json"}

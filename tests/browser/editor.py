@@ -40,17 +40,22 @@ LINKED = """([origin, target, name]) => {
 WIDGET = """([id, name]) => {
     const node = app.graph.getNodeById(id)
     const widget = node.widgets.find((widget) => widget.name === name)
-    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + (widget.last_y ?? widget.y) + 10])
+    const y = node.pos[1] + (widget.last_y ?? widget.y) + 10
+    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, y])
 }"""
 # Newer pages hang a new node on the mouse.
 HANGS = "(id) => Boolean(app.graph.getNodeById(id).flags.ghost)"
 PUT = "([id, x, y]) => { app.graph.getNodeById(id).pos = app.clientPosToCanvasPos([x, y]) }"
-TITLE = "(id) => { const node = app.graph.getNodeById(id); return app.canvasPosToClientPos([node.pos[0] + 100, node.pos[1] - 15]) }"
+TITLE = """(id) => {
+    const node = app.graph.getNodeById(id)
+    return app.canvasPosToClientPos([node.pos[0] + 100, node.pos[1] - 15])
+}"""
 SHOW = """([ids, left, top, right, bottom, most]) => {
     const nodes = ids.length ? ids.map((id) => app.graph.getNodeById(id)) : app.graph.nodes
     nodes.forEach((node) => node.updateArea())
     const areas = nodes.map((node) => node.boundingRect)
-    const x = Math.min(...areas.map((area) => area[0])), y = Math.min(...areas.map((area) => area[1]))
+    const x = Math.min(...areas.map((area) => area[0]))
+    const y = Math.min(...areas.map((area) => area[1]))
     const width = Math.max(...areas.map((area) => area[0] + area[2])) - x
     const height = Math.max(...areas.map((area) => area[1] + area[3])) - y
     const scale = Math.min(most, (right - left) / width, (bottom - top) / height)

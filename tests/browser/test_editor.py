@@ -90,7 +90,9 @@ def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(
 ) -> None:
     page = empty.page
     controls = """() => app.graph.nodes.filter((node) => node.type.startsWith('TokenFlow'))
-        .flatMap((node) => node.widgets ?? []).filter((widget) => widget.name === 'control_after_generate').map((widget) => widget.value)"""
+        .flatMap((node) => node.widgets ?? [])
+        .filter((widget) => widget.name === 'control_after_generate')
+        .map((widget) => widget.value)"""
     page.evaluate(
         "(names) => names.forEach((name) => app.graph.add(LiteGraph.createNode(name)))", list(known)
     )
@@ -106,7 +108,8 @@ def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(
 
 def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> None:
     labels = """() => app.graph.nodes.filter((node) => /Metrics|CompareClips/.test(node.type))
-        .map((node) => node.inputs.slice(0, 3).map((input) => input.label ?? input.localized_name ?? input.name))"""
+        .map((node) => node.inputs.slice(0, 3).map(
+            (input) => input.label ?? input.localized_name ?? input.name))"""
     editor.load(json.loads((ROOT / "workflows" / "quickstart.json").read_text()))
     saved = editor.page.evaluate(labels)
     editor.clear()
@@ -242,8 +245,8 @@ def test_help_opens_beside_the_graph(
         page.get_by_test_id("info-button").click()
         expect(panel.get_by_role("heading", level=1)).to_have_text(known[name]["display_name"])
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.node-help-content "
-            "img')].every((image) => image.naturalWidth)"
+            "() => [...document.querySelectorAll('.node-help-content img')]"
+            ".every((image) => image.naturalWidth)"
         )
         assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator(
             "img"

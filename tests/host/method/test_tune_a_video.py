@@ -65,7 +65,7 @@ def tuned(rank: int = 0) -> tuple[Any, ...]:
 
 
 def draw(model: Any, step: int) -> tuple[Tensor, Tensor]:
-    """The noise of all frames and the one noise level of a training step, as the host draws them."""
+    """The noise of all frames and the noise level of a training step, as the host draws them."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED + 1000 * step)
         noise = torch.randn(moving_clip(FRAMES, *SIZE)["samples"].shape)

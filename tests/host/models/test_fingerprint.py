@@ -76,7 +76,10 @@ kept = cache(model)
 
 
 def merged(first: Any, second: Any, share: float) -> Any:
-    """So much of the first one: what ModelMergeSimple does weight by weight, which takes seconds."""
+    """So much of the first one, as ModelMergeSimple does.
+
+    That does it weight by weight, which takes seconds.
+    """
     clone = first.clone()
     clone.add_patches(second.get_key_patches("diffusion_model."), 1.0 - share, share)
     return clone
@@ -118,7 +121,7 @@ def assert_known(found: Any) -> None:
 
 @cache
 def known() -> dict[torch.dtype, str]:
-    """Fingerprints of the model as it is published in half precision and in what is cast from that."""
+    """Fingerprints of the model as published in half precision and in what is cast from that."""
     return {
         kind: model_fingerprint(
             model(0, kind, {name: weight.half() for name, weight in weights().items()})

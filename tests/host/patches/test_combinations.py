@@ -142,7 +142,8 @@ def test_merged_and_tiled_tokens_are_refused(name: str, consistency: str) -> Non
     source = injection() if consistency == "per frame" else None
     with pytest.raises(
         NodeError,
-        match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has .*ToMe, HyperTile",
+        match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has "
+        ".*ToMe, HyperTile",
     ):
         short(MERGING[name](tiny_model()), consistency=consistency, injection=source)
 
@@ -182,7 +183,8 @@ def downscaled(factor: float = 2.0, end: float = 1.0) -> Any:
 def test_a_downscale_that_the_source_features_do_not_know_is_refused(injected: bool) -> None:
     with pytest.raises(
         NodeError,
-        match=r"TokenFlow Sampler, input 'model': .* here and .* in the source.*PatchModelAddDownscale",
+        match=r"TokenFlow Sampler, input 'model': .* here and .* in the source"
+        ".*PatchModelAddDownscale",
     ):
         short(downscaled(), injection=injection() if injected else None)
 

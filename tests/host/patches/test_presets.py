@@ -1,4 +1,4 @@
-"""One input that sets others: what the presets choose, and that the user's own choice is stronger."""
+"""One input that sets others: what presets choose, and that the user's own choice is stronger."""
 
 from __future__ import annotations
 

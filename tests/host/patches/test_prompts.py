@@ -133,7 +133,8 @@ def test_features_of_a_source_prompt_that_holds_at_some_steps_are_refused() -> N
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=source)[0]
     with pytest.raises(
         NodeError,
-        match=r"Extract SA Features, input 'model': .* did not run at step 1.*without timestep ranges",
+        match=r"Extract SA Features, input 'model': .* did not run at step 1"
+        ".*without timestep ranges",
     ):
         call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")
 

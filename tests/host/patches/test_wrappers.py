@@ -108,7 +108,10 @@ def remembered(apply_model: Apply, args: dict[str, Any]) -> Tensor:
 
 
 TILES, REBUILT = r"cuts frames into tiles \(Tiled Diffusion", "rebuilds the batch"
-UNSEEN = r"no batch with what TokenFlow hands over: a patch on the model leaves calls out or drops .* \(caches such as TeaCache\)"
+UNSEEN = (
+    "no batch with what TokenFlow hands over: a patch on the model leaves calls out or drops "
+    r".* \(caches such as TeaCache\)"
+)
 REFUSED: dict[str, tuple[Wrapper, str]] = {
     "tiles": (
         tiled,
@@ -120,7 +123,8 @@ REFUSED: dict[str, tuple[Wrapper, str]] = {
     ),
     "one row cut off": (
         first_apart,
-        r"a batch of [01] instead of \d x \d pictures: a patch on the model cuts the batch between frames",
+        r"a batch of [01] instead of \d x \d pictures: "
+        "a patch on the model cuts the batch between frames",
     ),
     "rows twice": (
         doubled,

@@ -232,7 +232,8 @@ def test_a_server_with_all_of_them_broken_edits_and_says_what_is_missing_where(
         prompt["look"] = made.node("PreviewImage", images=["compare", 0])
         with pytest.raises(
             PromptError,
-            match=r"Compare Clips: matplotlib is installed and does not work \(AttributeError: module 'numpy'",
+            match="Compare Clips: matplotlib is installed and does not work "
+            r"\(AttributeError: module 'numpy'",
         ):
             run_prompt(server.address, prompt)
         del prompt["compare"], prompt["look"]

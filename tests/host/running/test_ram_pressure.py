@@ -1,4 +1,4 @@
-"""The host's cache under memory pressure, which drops outputs by what they take: it can count ours."""
+"""The host's cache under memory pressure: it drops outputs by what they take, and counts ours."""
 
 from __future__ import annotations
 

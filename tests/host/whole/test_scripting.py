@@ -1,4 +1,4 @@
-"""tokenflow_ops.scripting: the nodes' numbers from a diffusers pipeline, which is left as it was."""
+"""tokenflow_ops.scripting: the nodes' numbers from a diffusers pipeline, left as it was."""
 
 from __future__ import annotations
 

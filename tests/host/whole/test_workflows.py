@@ -80,7 +80,7 @@ class Run:
         )
 
     def __call__(self, **changes: dict[str, Any]) -> Run:
-        """Runs it with other inputs of the nodes of a type: `run(TokenFlowSampler={"start": 0.5})`."""
+        """Runs it with other inputs of a type's nodes: `run(TokenFlowSampler={"start": 0.5})`."""
         for kind, inputs in changes.items():
             for node in self.nodes(kind):
                 self.prompt[node]["inputs"].update(inputs)

@@ -53,7 +53,10 @@ def test_every_shape_has_its_faster_backend_and_is_measured_once(
             "faiss",
             "torch",
         ]
-        wanted = "torch and FAISS (this CPU, a frame: torch 1.2 ms, FAISS 0.5 ms for 16 x 6; torch 12 ms, FAISS 31 ms for 64 x 4)"
+        wanted = (
+            "torch and FAISS (this CPU, a frame: torch 1.2 ms, FAISS 0.5 ms for 16 x 6; "
+            "torch 12 ms, FAISS 31 ms for 64 x 4)"
+        )
         assert str(backends) == wanted
     assert asked == [COARSE.shape, FINE.shape]
 
@@ -142,7 +145,8 @@ class IndexFlatIP:
         if left < 0:
             raise OSError("no kernel for this device")
         products = torch.from_numpy(queries) @ self.rows.T
-        return products.max(1, keepdim=True).values.numpy(), products.argmax(1, keepdim=True).numpy()
+        best = products.max(1, keepdim=True)
+        return best.values.numpy(), products.argmax(1, keepdim=True).numpy()
 """
 WITHOUT = "torch, FAISS is installed and does not work (OSError: no kernel for this device)"
 

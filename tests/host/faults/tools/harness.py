@@ -1,4 +1,4 @@
-"""A host in this process whose runs are broken on purpose, and what has to hold after each of them."""
+"""A host in this process whose runs are broken on purpose, and what has to hold after each."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A batch: all jobs of a table on a pool of workers, each tried again when it fails, and what came
-of it on the disk.
+"""A batch: all jobs of a table on a pool of workers, and what came of them on the disk.
+
+A job that fails is tried again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ class Attempt:
 class Batch:
     """One run.
 
-    `retries` is how often a job that failed is tried again, behind the others of its clip.
+    Args:
+        pool: The workers.
+        results: Where files and records go.
+        progress: What is told of the run.
+        retries: How often a job that failed is tried again, behind the others of its clip.
     """
 
     def __init__(self, pool: Pool, results: Results, progress: Progress, retries: int = 2) -> None:
@@ -45,9 +50,16 @@ class Batch:
         self.contents: dict[str, ObjectRef] = {}
 
     def run(self, jobs: list[Job]) -> bool:
-        """Runs what is not done yet. Returns: whether all jobs are done in the end.
+        """Runs what is not done yet.
 
-        Raises PoolError when no worker is left.
+        Args:
+            jobs: All jobs of the table.
+
+        Returns:
+            Whether all of them are done in the end.
+
+        Raises:
+            PoolError: When no worker is left.
         """
         for job in jobs:
             if not self.results.is_done(job):
@@ -111,9 +123,8 @@ class Batch:
         )
         shares = f"{figures['nodes_run']} nodes run, {figures['nodes_cached']} known from before"
         self.progress.count(running=-1, done=1)
-        self.progress.line(
-            f"{attempt.job.name}: done in {figures['seconds']:.0f} s, {shares}; {len(self.left)} left"
-        )
+        took = f"done in {figures['seconds']:.0f} s"
+        self.progress.line(f"{attempt.job.name}: {took}, {shares}; {len(self.left)} left")
 
     def _failed(self, slot: Slot, event: Failed) -> None:
         """Puts the job back while it may be tried again, and writes it down as failed when not."""

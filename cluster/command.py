@@ -21,35 +21,36 @@ from .manifest import OutputError, opened
 
 
 def run(options: argparse.Namespace, comfyui: Path) -> int:
-    """Runs the batch; returns the exit code: 0, 1 if a job failed or none could begin, 130 after
-    Ctrl-C or SIGTERM.
+    """Runs the batch.
+
+    Args:
+        options: Of the command line: workflow, jobs, output, address, workers, cores, share,
+            retries.
+        comfyui: The folder of this machine's ComfyUI.
+
+    Returns:
+        The exit code: 0, 1 if a job failed or none could begin, 130 after Ctrl-C or SIGTERM.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         wanted = Wanted.read(options.workflow, options.jobs, comfyui / "input")
         jobs = [] if options.address else wanted.jobs(definitions(comfyui))
         with opened(options.output) as results, connected(options.address) as dashboard:
-            signal.signal(
-                signal.SIGTERM, signal.default_int_handler
-            )  # Ray's own handler would stop no worker
+            # Ray's own handler would stop no worker.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             from ray.exceptions import RayError
 
             from .batch import Batch
             from .progress import Progress, table
             from .workers.pool import Pool, PoolError
 
-            print(
-                f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)"
-                if dashboard
-                else "Ray runs",
-                flush=True,
-            )
+            told = f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)"
+            print(told if dashboard else "Ray runs", flush=True)
             try:
                 with closing(Pool(comfyui, options.workers, options.cores, options.share)) as pool:
                     print("starting ComfyUI ...", flush=True)
-                    jobs = jobs or wanted.jobs(
-                        pool.object_info()
-                    )  # what a cluster's machines have, only they know
+                    # What a cluster's machines have, only they know.
+                    jobs = jobs or wanted.jobs(pool.object_info())
                     good = Batch(pool, results, Progress(), options.retries).run(jobs)
             except (PoolError, RayError) as error:
                 print(f"error: {error}", file=sys.stderr)
@@ -69,10 +70,14 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user asks for, before it is known which nodes there are: a workflow, the table's rows
-    and what is wrong with these.
+    """What a user asks for, before it is known which nodes there are.
 
-    inputs: the folder of the files that the workflow names.
+    Attributes:
+        workflow: As the editor saves it, or an API prompt.
+        table: The table's file.
+        rows: The table's rows.
+        problems: What is wrong with these, a line each.
+        inputs: The folder of the files that the workflow names.
     """
 
     workflow: Json
@@ -83,8 +88,20 @@ class Wanted:
 
     @classmethod
     def read(cls, workflow: Path, table: Path, inputs: Path) -> Wanted:
-        """Raises TableError for a table without a row, WorkflowError for a file that is no
-        workflow, OSError for one that is not there.
+        """Reads the files.
+
+        Args:
+            workflow: The workflow's file.
+            table: The table's file.
+            inputs: The folder of the files that the workflow names.
+
+        Returns:
+            What is asked for.
+
+        Raises:
+            TableError: For a table without a row.
+            WorkflowError: For a file that is no workflow.
+            OSError: For a file that is not there.
         """
         rows, problems = look_over(table)
         if not rows:
@@ -92,7 +109,7 @@ class Wanted:
         return cls(read_workflow(workflow), table, rows, problems, inputs)
 
     def jobs(self, info: Json) -> list[Job]:
-        """The jobs, on a server with these node definitions.
+        """Makes the jobs, for a server with these node definitions.
 
         Raises TableError with all that is wrong with workflow and table.
         """
@@ -108,7 +125,7 @@ class Wanted:
 
 
 def read_workflow(path: Path) -> Json:
-    """A workflow's file. Raises WorkflowError if it is none."""
+    """Reads a workflow's file. Raises WorkflowError if it is none."""
     try:
         workflow = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -123,7 +140,7 @@ def read_workflow(path: Path) -> Json:
 
 
 def definitions(comfyui: Path) -> Json:
-    """The node definitions of this machine's ComfyUI, started for this alone.
+    """Asks this machine's ComfyUI, started for this alone, for its node definitions.
 
     Raises launch.comfyui.server.ServerError.
     """

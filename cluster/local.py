@@ -32,12 +32,20 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def connected(address: str | None, **options: Any) -> Iterator[str]:
-    """Ray at an address, or without one started on this machine, where only this machine reaches
-    it; `options` go to `ray.init`.
+    """Connects to Ray at an address, or starts it on this machine.
 
-    Comes before anything that imports Ray, which reads its settings then.
+    Only this machine reaches a Ray that is started here. Comes before anything that imports Ray,
+    which reads its settings then.
 
-    Yields the address of its dashboard. Raises ClusterError.
+    Args:
+        address: Of a cluster that runs, as `ray.init` takes it; None starts one.
+        **options: More for `ray.init` where one is started.
+
+    Yields:
+        The address of its dashboard.
+
+    Raises:
+        ClusterError: If there is no Ray to be had.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"} if address else ALONE
     try:

@@ -1,5 +1,6 @@
-"""What a run leaves: a folder of files for every job, and `manifest.jsonl` with a record for each,
-written after its files.
+"""What a run leaves: a folder of files for every job, and `manifest.jsonl` with a record for each.
+
+A record is written after its files.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Results:
         self.records = read_records(self.manifest)
 
     def is_done(self, job: Job) -> bool:
-        """Whether a job's last record is of the same prompt and files, and what it left is still
+        """Tells whether a job has been done.
+
+        That is so if its last record is of the same prompt and files, and what it left is still
         there in these sizes.
         """
         record = self.records.get(job.name, {})
@@ -48,9 +51,18 @@ class Results:
         return path.is_file() and path.stat().st_size == file["bytes"]
 
     def save(self, job: Job, name: str, content: bytes) -> Record:
-        """Writes a file, not in its place before `finish`. Returns: name, size, checksum.
+        """Writes a file, which is not in its place before `finish`.
 
-        Raises OutputError for a name that leads out.
+        Args:
+            job: The job that made it.
+            name: Below the job's folder.
+            content: The file's bytes.
+
+        Returns:
+            Name, size in bytes and checksum (SHA-256).
+
+        Raises:
+            OutputError: For a name that leads out of the folder.
         """
         folder = self.folder / UNFINISHED / job.name
         path = confined(folder, name)
@@ -70,8 +82,13 @@ class Results:
         shutil.rmtree(self.folder / UNFINISHED / job.name, ignore_errors=True)
 
     def finish(self, job: Job, record: Record) -> None:
-        """Puts a job's files in place of those of its former record, and then its record behind the
-        others. Nothing else is touched.
+        """Puts a job's files in place of those of its former record.
+
+        Then its record comes behind the others. Nothing else is touched.
+
+        Args:
+            job: The job.
+            record: What is written into the manifest; its files have been saved.
         """
         folder, new = self.folder / job.name, [file["name"] for file in record["files"]]
         for name in new:
@@ -90,7 +107,7 @@ class Results:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Results]:
-    """The output folder, made if missing, for one run at a time.
+    """Opens the output folder, made if missing, for one run at a time.
 
     The lock is the system's: it goes with the process, however that ends.
 
@@ -103,14 +120,15 @@ def opened(folder: Path) -> Iterator[Results]:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
         raise OutputError(
-            f"{folder} is used by another run. Wait for its end, or give another folder by --output."
+            f"{folder} is used by another run. "
+            "Wait for its end, or give another folder by --output."
         ) from error
     with lock:
         yield Results(folder)
 
 
 def read_records(manifest: Path) -> dict[str, Record]:
-    """{job: its last record}. A last line that a killed run left torn is cut off.
+    """Reads {job: its last record}. A last line that a killed run left torn is cut off.
 
     Raises OutputError for what is no record.
     """
@@ -145,10 +163,22 @@ def _is_record(found: Any) -> bool:
 
 
 def confined(folder: Path, name: str) -> Path:
-    """The file of that name inside a folder. Raises OutputError for a name that leads out of it."""
+    """Finds the file of a name inside a folder.
+
+    Args:
+        folder: The folder.
+        name: Relative to it.
+
+    Returns:
+        The file's path, without links.
+
+    Raises:
+        OutputError: For a name that leads out of the folder.
+    """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
         raise OutputError(
-            f"the result {name!r} would lie outside of {folder}. Save it with a name that stays inside."
+            f"the result {name!r} would lie outside of {folder}. "
+            "Save it with a name that stays inside."
         )
     return path

@@ -1,5 +1,6 @@
-"""What a run says: a line per event in the terminal, below them a line that changes, and counts for
-Ray's dashboard.
+"""What a run says: lines in the terminal, and counts for Ray's dashboard.
+
+There is a line per event, and below them a line that changes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ class Progress:
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self.stream, self.live = stream, stream.isatty()
         self.counts: Counter[str] = Counter()
-        self.steps: dict[
-            str, tuple[str, str, float, float]
-        ] = {}  # of every worker: job, node, steps done, steps
+        # Of every worker: job, node, steps done, steps.
+        self.steps: dict[str, tuple[str, str, float, float]] = {}
         self.gauge = Gauge("tokenflow_jobs", "Jobs of the batch by state.", tag_keys=("state",))
 
     def count(self, **changes: int) -> None:
@@ -38,12 +38,20 @@ class Progress:
         self.show()
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Writes a line that stays."""
         self.stream.write(f"{self._clear()}{text}\n")
         self.show()
 
     def step(self, worker: str, job: str, node: str, value: float, most: float) -> None:
-        """A node's step. Its first is a line that stays."""
+        """Tells a node's step. Its first is a line that stays.
+
+        Args:
+            worker: The worker's name.
+            job: The job's name.
+            node: The node's title.
+            value: Steps done.
+            most: Steps of the node.
+        """
         known = self.steps.get(worker, ("", "", 0, 0))[:2] == (job, node)
         self.steps[worker] = job, node, value, most
         if known:
@@ -52,7 +60,7 @@ class Progress:
             self.line(f"{job}: {node}, {most:g} steps, {worker}")
 
     def end(self, worker: str) -> None:
-        """A worker has no job any more."""
+        """Forgets a worker's step: it has no job any more."""
         self.steps.pop(worker, None)
 
     def show(self) -> None:
@@ -63,11 +71,8 @@ class Progress:
             steps = "; ".join(
                 f"{job} {node} {value:g}/{most:g}" for job, node, value, most in self.steps.values()
             )
-            self.stream.write(
-                f"{self._clear()}[{'#' * filled}{'.' * (20 - filled)}] {done}/{total}  {steps}"[
-                    :160
-                ]
-            )
+            bar = f"[{'#' * filled}{'.' * (20 - filled)}]"
+            self.stream.write(f"{self._clear()}{bar} {done}/{total}  {steps}"[:160])
         self.stream.flush()
 
     def _clear(self) -> str:
@@ -75,7 +80,7 @@ class Progress:
 
 
 def table(records: Iterable[Record]) -> str:
-    """The jobs, a line each: name, state, seconds, the error's first line."""
+    """Lists the jobs, a line each: name, state, seconds, the error's first line."""
     rows = [("job", "state", "seconds", "")]
     for record in records:
         error = (

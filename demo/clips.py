@@ -1,5 +1,4 @@
-"""Clips of the world by kind and number, each with its true motion, its true outline and its ideal
-edit.
+"""Clips of the world by kind and number, with their true motion, true outline and ideal edit.
 
 A kind says what makes a clip hard. A number draws all else: nothing is picked. The ideal edit to
 another surface is the same scene drawn anew with that surface: the same draws, the same poses.
@@ -16,7 +15,8 @@ from scenes import CLIP_LENGTH, SURFACES, Pose, Scene, Size, true_flow, uniform
 from torch import Tensor
 from torch.nn import functional as F
 
-OUTSIDE = 1.05  # of a sprite's size: its centre so far beyond the border is out of the picture, shadow included
+# Of a sprite's size: its centre so far beyond the border is out of the picture, shadow included.
+OUTSIDE = 1.05
 
 
 class Still(Scene):
@@ -64,8 +64,8 @@ class Turning(Scene):
 
 
 class Panning(Scene):
-    """The ground moves by twice the picture in the length of the clip: half of it is new after a
-    quarter.
+    """The ground moves by twice the picture in the length of the clip:
+    half of it is new after a quarter.
     """
 
     def pose(self, t: float) -> Pose:
@@ -193,8 +193,8 @@ class Clip:
         )
 
     def flow(self, first: int, second: int) -> tuple[Tensor, Tensor]:
-        """As of `scenes.true_flow`, from one frame to another; nothing of a frame is seen in
-        another shot.
+        """As of `scenes.true_flow`, from one frame to another;
+        nothing of a frame is seen in another shot.
         """
         before, after = self.shots[first], self.shots[second]
         flow, occluded = true_flow(before, self.times[first], self.times[second], self.size)

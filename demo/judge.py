@@ -1,9 +1,10 @@
-"""Measures how often the demo model paints what the prompt says: python demo/judge.py [--samples
-64] [--cfg 4] [--sheet PICTURE.png]
+"""Measures how often the demo model paints what the prompt says.
 
-The judge is a small network trained on rendered scenes (judge.safetensors, made by `python
-demo/judge.py --train`). It names surface, shape and ground of a picture, and what every pixel is
-made of. Its own accuracy on scenes it has not seen is shown first.
+    python demo/judge.py [--samples 64] [--cfg 4] [--sheet PICTURE.png]
+
+The judge is a small network trained on rendered scenes (judge.safetensors, made with --train). It
+names surface, shape and ground of a picture, and what every pixel is made of. Its own accuracy on
+scenes it has not seen is shown first.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def render(
     """Pictures (count, 3, SIZE, SIZE), their pixels' materials (count, SIZE, SIZE) and labels
     (count, 3), the index of each name.
 
-    wide: share of scenes from the wide world, whose shapes are UNKNOWN: they may be cut off or
-    hidden.
+    wide: share of scenes from the wide world, whose shapes are UNKNOWN:
+    they may be cut off or hidden.
     """
     pictures, materials, labels = [], [], []
     for _ in range(count):

@@ -108,9 +108,8 @@ def _text_layer(self, x: Tensor, mask: Tensor | None = None, optimized_attention
     return x + self.mlp(self.layer_norm2(x))
 
 
-comfy.clip_model.CLIPLayer.forward = (
-    _text_layer  # the host's adds in place, which autograd cannot follow
-)
+# The host's adds in place, which autograd cannot follow.
+comfy.clip_model.CLIPLayer.forward = _text_layer
 
 _tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.__path__[0]) / "sd1_tokenizer")
 
@@ -187,8 +186,8 @@ def sample(
 def invert(model: DemoModel, pictures: Tensor, prompts: list[str], steps: int = 50) -> Tensor:
     """The latents that `sample` at cfg 1 leads back to pictures.
 
-    The same steps in reverse, with eps at the step's noisier end, found by three fixed-point
-    iterations.
+    The same steps in reverse, with eps at the step's noisier end,
+    found by three fixed-point iterations.
     """
     times, sigmas = ladder(steps)
     x, context = model.encode(pictures), model.read(prompts)
@@ -203,8 +202,8 @@ def invert(model: DemoModel, pictures: Tensor, prompts: list[str], steps: int = 
 
 
 def ladder(steps: int) -> tuple[list[int], Tensor]:
-    """The schedule's steps from the noisiest down, and their noise over signal with a zero at the
-    end.
+    """The schedule's steps from the noisiest down,
+    and their noise over signal with a zero at the end.
     """
     times = torch.linspace(999, 999 / steps, steps).round().long()
     return times.tolist(), torch.cat([((1 - ALPHA_BAR) / ALPHA_BAR).sqrt()[times], torch.zeros(1)])

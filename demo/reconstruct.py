@@ -1,5 +1,6 @@
-"""Measures what inversion loses on the demo clip: python demo/reconstruct.py [--frames 4] [--steps
-50]
+"""Measures what inversion loses on the demo clip.
+
+python demo/reconstruct.py [--frames 4] [--steps 50]
 """
 
 from __future__ import annotations

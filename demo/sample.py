@@ -1,5 +1,6 @@
-"""Looks at the demo model: python demo/sample.py PICTURE.png "a gold star on sand" "a red box on
-grass" ...
+"""Looks at the demo model.
+
+python demo/sample.py PICTURE.png "a gold star on sand" "a red box on grass" ...
 """
 
 from __future__ import annotations

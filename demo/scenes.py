@@ -6,8 +6,8 @@ copies of tokens are copies of patches, anything finer would not be kept. The po
 known, and with it the true flow.
 
 Pictures are (3, height, width) floats in [0, 1]; coordinates run from -1 to 1 over the shorter
-side; times are in any unit, a clip spans about 1.5. Sizes are one number for square pictures, or
-(height, width).
+side; times are in any unit, a clip spans about 1.5.
+Sizes are one number for square pictures, or (height, width).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Trains the demo model on endless random scenes: python demo/train.py --state FILE [--hours 2]
-[--size 128] [--final]
+"""Trains the demo model on endless random scenes.
+
+    python demo/train.py --state FILE [--hours 2] [--size 128] [--final]
 
 FILE holds everything needed to go on (float32 weights, their running average, the optimizer); the
 average is written to --out as well. The loss is v-prediction's: at high noise, where the prompt
@@ -70,8 +71,8 @@ class Scenes(IterableDataset):
             )
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        """A picture (3, size, size) uint8 of the wide world and its caption, which names only what
-        is seen.
+        """A picture (3, size, size) uint8 of the wide world and its caption,
+        which names only what is seen.
         """
         scene, t = wide_scene(generator), uniform(generator, 0, 2)
         picture = scene.render(t, self.size)
@@ -105,8 +106,9 @@ def fit_autoencoder(scenes: int = 800) -> PatchAutoencoder:
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kwargs: object
 ) -> Tensor:
-    """Attention by its formula: what the compiler makes of it is faster to train on a CPU than a
-    fused one.
+    """Attention by its formula.
+
+    What the compiler makes of it is faster to train on a CPU than a fused one.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
@@ -114,7 +116,10 @@ def plain_attention(
 
 
 class Trainer:
-    """A model in training, its running average and its optimizer; can be stored and taken up again."""
+    """A model in training, its running average and its optimizer.
+
+    It can be stored and taken up again.
+    """
 
     def __init__(self, state: Path, device: str, compiled: bool = True) -> None:
         self.path, self.device, self.step, self.pictures = state, device, 0, 0
@@ -247,10 +252,8 @@ def main() -> None:
         if trainer.step % 25 == 0:
             by_noise = " ".join(f"{sum(part) / max(1, len(part)):.3f}" for part in recent)
             speed = (trainer.step - first) * options.batch / (time.time() - begin)
-            print(
-                f"step {trainer.step}, {trainer.pictures} pictures, {speed:.1f} a second; loss by rising noise: {by_noise}",
-                flush=True,
-            )
+            done_so_far = f"step {trainer.step}, {trainer.pictures} pictures, {speed:.1f} a second"
+            print(f"{done_so_far}; loss by rising noise: {by_noise}", flush=True)
         if trainer.step % SAVE_EVERY == 0 or done >= 1:
             trainer.store()
             save(trainer.average, options.out)

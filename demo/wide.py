@@ -1,4 +1,7 @@
-"""The wide world: what the model is trained on and the judge knows, more than the plain clips show."""
+"""The wide world: what the model is trained on and the judge knows.
+
+It is more than the plain clips show.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ ANYWHERE, ANY_SIZE, ANY_ANGLE, TWO = 0.2, 0.25, 0.1, 0.12
 
 
 def wide_scene(generator: torch.Generator) -> Scene:
-    """A scene whose object may be cut by the border or absent, of any size, at any angle, or behind
-    another one.
+    """A scene whose object may be anywhere.
+
+    It may be cut by the border or absent, of any size, at any angle, or behind another one.
     """
     scene, kind = Scene(generator), uniform(generator)
     if kind < ANYWHERE:

@@ -15,9 +15,8 @@ from .commands import benchmarks, parser
 
 def main() -> int:
     """Runs the command inside the environment that COMFYUI_PATH and this Python are."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the server is stopped on the way out
+    # So that the server is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options, rest = parser().parse_known_args()
     if options.command == "test":
         return checks.run(rest)
@@ -27,7 +26,15 @@ def main() -> int:
 
 
 def run_benchmark(name: str, arguments: list[str]) -> int:
-    """Runs a benchmark with ComfyUI and the pack in this process."""
+    """Runs a benchmark with ComfyUI and the pack in this process.
+
+    Args:
+        name: Of the benchmark, one of `benchmarks()`.
+        arguments: The benchmark's own command line.
+
+    Returns:
+        The exit code, 0.
+    """
     sys.argv = [name, *arguments]
     import_comfyui(Path(os.environ["COMFYUI_PATH"]))
     import_pack()

@@ -1,5 +1,6 @@
-"""`run.py test`: linter, formatter, type checker, outside judges and tests; all run, and the first
-failure gives the exit code.
+"""`run.py test`: linter, formatter, type checker, outside judges and tests.
+
+All of them run, and the first failure gives the exit code.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import sys
 from .environment import HOST, ROOT
 
 # Inside ComfyUI the pack is a package, and its modules import each other relatively. The type
-# checker sees it in the same way: as the package tokenflow_pack, by a link, whatever the name of
-# the folder.
+# checker sees it in the same way: as the package tokenflow_pack, by a link, whatever its folder.
 PACK = "tokenflow_pack"
 TYPED = ("tokenflow_ops", "reporting", "host", "modes", "nodes", "launch", "cluster", "demo")
 
 
 def run(pytest_arguments: list[str]) -> int:
-    """Runs the checks in the environment of this Python; returns the first exit code that is not
-    zero.
+    """Runs the checks in the environment of this Python.
+
+    Returns the first exit code that is not zero.
     """
     link = HOST / "typing" / PACK
     link.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""Command line of `run.py`: makes the environment, then hands over to `python -m launch` or `python
--m cluster` in it.
+"""Command line of `run.py`.
+
+Makes the environment, then hands over to `python -m launch` or `python -m cluster` in it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from .environment import ROOT, SetupError, prepare
 
 ENVIRONMENT = """\
 environment variables:
-  COMFYUI_PATH    the folder of a ComfyUI of yours, to run the commands with instead of one of their own in .host/
-  COMFYUI_PYTHON  the Python that runs it; if not given that of a venv or .venv in its folder, or else the one that runs this command
+  COMFYUI_PATH    the folder of a ComfyUI of yours, to run the commands with
+                  instead of one of their own in .host/
+  COMFYUI_PYTHON  the Python that runs it; if not given that of a venv or .venv in its folder,
+                  or else the one that runs this command
                   (nothing is installed into it: what it lacks for a command is named)
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands with their options; what `test` does not know goes to pytest, what `bench` does
-    not know to the benchmark.
+    """Makes the parser of the commands with their options.
+
+    What `test` does not know goes to pytest, what `bench` does not know to the benchmark.
     """
     top = argparse.ArgumentParser(
         prog="run.py",
@@ -64,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     )
     batch.add_argument(
         "--address",
-        help="a Ray cluster that runs, as ray.init takes it; without one Ray is started on this machine",
+        help="a Ray cluster that runs, as ray.init takes it; without one Ray "
+        "is started on this machine",
     )
     batch.add_argument(
         "--workers",
@@ -95,20 +100,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def benchmarks() -> dict[str, str]:
-    """The benchmarks by name, each with its module below bench/."""
+    """Finds the benchmarks by name, each with its module below bench/."""
     files = (path for path in (ROOT / "bench").glob("*/*.py") if path.parent.name != "tools")
     return {path.stem: f"bench.{path.parent.name}.{path.stem}" for path in files}
 
 
 def natural(text: str, least: int = 0) -> int:
-    """A number of times. Raises ValueError."""
+    """Reads a whole number from the command line.
+
+    Args:
+        text: What was typed.
+        least: The least number that is taken.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: For anything else than a whole number, or one below `least`.
+    """
     if int(text) < least:
         raise ValueError(text)
     return int(text)
 
 
 def positive(text: str) -> int:
-    """A number of workers or cores. Raises ValueError."""
+    """Reads a number of workers or cores, at least 1. Raises ValueError."""
     return natural(text, 1)
 
 
@@ -125,11 +141,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.command == "demo":
-        rest = [
-            "--workflow",
-            str(options.workflow.absolute()),
-            *(["--keep"] if options.keep else []),
-        ]
+        keep = ["--keep"] if options.keep else []
+        rest = ["--workflow", str(options.workflow.absolute()), *keep]
     if options.command == "bench":
         rest = [options.name, *rest]
     if options.command == "batch":
@@ -156,6 +169,5 @@ def main(argv: list[str]) -> int:
     if os.name == "posix":
         sys.stdout.flush()
         os.execve(host.python, command, environment)
-    return subprocess.call(
-        command, env=environment
-    )  # elsewhere exec would return to the prompt at once
+    # Elsewhere exec would return to the prompt at once.
+    return subprocess.call(command, env=environment)

@@ -19,23 +19,26 @@ CLIP = ROOT / "demo" / "tokenflow_star.mp4"  # the pack itself puts it into the 
 
 
 def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
-    """Runs a workflow file and prints what it shows and saves; returns the exit code.
+    """Runs a workflow file and prints what it shows and saves.
 
-    With `keep` the server stays up, and its address is printed, until Ctrl-C.
+    Args:
+        comfyui: The folder of the ComfyUI.
+        workflow: The file, as the editor saves it or as an API prompt.
+        keep: Whether the server stays up, and its address is printed, until Ctrl-C.
+
+    Returns:
+        The exit code: 0, 1 after an error, 130 after Ctrl-C (0 with `keep`).
     """
     start = time.monotonic()
     try:
         saved = json.loads(workflow.read_text())
         print("starting ComfyUI ...", flush=True)
         with Server(comfyui, HOST / "run", OUTPUT, OUTPUT / "server.log") as server:
-            shutil.copy(
-                CLIP, server.input / "clip.mp4"
-            )  # its name in workflows that were saved before 0.2
+            # Its name in workflows that were saved before 0.2.
+            shutil.copy(CLIP, server.input / "clip.mp4")
             device = server.get("/system_stats")["devices"][0]["name"]
-            print(
-                f"ready on {device} after {time.monotonic() - start:.0f} s; running {workflow.name}",
-                flush=True,
-            )
+            ready = f"ready on {device} after {time.monotonic() - start:.0f} s"
+            print(f"{ready}; running {workflow.name}", flush=True)
             prompt = to_prompt(saved, server.get("/object_info"))
             embedded = saved if "nodes" in saved else None
             report(run_prompt(server.address, prompt, Progress(prompt), embedded), prompt)
@@ -56,7 +59,12 @@ def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
 
 
 def report(result: Result, prompt: Prompt) -> None:
-    """Prints every text output under its node's title, then the files."""
+    """Prints every text output under its node's title, then the files.
+
+    Args:
+        result: What the prompt left behind.
+        prompt: The prompt, for the titles.
+    """
     for node, texts in result.texts().items():
         title = prompt[node]["_meta"]["title"] if node in prompt else node
         print(f"\n{title}", *texts, sep="\n")

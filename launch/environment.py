@@ -46,8 +46,12 @@ class SetupError(RuntimeError):
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI folder (with main.py), the Python executable that runs it, and how it came to be
-    that one.
+    """A ComfyUI and the Python that runs it.
+
+    Attributes:
+        comfyui: The folder, with main.py.
+        python: The executable that runs it.
+        origin: How it came to be that one, in words.
     """
 
     comfyui: Path
@@ -56,10 +60,9 @@ class Host:
 
 
 def prepare(words: Iterable[str]) -> Host:
-    """Makes the environment for a command, or checks the one that COMFYUI_PATH names, and links the
-    pack in.
+    """Makes the environment for a command, or checks the one that COMFYUI_PATH names.
 
-    words: the command's name and arguments. Raises SetupError.
+    Links the pack into it. `words` are the command's name and arguments. Raises SetupError.
     """
     asked = needed(words)
     if os.environ.get("COMFYUI_PATH"):
@@ -75,8 +78,9 @@ def prepare(words: Iterable[str]) -> Host:
 
 
 def made_comfyui(extras: Iterable[str]) -> Host:
-    """ComfyUI and virtual environment under `.host/`, made where missing or stale. extras: of
-    REQUIREMENTS, beside the pack's packages.
+    """Makes ComfyUI and its virtual environment under `.host/` where missing or stale.
+
+    `extras` are keys of REQUIREMENTS, beside the pack's packages. Raises SetupError.
     """
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -93,9 +97,8 @@ def made_comfyui(extras: Iterable[str]) -> Host:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if stamps.get(what) != digest:
             with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
-                pip(
-                    python, "install", "--no-compile", "-r", str(path)
-                )  # Python compiles what is imported, a part of it
+                # Python compiles what is imported, a part of it.
+                pip(python, "install", "--no-compile", "-r", str(path))
             stamps.set(what, digest)
     if installed_version(COMFYUI) != VERSION:
         with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):
@@ -104,13 +107,15 @@ def made_comfyui(extras: Iterable[str]) -> Host:
 
 
 def own_comfyui() -> Host:
-    """The ComfyUI that COMFYUI_PATH names, with COMFYUI_PYTHON, its virtual environment's Python,
-    or this one.
+    """Finds the ComfyUI that COMFYUI_PATH names, and its Python.
+
+    That is COMFYUI_PYTHON, its virtual environment's Python, or this one. Raises SetupError.
     """
     comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser().absolute()
     if not (comfyui / "main.py").is_file():
         raise SetupError(
-            f"COMFYUI_PATH is {comfyui}, but there is no main.py in it. Name the folder of a ComfyUI checkout."
+            f"COMFYUI_PATH is {comfyui}, but there is no main.py in it. "
+            "Name the folder of a ComfyUI checkout."
         )
     named = os.environ.get("COMFYUI_PYTHON")
     if named:
@@ -119,10 +124,8 @@ def own_comfyui() -> Host:
             raise SetupError(f"COMFYUI_PYTHON is {named}, but there is no such program.")
         python, origin = Path(found).absolute(), "COMFYUI_PYTHON"
     else:
-        python, origin = (
-            Path(sys.executable),
-            "which runs this command; there is no venv in that folder",
-        )
+        python = Path(sys.executable)
+        origin = "which runs this command; there is no venv in that folder"
         for name in INSIDE:
             if (comfyui / name).exists():
                 python, origin = comfyui / name, "of the environment in that folder"
@@ -132,19 +135,31 @@ def own_comfyui() -> Host:
 
 
 def make_venv(folder: Path = VENV) -> None:
-    """Makes an empty virtual environment with pip at `folder`, in place of what was there."""
+    """Makes an empty virtual environment with pip at `folder`, in place of what was there.
+
+    Raises SetupError.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     made = subprocess.run(
         [sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True
     )
     if made.returncode:
         raise SetupError(
-            f"no virtual environment (on Debian and Ubuntu: apt install python3-venv):\n{made.stdout}{made.stderr}"
+            "no virtual environment (on Debian and Ubuntu: apt install python3-venv):\n"
+            f"{made.stdout}{made.stderr}"
         )
 
 
 def is_sound(python: Path, interpreter: str) -> bool:
-    """Whether a virtual environment's Python runs, has that version and has pip."""
+    """Tells whether a virtual environment's Python runs, has that version and has pip.
+
+    Args:
+        python: The executable, which need not exist.
+        interpreter: The version, such as "3.11".
+
+    Returns:
+        Whether all of that is so.
+    """
     if not python.exists():
         return False
     probe = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
@@ -155,16 +170,17 @@ def is_sound(python: Path, interpreter: str) -> bool:
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Runs pip quietly. Raises SetupError with its last lines."""
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        *arguments,
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-input",
-    ]
+    """Runs pip quietly.
+
+    Args:
+        python: The executable whose pip it is.
+        *arguments: Of pip.
+
+    Raises:
+        SetupError: If pip fails, with its last lines.
+    """
+    quietly = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [str(python), "-m", "pip", *arguments, *quietly]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-15:])
@@ -193,7 +209,7 @@ def unpack_comfyui(python: Path) -> None:
 
 
 def installed_version(comfyui: Path) -> str | None:
-    """The version a ComfyUI folder says it is, None where there is none."""
+    """Reads the version a ComfyUI folder says it is, None where there is none."""
     path = comfyui / "comfyui_version.py"
     found = re.search(r'__version__ = "(.+)"', path.read_text()) if path.is_file() else None
     return found[1] if found else None
@@ -203,7 +219,7 @@ def link_pack(comfyui: Path) -> None:
     """Makes the pack a custom node of `comfyui` by a symbolic link, unless it lies there already.
 
     ComfyUI looks one level below custom_nodes and no deeper, so a link to a folder that holds
-    ComfyUI itself is safe.
+    ComfyUI itself is safe. Raises SetupError.
     """
     folder = comfyui / "custom_nodes"
     folder.mkdir(exist_ok=True)
@@ -220,14 +236,18 @@ def link_pack(comfyui: Path) -> None:
     try:
         link.symlink_to(target, target_is_directory=True)
     except OSError as error:
-        hint = "on Windows switch on Developer Mode, or copy this folder there and run the commands from the copy"
+        hint = (
+            "on Windows switch on Developer Mode, "
+            "or copy this folder there and run the commands from the copy"
+        )
         raise SetupError(f"cannot link {link} to {ROOT}: {error} ({hint}).") from error
     print(f"linked {link} to {ROOT}", flush=True)
 
 
 class Stamps:
-    """What was set up, as a small JSON file {part: digest}; a part is stamped only once it is
-    complete.
+    """What was set up, as a small JSON file {part: digest}.
+
+    A part is stamped only once it is complete.
     """
 
     def __init__(self, path: Path) -> None:
@@ -238,11 +258,24 @@ class Stamps:
             self.values = {}
 
     def get(self, part: str, default: str | None = None) -> str | None:
-        """The digest a part was completed with."""
+        """Returns the digest a part was completed with.
+
+        Args:
+            part: Of what is set up.
+            default: What is returned for a part that is not complete.
+
+        Returns:
+            The digest, or `default`.
+        """
         return self.values.get(part, default)
 
     def set(self, part: str, digest: str) -> None:
-        """Records that a part is complete."""
+        """Records that a part is complete.
+
+        Args:
+            part: Of what is set up.
+            digest: What it was made of, to see later whether that has changed.
+        """
         if self.values.get(part) != digest:
             self.values[part] = digest
             self._write()

@@ -1,9 +1,9 @@
-"""`python -m launch.judges`: outside judges of what a release holds, comfy-cli, nodesafe and
-bandit, and pip-audit for what it needs.
+"""`python -m launch.judges`: outside judges of a release.
 
-They bring packages of their own, and so have an environment of their own. A finding of nodesafe
-must be answered in docs/registry.md, in a table row that begins with its category and the files it
-may be in; an answer without a finding is stale. The others may find nothing.
+comfy-cli, nodesafe and bandit judge what it holds, pip-audit what it needs. They bring packages of
+their own, and so have an environment of their own. A finding of nodesafe must be answered in
+docs/registry.md, in a table row that begins with its category and the files it may be in; an answer
+without a finding is stale. The others may find nothing.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ ANSWERS = ROOT / "docs" / "registry.md"
 # The launcher and the benches start programs, each by a list of words without a shell, ask servers
 # on this machine by http, draw numbers, and call outputs and passes so; the trainer takes its
 # tokenizer from the host's folder.
-WORKSHOP, LAUNCHES = (
-    ("run.py", "launch", "bench", "cluster", "demo"),
-    "B105,B310,B311,B404,B603,B606,B615",
-)
+WORKSHOP = ("run.py", "launch", "bench", "cluster", "demo")
+LAUNCHES = "B105,B310,B311,B404,B603,B606,B615"
 ANSWER = re.compile(r"^\| `([a-z_]+)` \| `([^`]+)` \| .+ \|$", re.MULTILINE)
 
 
@@ -75,8 +73,14 @@ def install() -> None:
 
 
 def pack(checkout: Path, release: Path) -> Iterator[str]:
-    """Packs a checkout with comfy-cli and unpacks it at `release`; yields what is there too much or
-    too little.
+    """Packs a checkout with comfy-cli and unpacks it.
+
+    Args:
+        checkout: The folder of the checkout.
+        release: The folder it is unpacked at.
+
+    Yields:
+        What is there too much or too little, a line each.
     """
     comfy(checkout, "node", "pack")
     with zipfile.ZipFile(checkout / "node.zip") as packed:
@@ -89,7 +93,7 @@ def pack(checkout: Path, release: Path) -> Iterator[str]:
 
 
 def validate(release: Path) -> Iterator[str]:
-    """What comfy-cli says of a pack before it publishes it, unless that is nothing."""
+    """Yields what comfy-cli says of a pack before it publishes it, unless that is nothing."""
     said = comfy(release, "node", "validate")
     if "All validation checks passed" not in said or re.search(
         "warning|error", said, re.IGNORECASE
@@ -98,9 +102,16 @@ def validate(release: Path) -> Iterator[str]:
 
 
 def comfy(folder: Path, *arguments: str) -> str:
-    """What comfy-cli prints in a folder.
+    """Runs comfy-cli in a folder.
 
     It asks nothing and reports nothing, and its settings stay in the judges' environment.
+
+    Args:
+        folder: Where it runs.
+        *arguments: Of its command line.
+
+    Returns:
+        What it prints.
     """
     quiet = {
         "DO_NOT_TRACK": "1",
@@ -121,16 +132,9 @@ def comfy(folder: Path, *arguments: str) -> str:
 
 
 def scan(release: Path) -> Iterator[str]:
-    """Findings of nodesafe without an answer, and answers without a finding."""
-    command = [
-        str(PROGRAMS / "nodesafe"),
-        "scan",
-        "--format",
-        "json",
-        "--fail-on",
-        "none",
-        str(release),
-    ]
+    """Yields findings of nodesafe without an answer, and answers without a finding."""
+    command = [str(PROGRAMS / "nodesafe"), "scan", "--format", "json"]
+    command += ["--fail-on", "none", str(release)]
     findings = json.loads(
         subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     )["findings"]
@@ -144,7 +148,8 @@ def scan(release: Path) -> Iterator[str]:
         }
         used |= fitting
         if not fitting:
-            yield f"nodesafe: {finding['file']}:{finding['line']}: {finding['category']} ({finding['severity']}): {finding['title']}"
+            kind = f"{finding['category']} ({finding['severity']})"
+            yield f"nodesafe: {finding['file']}:{finding['line']}: {kind}: {finding['title']}"
     yield from (
         f"docs/registry.md answers {category} in {files}, which nodesafe does not find"
         for category, files in set(answers) - used
@@ -152,22 +157,20 @@ def scan(release: Path) -> Iterator[str]:
 
 
 def weaknesses(folder: Path, but: str = "") -> Iterator[str]:
-    """What bandit finds in a release, or in the workshop of a checkout `but` for some of its tests."""
+    """Yields what bandit finds in a release, or in the workshop of a checkout.
+
+    Args:
+        folder: The release or the checkout.
+        but: Bandit's tests that are left out, with commas between. With any, it is the workshop
+            that is looked at.
+
+    Yields:
+        A line for each finding.
+    """
     places = [str(folder / name) for name in WORKSHOP] if but else [str(folder)]
-    command = [
-        str(PROGRAMS / "bandit"),
-        "--quiet",
-        "--recursive",
-        "--format",
-        "json",
-        "--exit-zero",
-        *places,
-    ]
-    command += [
-        "--configfile",
-        str(ROOT / "pyproject.toml"),
-        *(["--skip", f"B101,{but}"] if but else []),
-    ]
+    command = [str(PROGRAMS / "bandit"), "--quiet", "--recursive", "--format", "json"]
+    command += ["--exit-zero", *places, "--configfile", str(ROOT / "pyproject.toml")]
+    command += ["--skip", f"B101,{but}"] if but else []
     said = json.loads(
         subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
@@ -175,37 +178,32 @@ def weaknesses(folder: Path, but: str = "") -> Iterator[str]:
     )
     for found in [*said["results"], *said["errors"]]:
         place = os.path.relpath(found["filename"], folder)
-        yield f"bandit: {place}:{found.get('line_number')}: {found.get('test_id')}: {found.get('issue_text', found.get('reason'))}"
+        text = found.get("issue_text", found.get("reason"))
+        yield f"bandit: {place}:{found.get('line_number')}: {found.get('test_id')}: {text}"
 
 
 def pinned_requirements() -> Iterator[str]:
-    """What requirements.txt asks for, in the versions that are here; of FAISS's two builds one is."""
+    """Yields what requirements.txt asks for, in the versions that are here.
+
+    Of FAISS's two builds one is here.
+    """
     for name, _ in requirements(INSTALLED[PACK].read_text()):
         with suppress(PackageNotFoundError):
             yield f"{name}=={version(name)}"
 
 
 def audit() -> Iterator[str]:
-    """Known vulnerabilities of what requirements.txt brings, as installed here.
+    """Yields known vulnerabilities of what requirements.txt brings, as installed here.
 
-    Says of how many packages nothing could be learned.
+    Prints of how many packages nothing could be learned.
     """
     wanted = list(pinned_requirements())
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "requirements.txt")
         pinned.write_text("\n".join(wanted))
-        command = [
-            str(PROGRAMS / "pip-audit"),
-            "--requirement",
-            str(pinned),
-            "--no-deps",
-            "--disable-pip",
-            "--format",
-            "json",
-        ]
-        done = subprocess.run(
-            [*command, "--progress-spinner", "off"], capture_output=True, text=True
-        )
+        command = [str(PROGRAMS / "pip-audit"), "--requirement", str(pinned), "--no-deps"]
+        command += ["--disable-pip", "--format", "json", "--progress-spinner", "off"]
+        done = subprocess.run(command, capture_output=True, text=True)
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except ValueError:
@@ -213,11 +211,14 @@ def audit() -> Iterator[str]:
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     if unknown:
         print(
-            f"pip-audit: the advisories of {len(unknown)} of {len(packages)} packages were not to be had: {', '.join(unknown)}"
+            f"pip-audit: the advisories of {len(unknown)} of {len(packages)} packages "
+            f"were not to be had: {', '.join(unknown)}"
         )
     for package in packages:
         for known in package.get("vulns", ()):
-            yield f"pip-audit: {package['name']} {package['version']}: {known['id']}, mended in {known['fix_versions'] or 'none'}"
+            mended = known["fix_versions"] or "none"
+            which = f"{package['name']} {package['version']}"
+            yield f"pip-audit: {which}: {known['id']}, mended in {mended}"
 
 
 if __name__ == "__main__":

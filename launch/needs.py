@@ -19,10 +19,8 @@ REQUIREMENTS = {
     "development packages": ROOT / "requirements-dev.txt",
     "the cluster's packages": ROOT / "requirements-cluster.txt",
 }
-OPTIONAL = (
-    "faiss-gpu",
-    "faiss-cpu",
-)  # nothing asks for them: without FAISS the search runs in torch
+# Nothing asks for them: without FAISS the search runs in torch.
+OPTIONAL = ("faiss-gpu", "faiss-cpu")
 FIGURES = ("kornia", "opencv-python-headless")
 ALL = "*"
 # By the words of a command that ask for it; a command needs what all of its words do.
@@ -50,14 +48,16 @@ HOSTS = ("torch", "transformers", "aiohttp", "packaging")
 
 
 class NeedsError(RuntimeError):
-    """A Python lacks what a command needs; the message says how to name another one, and how to
-    give it what it lacks.
+    """A Python lacks what a command needs.
+
+    The message says how to name another one, and how to give it what it lacks.
     """
 
 
 def needed(words: Iterable[str]) -> dict[str, list[str]]:
-    """{one of REQUIREMENTS: those of its lines that a command needs}. words: the command's name and
-    arguments.
+    """Finds {one of REQUIREMENTS: those of its lines that a command needs}.
+
+    `words` are the command's name and arguments.
     """
     command, *arguments = words
     given = {command, *(word.partition("=")[0] for word in arguments)}
@@ -75,14 +75,21 @@ def needed(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 def requirements(text: str) -> list[tuple[str, str]]:
-    """(name, line without its comment) of the packages that a requirements file lists."""
+    """Reads (name, line without its comment) of the packages that a requirements file lists."""
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [(re.split(r"[\s;<>=!~\[]", line)[0], line) for line in lines if line]
 
 
 def require(python: Path, origin: str, lines: Iterable[str]) -> None:
-    """Raises NeedsError unless a Python runs ComfyUI and has these packages. origin: how it came to
-    be this one.
+    """Checks that a Python runs ComfyUI and has these packages.
+
+    Args:
+        python: The executable.
+        origin: How it came to be this one, in words.
+        lines: What is required, as lines of a requirements file.
+
+    Raises:
+        NeedsError: If it does not run, is not ComfyUI's, is older than 3.11 or lacks a package.
     """
     question = json.dumps({"hosts": HOSTS, "lines": list(lines)})
     answer = subprocess.run(
@@ -93,9 +100,8 @@ def require(python: Path, origin: str, lines: Iterable[str]) -> None:
         raise NeedsError(f"{taken} does not run: {answer.stderr.strip()[-500:]}\n{ANOTHER}")
     found = json.loads(answer.stdout)
     if found["hosts"]:
-        raise NeedsError(
-            f"{taken} is not the Python of a ComfyUI: it lacks {', '.join(found['hosts'])}.\n{ANOTHER}"
-        )
+        lacks = ", ".join(found["hosts"])
+        raise NeedsError(f"{taken} is not the Python of a ComfyUI: it lacks {lacks}.\n{ANOTHER}")
     if found["old"]:
         raise NeedsError(
             f"{taken} is Python {found['old']}; the commands need 3.11 or newer.\n{ANOTHER}"
@@ -103,8 +109,12 @@ def require(python: Path, origin: str, lines: Iterable[str]) -> None:
     if found["lines"]:
         install = shlex.join([str(python), "-m", "pip", "install", *found["lines"]])
         raise NeedsError(
-            f"{taken} lacks {', '.join(found['lines'])}.\n{ANOTHER}\nIf it is this one, install what it lacks:\n    {install}"
+            f"{taken} lacks {', '.join(found['lines'])}.\n{ANOTHER}\n"
+            f"If it is this one, install what it lacks:\n    {install}"
         )
 
 
-ANOTHER = "If another Python runs your ComfyUI, name it: COMFYUI_PYTHON=/path/to/python before the command, beside COMFYUI_PATH."
+ANOTHER = (
+    "If another Python runs your ComfyUI, name it: "
+    "COMFYUI_PYTHON=/path/to/python before the command, beside COMFYUI_PATH."
+)

@@ -18,7 +18,7 @@ MODULES = {"opencv-python-headless": "cv2", "faiss-cpu": "faiss", "faiss-gpu": "
 
 
 def is_missing(name: str) -> bool:
-    """Whether neither that distribution is there nor another one of its module."""
+    """Tells whether neither that distribution is there nor another one of its module."""
     try:
         version(name)
     except PackageNotFoundError:
@@ -27,7 +27,7 @@ def is_missing(name: str) -> bool:
 
 
 def is_wanting(line: str) -> bool:
-    """Whether a requirement holds for this system and is not met."""
+    """Tells whether a requirement holds for this system and is not met."""
     from packaging.requirements import Requirement
 
     wanted = Requirement(line)

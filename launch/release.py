@@ -12,8 +12,9 @@ from .environment import ROOT
 
 
 def checkout_files(ignored: tuple[str, ...] = (".gitignore",)) -> list[Path]:
-    """Files of the checkout, relative and sorted, but for what the files named by `ignored` leave
-    out.
+    """Lists the files of the checkout, relative and sorted.
+
+    What the files named by `ignored` leave out is not among them.
     """
     lines = [line for name in ignored for line in (ROOT / name).read_text().splitlines()]
     spec = GitIgnoreSpec.from_lines([".git", *lines])
@@ -26,12 +27,17 @@ def checkout_files(ignored: tuple[str, ...] = (".gitignore",)) -> list[Path]:
 
 
 def released_files() -> list[Path]:
-    """Files of a release, relative and sorted."""
+    """Lists the files of a release, relative and sorted."""
     return checkout_files((".gitignore", ".comfyignore"))
 
 
 def copy_files(files: list[Path], folder: Path) -> None:
-    """Copies files of the checkout into a folder, which is made."""
+    """Copies files of the checkout into a folder.
+
+    Args:
+        files: Relative to the checkout.
+        folder: Where they go, at the same relative paths. It is made.
+    """
     for file in files:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)

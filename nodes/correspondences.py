@@ -39,7 +39,8 @@ class BuildCorrespondences(io.ComfyNode):
         return schema(
             "BuildCorrespondences",
             NAME,
-            "Draws the keyframes and finds, for every token of every frame, the closest token of the keyframes before and after it.",
+            "Draws the keyframes and finds, for every token of every frame, the closest token of "
+            "the keyframes before and after it.",
             ["nearest neighbours", "faiss", "keyframes", "matching", "tokenflow"],
             inputs=[
                 FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
@@ -48,34 +49,39 @@ class BuildCorrespondences(io.ComfyNode):
                     default=8,
                     min=1,
                     max=4096,
-                    tooltip="One keyframe per this many frames. 8 as in the paper; smaller follows fast motion better and costs more.",
+                    tooltip="One keyframe per this many frames. 8 as in the paper; smaller follows "
+                    "fast motion better and costs more.",
                 ),
                 io.Combo.Input(
                     "keyframes",
                     options=[RANDOM, FIXED],
                     default=RANDOM,
-                    tooltip="New random keyframes at every step average out errors, as in the paper. fixed: the same throughout.",
+                    tooltip="New random keyframes at every step average out errors, as in the "
+                    "paper. fixed: the same throughout.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,  # a seed that changes with every run would have it match anew
+                    # A seed that changes with every run would have it match anew.
+                    control_after_generate=False,
                     tooltip="Draws the keyframes.",
                 ),
                 io.Combo.Input(
                     "backend",
                     options=list(BACKENDS),
                     default="auto",
-                    tooltip="What searches: FAISS, or a matrix product in torch. auto takes the faster one on this machine; it times them once.",
+                    tooltip="What searches: FAISS, or a matrix product in torch. auto takes the "
+                    "faster one on this machine; it times them once.",
                 ),
                 io.Int.Input(
                     "search_window",
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="How far away a match may be, in latent pixels in each direction. 0: anywhere in the frame.",
+                    tooltip="How far away a match may be, in latent pixels in each direction. "
+                    "0: anywhere in the frame.",
                 ),
                 io.Image.Input(
                     "frames",
@@ -87,7 +93,9 @@ class BuildCorrespondences(io.ComfyNode):
                     options=list(BLENDS),
                     default=BLENDS[0],
                     optional=True,
-                    tooltip="nearest: the keyframes before and after a frame by their distances, so that a keyframe keeps its own tokens. The others, for comparison: the weights as the paper prints them, and the public code's choice of keyframes.",
+                    tooltip="nearest: the keyframes before and after a frame by their distances; a "
+                    "keyframe keeps its own tokens. The others, for comparison: the weights as the "
+                    "paper prints them, the public code's keyframes.",
                 ),
             ],
             outputs=[
@@ -97,7 +105,9 @@ class BuildCorrespondences(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="rebuilt",
-                    tooltip="Each frame rebuilt from its keyframes' patches by the matches: holes and tears here become flicker there. Without frames connected 64 of a long clip.",
+                    tooltip="Each frame rebuilt from its keyframes' patches by the "
+                    "matches: holes and tears here become flicker there. Without frames "
+                    "connected 64 of a long clip.",
                 ),
             ],
         )
@@ -145,13 +155,18 @@ class BuildCorrespondences(io.ComfyNode):
                 NAME, socket, f"{error}.", "Change it, or check what was extracted."
             ) from error
         count = len(found.steps[0].keyframes)
-        text = f"{features.inversion.frames} frames, {count} keyframes a step, {len(features.descriptors)} sizes matched by {found.backend}"
+        sizes = len(features.descriptors)
+        text = (
+            f"{features.inversion.frames} frames, {count} keyframes a step, "
+            f"{sizes} sizes matched by {found.backend}"
+        )
         return io.NodeOutput(found, _rebuilt(found, frames), ui=said(text, cut))
 
 
 def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:
-    """The frames (without them: the latents' principal components of those that are shown) rebuilt
-    at a low noise level.
+    """The frames rebuilt at a low noise level.
+
+    Without frames: the latents' principal components of those frames that are shown.
     """
     features = found.features
     latents = features.inversion.latents[-1]

@@ -21,18 +21,21 @@ class LoadDemoModel(io.ComfyNode):
         return schema(
             "LoadDemoModel",
             NAME,
-            "A tiny Stable Diffusion of a made-up world, to try the pack without downloads and without a GPU. "
-            "Prompts: 'a [surface] [shape] on [ground]', 128 x 128 pixels. Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. "
-            "Shapes: ball, box, star, heart. Grounds: grass, sand, water, brick.",
+            "A tiny Stable Diffusion of a made-up world, to try the pack without downloads and "
+            "without a GPU. Prompts: 'a [surface] [shape] on [ground]', 128 x 128 pixels. "
+            "Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. Shapes: ball, box, "
+            "star, heart. Grounds: grass, sand, water, brick.",
             ["demo", "example model", "toy model", "checkpoint"],
             inputs=[],
             outputs=[
                 io.Model.Output(
-                    tooltip="The UNet: SD 1.5's blocks made narrow. For KSampler, LoraLoader and the nodes of this pack."
+                    tooltip="The UNet: SD 1.5's blocks made narrow. For KSampler, LoraLoader "
+                    "and the nodes of this pack."
                 ),
                 io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode."),
                 io.Vae.Output(
-                    tooltip="The autoencoder, for VAE Encode and VAE Decode: a 128 x 128 picture is a 32 x 32 latent."
+                    tooltip="The autoencoder, for VAE Encode and VAE Decode: a 128 x 128 "
+                    "picture is a 32 x 32 latent."
                 ),
             ],
         )

@@ -61,7 +61,8 @@ class ExtractFeatures(io.ComfyNode):
         return schema(
             "ExtractFeatures",
             NAME,
-            "Runs the inverted frames through the model and reads the inputs of its self-attention layers, on which frames are matched.",
+            "Runs the inverted frames through the model and reads the inputs of its self-attention "
+            "layers, on which frames are matched.",
             ["self attention features", "diffusion features", "dift", "tokenflow"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the frames were inverted with."),
@@ -70,13 +71,17 @@ class ExtractFeatures(io.ComfyNode):
                     "layers",
                     options=list(LAYERS),
                     default=COARSE_TO_FINE,
-                    tooltip="What frames are matched on. coarse to fine: for each resolution the decoder's first layer there and those of all coarser ones, together; matches best and fastest. all: every layer on its own features, as in the paper. one per resolution: the last layer there. decoder: encoder layers take the matches of the decoder's.",
+                    tooltip="What frames are matched on. coarse to fine: the decoder's first "
+                    "layers, coarse and fine together; best and fastest. all: each layer on its "
+                    "own features, as in the paper. The help explains the others.",
                 ),
                 io.Combo.Input(
                     "steps",
                     options=list(STEPS),
                     default=ONE_LEVEL,
-                    tooltip="At which noise levels frames are matched. one noise level: at a clean one, for all steps: matches best and fastest. every: each step on its own features, as in the paper. every k-th: steps between use the nearest.",
+                    tooltip="At which noise levels frames are matched. one noise level: a clean "
+                    "one for all steps; best and fastest. every: each step on its own features, as "
+                    "in the paper. every k-th: others use the nearest.",
                 ),
                 io.Int.Input("every", default=5, min=1, max=1000, tooltip="k for 'every k-th'."),
                 io.Float.Input(
@@ -85,14 +90,16 @@ class ExtractFeatures(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="For 'one noise level': 0 is the cleanest step, 1 the noisiest. 0.1 to 0.3 match best.",
+                    tooltip="For 'one noise level': 0 is the cleanest step, 1 the "
+                    "noisiest. 0.1 to 0.3 match best.",
                 ),
                 io.Combo.Input(
                     "storage",
                     options=["auto", "memory", "disk", "recompute"],
                     default="auto",
-                    tooltip="auto: host memory if a quarter of what is free suffices, else recompute. disk: ComfyUI's temp folder. "
-                    "recompute: nothing is kept, the model is run again for matches and Plug-and-Play.",
+                    tooltip="auto: host memory if a quarter of what is free suffices, else "
+                    "recompute. disk: ComfyUI's temp folder. recompute: nothing is kept, the model "
+                    "is run again for matches and Plug-and-Play.",
                 ),
                 frames_per_pass_input(),
             ],
@@ -102,7 +109,8 @@ class ExtractFeatures(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="components",
-                    tooltip="The features' first three principal components as colours: equal colours will be matched. Of a long clip 64 frames.",
+                    tooltip="The features' first three principal components as colours: equal "
+                    "colours will be matched. Of a long clip 64 frames.",
                 ),
             ],
         )
@@ -132,8 +140,7 @@ class ExtractFeatures(io.ComfyNode):
         kept = list(
             dict.fromkeys(layer for descriptor in matched_by.values() for layer in descriptor)
         )
-        # Plug-and-Play's features belong to their own steps: between levels they are carried along
-        # the matches.
+        # Plug-and-Play's features belong to their own steps: between levels the matches carry them.
         extra = [name] if len(chosen) == count and (name := backbone.injected_hidden) else []
         numbers = len(chosen) * (
             sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0)
@@ -149,8 +156,10 @@ class ExtractFeatures(io.ComfyNode):
 
 
 def _probe(capture: Any, backbone: Backbone) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """One frame through the model: tokens and width of every layer, bytes of a number, and the size
-    of a frame's hidden features.
+    """Runs one frame through the model.
+
+    Returns tokens and width of every layer, bytes of a number, and how many numbers a frame's
+    hidden features are.
     """
     names, path = backbone.attention, backbone.injected_hidden
     found: dict[str, torch.Tensor] = {}

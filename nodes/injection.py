@@ -17,7 +17,8 @@ class PlugAndPlay(io.ComfyNode):
         return schema(
             "PlugAndPlay",
             "Plug-and-Play Injection",
-            "Holds the layout of the source while the prompt changes what things are made of: the source's attention and features replace the edit's at first.",
+            "Holds the layout of the source while the prompt changes what things are made of: the "
+            "source's attention and features replace the edit's at first.",
             ["pnp", "plug and play", "feature injection", "structure", "tokenflow"],
             inputs=[
                 io.Float.Input(
@@ -26,7 +27,8 @@ class PlugAndPlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the inverted schedule with the source's queries and keys. Lower: freer shapes.",
+                    tooltip="Share of the inverted schedule with the source's queries and "
+                    "keys. Lower: freer shapes.",
                 ),
                 io.Float.Input(
                     "features_until",
@@ -34,13 +36,15 @@ class PlugAndPlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the inverted schedule with the source's ResBlock features. Lower: freer layout.",
+                    tooltip="Share of the inverted schedule with the source's ResBlock "
+                    "features. Lower: freer layout.",
                 ),
                 io.Combo.Input(
                     "layers",
                     options=["decoder", "late decoder"],
                     default="decoder",
-                    tooltip="decoder: as in the paper. late decoder: only its finer half holds on to the source's attention.",
+                    tooltip="decoder: as in the paper. late decoder: only its finer half holds on "
+                    "to the source's attention.",
                 ),
             ],
             outputs=[

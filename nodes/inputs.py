@@ -33,30 +33,36 @@ LONGEST_SHOWN = 60
 def checked(
     *own: str, needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a node's `execute`: compares its inputs with its schema first, and looks for its
-    libraries.
+    """Makes a decorator of a node's `execute` that checks its inputs and its libraries first.
 
-    The error calls it as the node does. What falls off an input is said on the node and in the log.
+    Inputs are compared with the node's schema. The error calls an input as the node does. What of
+    an input is not used is said on the node and in the log.
 
-    own: combos of files, which come and go while the host runs: the node looks for them itself.
-    needs: of `libraries.LIBRARIES`, those that the node cannot do without. Raises: NodeError for
-    the first input that does not fit, for a library that is missing or fails.
+    Args:
+        *own: Combos of files, which come and go while the host runs: the node looks for them
+            itself.
+        needs: Of `libraries.LIBRARIES`, those that the node cannot do without.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        NodeError: When the node runs, for the first input that does not fit, or for a library that
+            is missing or fails.
     """
 
     def wrap(execute: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(execute)
-        schemas: list[
-            Any
-        ] = []  # one, made when it is first needed: packs that are loaded after this one may bring samplers
+        # One, made when it is first needed: packs loaded after this one may bring samplers.
+        schemas: list[Any] = []
 
         @functools.wraps(execute)
         def checking(cls: Any, *args: Any, **inputs: Any) -> Any:
             if not schemas:
                 schemas.append(cls.define_schema())
             (schema,) = schemas
-            given = (
-                signature.bind(cls, *args, **inputs).arguments | inputs
-            )  # some inputs have no name in the signature
+            # Some inputs have no name in the signature.
+            given = signature.bind(cls, *args, **inputs).arguments | inputs
             notes = []
             for wanted in schema.inputs:
                 if wanted.id in given:
@@ -120,7 +126,10 @@ def _note(kind: str, value: Any) -> str | None:
         and isinstance(value["samples"], Tensor)
         and value["samples"].shape[:1] == (1,)
     ):
-        return "one frame. All frames of a clip belong into one batch; of a list each is run alone (Rebatch Latents makes a batch of it)"
+        return (
+            "one frame. All frames of a clip belong into one batch; of a list each is run alone "
+            "(Rebatch Latents makes a batch of it)"
+        )
     return None
 
 
@@ -148,9 +157,10 @@ def _mistake_in_pictures(kind: str, value: Tensor) -> Mistake | None:
     if kind == "MASK" and not (2 <= len(shape) <= 3 or (len(shape) == 4 and shape[1] == 1)):
         return f"masks of shape {shape}.", "Connect masks of shape (N, height, width)."
     if value.numel() == 0:
+        thing = "frame" if kind == "IMAGE" else "mask"
         return (
             f"nothing in it, shape {shape}.",
-            f"Connect at least one {'frame' if kind == 'IMAGE' else 'mask'} with at least one pixel.",
+            f"Connect at least one {thing} with at least one pixel.",
         )
     if not value.is_floating_point():
         return f"numbers of type {value.dtype}.", "Connect floating-point values from 0 to 1."
@@ -222,8 +232,9 @@ def _listed(options: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value fit for an error message, whatever it is: only plain ones are told, others may be
-    large.
+    """A value fit for an error message, whatever it is.
+
+    Only plain ones are told, others may be large.
     """
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a number beyond 64 bits"

@@ -31,12 +31,8 @@ PLAIN, FIXED_POINT, EXTRAPOLATED, EVERY_OTHER = (
     "extrapolated",
     "extrapolated, every other step",
 )
-REFINEMENTS = {
-    PLAIN: 0,
-    FIXED_POINT: 0,
-    EXTRAPOLATED: 1,
-    EVERY_OTHER: 2,
-}  # how `invert` extrapolates
+# How `invert` extrapolates.
+REFINEMENTS = {PLAIN: 0, FIXED_POINT: 0, EXTRAPOLATED: 1, EVERY_OTHER: 2}
 
 
 class InvertVideo(io.ComfyNode):
@@ -47,7 +43,8 @@ class InvertVideo(io.ComfyNode):
         return schema(
             "InvertVideo",
             NAME,
-            "Finds the noise from which the model would paint each source frame, and keeps the whole path. Everything else builds on it.",
+            "Finds the noise from which the model would paint each source frame, and keeps the "
+            "whole path. Everything else builds on it.",
             ["ddim inversion", "unsample", "invert", "noise", "video edit", "tokenflow"],
             inputs=[
                 io.Model.Input(
@@ -56,7 +53,8 @@ class InvertVideo(io.ComfyNode):
                 ),
                 io.Latent.Input(
                     "latents",
-                    tooltip="The source frames, encoded with VAE Encode: one batch, any number of frames. A noise mask on them is where the edit will be.",
+                    tooltip="The source frames, encoded with VAE Encode: one batch, any number of "
+                    "frames. A noise mask on them is where the edit will be.",
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -80,7 +78,8 @@ class InvertVideo(io.ComfyNode):
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="Steps of the schedule, for inversion and sampling alike. 50 as in the paper, 25 for drafts.",
+                    tooltip="Steps of the schedule, for inversion and sampling alike. 50 as in "
+                    "the paper, 25 for drafts.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -92,16 +91,18 @@ class InvertVideo(io.ComfyNode):
                     "refinement",
                     options=list(REFINEMENTS),
                     default=EXTRAPOLATED,
-                    tooltip="none: plain DDIM, one model call a step. fixed point: repeats each step towards the sampler's inverse. "
-                    "extrapolated: does so from where the last steps lead, which is nearly there. Reconstructs best. "
-                    "every other step: asks the model at half of the steps and trusts that lead at the rest. Twice as fast; look at the check.",
+                    tooltip="How each step is made more exact. none: plain DDIM. fixed point: "
+                    "repeats it. extrapolated: repeats it from a better guess, the most exact. "
+                    "every other step: twice as fast, look at the check.",
                 ),
                 io.Int.Input(
                     "iterations",
                     default=0,
                     min=0,
                     max=20,
-                    tooltip="Additional model calls a step for the refinement. 0 is enough for extrapolated from about 30 steps on. 1 for fewer steps or fast motion; fixed point needs at least 1.",
+                    tooltip="Additional model calls a step for the refinement. 0 is enough for "
+                    "extrapolated from about 30 steps on. 1 for fewer steps or fast motion; "
+                    "fixed point needs at least 1.",
                 ),
                 io.Float.Input(
                     "depth",
@@ -109,19 +110,22 @@ class InvertVideo(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % of the steps, for SDEdit.",
+                    tooltip="How far up the noise: 1 inverts to pure noise, 0.6 the last 60 % "
+                    "of the steps, for SDEdit.",
                 ),
                 frames_per_pass_input(),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="For the check of the reconstruction: what is lost is then told in pictures.",
+                    tooltip="For the check of the reconstruction: what is lost "
+                    "is then told in pictures.",
                 ),
                 io.Boolean.Input(
                     "check_reconstruction",
                     default=True,
                     optional=True,
-                    tooltip="Samples up to four frames back from the noise and says how close they come to the source, in dB.",
+                    tooltip="Samples up to four frames back from the noise and says how close they "
+                    "come to the source, in dB.",
                 ),
             ],
             outputs=[
@@ -198,7 +202,10 @@ class InvertVideo(io.ComfyNode):
             sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask
         )
         noisy = model.get_model_object("latent_format").process_out(path[0])
-        text = f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
+        text = (
+            f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps "
+            f"up to sigma {float(sigmas[0]):.2f}"
+        )
         if mask is not None:
             text += f"\n{MASKED}"
         if check_reconstruction:

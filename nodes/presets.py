@@ -1,5 +1,6 @@
-"""What the sampler's many inputs are where the user leaves them to one: how much of the method is
-traded for time.
+"""What the sampler's many inputs are where the user leaves them to one preset.
+
+A preset says how much of the method is traded for time.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ MOST_KEYFRAMES = 4096
 class Preset:
     """Choices for an edit.
 
-    propagation: what frames take from keyframes, one of PROPAGATIONS. carry_until: until which
-    share of the schedule pictures are carried. steps: what share of the inverted steps TokenFlow
-    Sampler takes. attended_keyframes: to how many a keyframe attends at most, 0 for the mode's own
-    number.
+    Attributes:
+        propagation: What frames take from keyframes, one of PROPAGATIONS.
+        carry_until: Until which share of the schedule pictures are carried, 0 to 1.
+        steps: What share of the inverted steps TokenFlow Sampler takes, above 0 to 1.
+        attended_keyframes: To how many a keyframe attends at most, 0 for the mode's own number.
     """
 
     propagation: str
@@ -30,9 +32,16 @@ class Preset:
     attended_keyframes: int = 0
 
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
-        """With what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
+        """Puts in what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
 
-        No keyframes mean that too, as in older workflows.
+        Args:
+            propagation: One of PROPAGATIONS, or BY_PRESET.
+            carry_until: Share of the schedule, 0 to 1; below 0 as the preset has it.
+            attended_keyframes: To how many a keyframe attends at most; 0 or less as the preset has
+                it (0 meant that in older workflows).
+
+        Returns:
+            The preset with these choices in place of its own.
         """
         return Preset(
             self.propagation if propagation == BY_PRESET else propagation,
@@ -42,8 +51,9 @@ class Preset:
         )
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:
-        """Of a schedule's noise levels (S + 1,) those that are sampled: the first, the last, and as
-        many between them as the share says.
+        """Returns those of a schedule's noise levels (S + 1,) that are sampled.
+
+        They are the first, the last, and as many between them as the share says.
         """
         steps = len(levels) - 1
         taken = max(1, round(self.steps * steps))

@@ -46,14 +46,18 @@ def _edit_inputs() -> list[Any]:
             "consistency",
             options=list(MODES),
             default="tokenflow",
-            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint attention: all frames look at the keyframes. per frame: no consistency. For comparison: tokenflow, public code: the choices of the authors' code, slower. first frame: all look at the first one (Text2Video-Zero). sparse-causal: at the first and the previous one (Tune-A-Video). fatezero: the same with the source's attention blended in (FateZero). rerender: the same in the decoder, with shapes along optical flow and colours of the first frame (Rerender-A-Video); needs frames.",
+            tooltip="tokenflow: keyframes are edited jointly and carried to all frames. joint "
+            "attention: all frames look at the keyframes. per frame: no consistency. The others "
+            "are for comparison, see the help.",
         ),
         io.Combo.Input(
             "preset",
             options=list(PRESETS),
             default=BALANCED,
             optional=True,
-            tooltip="Sets attended_keyframes (-1), carry_until (-1) and propagation where these are as preset, and in TokenFlow Sampler the share of the inverted steps that is sampled. balanced: the steadiest. faithful: what is propagated is as in the paper, slower. fast: half of the steps. draft: a quarter of them, to try a prompt; soft.",
+            tooltip="Sets the inputs that are as preset (-1) and, in TokenFlow Sampler, the share "
+            "of steps. balanced: steadiest. faithful: propagates as in the paper, slower. fast: "
+            "half of the steps. draft: a quarter.",
         ),
         io.Int.Input(
             "attended_keyframes",
@@ -61,13 +65,17 @@ def _edit_inputs() -> list[Any]:
             min=NUMBER_BY_PRESET,
             max=MOST_KEYFRAMES,
             optional=True,
-            tooltip="How many keyframes attend to each other at most. -1: as preset, 8 or with faithful all; in other modes all. A clip with more is edited in windows: half of them at once, a quarter from the window before, a quarter spread over the clip.",
+            tooltip="How many keyframes attend to each other at most. -1: as preset, 8 or "
+            "with faithful all; in other modes all. A clip with more keyframes is edited in "
+            "windows of time, see the help.",
         ),
         frames_per_pass_input(),
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the frames stay as they are. Soft edges blend. Nothing connected: the noise mask that the inverted latents had, if any.",
+            tooltip="Where to edit: one mask per frame, or one for all. Outside of it (0) the "
+            "frames stay as they are. Soft edges blend. Nothing connected: the noise mask that the "
+            "inverted latents had, if any.",
         ),
     ]
 
@@ -78,7 +86,8 @@ def _late_inputs() -> list[Any]:
         io.Image.Input(
             "frames",
             optional=True,
-            tooltip="The source frames, the images that were encoded. Only rerender needs them, to find the motion.",
+            tooltip="The source frames, the images that were encoded. Only rerender needs "
+            "them, to find the motion.",
         ),
         io.Float.Input(
             "carry_until",
@@ -87,14 +96,18 @@ def _late_inputs() -> list[Any]:
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="For tokenflow: share of the schedule in which the pictures the model foresees are carried along the matches too, not only its tokens. Shapes and colours hold together better. -1: as preset, 0.2 or with faithful 0. 0: tokens only, as in the paper; above 0.5 copies of patches show.",
+            tooltip="For tokenflow: share of the schedule in which pictures are carried too, not "
+            "only tokens: steadier. -1: as preset, 0.2 or with faithful 0. 0: tokens only (paper). "
+            "Above 0.5 copies of patches show.",
         ),
         io.Combo.Input(
             "propagation",
             options=[BY_PRESET, *PROPAGATIONS],
             default=BY_PRESET,
             optional=True,
-            tooltip="For tokenflow: what frames between keyframes take from them. as preset: deep features, or with faithful attention. deep features: all that the UNet makes below full resolution, steadier and faster. attention: the output of self-attention alone, as in the paper.",
+            tooltip="For tokenflow: what frames take from keyframes. deep features: all below full "
+            "resolution; steadier, faster. attention: self-attention's output, as in the paper. as "
+            "preset: the preset decides.",
         ),
     ]
 
@@ -149,8 +162,9 @@ def _edit(
 
 
 def _check_libraries(node: str, consistency: str) -> None:
-    """Raises: NodeError if the mode's are not there: the model may be sampled by a node that is not
-    ours.
+    """Raises: NodeError if the mode's libraries are not there.
+
+    This is checked here because the model may be sampled by a node that is not ours.
     """
     try:
         for module in MODES[consistency].needs:
@@ -167,12 +181,14 @@ class Sampler(io.ComfyNode):
         return schema(
             "Sampler",
             SAMPLER,
-            "Edits all frames together: at every step the keyframes jointly, then every frame with their features, moved as the source moves.",
+            "Edits all frames together: at every step the keyframes jointly, then every frame with "
+            "their features, moved as the source moves.",
             ["tokenflow sampler", "video to video", "vid2vid", "consistent edit", "ksampler"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model the frames were inverted with; LoRA and other patches on top are fine.",
+                    tooltip="The model the frames were inverted with; LoRA and other "
+                    "patches on top are fine.",
                 ),
                 io.Conditioning.Input(
                     "positive", tooltip="The edit prompt: what the clip shall show."
@@ -200,7 +216,8 @@ class Sampler(io.ComfyNode):
                     "sampler_name",
                     options=comfy.samplers.SAMPLER_NAMES,
                     default="euler",
-                    tooltip="euler is deterministic DDIM, the inversion's inverse. Ancestral and SDE samplers lose the source.",
+                    tooltip="euler is deterministic DDIM, the inversion's inverse. Ancestral and "
+                    "SDE samplers lose the source.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -208,7 +225,8 @@ class Sampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Only for fresh noise, and for samplers that add noise of their own: with inverted noise and euler it changes nothing.",
+                    tooltip="Only for fresh noise, and for samplers that add noise of their own: "
+                    "with inverted noise and euler it changes nothing.",
                 ),
                 io.Float.Input(
                     "start",
@@ -216,7 +234,8 @@ class Sampler(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the inverted steps to sample. 1: from the noisy end; less: SDEdit, closer to the source.",
+                    tooltip="Share of the inverted steps to sample. 1: from the noisy end; less: "
+                    "SDEdit, closer to the source.",
                 ),
                 *_edit_inputs(),
                 io.Combo.Input(
@@ -224,7 +243,9 @@ class Sampler(io.ComfyNode):
                     options=list(NOISES),
                     default=INVERTED,
                     optional=True,
-                    tooltip="What to start from. inverted: the source's own noise, which keeps most of it. fresh: random noise on the source, as SDEdit has it (with start below 1); one for all frames flickers less.",
+                    tooltip="What to start from. inverted: the source's own noise, which keeps "
+                    "most of it. fresh: random noise on the source, as SDEdit has it (with start "
+                    "below 1); one for all frames flickers less.",
                 ),
                 *_late_inputs(),
             ],
@@ -277,14 +298,18 @@ class Sampler(io.ComfyNode):
             patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback
         )
         if not torch.isfinite(samples).all():
-            remedy = "Run it in a higher precision (--force-fp32 or --bf16-unet); look for NaN in what masks, hints and LoRA hold."
+            remedy = (
+                "Run it in a higher precision (--force-fp32 or --bf16-unet); "
+                "look for NaN in what masks, hints and LoRA hold."
+            )
             raise NodeError(SAMPLER, "model", "the edit has NaN or infinite values.", remedy)
         return io.NodeOutput({"samples": samples}, ui=said(cut))
 
 
 def _noise(kind: str, latents: torch.Tensor, seed: int) -> torch.Tensor:
-    """What the host adds to the latents at the first noise level; an inverted start has its noise
-    in it already.
+    """What the host adds to the latents at the first noise level.
+
+    An inverted start has its noise in it already.
     """
     if kind == INVERTED:
         return torch.zeros_like(latents)
@@ -317,13 +342,15 @@ class Apply(io.ComfyNode):
         return schema(
             "Apply",
             APPLY,
-            "Makes a model edit frames consistently under KSampler (Advanced), SamplerCustom (Advanced) or any other sampler node. "
-            "Sample all frames in one batch, from the inversion's noisy latents, with added noise disabled.",
+            "Makes a model edit frames consistently under KSampler (Advanced), SamplerCustom "
+            "(Advanced) or any other sampler node. Sample all frames in one batch, from the "
+            "inversion's noisy latents, with added noise disabled.",
             ["apply tokenflow", "patch model", "consistent video"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model the frames were inverted with; LoRA and other patches on top are fine.",
+                    tooltip="The model the frames were inverted with; LoRA and other "
+                    "patches on top are fine.",
                 ),
                 CorrespondencesSocket.Input(
                     "correspondences", tooltip="From Build NN Correspondences."

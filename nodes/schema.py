@@ -17,7 +17,10 @@ InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
 
 MOST_SHOWN = 64
 CELL = 8  # pixels of a latent pixel's side in pictures of latents and features
-MASKED = "the latents' noise mask is where the edit will be, unless the sampling node has a mask of its own"
+MASKED = (
+    "the latents' noise mask is where the edit will be, "
+    "unless the sampling node has a mask of its own"
+)
 
 _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
@@ -25,11 +28,21 @@ _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 def schema(
     name: str, display_name: str, description: str, aliases: list[str], **fields: Any
 ) -> io.Schema:
-    """A node's schema with our prefix and category.
+    """Makes a node's schema with our prefix and category.
 
     What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node
-    says is sent again when its result comes from the cache (since 0.19; before, only output nodes'
-    words are).
+    says is sent again when its result comes from the cache
+    (since 0.19; before, only what output nodes say is).
+
+    Args:
+        name: The node's id without our prefix.
+        display_name: What the node is called in the editor.
+        description: What the node does, for people.
+        aliases: Other words by which the editor's search finds the node.
+        **fields: More of `io.Schema`, such as inputs and outputs.
+
+    Returns:
+        The schema, for the node's `define_schema`.
     """
     newer = {"search_aliases": aliases, "has_intermediate_output": True}
     fields |= {name: value for name, value in newer.items() if name in _SCHEMA_FIELDS}
@@ -43,7 +56,16 @@ def schema(
 
 
 def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Small pictures (N, 3, h, w) as an IMAGE (N, height, width, 3), every cell a sharp square."""
+    """Makes an IMAGE of small pictures, every cell a sharp square.
+
+    Args:
+        frames: The small pictures, (N, 3, h, w).
+        height: Of the IMAGE, in pixels.
+        width: Of the IMAGE, in pixels.
+
+    Returns:
+        The IMAGE, (N, height, width, 3), float32 on the CPU.
+    """
     return (
         torch.nn.functional.interpolate(frames.float(), (height, width), mode="nearest")
         .movedim(1, -1)
@@ -52,24 +74,38 @@ def as_image(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def shown_frames(total: int, most: int = MOST_SHOWN) -> torch.Tensor:
-    """The frames that pictures for looking at show: all (with 0 for `most`), of a long clip so many
-    spread over it. They would fill the memory.
+    """Chooses the frames that pictures for looking at show; all of a long clip would fill memory.
+
+    Args:
+        total: Frames of the clip.
+        most: How many frames are shown at most, 0 for all.
+
+    Returns:
+        Numbers of the frames, in order: all of them, or `most` spread evenly over the clip.
     """
     return spread(total, most or total)
 
 
 def preview(pictures: torch.Tensor, text: str) -> dict[str, Any]:
-    """What a node shows of its work: a few pictures, and a line or two."""
+    """Makes what a node shows of its work: a few pictures, and a line or two.
+
+    Args:
+        pictures: An IMAGE, (N, H, W, 3).
+        text: The lines.
+
+    Returns:
+        The `ui` of the node's output.
+    """
     return {**ui.PreviewImage(pictures).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
 def lines(*texts: str) -> str:
-    """What a node has to say, one thing below the other; empty ones are left out."""
+    """Puts what a node has to say one thing below the other; empty ones are left out."""
     return "\n".join(filter(None, texts))
 
 
 def said(*texts: str) -> ui.PreviewText:
-    """The same as the node's text.
+    """Makes of what a node has to say the text that the node shows.
 
     Where there is nothing to say it is empty, so that nothing is left of an earlier run's.
     """
@@ -77,7 +113,7 @@ def said(*texts: str) -> ui.PreviewText:
 
 
 def most_frames_input(default: int) -> Any:
-    """How many frames a node for looking shows."""
+    """Makes the input for how many frames a node for looking shows."""
     return io.Int.Input(
         "most_frames",
         default=default,
@@ -88,7 +124,7 @@ def most_frames_input(default: int) -> Any:
 
 
 def noise_level_input(default: float) -> Any:
-    """Which step of the schedule a node for looking shows."""
+    """Makes the input for which step of the schedule a node for looking shows."""
     return io.Float.Input(
         "noise_level",
         default=default,
@@ -100,12 +136,20 @@ def noise_level_input(default: float) -> Any:
 
 
 def step_at(noise_level: float, steps: int) -> int:
-    """The step at a noise level, 0 for the cleanest of all steps and 1 for the noisiest."""
+    """Finds the step at a noise level.
+
+    Args:
+        noise_level: 0 for the cleanest of all steps, 1 for the noisiest.
+        steps: Steps of the schedule.
+
+    Returns:
+        The step, 0 for the noisiest and `steps - 1` for the cleanest.
+    """
     return round((1 - noise_level) * (steps - 1))
 
 
 def frames_per_pass_input() -> Any:
-    """The batch size that every node which runs the model offers."""
+    """Makes the input for the batch size, which every node that runs the model offers."""
     return io.Int.Input(
         "frames_per_pass",
         default=0,

@@ -43,18 +43,21 @@ class SaveInversion(io.ComfyNode):
         return schema(
             "SaveInversion",
             SAVE,
-            "Writes an inversion to a file in the output folder. Load Inversion reads it in place of DDIM Invert Video. "
-            "Dropped on the page, the file opens the workflow it was made with.",
+            "Writes an inversion to a file in the output folder. Load Inversion reads it "
+            "in place of DDIM Invert Video. Dropped on the page, the file opens the "
+            "workflow it was made with.",
             ["store inversion", "write", "export", "cache", "keep", "noise"],
             inputs=[
                 InversionSocket.Input(
                     "inversion",
-                    tooltip="Of DDIM Invert Video, made with a plain prompt: no ControlNet, no hooks.",
+                    tooltip="Of DDIM Invert Video, made with a plain prompt: "
+                    "no ControlNet, no hooks.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="inversions/TokenFlow",
-                    tooltip="Name in the output folder, with '/' for folders in it. %year%, %month%, %day%, %hour%, %minute%, %second% are filled in; a number is added.",
+                    tooltip="Name in the output folder, with '/' for folders in it. %year%, "
+                    "%month%, %day%, %hour%, %minute%, %second% are filled in; a number is added.",
                 ),
             ],
             outputs=[],
@@ -114,14 +117,15 @@ class LoadInversion(io.ComfyNode):
         return schema(
             "LoadInversion",
             LOAD,
-            "Reads an inversion that Save Inversion wrote, in place of DDIM Invert Video. "
-            "Refuses files that are damaged or were made with another model, prompt or clip.",
+            "Reads an inversion that Save Inversion wrote, in place of DDIM Invert Video. Refuses "
+            "files that are damaged or were made with another model, prompt or clip.",
             ["stored inversion", "read", "import", "cache", "reuse", "noise"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=stored_names(),
-                    tooltip="Files of the input and output folders. Press R to read the folders again.",
+                    tooltip="Files of the input and output folders. Press R "
+                    "to read the folders again.",
                 ),
                 io.Model.Input(
                     "model", tooltip="The model it was made with. A LoRA on top is fine."
@@ -130,7 +134,8 @@ class LoadInversion(io.ComfyNode):
                 io.Latent.Input(
                     "latents",
                     optional=True,
-                    tooltip="The source frames, encoded: the file is refused if it was made from other frames. A noise mask on them takes the place of the file's.",
+                    tooltip="The source frames, encoded: the file is refused if it was made from "
+                    "other frames. A noise mask on them takes the place of the file's.",
                 ),
             ],
             outputs=[
@@ -184,7 +189,8 @@ class LoadInversion(io.ComfyNode):
             raise NodeError(
                 LOAD,
                 "file",
-                f"latents with {channels} channels, the model takes {latent_format.latent_channels}.",
+                f"latents with {channels} channels, "
+                f"the model takes {latent_format.latent_channels}.",
                 "Invert the clip again.",
             )
         mask, others = inversion.mask, others_kept(latents or {})
@@ -197,7 +203,10 @@ class LoadInversion(io.ComfyNode):
         path = inversion.latents.to(model_management.intermediate_device())
         inversion = dataclasses.replace(inversion, latents=path, conditioning=positive, mask=mask)
         sigmas = inversion.sigmas
-        text = f"{inversion.frames} frames, inverted in {len(sigmas) - 1} steps up to sigma {float(sigmas[0]):.2f}"
+        text = (
+            f"{inversion.frames} frames, inverted in {len(sigmas) - 1} steps "
+            f"up to sigma {float(sigmas[0]):.2f}"
+        )
         if mask is not None:
             text += f"\n{MASKED}"
         return io.NodeOutput(
@@ -241,5 +250,6 @@ def _check_same_prompt(positive: Any, prompt: Prompt) -> None:
             LOAD,
             "positive",
             "this prompt is not the one the source was inverted with.",
-            "Connect the source prompt; dropped on the page, the file opens the workflow it was made with.",
+            "Connect the source prompt; dropped on the page, the file opens the "
+            "workflow it was made with.",
         )

@@ -24,8 +24,9 @@ class TuneAVideo(io.ComfyNode):
         return schema(
             "TuneAVideo",
             NAME,
-            "Trains the model's query weights on the source clip, whose frames look at the first and the previous one. "
-            "Then invert and edit with the tuned model, in the mode sparse-causal. Only for comparison: TokenFlow trains nothing.",
+            "Trains the model's query weights on the source clip, whose frames look at the first "
+            "and the previous one. Then invert and edit with the tuned model, in the mode "
+            "sparse-causal. Only for comparison: TokenFlow trains nothing.",
             ["tune-a-video", "one-shot tuning", "fine-tune", "train lora", "video lora"],
             inputs=[
                 io.Model.Input(
@@ -34,7 +35,8 @@ class TuneAVideo(io.ComfyNode):
                 ),
                 io.Latent.Input(
                     "latents",
-                    tooltip="The source frames, encoded with VAE Encode: one batch, all of them in every step.",
+                    tooltip="The source frames, encoded with VAE Encode: one batch, "
+                    "all of them in every step.",
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -53,14 +55,16 @@ class TuneAVideo(io.ComfyNode):
                     min=1e-7,
                     max=1.0,
                     step=1e-7,
-                    tooltip="Of AdamW. 0.00003 as published, for whole weights of Stable Diffusion; a LoRA takes more, and so does the demo model (0.001).",
+                    tooltip="Of AdamW. 0.00003 as published, for whole weights of Stable "
+                    "Diffusion; a LoRA takes more, and so does the demo model (0.001).",
                 ),
                 io.Int.Input(
                     "rank",
                     default=0,
                     min=0,
                     max=128,
-                    tooltip="0: whole weights, as published. Else a LoRA of this rank: a much smaller file.",
+                    tooltip="0: whole weights, as published. Else a LoRA of this "
+                    "rank: a much smaller file.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -73,17 +77,20 @@ class TuneAVideo(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient_checkpointing",
                     default=True,
-                    tooltip="Needs less than half the memory and about 40 % more time. The result is the same.",
+                    tooltip="Needs less than half the memory and about 40 % more "
+                    "time. The result is the same.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="The tuned model, to invert and edit with. The given one stays as it was.",
+                    tooltip="The tuned model, to invert and edit with. The "
+                    "given one stays as it was.",
                 ),
                 io.Custom("LORA_MODEL").Output(
                     display_name="lora",
-                    tooltip="What was learned, for Save LoRA Weights, or Load LoRA Model at another strength.",
+                    tooltip="What was learned, for Save LoRA Weights, or Load LoRA "
+                    "Model at another strength.",
                 ),
                 io.Custom("LOSS_MAP").Output(
                     display_name="loss_map", tooltip="The loss of every step, for Plot Loss Graph."
@@ -118,7 +125,10 @@ class TuneAVideo(io.ComfyNode):
         tuned = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
         tenth = max(1, steps // 10)
         first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
-        text = f"{len(samples)} frames, {steps} steps: loss {first:.4f} in the first {tenth}, {last:.4f} in the last"
+        text = (
+            f"{len(samples)} frames, {steps} steps: "
+            f"loss {first:.4f} in the first {tenth}, {last:.4f} in the last"
+        )
         if "noise_mask" in latents:
             text += "\nthe latents' noise mask is not used: whole frames are learned"
         return io.NodeOutput(tuned, lora, {"loss": losses}, ui=ui.PreviewText(text))

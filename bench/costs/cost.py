@@ -1,5 +1,7 @@
-"""What an edit costs by arithmetic: python3 run.py bench cost [--model sd15|sdxl|embedded] [--size
-512 --frames 40 --steps 50 --interval 8]
+"""What an edit costs by arithmetic.
+
+    python3 run.py bench cost [--model sd15|sdxl|embedded]
+        [--size 512 --frames 40 --steps 50 --interval 8]
 
 Nothing is timed: the UNet's layers are counted on tensors without memory (multiply-adds twice, by
 torch's own counter) and put together as the pack runs them. First table: one frame through the
@@ -143,8 +145,8 @@ class Edit:
 
     @property
     def windowed(self) -> float:
-        """All keyframes once, one prompt: in windows if there are many, and the anchors before
-        them.
+        """All keyframes once, one prompt: in windows if there are many,
+        and the anchors before them.
         """
         windows, parts = Windows.of(self.keyframes, JOINT_KEYFRAMES), self.parts
         few = len(windows.anchors)
@@ -163,9 +165,8 @@ class Edit:
         source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
         together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
         later = 1 - PRESETS[BALANCED].carry_until
-        pairs = self.frames * min(
-            2.0 * steps, 2.5 * self.interval
-        )  # keyframes that are drawn again are not searched again
+        # Keyframes that are drawn again are not searched again.
+        pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)
         widths = dict(parts.tokens.values())
         one_pass = self.frames * parts.all
         every_layer = sum(2.0 * rows * rows * width for rows, width in parts.tokens.values())
@@ -209,9 +210,8 @@ def main() -> None:
         count(unet, side),
         unet.in_channels * side**2,
     )
-    print(
-        f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n"
-    )
+    schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
+    print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
     report(edit)
 
 
@@ -226,6 +226,7 @@ def made_unet(model: str) -> Any:
 def report(edit: Edit) -> None:
     """Prints the tables."""
     parts = edit.parts
+    windowed = f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more"
     lines = {
         "whole": parts.all,
         "self-attention: products": parts.products,
@@ -233,8 +234,7 @@ def report(edit: Edit) -> None:
         "below full resolution": parts.deep,
         "a frame that takes attention's output": parts.propagated,
         "a frame that takes deep features": parts.shallow,
-        f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more": edit.windowed
-        / edit.keyframes,
+        windowed: edit.windowed / edit.keyframes,
     }
     table(
         ["one frame, one prompt", "TFLOP", "frame-forwards"],

@@ -1,5 +1,6 @@
-"""A long clip through the whole graph of a real server: python3 run.py bench graph [--frames 1000]
-[--steps 6] [--interval 8]
+"""A long clip through the whole graph of a real server.
+
+    python3 run.py bench graph [--frames 1000] [--steps 6] [--interval 8]
 
 The embedded clip's scene led to and fro until it is so many frames long, written as a video,
 loaded, encoded, inverted, matched, edited, decoded and saved by the quickstart's nodes (without its
@@ -75,9 +76,8 @@ def main() -> None:
         with av.open(str(saved)) as file:
             count = sum(1 for _ in file.decode(video=0))
     most = int(peak.split()[1]) / 2**20
-    print(
-        f"{options.frames} frames, {options.steps} steps: {seconds:.0f} s, {most:.1f} GiB at most; {count} frames saved"
-    )
+    took = f"{seconds:.0f} s, {most:.1f} GiB at most"
+    print(f"{options.frames} frames, {options.steps} steps: {took}; {count} frames saved")
 
 
 def edit_alone(prompt: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

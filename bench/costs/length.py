@@ -1,5 +1,6 @@
-"""Time and memory over the number of frames: python3 run.py bench length [--frames 8 16 32 64 128]
-[--steps 4] [--size 128] [--interval 8]
+"""Time and memory over the number of frames.
+
+    python3 run.py bench length [--frames 8 16 32 64 128] [--steps 4] [--size 128] [--interval 8]
 
 The stages of an edit of the embedded clip, led to and fro until it is long enough, with the
 embedded model; the VAE is left out. --frames 40 400 tells whether time grows faster than the clip.
@@ -41,9 +42,8 @@ def main() -> None:
     lengths = sorted(set(options.frames))
     with torch.inference_mode():
         longest = make_subject("embedded", lengths[-1], options.size)
-        make_edit(
-            longest, lengths[0], options
-        )  # loads the model, and times the searches once and for all
+        # Loads the model, and times the searches once and for all.
+        make_edit(longest, lengths[0], options)
         edits: dict[int, list[Edit]] = {frames: [] for frames in lengths}
         for number in range(options.rounds):
             for frames in lengths:
@@ -53,15 +53,17 @@ def main() -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-    print(
-        f"\nembedded model, {options.size} x {options.size} pixels, {options.steps} steps, interval {options.interval}\n"
-    )
+    size = f"{options.size} x {options.size} pixels"
+    print(f"\nembedded model, {size}, {options.steps} steps, interval {options.interval}\n")
     report(edits)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """spent: what each of STAGES took. kept: MiB of what each hands on, beyond what it was given."""
+    """What an edit took.
+
+    spent: what each of STAGES took. kept: MiB of what each hands on, beyond what it was given.
+    """
 
     spent: list[Spent]
     kept: list[float]

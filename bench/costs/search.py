@@ -1,5 +1,6 @@
-"""How near the search for nearest tokens comes to its matrix product: python3 run.py bench search
-[--tokens 64 255 ... --widths 320 ...]
+"""How near the search for nearest tokens comes to its matrix product.
+
+    python3 run.py bench search [--tokens 64 255 ... --widths 320 ...]
 
 The tokens of up to 16 frames, which is how many share a keyframe at an interval of 8, search one
 keyframe's. First table: the rate of the bare matrix product of that shape into a buffer that is
@@ -131,9 +132,8 @@ def features(tokens: int, width: int, options: argparse.Namespace) -> tuple[Tens
     """Queries (n, width) and targets (tokens, width)."""
     generator = torch.Generator().manual_seed(tokens * width)
     corners = torch.randn(1, VARIETY, 2 + tokens // VARIETY, generator=generator)
-    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[
-        0
-    ].T  # else the first ones are the same, and so the last
+    # Else the first ones are the same, and so the last.
+    plane = F.interpolate(corners, tokens, mode="linear", align_corners=True)[0].T
     basis = torch.randn(VARIETY, width, generator=generator)
     count = min(FRAMES * tokens, max(tokens // 4, int(options.operations / (2 * tokens * width))))
     index = torch.arange(count)

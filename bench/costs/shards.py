@@ -1,5 +1,6 @@
-"""Whether a clip on several hosts pays: python3 run.py bench shards [--model sd15 --frames 400
---tflops 30 --start 60] [--measure 24]
+"""Whether a clip on several hosts pays.
+
+    python3 run.py bench shards [--model sd15 --frames 400 --tflops 30 --start 60] [--measure 24]
 
 By arithmetic, as `bench cost` counts. First table: of an edit's operations, what the busiest host
 is left with; what the first one sends and another one receives. Second: from how many frames on it
@@ -47,7 +48,10 @@ HOSTS, LINKS = (2, 4, 8), (1, 10, 100)  # links in Gbit/s
 
 @dataclass(frozen=True)
 class Shared:
-    """An edit on several hosts. tokens: numbers that a keyframe leaves for the frames, one prompt."""
+    """An edit on several hosts.
+
+    tokens: numbers that a keyframe leaves for the frames, one prompt.
+    """
 
     edit: Edit
     hosts: int
@@ -55,8 +59,9 @@ class Shared:
 
     @property
     def work(self) -> dict[str, float]:
-        """Operations one after the other: keyframes are the first host's, and the others wait for
-        what they leave.
+        """Operations one after the other.
+
+        Keyframes are the first host's, and the others wait for what they leave.
         """
         stages, hosts = self.edit.stages(), self.hosts
         later = 1 - PRESETS[BALANCED].carry_until
@@ -82,8 +87,8 @@ class Shared:
 
     @property
     def sent(self) -> float:
-        """Bytes that the first host sends to all others together: keyframes' tokens and all that it
-        has denoised.
+        """Bytes that the first host sends to all others together:
+        keyframes' tokens and all that it has denoised.
         """
         edit, later = self.edit, 1 - PRESETS[BALANCED].carry_until
         latents = edit.latents * FULL
@@ -146,15 +151,15 @@ def main() -> None:
         unet.in_channels * side**2,
     )
     left = left_by_a_keyframe(unet, edit)
-    print(
-        f"\n{options.model}, {size} x {size} pixels, {edit.frames} frames, {edit.steps} steps, interval {edit.interval}\n"
-    )
+    schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
+    print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
     report(edit, left, options.tflops * 1e12, options.start, options.latency / 1000)
 
 
 def measure(frames: int, steps: int) -> None:
-    """One host and two, a clip each time that they have not seen, after one for which everything
-    was loaded.
+    """Measures one host and two, each with a clip that they have not seen.
+
+    Before it comes one for which everything is loaded.
     """
     unet = made_unet("embedded")
     side = SIZES["embedded"] // 4
@@ -178,9 +183,8 @@ def measure(frames: int, steps: int) -> None:
     print(f"\nembedded model, {frames} frames, {steps} steps, interval {INTERVAL}, seconds\n")
     table(["stage", "one host", "two, expected", "two"], rows)
     sent = {host: found["sent"] / 2**20 for host, found in two["shared"].items()}
-    print(
-        f"\nsent: {sent['0']:.0f} MiB by the first host, {sent['1']:.0f} MiB by the other, in {two['shared']['0']['calls']} calls"
-    )
+    by_each = f"{sent['0']:.0f} MiB by the first host, {sent['1']:.0f} MiB by the other"
+    print(f"\nsent: {by_each}, in {two['shared']['0']['calls']} calls")
 
 
 def job_figures(folder: Path, edit: Edit, share: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Hours of mixed edits on one server, with a plot of memory and time: python3 run.py bench soak
-[--hours 2] [--seed 0] [--plot soak.png]
+"""Hours of mixed edits on one server, with a plot of memory and time.
+
+    python3 run.py bench soak [--hours 2] [--seed 0] [--plot soak.png]
 
 Edits of the embedded model's world are drawn at random: clips of 1 to 24 frames, all modes, presets
 and ways to keep features, stored inversions, masks, tuned models, the host's samplers, edits that
@@ -185,14 +186,16 @@ class Soak:
     def summary(self) -> str:
         _, held = self.record.rested[-1]
         seconds = ", ".join(f"{name} {took[-1]:.1f} s" for name, took in self.record.took.items())
-        return f"{self.hours:.2f} h, {len(self.record.after)} edits: {held.memory:.0f} MiB at rest, {seconds}, {len(self.record.wrong)} wrong"
+        return (
+            f"{self.hours:.2f} h, {len(self.record.after)} edits: {held.memory:.0f} MiB at rest, "
+            f"{seconds}, {len(self.record.wrong)} wrong"
+        )
 
 
 def report(record: Record) -> None:
     """Prints the tables.
 
-    The first look comes before any edit, when nothing is loaded yet; quarters are of those after
-    it.
+    The first look comes before any edit, when nothing is loaded yet; quarters are of the others.
     """
     rested = [held for _, held in record.rested[1:]]
     rows = {f"{name}, processor seconds": took[1:] for name, took in record.took.items()}

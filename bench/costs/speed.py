@@ -1,5 +1,6 @@
-"""Seconds and memory of an edit: python3 run.py bench speed [--model embedded|sd15|sdxl] [--size
-128 --frames 16 --steps 50 ...]
+"""Seconds and memory of an edit.
+
+    python3 run.py bench speed [--model embedded|sd15|sdxl] [--size 128 --frames 16 --steps 50 ...]
 
 Against the host's plain sampling, and against the schedule of the method's public code on the same
 UNet. sd15 and sdxl are the published layouts with random weights: small clips on a CPU, at full
@@ -14,14 +15,16 @@ OMP_NUM_THREADS=1 leaves out what threads wait for each other.
 Sampling: all from the inverted latents, with the same noise levels and guidance; plain is the
 host's euler without TokenFlow.
 
-Edits: a clip's first edit is the inversion without its check, features, matches, and sampling with Plug-and-Play; its second one is
-sampling alone. The public code inverts plainly, with one model call a step, then samples in the mode "tokenflow, public code": the source
-is run as well, and searched in every layer at every step, as many frames in a pass as share a keyframe. It keeps nothing but latents
-between edits. Its defaults are 500 steps of inversion, 500 of reconstruction and 50 of sampling; the first thousand are extrapolated from
-the inversion's steps that are measured, 20 for each of --steps. By its attention:
+Edits: a clip's first edit is the inversion without its check, features, matches, and sampling with
+Plug-and-Play; its second one is sampling alone. The public code inverts plainly, with one model
+call a step, then samples in the mode "tokenflow, public code": the source is run as well, and
+searched in every layer at every step, as many frames in a pass as share a keyframe. It keeps
+nothing but latents between edits. Its defaults are 500 steps of inversion, 500 of reconstruction
+and 50 of sampling; the first thousand are extrapolated from the inversion's steps that are
+measured, 20 for each of --steps. By its attention:
   fused         the host's
-  as published  self-attention in sampling is a loop over heads of two products and a softmax, all other attention is fused, as diffusers
-                has it with PyTorch 2
+  as published  self-attention in sampling is a loop over heads of two products and a softmax, all
+                other attention is fused, as diffusers has it with PyTorch 2
   unfused       self-attention in the inversion is that loop, too
 
 Inversion: each refinement in plain passes over the source, which are sampled with as many steps and
@@ -179,8 +182,8 @@ class Measured:
         )
 
     def memory(self, name: str) -> list[str]:
-        """Cells: the process's peak and the device's in MiB, the highest of all rounds; what is
-        kept.
+        """Cells: the process's peak and the device's in MiB,
+        the highest of all rounds; what is kept.
         """
         peaks = [spent.peak for spent in self.spent[name]]
         return [

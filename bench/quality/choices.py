@@ -1,5 +1,6 @@
-"""What each choice of ours is worth: python3 run.py bench choices [--clip 0] [--surface gold]
-[--frames 16] [--steps 12] [--rows ...]
+"""What each choice of ours is worth.
+
+    python3 run.py bench choices [--clip 0] [--surface gold] [--frames 16] [--steps 12] [--rows ...]
 
 The default, the default with one choice changed at a time, then the way to the public code's:
 everything as in the paper; with its weights; with the keyframes of the own and the previous chunk;
@@ -92,10 +93,8 @@ def compare(case: Case, surface: str, rows: list[Choice]) -> None:
     """Prints the table in Markdown."""
     inversion = case.invert()
     columns = "end-point error | last layer | warp error | true flow | fidelity | sharpness | time"
-    print(
-        f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |\n|---|---|---|---|---|---|---|---|",
-        flush=True,
-    )
+    print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     sharpest = longest = 0.0
     for row in rows:
         found = case.match(case.features(inversion, storage="memory", **row.features), **row.build)
@@ -109,8 +108,9 @@ def compare(case: Case, surface: str, rows: list[Choice]) -> None:
         figures = case.figures(clip, surface)
         sharpest, longest = sharpest or figures.sharpness, longest or seconds
         print(
-            f"| {row.name} | {errors.mean(errors.all):.2f} | {errors.mean(errors.last):.2f} | {figures.warp:.2f} | {figures.true:.2f} "
-            f"| {figures.fidelity:.3f} | {figures.sharpness / sharpest:.2f} | {seconds / longest:.2f} |",
+            f"| {row.name} | {errors.mean(errors.all):.2f} | {errors.mean(errors.last):.2f} "
+            f"| {figures.warp:.2f} | {figures.true:.2f} | {figures.fidelity:.3f} "
+            f"| {figures.sharpness / sharpest:.2f} | {seconds / longest:.2f} |",
             flush=True,
         )
 

@@ -1,5 +1,6 @@
-"""What tells wrong matches without knowing the motion: python3 run.py bench confidence [--clips 0 1
-2 3] [--frames 16]
+"""What tells wrong matches without knowing the motion.
+
+    python3 run.py bench confidence [--clips 0 1 2 3] [--frames 16]
 
 For every token of every frame and its match in a keyframe, on scenes whose true flow is known.
 Figures: how often a token with a bad match has the lower value than one with a good match (0.5 by
@@ -46,9 +47,8 @@ def measure(case: Case) -> None:
     values = {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}
     error, hidden = values.pop("error"), values.pop("hidden").bool()
     wrong = error > WRONG
-    print(
-        f"\n{case.scene.caption()}, {case.settings}: wrong {wrong[~hidden].float().mean():.2f}, hidden {hidden.float().mean():.2f}\n"
-    )
+    shares = f"wrong {wrong[~hidden].float().mean():.2f}, hidden {hidden.float().mean():.2f}"
+    print(f"\n{case.scene.caption()}, {case.settings}: {shares}\n")
     rows = (
         [
             name,

@@ -1,5 +1,6 @@
-"""How much of a clip each inversion keeps: python3 run.py bench inversion [--steps 50] [--frames 4]
-[--clip PATH --prompt TEXT]
+"""How much of a clip each inversion keeps.
+
+    python3 run.py bench inversion [--steps 50] [--frames 4] [--clip PATH --prompt TEXT]
 
 First table: frames spread over a clip, inverted and sampled back. PSNR to the source, and how far
 below the autoencoder's own; the embedded clip by default, any other one cut and scaled to the
@@ -86,13 +87,10 @@ def reconstructions(world: World, options: argparse.Namespace) -> None:
     counted = model.clone()
     counted.set_model_unet_function_wrapper(count)
     best = quality(latents["samples"])
-    print(
-        f"\n{options.clip.name}, {options.frames} frames, {options.steps} steps, {options.scheduler}: autoencoder {best:.2f} dB\n"
-    )
-    print(
-        "| refinement | iterations | model calls a step | PSNR | below the autoencoder |\n|---|---|---|---|---|",
-        flush=True,
-    )
+    schedule = f"{options.frames} frames, {options.steps} steps, {options.scheduler}"
+    print(f"\n{options.clip.name}, {schedule}: autoencoder {best:.2f} dB\n")
+    print("| refinement | iterations | model calls a step | PSNR | below the autoencoder |")
+    print("|---|---|---|---|---|", flush=True)
     for refinement, iterations in INVERSIONS:
         calls.clear()
         choice = {
@@ -108,15 +106,14 @@ def reconstructions(world: World, options: argparse.Namespace) -> None:
             "bench", model, inversion, [], 1.0, latents["samples"], torch.arange(options.frames)
         )
         reached = quality(model.model.process_latent_out(found))
-        print(
-            f"| {refinement} | {iterations} | {cost:.2f} | {reached:.2f} dB | {best - reached:.2f} dB |",
-            flush=True,
-        )
+        told = f"{cost:.2f} | {reached:.2f} dB | {best - reached:.2f} dB"
+        print(f"| {refinement} | {iterations} | {told} |", flush=True)
 
 
 def spread(path: Path, count: int) -> Tensor:
-    """Evenly spread frames of a video, cut to a square and scaled: (count, SIZE, SIZE, 3) in [0,
-    1].
+    """Evenly spread frames of a video, cut to a square and scaled.
+
+    Returns: (count, SIZE, SIZE, 3) in [0, 1].
     """
     frames = read_video(path)
     chosen = frames[torch.arange(count) * len(frames) // count]
@@ -128,10 +125,8 @@ def edits(world: World, options: argparse.Namespace) -> None:
     settings = Settings(frames=EDITED_FRAMES, steps=options.steps)
     cases = [Case(world, settings, number) for number in range(options.edited)]
     columns = "warp error | true flow | fidelity | sharpness"
-    print(
-        f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |\n|---|---|---|---|---|",
-        flush=True,
-    )
+    print(f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |")
+    print("|---|---|---|---|---|", flush=True)
     for refinement in EDITED_AFTER:
         found = []
         for number, case in enumerate(cases):
@@ -142,9 +137,8 @@ def edits(world: World, options: argparse.Namespace) -> None:
             mean(getattr(one, name) for one in found)
             for name in ("warp", "true", "fidelity", "sharpness")
         )
-        print(
-            f"| {refinement} | {warp:.2f} | {true:.2f} | {fidelity:.3f} | {sharp:.4f} |", flush=True
-        )
+        told = f"{warp:.2f} | {true:.2f} | {fidelity:.3f} | {sharp:.4f}"
+        print(f"| {refinement} | {told} |", flush=True)
 
 
 if __name__ == "__main__":

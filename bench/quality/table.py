@@ -1,11 +1,11 @@
-"""The table of the paper on the embedded model: python3 run.py bench table [--clips 3] [--edits 2]
-[--frames 16] [--out output/table]
+"""The table of the paper on the embedded model.
+
+    python3 run.py bench table [--clips 3] [--edits 2] [--frames 16] [--out output/table]
 
 Every way of keeping frames together edits the same clips with the same prompts and seeds: the
 embedded clip and others of its world, to surfaces that are drawn, not picked. Each edit is a line
 in OUT/cases.csv as soon as it is done; what is there already is not run again, so that a stopped
-run goes on and a longer one adds to a shorter. From these lines come OUT/table.md, table.csv and
-table.png.
+run goes on and a longer one adds to a shorter. From these lines come OUT/table.md, .csv and .png.
 
 Warp error is x1e-3. Excess: warp error above the autoencoder's own; its mean over the edits, and
 the share of per frame's. Intervals are those that hold 95 % of 2,000 resamplings of clips and of
@@ -35,11 +35,11 @@ from bench.tools.summary import COLUMNS, FLOOR, Line, summarize, write
 
 @dataclass(frozen=True)
 class Row:
-    """One way of keeping frames together. injected: with Plug-and-Play. fixed: the same keyframes
-    at every step.
+    """One way of keeping frames together.
 
-    features, sampling: further inputs of Extract SA Features and of TokenFlow Sampler. tuned: with
-    the model trained on the clip.
+    injected: with Plug-and-Play. fixed: the same keyframes at every step. features, sampling:
+    further inputs of Extract SA Features and of TokenFlow Sampler. tuned:
+    with the model trained on the clip.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Row:
 
 
 TUNING_RATE = 1e-3  # of the embedded model: see the node's tooltip
-# Plug-and-Play on all frames asks for the source's features at every step; so do matches as in the
-# paper.
+# Plug-and-Play on all frames asks for the source's features at every step;
+# so do the paper's matches.
 EVERY = {"steps": "every", "layers": "all"}
 ROWS = (
     Row("per frame (PnP-Diffusion)", "per frame", features=EVERY),
@@ -139,10 +139,8 @@ class Lines:
                 writer.writeheader()
             writer.writerow({"settings": self.settings, **line.record()})
         took = "" if line.seconds is None else f", {line.seconds:.0f} s"
-        print(
-            f"clip {line.clip}, to {line.surface or 'itself'}, {line.row}: warp error {line.warp:.2f}{took}",
-            flush=True,
-        )
+        edit = f"clip {line.clip}, to {line.surface or 'itself'}, {line.row}"
+        print(f"{edit}: warp error {line.warp:.2f}{took}", flush=True)
 
 
 def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:

@@ -1,5 +1,7 @@
-"""How right edits are: python3 run.py bench truth [--clips 4] [--edits 2] [--kinds plain enter ...]
-[--quick] [--json FILE]
+"""How right edits are.
+
+    python3 run.py bench truth [--clips 4] [--edits 2] [--kinds plain enter
+        ...] [--quick] [--json FILE]
 
 On the embedded model's world every edit has a true answer: the same scene drawn with another
 surface. Clips of every kind (demo/clips.py) are drawn by number and edited by every row with the
@@ -7,12 +9,15 @@ same prompts and seeds. Each edit is a line in OUT/cases.csv as soon as it is do
 already is not run again. From these lines come OUT/truth.md, truth.csv and worst.png: of each kind
 the frame that ours got most wrong, beside its ideal.
 
-structure: overlap (IoU) of the pixels that the judge takes for the asked surface with the object's true outline, mean over the frames;
-    what another object hides is left out.
+structure: overlap (IoU) of the pixels that the judge takes for the asked surface with the object's
+    true outline, mean over the frames; what another object hides is left out.
 ghosts: share of pixels away from the object that the judge takes for the asked surface.
-ground, outline: PSNR to the ideal of the ground, and of a band of 5 pixels on both sides of the outline, in dB.
-excess: warp error x1e-3 along the true flow above the ideal's through the autoencoder; in tables a share of per frame's.
-drift: how far the ground's mean colour moves against the ideal's from the first quarter of the frames to the last, in 1/255.
+ground, outline: PSNR to the ideal of the ground, and of a band of 5 pixels on both sides of the
+    outline, in dB.
+excess: warp error x1e-3 along the true flow above the ideal's through the autoencoder; in tables a
+    share of per frame's.
+drift: how far the ground's mean colour moves against the ideal's from the first quarter of the
+    frames to the last, in 1/255.
 fidelity: how sure the judge is of the asked surface.
 sharpness, cost: shares of per frame's; cost is the processor time of sampling.
 Intervals hold 95 % of 2,000 resamplings of clips and of their edits.
@@ -50,10 +55,10 @@ EVERY: dict[str, Any] = {"steps": "every", "layers": "all"}
 
 @dataclass(frozen=True)
 class Row:
-    """One way to edit. features, matches, sampling: inputs of Extract SA Features, Build NN
-    Correspondences and TokenFlow Sampler.
+    """One way to edit.
 
-    public: from the public code's own inversion and noise levels.
+    features, matches, sampling: inputs of Extract SA Features, Build NN Correspondences and
+    TokenFlow Sampler. public: from the public code's own inversion and noise levels.
     """
 
     name: str
@@ -109,11 +114,8 @@ class Line:
 
 
 MEASURED = [field.name for field in fields(Line)][4:]
-SHARES = {
-    "excess": "excess",
-    "sharpness": "sharpness",
-    "seconds": "cost",
-}  # of per frame's, and what they are called then
+# Of per frame's, and what they are called then.
+SHARES = {"excess": "excess", "sharpness": "sharpness", "seconds": "cost"}
 
 
 def main() -> None:
@@ -213,10 +215,8 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
                     writer.writerow([str(settings), *astuple(line)])
                     file.flush()
                     told = f"structure {line.structure:.2f}" if line.structure is not None else ""
-                    print(
-                        f"{kind} {number} to {line.surface}, {line.row}: {told}, {line.seconds:.0f} s",
-                        flush=True,
-                    )
+                    edit = f"{kind} {number} to {line.surface}, {line.row}"
+                    print(f"{edit}: {told}, {line.seconds:.0f} s", flush=True)
     return [line for line in done if (*line.edit, line.row) in set(wanted)]
 
 
@@ -260,8 +260,9 @@ def edits_of(
 def keep_worst(
     out: Path, case: TruthCase, surface: str, clips: dict[str, torch.Tensor], line: Line
 ) -> None:
-    """The frame that an edit got most wrong beside its ideal, as a picture, if it is the kind's
-    worst so far.
+    """Keeps the frame that an edit got most wrong, if it is the kind's worst so far.
+
+    It is a picture, with the ideal beside it.
     """
     from PIL import Image
 
@@ -284,7 +285,10 @@ def keep_worst(
 
 @dataclass(frozen=True)
 class Group:
-    """A group's edits: of each row the lines in the same order. clips: which clip each edit is of."""
+    """A group's edits: of each row the lines in the same order.
+
+    clips: which clip each edit is of.
+    """
 
     lines: dict[str, list[Line]]
     clips: list[tuple[str, int]]

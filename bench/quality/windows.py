@@ -1,5 +1,6 @@
-"""Whether the windows of a long clip can be seen: python3 run.py bench windows [--frames 96]
-[--interval 4] [--limits 0 16 8 4]
+"""Whether the windows of a long clip can be seen.
+
+    python3 run.py bench windows [--frames 96] [--interval 4] [--limits 0 16 8 4]
 
 The embedded clip's scene, slowed down to so many frames, edited with all keyframes attending to
 each other (limit 0) and with at most so many, in windows. Warp error x1e-3 along DIS flow: mean of
@@ -43,7 +44,8 @@ def compare(case: Case, options: argparse.Namespace) -> None:
     count = len(found.steps[0].keyframes)
     print(f"\n{case.settings}, {count} keyframes a step\n")
     print(
-        "| to | attended keyframes | warp error | between windows | there, if all attend | true flow | fidelity | sharpness |"
+        "| to | attended keyframes | warp error | between windows | there, if all attend | true "
+        "flow | fidelity | sharpness |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for surface in options.surfaces:
@@ -60,8 +62,8 @@ def compare(case: Case, options: argparse.Namespace) -> None:
             )
             figures = case.figures(clip, surface)
             print(
-                f"| {surface} | {limit or 'all'} | {figures.warp:.2f} | {apart} | {figures.true:.2f} | {figures.fidelity:.3f} "
-                f"| {figures.sharpness:.4f} |",
+                f"| {surface} | {limit or 'all'} | {figures.warp:.2f} | {apart} "
+                f"| {figures.true:.2f} | {figures.fidelity:.3f} | {figures.sharpness:.4f} |",
                 flush=True,
             )
 

@@ -1,5 +1,6 @@
-"""A clip of the embedded model's world, edits of it through the pack's own nodes, and everything
-that is measured on them.
+"""A clip of the embedded model's world, and edits of it through the pack's own nodes.
+
+Beside them everything that is measured on these edits.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class World:
         return self.decode(nodes.VAEEncode().encode(self.vae, pictures)[0])
 
     def rates(self, count: int) -> dict[str, float]:
-        """Shares of the model's own samples that show the surface, shape and ground of their
-        prompts.
+        """Shares of the model's own samples that show the surface,
+        shape and ground of their prompts.
         """
         found, wanted = judge.samples(count)
         shares = (self.critic.verdict(found) == wanted).float().mean(0).tolist()
@@ -100,8 +101,8 @@ class World:
 
 
 class Editable:
-    """A source clip to be edited through the pack's nodes. source: (N, h, w, 3). caption: what it
-    shows.
+    """A source clip to be edited through the pack's nodes. source: (N, h, w, 3).
+    caption: what it shows.
     """
 
     def __init__(self, world: World, settings: Settings, source: Tensor, caption: str) -> None:

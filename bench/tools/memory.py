@@ -1,5 +1,6 @@
-"""Seconds and peak memory of a piece of work: of this process, and of the device where there is
-one.
+"""Seconds and peak memory of a piece of work.
+
+Of this process, and of the device where there is one.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
 
 
 def highest(rounds: Sequence[Held | None]) -> str:
-    """The most of all rounds that was held beyond what was held before, for people; empty where it
-    is not known.
+    """The most of all rounds that was held beyond what was held before, for people;
+    empty where it is not known.
     """
     known = [held.more for held in rounds if held is not None]
     return f"{max(known):.0f}" if known else ""

@@ -1,5 +1,6 @@
-"""Edits of the embedded model's world as prompts for a server, drawn so that one seldom is like the
-last.
+"""Edits of the embedded model's world as prompts for a server.
+
+They are drawn so that one seldom is like the last.
 """
 
 from __future__ import annotations
@@ -201,8 +202,8 @@ def first_edit(draw: random.Random) -> list[Prompt]:
 
 
 def second_edits(draw: random.Random) -> list[Prompt]:
-    """The same clip, one prompt after the other: what is known of the clip stays in the host's
-    cache.
+    """The same clip, one prompt after the other:
+    what is known of the clip stays in the host's cache.
     """
     length, steps, seed = draw.choice(LENGTHS), draw.randint(2, 6), draw.randrange(100)
     prompts = []
@@ -318,9 +319,8 @@ def refused_edit(draw: random.Random) -> list[Prompt]:
     """Bad input, which our nodes refuse while the prompt runs."""
     clip = Clip.of(8)
     if draw.random() < 0.5:
-        return [
-            clip.save(clip.edit(clip.match(clip.invert(2, cfg=3.0)(0), 0), "gold", 0))
-        ]  # without a negative prompt
+        # Without a negative prompt.
+        return [clip.save(clip.edit(clip.match(clip.invert(2, cfg=3.0)(0), 0), "gold", 0))]
     found = clip.match(clip.invert(2)(0), 0)
     return [clip.save(clip.edit(found, "gold", 0, consistency="rerender"))]  # without frames
 

@@ -1,5 +1,6 @@
-"""What speed is measured on: the embedded model, or a published layout with random weights, each
-with a moving clip and prompts.
+"""What speed is measured on: the embedded model, or a published layout with random weights.
+
+Each comes with a moving clip and prompts.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ MODELS = ("embedded", *LAYOUTS)
 TOKENS = 77  # of a prompt
 POOLED = 1280
 POOL = 1 << 25  # more than any layer has weights
-# Branches small enough that the noise changes no faster than the latents do, attention neither flat
-# nor one-hot.
+# Branches small enough that the noise changes no faster than the latents do,
+# attention neither flat nor one-hot.
 GAINS = {
     "out_layers.3.weight": 0.3,
     "proj_out.weight": 0.3,
@@ -148,8 +149,8 @@ def _embedded(name: str, frames: int, size: int) -> Subject:
 
 
 def to_and_fro(length: int, frames: int) -> Tensor:
-    """(frames,) positions in a clip of `length` frames, forwards and backwards for as long as it
-    takes.
+    """(frames,) positions in a clip of `length` frames,
+    forwards and backwards for as long as it takes.
     """
     return length - 1 - (torch.arange(frames) % (2 * length - 2) - (length - 1)).abs()
 
@@ -187,8 +188,8 @@ def _random_unet(family: type, blocks: dict[str, Any]) -> ModelPatcher:
 def draw_weights(unet: torch.nn.Module) -> None:
     """Random weights, none zero.
 
-    All are cut from one pool of random numbers: there are billions, and drawing each takes a
-    minute.
+    All are cut from one pool of random numbers: there are billions,
+    and drawing each takes a minute.
     """
     generator = torch.Generator().manual_seed(0)
     pool = torch.empty(POOL).uniform_(-1, 1, generator=generator)
@@ -213,8 +214,8 @@ def _prompt(seed: int, width: int, pooled: bool) -> list:
 
 
 def _moving_plane(frames: int, size: int) -> Tensor:
-    """(N, 4, size, size): a textured plane that moves one latent pixel a frame, with a little
-    noise.
+    """(N, 4, size, size): a textured plane that moves one latent pixel a frame,
+    with a little noise.
     """
     generator = torch.Generator().manual_seed(0)
     plane = torch.randn(4, size, size + frames, generator=generator)

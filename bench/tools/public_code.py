@@ -1,5 +1,6 @@
-"""What the method's public code (omerbt/TokenFlow, commit 5dd6a69) does otherwise: how it attends,
-and how it inverts.
+"""What the method's public code (omerbt/TokenFlow, commit 5dd6a69) does otherwise.
+
+How it attends, and how it inverts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""From the lines of single edits to the table: means, shares of the per-frame edit, intervals; as
-Markdown, CSV and a figure.
+"""From the lines of single edits to the table, as Markdown, CSV and a figure.
+
+The table has means, shares of the per-frame edit, intervals.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ FLOOR = "autoencoder"
 BASE = "per frame (PnP-Diffusion)"
 OURS = "TokenFlow"
 NONE = "–"
-INTERVALS, LETTERS = (
-    420,
-    15,
-)  # pixels of the figure's right side, points of what is written beside the table
+# Pixels of the figure's right side, points of what is written beside the table.
+INTERVALS, LETTERS = 420, 15
 FLOOR_OF_PAPER, BASE_OF_PAPER = 2.0, 11.3
 
 
@@ -61,8 +60,8 @@ ORDER: dict[str, Paper | None] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One edit: clip number, surface asked for, row of the table, and what was measured; memory in
-    MiB.
+    """One edit: clip number, surface asked for, row of the table,
+    and what was measured; memory in MiB.
     """
 
     clip: int

@@ -58,8 +58,8 @@ class TruthCase(Editable):
 
     @cached_property
     def hidden(self) -> Tensor:
-        """(N, H, W) bool: what another object before it covers, with a margin: nothing is measured
-        there.
+        """(N, H, W) bool: what another object before it covers, with a margin:
+        nothing is measured there.
         """
         found = torch.zeros_like(self.masks)
         for i, (scene, t) in enumerate(zip(self.clip.shots, self.clip.times, strict=True)):

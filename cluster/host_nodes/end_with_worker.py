@@ -1,5 +1,6 @@
-"""Loaded by a worker's ComfyUI as a custom node: ends the server when the worker is gone, however
-it went.
+"""Ends the server when the worker is gone, however it went.
+
+Loaded by a worker's ComfyUI as a custom node.
 """
 
 import os

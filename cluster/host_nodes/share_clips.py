@@ -1,8 +1,7 @@
-"""Loaded by a worker's ComfyUI as a custom node: connects it to others that share a clip with it,
-if TOKENFLOW_SHARD says so.
+"""Connects a worker's ComfyUI to others that share a clip with it, if TOKENFLOW_SHARD says so.
 
-That is JSON: Ray's address and namespace, the name of the board, this host's rank, and how many
-hosts there are.
+Loaded by that ComfyUI as a custom node. TOKENFLOW_SHARD is JSON: Ray's address and namespace, the
+name of the board, this host's rank, and how many hosts there are.
 """
 
 import json
@@ -21,7 +20,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 
 
 def pack(module: str) -> ModuleType:
-    """A module of the pack, which ComfyUI has loaded under a name of its own making."""
+    """Finds a module of the pack, which ComfyUI has loaded under a name of its own making."""
     for name, loaded in list(sys.modules.items()):
         if name.endswith(module) and hasattr(loaded, "connect") and hasattr(loaded, "ALONE"):
             return loaded

@@ -28,11 +28,16 @@ Problem = tuple[str | None, str, str]
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt to run.
+    """A prompt to run. What its nodes save goes to a folder with the job's name.
 
-    `cells` is the row as written. `key` names the prompt, its files by their content, and `group`
-    that part of it which is the same for all edits of a clip. `files` is {name in the input folder:
-    file}. What the nodes save goes to a folder with the job's name.
+    Attributes:
+        name: Of the job.
+        cells: The row as written.
+        prompt: The API prompt.
+        key: Names the prompt, its files by their content.
+        group: Names that part of the prompt which is the same for all edits of a clip.
+        seeds: Of the samplers, each once.
+        files: {name in the input folder: file}.
     """
 
     name: str
@@ -47,7 +52,21 @@ class Job:
 def make_jobs(
     table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path
 ) -> list[Job]:
-    """Jobs of all rows, see `draft_jobs`. Raises TableError with every problem of every row."""
+    """Makes the jobs of all rows, see `draft_jobs`.
+
+    Args:
+        table: The table's file.
+        rows: The table's rows.
+        prompt: The API prompt that every row fills.
+        info: The server's node definitions.
+        inputs: The folder of the files that the workflow names.
+
+    Returns:
+        A job for each row.
+
+    Raises:
+        TableError: With every problem of every row.
+    """
     jobs, problems = draft_jobs(table, rows, prompt, info, inputs)
     if problems:
         raise TableError(problems)
@@ -57,11 +76,19 @@ def make_jobs(
 def draft_jobs(
     table: Path, rows: Iterable[Row], prompt: Prompt, info: Json, inputs: Path
 ) -> tuple[list[Job], list[str]]:
-    """Jobs of the rows that fit a workflow, for a server with these node definitions, and what is
-    wrong with the others.
+    """Makes the jobs of the rows that fit a workflow, and says what is wrong with the others.
 
-    Files that the table names are relative to it; those of the workflow are looked for in the
-    folder `inputs`, or are the embedded clip. What is wrong in several rows alike is told once.
+    Files that the table names are relative to it. What is wrong in several rows alike is told once.
+
+    Args:
+        table: The table's file.
+        rows: The table's rows.
+        prompt: The API prompt that every row fills.
+        info: The server's node definitions.
+        inputs: The folder of the workflow's files; the embedded clip need not be in it.
+
+    Returns:
+        The jobs, and a line for each problem.
     """
     columns = Columns(
         {node: {**entry, "inputs": entry.get("inputs", {})} for node, entry in prompt.items()}, info
@@ -82,7 +109,15 @@ def draft_jobs(
 
 
 def place(numbers: list[int], column: str | None) -> str:
-    """Where the same is wrong: rows, and the column if it is one's."""
+    """Says where the same is wrong.
+
+    Args:
+        numbers: Of the rows, counted from 1.
+        column: The column if it is one's.
+
+    Returns:
+        Rows and column in words.
+    """
     few = [str(number) for number in numbers[:LISTED]]
     more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
     return f"row{'s' if len(numbers) > 1 else ''} {', '.join(few)}{more}" + (
@@ -113,7 +148,7 @@ class Draft:
                 self._adopt(place)
 
     def job(self) -> Job:
-        """The job of a row without problems."""
+        """Makes the job of a row without problems."""
         try:
             seeds = [
                 self.prompt[place.node]["inputs"].get(place.input, 0)
@@ -141,7 +176,8 @@ class Draft:
         """Sets one input, unless another column has said something else."""
         other = self.set_by.setdefault((place.node, place.input), column)
         if self.row.cells[other] != cell:
-            found = f"{label(self.prompt, place.node)}, input {place.input}, is set by column {other!r} too, to another value"
+            where = f"{label(self.prompt, place.node)}, input {place.input}"
+            found = f"{where}, is set by column {other!r} too, to another value"
             self._wrong(
                 column,
                 found,
@@ -164,8 +200,9 @@ class Draft:
             self.prompt[place.node]["inputs"][place.input] = value
 
     def _adopt(self, place: Place) -> None:
-        """A file that the workflow itself names, as the editor means it: in ComfyUI's input folder
-        and nowhere else.
+        """Takes a file that the workflow itself names, as the editor means it.
+
+        It is in ComfyUI's input folder and nowhere else.
         """
         name = str(self.prompt[place.node]["inputs"].get(place.input, "")).removesuffix(" [input]")
         for folder in (self.inputs, ROOT / "demo"):
@@ -195,13 +232,21 @@ class Draft:
 
 
 def digest(prompt: Prompt, nodes: Iterable[str]) -> str:
-    """SHA-256 of what these nodes of a prompt are asked for."""
+    """Computes the SHA-256 of what nodes of a prompt are asked for.
+
+    Args:
+        prompt: The API prompt.
+        nodes: Ids of the nodes.
+
+    Returns:
+        The digest in hexadecimal digits.
+    """
     asked = {node: [prompt[node]["class_type"], prompt[node]["inputs"]] for node in nodes}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file. Each is read once a run."""
+    """Computes the SHA-256 of a file. Each is read once a run."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

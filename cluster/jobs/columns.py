@@ -40,8 +40,13 @@ class ColumnError(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """An input of a node that is a value, no link: its type (INT, FLOAT, STRING, BOOLEAN, COMBO)
-    and options.
+    """An input of a node that is a value, no link.
+
+    Attributes:
+        node: The node's id.
+        input: The input's name.
+        kind: Its type: INT, FLOAT, STRING, BOOLEAN or COMBO.
+        options: Its options in the server's node definitions.
     """
 
     node: str
@@ -57,7 +62,7 @@ class Columns:
         self.prompt, self.info = prompt, info
 
     def places(self, column: str) -> list[Place]:
-        """What a column sets: `clip`, `source`, `prompt`, `seed`, or an input by its name.
+        """Finds what a column sets: `clip`, `source`, `prompt`, `seed`, or an input by its name.
 
         Raises ColumnError.
         """
@@ -137,7 +142,8 @@ class Columns:
         titles = [node for node in self.prompt if title(self.prompt, node) == name]
         nodes = [name] if name in self.prompt else titles or kinds
         if len(nodes) != 1:
-            several = f"{len(nodes)} nodes of that name, {', '.join(label(self.prompt, node) for node in nodes)}"
+            listed = ", ".join(label(self.prompt, node) for node in nodes)
+            several = f"{len(nodes)} nodes of that name, {listed}"
             raise ColumnError(
                 several if nodes else f"no node {name!r} in the workflow",
                 "Give the node's id or another title",
@@ -168,7 +174,7 @@ class Columns:
         ]
 
     def uploads(self) -> list[Place]:
-        """All inputs that take a file which the user gives."""
+        """Lists all inputs that take a file which the user gives."""
         return [
             place
             for node in self.prompt

@@ -1,5 +1,6 @@
-"""Where things are in a prompt: what leads to a node, what follows from it, whose text a
-conditioning is.
+"""Where things are in a prompt.
+
+What leads to a node, what follows from it, whose text a conditioning is.
 """
 
 from __future__ import annotations
@@ -21,14 +22,30 @@ SAMPLER, APPLY = "TokenFlowSampler", "TokenFlowApply"
 
 
 def links(prompt: Prompt, node: str) -> Iterator[tuple[str, str, int]]:
-    """(input, id of the node it comes from, its output) of a node's linked inputs."""
+    """Yields a node's linked inputs.
+
+    Args:
+        prompt: The API prompt.
+        node: The node's id.
+
+    Yields:
+        (input, id of the node it comes from, index of that node's output).
+    """
     for name, value in prompt[node]["inputs"].items():
         if is_link(prompt, value):
             yield name, str(value[0]), value[1]
 
 
 def is_link(prompt: Prompt, value: Any) -> bool:
-    """Whether an input's value is the output of a node."""
+    """Tells whether an input's value is the output of a node.
+
+    Args:
+        prompt: The API prompt.
+        value: Of the input.
+
+    Returns:
+        Whether it is [id of a node, index of its output].
+    """
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -38,12 +55,28 @@ def is_link(prompt: Prompt, value: Any) -> bool:
 
 
 def of_types(prompt: Prompt, types: Iterable[str]) -> list[str]:
-    """Ids of the nodes of these types."""
+    """Lists the nodes of some types.
+
+    Args:
+        prompt: The API prompt.
+        types: Types of nodes.
+
+    Returns:
+        Ids of the nodes.
+    """
     return [node for node, entry in prompt.items() if entry["class_type"] in types]
 
 
 def upstream(prompt: Prompt, nodes: Iterable[str]) -> set[str]:
-    """Nodes and all that leads to them."""
+    """Finds nodes and all that leads to them.
+
+    Args:
+        prompt: The API prompt.
+        nodes: Ids of nodes.
+
+    Returns:
+        Their ids, and those of all nodes before them.
+    """
     found: set[str] = set()
     waiting = list(nodes)
     while waiting:
@@ -55,8 +88,15 @@ def upstream(prompt: Prompt, nodes: Iterable[str]) -> set[str]:
 
 
 def samplers(prompt: Prompt, info: Json) -> list[str]:
-    """TokenFlow Samplers, and what a model from Apply TokenFlow reaches: samplers of the host,
-    guiders.
+    """Finds all nodes that sample the edit.
+
+    Args:
+        prompt: The API prompt.
+        info: The server's node definitions.
+
+    Returns:
+        Ids of TokenFlow Samplers, then of Apply TokenFlow and of what its model reaches: samplers
+        of the host, guiders.
     """
     reached = of_types(prompt, (APPLY,))
     for node in reached:  # grows while it is walked
@@ -71,8 +111,16 @@ def samplers(prompt: Prompt, info: Json) -> list[str]:
 
 
 def texts_behind(prompt: Prompt, info: Json, node: str, name: str) -> set[str]:
-    """Nodes with a CLIP and no conditioning that a node's conditioning comes from: prompts, before
-    what was made of them.
+    """Finds the prompts that a node's conditioning comes from, before what was made of them.
+
+    Args:
+        prompt: The API prompt.
+        info: The server's node definitions.
+        node: The node's id.
+        name: Its input that takes the conditioning.
+
+    Returns:
+        Ids of the nodes with a CLIP and no conditioning among their inputs.
     """
     found: set[str] = set()
     for link, origin, output in links(prompt, node):
@@ -82,9 +130,8 @@ def texts_behind(prompt: Prompt, info: Json, node: str, name: str) -> set[str]:
             link: _output(prompt, info, other, at) for link, other, at in links(prompt, origin)
         }
         behind = [link for link, kind in inputs.items() if kind == "CONDITIONING"]
-        side = _output(
-            prompt, info, origin, output, "output_name"
-        )  # what has a positive and a negative side keeps them apart
+        # What has a positive and a negative side keeps them apart.
+        side = _output(prompt, info, origin, output, "output_name")
         for link in [side] if side in behind else behind:
             found |= texts_behind(prompt, info, origin, link)
         if not behind and "CLIP" in inputs.values():
@@ -93,17 +140,27 @@ def texts_behind(prompt: Prompt, info: Json, node: str, name: str) -> set[str]:
 
 
 def _output(prompt: Prompt, info: Json, node: str, output: int, what: str = "output") -> str:
-    """The type of a node's output, or its "output_name"; nothing of a node that the server does not
-    know.
+    """The type of a node's output, or its "output_name".
+
+    Nothing of a node that the server does not know.
     """
     found = info.get(prompt[node]["class_type"], {}).get(what, [])
     return str(found[output]) if output < len(found) else ""
 
 
 def inputs_of(prompt: Prompt, info: Json, node: str) -> dict[str, tuple[str, Json]]:
-    """{input: (type, options)} of what a node has besides links.
+    """Finds the inputs that a node has besides links.
 
-    Raises WorkflowError for a node that the server does not know.
+    Args:
+        prompt: The API prompt.
+        info: The server's node definitions.
+        node: The node's id.
+
+    Returns:
+        {input: (type, options)}.
+
+    Raises:
+        WorkflowError: For a node that the server does not know.
     """
     kind = prompt[node]["class_type"]
     if kind not in info:
@@ -113,15 +170,31 @@ def inputs_of(prompt: Prompt, info: Json, node: str) -> dict[str, tuple[str, Jso
 
 
 def is_upload(options: Json) -> bool:
-    """Whether an input's options say that it takes a file which the user gives."""
+    """Tells whether an input's options say that it takes a file which the user gives."""
     return any(option.endswith("_upload") and on for option, on in options.items())
 
 
 def title(prompt: Prompt, node: str) -> str:
-    """A node's title, its type where it has none."""
+    """Returns a node's title.
+
+    Args:
+        prompt: The API prompt.
+        node: The node's id.
+
+    Returns:
+        The title, or the node's type where it has none.
+    """
     return prompt[node].get("_meta", {}).get("title") or prompt[node]["class_type"]
 
 
 def label(prompt: Prompt, node: str) -> str:
-    """How messages name a node."""
+    """Names a node for messages.
+
+    Args:
+        prompt: The API prompt.
+        node: The node's id.
+
+    Returns:
+        Id and title.
+    """
     return f"node {node} ({title(prompt, node)})"

@@ -1,4 +1,4 @@
-"""The table of jobs: a CSV or JSONL file with one job a row, as people and spreadsheets write it."""
+"""The table of jobs: a CSV or JSONL file, one job a row, as people and spreadsheets write it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 class TableError(ValueError):
-    """Wrong rows of a table: `problems` has a line for each, which names table, row, column, what
-    was found and what to do.
+    """Wrong rows of a table.
+
+    `problems` has a line for each, which names table, row, column, what was found and what to do.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -29,8 +30,12 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its number below the header, counted from 1, the job's name, and {column: value} of
-    the cells that are not empty.
+    """One row of a table.
+
+    Attributes:
+        number: Of the row below the header, counted from 1.
+        name: Of the job.
+        cells: {column: value} of the cells that are not empty.
     """
 
     number: int
@@ -39,12 +44,22 @@ class Row:
 
 
 def problem(table: Path, place: str, found: str, remedy: str) -> str:
-    """One line of a TableError."""
+    """Makes one line of a TableError.
+
+    Args:
+        table: The table's file.
+        place: Where it is, in words: row, column.
+        found: What was found.
+        remedy: What to do.
+
+    Returns:
+        The line.
+    """
     return f"{table.name}, {place}: {found}. {remedy}."
 
 
 def read_table(table: Path) -> list[Row]:
-    """The rows of a table.
+    """Reads the rows of a table.
 
     Raises TableError for what is wrong with it, or OSError if there is no such file.
     """
@@ -55,11 +70,10 @@ def read_table(table: Path) -> list[Row]:
 
 
 def look_over(table: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a .csv, .tsv (UTF-8, with a header) or .jsonl file, and what is wrong with them.
+    """Reads the rows of a .csv, .tsv or .jsonl file, and says what is wrong with them.
 
-    Raises OSError if there is no such file.
-
-    Rows that say nothing are left out, and not counted.
+    The file is UTF-8, a .csv or .tsv with a header. Rows that say nothing are left out, and not
+    counted. Raises OSError if there is no such file.
     """
     content = table.read_bytes()
     read = READERS.get(table.suffix.lower())
@@ -97,8 +111,9 @@ def _is_empty(value: Any) -> bool:
 
 
 def _head(text: str) -> str:
-    """A column's name: those that are known in any letters, as spreadsheets begin them with
-    capitals.
+    """A column's name.
+
+    Those that are known may be in any letters, as spreadsheets begin them with capitals.
     """
     name = text.strip()
     return name.lower() if name.lower() in HEADS else name
@@ -133,10 +148,8 @@ def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         nameless = [cell for column, cell in zip(columns, row, strict=False) if cell and not column]
         if len(row) > len(columns):
-            found, remedy = (
-                f"{len(row)} cells below {len(columns)} columns",
-                f"Put cells with {SEPARATORS[delimiter]} in quotes",
-            )
+            found = f"{len(row)} cells below {len(columns)} columns"
+            remedy = f"Put cells with {SEPARATORS[delimiter]} in quotes"
             problems.append(problem(table, f"row {number}", found, remedy))
         elif nameless:
             problems.append(
@@ -153,8 +166,9 @@ def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _delimiter(text: str) -> tuple[str, str]:
-    """What stands between a CSV's cells, and its text without the line by which Excel says so: what
-    parts its header most.
+    """What stands between a CSV's cells, and its text without the line by which Excel says so.
+
+    Without such a line it is what parts the header most.
     """
     first, _, rest = text.partition("\n")
     told = re.fullmatch(r"sep=([,;\t])\s*", first)
@@ -178,9 +192,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for line in (
-        line for line in text.split("\n") if line.strip()
-    ):  # JSON has other line ends in its texts
+    # JSON has other line ends in its texts.
+    for line in (line for line in text.split("\n") if line.strip()):
         number = len(rows) + 1
         try:
             found = json.loads(line, object_pairs_hook=_Pairs)

@@ -13,9 +13,17 @@ TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
 def converted(place: Place, value: Any) -> Any:
-    """A cell's value in the type of the input it sets.
+    """Converts a cell's value to the type of the input it sets.
 
-    Raises ValueError, whose message is what the input takes.
+    Args:
+        place: The input.
+        value: Of the cell: a text, or from JSON a number, true or false.
+
+    Returns:
+        The value as the server takes it.
+
+    Raises:
+        ValueError: For a value that does not fit; the message is what the input takes.
     """
     if place.kind in ("INT", "FLOAT"):
         return _number(place, value)
@@ -59,7 +67,6 @@ def _choice(place: Place, value: Any) -> Any:
         if str(option) == str(value):
             return option
     if options:
-        raise ValueError(
-            f"takes one of {', '.join(map(str, options[:12]))}{', ...' if len(options) > 12 else ''}"
-        )
+        more = ", ..." if len(options) > 12 else ""
+        raise ValueError(f"takes one of {', '.join(map(str, options[:12]))}{more}")
     return value

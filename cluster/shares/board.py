@@ -1,5 +1,6 @@
-"""Where hosts that share a clip leave what they have made for each other: references into Ray's
-object store.
+"""Where hosts that share a clip leave what they have made for each other.
+
+They leave references into Ray's object store.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ PATIENCE = 1.0  # seconds until a host that waits looks whether it is interrupte
 
 @dataclass
 class Figures:
-    """What sharing has cost a host. calls: of `once` and `gather`. sent: bytes put into the object
-    store. waited: seconds for others.
+    """What sharing has cost a host.
+
+    Attributes:
+        calls: Of `once` and `gather`.
+        sent: Bytes put into the object store.
+        waited: Seconds for others.
     """
 
     calls: int = 0
@@ -23,10 +28,9 @@ class Figures:
 
 
 class Board:
-    """An actor.
+    """An actor with which hosts leave references to what they have made, by call and host.
 
-    Where hosts leave references to what they have made, by call and host, until all the others have
-    taken them.
+    They stay until all the others have taken them.
     """
 
     def __init__(self, hosts: int) -> None:
@@ -36,15 +40,29 @@ class Board:
         self.changed = asyncio.Condition()
 
     async def leave(self, call: int, host: int, references: list[Any], figures: Figures) -> None:
-        """references: one, in a list so that Ray does not look it up on the way."""
+        """Takes what a host has made at a call.
+
+        Args:
+            call: Number of the call.
+            host: Rank of the host.
+            references: One, in a list so that Ray does not look it up on the way.
+            figures: What sharing has cost that host until now.
+        """
         async with self.changed:
             self.left[call, host] = references, {host}
             self.known[host] = figures
             self.changed.notify_all()
 
     async def take(self, call: int, host: int, by: int) -> list[Any]:
-        """What `host` has left at a call, for the host `by`; nothing if it has not come within
-        PATIENCE.
+        """Hands over what a host has left at a call.
+
+        Args:
+            call: Number of the call.
+            host: Rank of the host that left it.
+            by: Rank of the host that asks.
+
+        Returns:
+            The references; nothing if they have not come within PATIENCE.
         """
         async with self.changed:
             try:
@@ -60,5 +78,5 @@ class Board:
             return references
 
     def figures(self) -> dict[int, Figures]:
-        """By host."""
+        """Returns what sharing has cost, by host."""
         return self.known

@@ -39,7 +39,14 @@ class Sharer(Worker):
     def follow(self, name: str, prompt: Prompt, files: Mapping[str, Any]) -> None:
         """Runs a prompt whose results are the first host's to give.
 
-        Raises like `run`; ComfyUI that has ended is not for it to start.
+        Args:
+            name: Of the job, whose nodes save below that folder.
+            prompt: The API prompt.
+            files: References to the contents of the files that nodes load, by name.
+
+        Raises:
+            HostLost: If ComfyUI has ended, which is not for it to start.
+            PromptError: For what a node or the host says.
         """
         if not self._is_running():
             raise HostLost("another host's ComfyUI has ended between two jobs")
@@ -51,11 +58,15 @@ class Sharer(Worker):
 
 
 class Sharded(Sharer):
-    """The first of `hosts` workers that share every clip; the others are asked of Ray with the same
-    `resources`, and end with it.
+    """The first of several workers that share every clip; the others end with it.
 
-    They have to know and not know the same things of former jobs: where one of them fails, all
-    begin anew.
+    They have to know and not know the same things of former jobs: where one fails, all begin anew.
+
+    Args:
+        comfyui: As of `Worker`.
+        threads: As of `Worker`.
+        hosts: How many workers share a clip, this one among them.
+        resources: With which the others are asked of Ray.
     """
 
     def __init__(
@@ -95,7 +106,20 @@ class Sharded(Sharer):
     def run(
         self, name: str, prompt: Prompt, files: Mapping[str, Any]
     ) -> Iterator[Step | Saved | Done]:
-        """As a worker alone; the last event says what sharing has cost every host."""
+        """Runs a prompt as a worker alone does.
+
+        Args:
+            name: Of the job, whose nodes save below that folder.
+            prompt: The API prompt.
+            files: References to the contents of the files that nodes load, by name.
+
+        Yields:
+            The events of `Worker.run`; the last one says what sharing has cost every host.
+
+        Raises:
+            HostLost: If a ComfyUI has ended.
+            PromptError: For what a node or a host says.
+        """
         self.start()
         following = [other.follow.remote(name, prompt, files) for other in self.others]
         lost: list[Exception] = []
@@ -122,8 +146,9 @@ class Sharded(Sharer):
             ended.set()
 
     def _watch(self, following: list[Any], lost: list[Exception], ended: threading.Event) -> None:
-        """Interrupts the first host when another one fails, until it has ended: it would wait for
-        ever, and may only be about to begin.
+        """Interrupts the first host when another one fails, until it has ended.
+
+        It would wait for ever, and may only be about to begin.
         """
         while following:
             done, following = ray.wait(following)

@@ -1,5 +1,6 @@
-"""Hosts that share one clip, connected by Ray: what one of them makes reaches the others through
-Ray's object store.
+"""Hosts that share one clip, connected by Ray.
+
+What one of them makes reaches the others through Ray's object store.
 
 Runs inside ComfyUI, connected by `host_nodes/share_clips.py`. The pack's side is `host/shards.py`.
 """
@@ -22,14 +23,15 @@ OUT_OF_MEMORY, INTERRUPTED = "out of memory", "interrupted"
 
 
 class OutOfStep(RuntimeError):
-    """The hosts run different graphs, or one of them has failed in a way that the others cannot
-    follow.
-    """
+    """The hosts run different graphs, or one has failed in a way that the others cannot follow."""
 
 
 class Failure(NamedTuple):
-    """An error that all hosts answer alike. is_it: whether one of the first host's is such. raised:
-    what the others raise then.
+    """An error that all hosts answer alike.
+
+    Attributes:
+        is_it: Whether one of the first host's is such.
+        raised: What the others raise then.
     """
 
     is_it: Callable[[BaseException], bool]
@@ -38,10 +40,16 @@ class Failure(NamedTuple):
 
 @dataclass
 class RayShards:
-    """This host's place among `count` that share a clip: `Shards` of the pack.
+    """This host's place among those that share a clip: `Shards` of the pack.
 
-    device: where tensors go that come from others. check: called while waiting; may raise. errors:
-    what OUT_OF_MEMORY and INTERRUPTED are.
+    Attributes:
+        rank: Number of this host, from 0.
+        count: How many hosts share the clip.
+        board: The actor with which they leave what they have made.
+        device: Where tensors go that come from others.
+        check: Called while waiting; may raise.
+        errors: What OUT_OF_MEMORY and INTERRUPTED are.
+        figures: What sharing has cost this host.
     """
 
     rank: int
@@ -92,15 +100,19 @@ class RayShards:
         if failure in self.errors:
             raise self.errors[failure].raised(f"{failure} on host {host}")
         if failure or their_kind != kind:
-            raise OutOfStep(
-                f"host {host} of {self.count}: {failure or f'{their_kind} where this host has {kind}'}"
-            )
+            found = failure or f"{their_kind} where this host has {kind}"
+            raise OutOfStep(f"host {host} of {self.count}: {found}")
         return _unpacked(packed, self.device)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor on its way. numbers: its values, or their bits where numpy has no such type."""
+    """A tensor on its way.
+
+    Attributes:
+        numbers: Its values, or their bits where numpy has no such type.
+        bits_of: That type, or nothing.
+    """
 
     numbers: np.ndarray
     bits_of: str = ""
@@ -126,9 +138,8 @@ def _unpacked(value: Any, device: torch.device) -> Any:
     if isinstance(value, Packed):
         held = torch.from_numpy(value.numbers.copy())  # what lies in the store cannot be written
         held = held.view(torch.bfloat16) if value.bits_of else held
-        return (
-            held if held.dtype == torch.int64 else held.to(device)
-        )  # frame numbers stay on the CPU
+        # Frame numbers stay on the CPU.
+        return held if held.dtype == torch.int64 else held.to(device)
     if isinstance(value, Mapping):
         return {key: _unpacked(part, device) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -8,8 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class About:
-    """What a worker is: its machine, the device that its ComfyUI uses, versions, and the seconds
-    that it took to start.
+    """What a worker is.
+
+    Attributes:
+        machine: Its name.
+        device: The device that its ComfyUI uses.
+        versions: Of the pack, ComfyUI, torch, Ray and Python.
+        seconds: That it took to start.
     """
 
     machine: str
@@ -20,7 +25,13 @@ class About:
 
 @dataclass(frozen=True)
 class Step:
-    """A node has done `value` of `most` steps."""
+    """A node has done some of its steps.
+
+    Attributes:
+        node: The node's title.
+        value: Steps done.
+        most: Steps of the node.
+    """
 
     node: str
     value: float
@@ -29,7 +40,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file that the job saved, by its name below the job's folder."""
+    """A file that the job saved.
+
+    Attributes:
+        name: Below the job's folder.
+        content: The file's bytes.
+    """
 
     name: str
     content: bytes
@@ -37,7 +53,12 @@ class Saved:
 
 @dataclass(frozen=True)
 class Done:
-    """The job's last event: {title: texts that nodes show}, and figures for the manifest."""
+    """The job's last event.
+
+    Attributes:
+        texts: {title: texts that nodes show}.
+        figures: For the manifest.
+    """
 
     texts: dict[str, list[str]]
     figures: dict[str, Any]

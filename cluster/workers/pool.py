@@ -19,9 +19,8 @@ from ..shares.sharded import Sharded
 from .events import About, Done, Saved, Step
 from .worker import HostLost, Worker
 
-MOST_CORES = (
-    4  # of a worker without a GPU, unless asked for: more servers do more than more threads
-)
+# Of a worker without a GPU, unless asked for: more servers do more than more threads.
+MOST_CORES = 4
 STARTS = 3
 ENDING = 15.0  # seconds
 
@@ -32,8 +31,13 @@ class PoolError(RuntimeError):
 
 @dataclass(eq=False)
 class Slot:
-    """A worker's place: its actor, what it said of itself when it was ready, and how often it has
-    not become so since.
+    """A worker's place.
+
+    Attributes:
+        name: Of the worker.
+        actor: Ray's actor.
+        about: What it said of itself when it was ready.
+        failures: How often it has not become ready since.
     """
 
     name: str
@@ -44,8 +48,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job's attempt has ended with an error, of a node, or because its worker or the worker's
-    ComfyUI is `lost`.
+    """A job's attempt has ended with an error.
+
+    Attributes:
+        error: What was wrong, in words.
+        lost: Whether the worker or its ComfyUI is lost; else a node has failed.
     """
 
     error: str
@@ -56,10 +63,16 @@ Event = About | Step | Saved | Done | Failed
 
 
 class Pool:
-    """Workers, one per GPU of the cluster, or one per so many `cores` where there is none.
+    """Workers, one per GPU of the cluster, or one per so many cores where there is none.
 
-    `comfyui` is for machines without a COMFYUI_PATH of their own; `share` ComfyUIs are a worker
-    together. Raises PoolError, also later, when no worker is left.
+    Args:
+        comfyui: The folder of ComfyUI, for machines without a COMFYUI_PATH of their own.
+        workers: How many; None for as many as there is room for.
+        cores: CPU cores of each; None for MOST_CORES, or all where a machine has fewer.
+        share: How many ComfyUIs are a worker together.
+
+    Raises:
+        PoolError: If the cluster is too small; also later, when no worker is left.
     """
 
     def __init__(
@@ -76,11 +89,8 @@ class Pool:
         names = [f"worker {number}" for number in range(1, (workers or count // share) + 1)]
         kind, more = (Worker, ()) if share == 1 else (Sharded, (share, resources))
         actor: Any = ray.remote(kind)
-        options = {
-            "max_restarts": -1,
-            "max_concurrency": 2,
-            **resources,
-        }  # two calls at once: a job, and what stops it
+        # Two calls at once: a job, and what stops it.
+        options = {"max_restarts": -1, "max_concurrency": 2, **resources}
         self.slots = [
             Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more))
             for name in names
@@ -101,7 +111,7 @@ class Pool:
             ray.kill(slot.actor)
 
     def object_info(self) -> Json:
-        """The node definitions of the first worker that is ready."""
+        """Asks the first worker that is ready for its node definitions."""
         while not self.idle:
             for _ in self.events():
                 pass
@@ -109,15 +119,22 @@ class Pool:
         return found
 
     def submit(self, slot: Slot, job: Job, files: Mapping[str, ObjectRef]) -> None:
-        """Gives a job to a worker that is idle."""
+        """Gives a job to a worker that is idle.
+
+        Args:
+            slot: The worker's place.
+            job: The job.
+            files: References to the contents of the files that its nodes load, by name.
+        """
         self.idle.remove(slot)
         run = slot.actor.run.options(num_returns="streaming", name=f"job {job.name}")
         self.waiting[run.remote(job.name, job.prompt, dict(files))] = slot
 
     def events(self, patience: float = 0.2) -> Iterator[tuple[Slot, Event]]:
-        """What has happened in the last seconds.
+        """Yields what has happened since the last call, waiting up to `patience` seconds.
 
         After Done and Failed the worker is idle, unless it is lost: then after its next About.
+        Raises PoolError when no worker is left.
         """
         ready, _ = ray.wait(list(self.waiting), num_returns=len(self.waiting), timeout=patience)
         for item in ready:
@@ -163,16 +180,25 @@ class Pool:
             self._start(slot)
         elif not self.waiting and not self.idle:
             raise PoolError(
-                f"no worker is left. {slot.name} did not start {STARTS} times; at last: {event.error}"
+                f"no worker is left. {slot.name} did not start {STARTS} times; "
+                f"at last: {event.error}"
             )
 
 
 def shares(
     machines: list[dict[str, float]], cores: int | None
 ) -> tuple[int, int, dict[str, float]]:
-    """(workers, cores of each, what Ray is asked for) for these machines' resources.
+    """Shares the machines of a cluster out among workers.
 
-    Raises PoolError if they are too small.
+    Args:
+        machines: What Ray says of each machine's resources: GPU, CPU.
+        cores: CPU cores of a worker; None for MOST_CORES, or all where a machine has fewer.
+
+    Returns:
+        (workers, cores of each, what Ray is asked for).
+
+    Raises:
+        PoolError: If the machines are too small.
     """
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     wanted = cores or max(
@@ -189,5 +215,5 @@ def shares(
 
 
 def first_line(error: object) -> str:
-    """An error in a line."""
+    """Puts an error into a line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

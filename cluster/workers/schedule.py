@@ -1,5 +1,6 @@
-"""Which worker takes which job: those of a clip go to one worker one after the other, whose server
-still knows what they share.
+"""Which worker takes which job.
+
+Those of a clip go to one worker one after the other, whose server still knows what they share.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ class Queue:
         self.groups.setdefault(job.group, deque()).append(job)
 
     def release(self, worker: str) -> None:
-        """A lost worker's group is anybody's: the server that knew its clip is gone."""
+        """Gives a lost worker's group to anybody: the server that knew its clip is gone."""
         self.owners.pop(worker, None)
 
     def take(self, worker: str) -> Job | None:
-        """A worker's next job: of its own group, of the first that is nobody's, or else the last of
-        the largest one; None if none waits.
+        """Takes a worker's next job, None if none waits.
+
+        It is of its own group, of the first that is nobody's, or else the last of the largest one.
         """
         group = self.owners.get(worker)
         if group not in self.groups:

@@ -17,8 +17,13 @@ from .events import Step
 
 
 class Watch:
-    """Listens to a prompt: seconds of every type of node, and the most memory of the server's
-    process that was seen.
+    """Listens to a prompt.
+
+    It takes the seconds of every type of node, and the most memory of the server's process.
+
+    Args:
+        process: The server's process.
+        prompt: The API prompt.
     """
 
     def __init__(self, process: psutil.Process, prompt: Prompt) -> None:
@@ -31,7 +36,13 @@ class Watch:
         self.ran: set[str] = set()
 
     def hear(self, kind: str, data: dict[str, Any], tell: Callable[[Step], None]) -> None:
-        """A listener of `launch.comfyui.client.run_prompt`; passes steps on."""
+        """Listens to `launch.comfyui.client.run_prompt` and passes steps on.
+
+        Args:
+            kind: The type of a message.
+            data: What the message says.
+            tell: Gets each step that is worth telling.
+        """
         with suppress(psutil.NoSuchProcess):
             self.peak = max(self.peak, self.process.memory_info().rss)
         if kind in ("executing", "execution_success"):
@@ -44,8 +55,9 @@ class Watch:
             tell(Step(title(self.prompt, self.node), data["value"], data["max"]))
 
     def _is_due(self) -> bool:
-        """Whether a step is worth telling: the first of its node, or some time after the last one
-        told.
+        """Whether a step is worth telling.
+
+        That is the first of its node, or one some time after the last one told.
         """
         node, before = self.told
         due = node != self.node or time.monotonic() - before > 0.25
@@ -54,7 +66,7 @@ class Watch:
         return due
 
     def figures(self, cached: frozenset[str]) -> dict[str, Any]:
-        """What the manifest says of the run; memory in bytes."""
+        """Makes what the manifest says of the run; memory in bytes."""
         return {
             "seconds": round(time.monotonic() - self.began, 3),
             "seconds_by_node_type": {

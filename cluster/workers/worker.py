@@ -36,7 +36,8 @@ from .watch import Watch
 
 HOST_NODES = Path(__file__).resolve().parents[1] / "host_nodes"
 FOLDERS, LOCK = "tokenflow-worker-", ".lock"
-FAILURES = 3  # in a row, before ComfyUI is started anew: a device may be in a state that no job gets it out of
+# In a row, before ComfyUI is started anew: a device may be in a state that no job gets it out of.
+FAILURES = 3
 
 
 class HostLost(RuntimeError):
@@ -46,8 +47,10 @@ class HostLost(RuntimeError):
 class Worker:
     """Starts ComfyUI in a folder of its own and runs prompts on it.
 
-    COMFYUI_PATH of the worker's machine names the ComfyUI, else it is where the run was started
-    from (`comfyui`). `threads` is for the libraries that compute on the CPU.
+    Args:
+        comfyui: The ComfyUI of where the run was started from, if COMFYUI_PATH of the worker's
+            machine names none.
+        threads: For the libraries that compute on the CPU.
     """
 
     def __init__(self, comfyui: Path, threads: int) -> None:
@@ -55,7 +58,8 @@ class Worker:
         remove_leftovers()
         self.folder = Path(tempfile.gettempdir(), f"{FOLDERS}{uuid.uuid4().hex}")
         self.lock = FileLock(self.folder.with_suffix(LOCK), thread_local=False)
-        self.lock.acquire()  # before there is anything that another worker could take for a leftover
+        # Before there is anything that another worker could take for a leftover.
+        self.lock.acquire()
         self.folder.mkdir(mode=0o700)
         # For the server, which inherits them.
         os.environ |= {
@@ -96,18 +100,27 @@ class Worker:
         remove_leftovers()
 
     def object_info(self) -> Json:
-        """The server's node definitions."""
+        """Asks the server for its node definitions."""
         found: Json = self._server().get("/object_info")
         return found
 
     def run(
         self, name: str, prompt: Prompt, files: Mapping[str, Any]
     ) -> Iterator[Step | Saved | Done]:
-        """Runs a prompt whose nodes save below the folder `name`; `files` are references to the
-        contents of what they load.
+        """Runs a prompt.
 
-        Yields its steps, its files, and at last its figures.
-        Raises launch.comfyui.client.PromptError for what a node or the host says, HostLost.
+        Args:
+            name: Of the job, whose nodes save below that folder.
+            prompt: The API prompt.
+            files: References to the contents of the files that nodes load, by name.
+
+        Yields:
+            Its steps, its files, and at last its figures.
+
+        Raises:
+            launch.comfyui.client.PromptError: For what a node or the host says.
+            HostLost: If ComfyUI has ended in the middle of the job.
+            launch.comfyui.server.ServerError: If ComfyUI does not start.
         """
         if self.failures >= FAILURES:
             self._server().stop()
@@ -157,8 +170,7 @@ class Worker:
     def _saved(self, name: str, result: Result) -> Iterator[Saved]:
         """The files that nodes saved.
 
-        The job's folder is removed; what lies elsewhere a cached node may give to a later job as
-        well.
+        The job's folder is removed; what lies elsewhere a cached node may give to a later job too.
         """
         output = self._server().output
         for file in result.files():
@@ -168,13 +180,13 @@ class Worker:
     def _told(self, error: Exception) -> Exception:
         """What to say of a job that did not end well."""
         with suppress(subprocess.TimeoutExpired):
-            self._process().wait(
-                1
-            )  # the connection to a server that ends is closed a moment before
+            # The connection to a server that ends is closed a moment before.
+            self._process().wait(1)
         if not self._is_running():
             code = self._process().returncode
             return HostLost(
-                f"ComfyUI ended with exit code {code} in the middle of the job. Its log ends with:\n{self._server().tail()}"
+                f"ComfyUI ended with exit code {code} in the middle of the job. "
+                f"Its log ends with:\n{self._server().tail()}"
             )
         return (
             error
@@ -198,16 +210,14 @@ class Worker:
 def remove_leftovers() -> None:
     """Removes the folders of workers that were killed: a lock goes with its process."""
     for lock in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*{LOCK}"):
-        with (
-            suppress(OSError),
-            FileLock(lock).acquire(timeout=0),
-        ):  # a lock that is held is an OSError too
+        # A lock that is held is an OSError too.
+        with suppress(OSError), FileLock(lock).acquire(timeout=0):
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()
 
 
 def pack_version(comfyui: Path) -> str:
-    """The version of the pack that a ComfyUI has, "none" without one."""
+    """Reads the version of the pack that a ComfyUI has, "none" without one."""
     for path in (comfyui / "custom_nodes").glob("*/pyproject.toml"):
         project = tomllib.loads(path.read_text()).get("project", {})
         if project.get("name") == "tokenflow":

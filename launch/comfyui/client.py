@@ -24,7 +24,10 @@ class PromptError(RuntimeError):
 class Result:
     """What a prompt left behind.
 
-    `outputs` is {node id: what the node shows}, `cached` the ids of nodes that did not run again.
+    Attributes:
+        prompt_id: The server's id of the prompt.
+        outputs: {node id: what the node shows}.
+        cached: Ids of the nodes that did not run again.
     """
 
     prompt_id: str
@@ -32,7 +35,7 @@ class Result:
     cached: frozenset[str]
 
     def texts(self) -> dict[str, list[str]]:
-        """{node id: its text outputs}."""
+        """Returns {node id: its text outputs}."""
         found = {
             node: [t for t in shown.get("text", []) if isinstance(t, str)]
             for node, shown in self.outputs.items()
@@ -40,7 +43,7 @@ class Result:
         return {node: texts for node, texts in found.items() if texts}
 
     def files(self) -> list[str]:
-        """Files saved into the output folder, relative to it, each once."""
+        """Lists the files saved into the output folder, relative to it, each once."""
         entries = [
             e
             for shown in self.outputs.values()
@@ -62,7 +65,12 @@ Listener = Callable[[str, dict[str, Any]], None]
 
 
 def silent(kind: str, data: dict[str, Any]) -> None:
-    """A listener that does nothing."""
+    """Does nothing, as a listener.
+
+    Args:
+        kind: The type of a message.
+        data: What the message says.
+    """
 
 
 def run_prompt(
@@ -73,9 +81,17 @@ def run_prompt(
 ) -> Result:
     """Runs a prompt to its end.
 
-    `listener` gets (type, data) of every message about it; `workflow` is embedded in saved files.
+    Args:
+        address: The server's, http://host:port.
+        prompt: The API prompt.
+        listener: Gets (type, data) of every message about it.
+        workflow: As the editor saves it, to be embedded in saved files.
 
-    Raises PromptError.
+    Returns:
+        What the prompt left behind.
+
+    Raises:
+        PromptError: If the server refuses the prompt, a node fails, or the prompt is interrupted.
     """
     return asyncio.run(_run_prompt(address, prompt, listener, workflow))
 
@@ -130,8 +146,9 @@ async def _follow(
         if kind == "execution_cached":
             cached |= frozenset(data["nodes"])
         elif kind == "execution_error":
+            message = data["exception_message"].strip()
             raise PromptError(
-                f"{node_name(data['node_id'], prompt)}: {data['exception_type']}: {data['exception_message'].strip()}"
+                f"{node_name(data['node_id'], prompt)}: {data['exception_type']}: {message}"
             )
         elif kind == "execution_interrupted":
             raise PromptError(f"{node_name(data['node_id'], prompt)}: interrupted")
@@ -141,7 +158,15 @@ async def _follow(
 
 
 def refusal(answer: dict[str, Any], prompt: Prompt) -> str:
-    """The server's reasons for not taking a prompt, or a part of it, one a line."""
+    """Puts into words why the server does not take a prompt, or a part of it.
+
+    Args:
+        answer: The server's answer.
+        prompt: The prompt, for the names of its nodes.
+
+    Returns:
+        The reasons, one a line.
+    """
     lines = []
     for node, report in answer.get("node_errors", {}).items():
         lines += [
@@ -159,7 +184,15 @@ def refusal(answer: dict[str, Any], prompt: Prompt) -> str:
 
 
 def node_name(node: str, prompt: Prompt) -> str:
-    """How messages name a node: id, title and type."""
+    """Names a node for messages.
+
+    Args:
+        node: Its id.
+        prompt: The prompt, which need not have it.
+
+    Returns:
+        Id, title and type.
+    """
     if node not in prompt:
         return f"node {node}"
     kind = prompt[node]["class_type"]
@@ -168,8 +201,9 @@ def node_name(node: str, prompt: Prompt) -> str:
 
 
 class Progress:
-    """A listener that prints one line per node: its title, step i/n while it runs, seconds when it
-    is done.
+    """A listener that prints one line per node.
+
+    It has the node's title, step i/n while it runs, seconds when it is done.
     """
 
     def __init__(self, prompt: Prompt, stream: TextIO = sys.stdout) -> None:
@@ -190,18 +224,16 @@ class Progress:
 
     def _show(self, step: str) -> None:
         if self.live and self.node is not None:
-            self.stream.write(
-                f"\r\033[K  {self._title()}  {step}  {time.monotonic() - self.start:.0f} s"
-            )
+            seconds = time.monotonic() - self.start
+            self.stream.write(f"\r\033[K  {self._title()}  {step}  {seconds:.0f} s")
             self.stream.flush()
 
     def _finish(self, remark: str = "") -> None:
         if self.node is not None:
             clear = "\r\033[K" if self.live else ""
-            self.stream.write(
-                f"{clear}  {self._title()}  {time.monotonic() - self.start:.1f} s  {remark}".rstrip()
-                + "\n"
-            )
+            seconds = time.monotonic() - self.start
+            line = f"{clear}  {self._title()}  {seconds:.1f} s  {remark}"
+            self.stream.write(line.rstrip() + "\n")
             self.stream.flush()
         self.node = None
 

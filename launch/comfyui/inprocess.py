@@ -13,8 +13,9 @@ PACK = "tokenflow_pack"
 
 
 def import_comfyui(comfyui: Path) -> None:
-    """Makes ComfyUI's modules importable, before anything else of the same name, on the CPU where
-    there is nothing better.
+    """Makes ComfyUI's modules importable, before anything else of the same name.
+
+    ComfyUI computes on the CPU where there is nothing better.
     """
     sys.path.insert(0, str(comfyui))
     argv, sys.argv = sys.argv, sys.argv[:1]
@@ -26,8 +27,9 @@ def import_comfyui(comfyui: Path) -> None:
 
 
 def import_pack() -> None:
-    """Imports the pack from its folder as ComfyUI does, under the name tokenflow_pack, whatever the
-    folder is called.
+    """Imports the pack from its folder as ComfyUI does.
+
+    Its name is tokenflow_pack, whatever the folder is called.
     """
     spec = importlib.util.spec_from_file_location(
         PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

@@ -20,8 +20,9 @@ class ServerError(RuntimeError):
 
 
 def has_accelerator() -> bool:
-    """Whether torch sees a device that ComfyUI can use; without one it has to be started with
-    --cpu.
+    """Tells whether torch sees a device that ComfyUI can use.
+
+    Without one it has to be started with --cpu.
     """
     import torch
 
@@ -31,7 +32,7 @@ def has_accelerator() -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on now."""
+    """Finds a TCP port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -39,11 +40,17 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """Runs the ComfyUI in `comfyui` from entering to leaving the context.
+    """Runs a ComfyUI from entering to leaving the context.
 
-    `work` gets the folders input, user and temp (nothing is written into ComfyUI's own), `output`
-    what the nodes save, `log` all that the server prints; `options` are further ones of its command
-    line. Raises ServerError when it does not answer within `patience` seconds.
+    Attributes:
+        comfyui: The folder of the ComfyUI.
+        work: Gets the folders input, user and temp: nothing is written into ComfyUI's own.
+        output: Gets what the nodes save.
+        log: Gets all that the server prints.
+        patience: Seconds within which it has to answer; else entering raises ServerError.
+        port: The TCP port it listens on.
+        options: Further ones of its command line.
+        process: The server's process, once it is started.
     """
 
     comfyui: Path
@@ -89,31 +96,19 @@ class Server:
         self.stop()
 
     def command(self) -> list[str]:
-        """The server's command line."""
+        """Makes the server's command line."""
         folders = {"--input-directory": self.input, "--output-directory": self.output}
         folders |= {"--user-directory": self.work / "user", "--temp-directory": self.work}
         options = [
             text for option, folder in folders.items() for text in (option, str(folder.absolute()))
         ]
-        options += [
-            "--database-url",
-            "sqlite:///:memory:",
-            "--disable-api-nodes",
-            "--disable-auto-launch",
-        ]
+        options += ["--database-url", "sqlite:///:memory:"]
+        options += ["--disable-api-nodes", "--disable-auto-launch"]
         options += ["--preview-method", "auto"]  # the host's own choice is none
         # ComfyUI's own choice for a CPU is a slower attention than torch's.
         options += [] if has_accelerator() else ["--cpu", "--use-pytorch-cross-attention"]
-        return [
-            sys.executable,
-            "main.py",
-            "--listen",
-            HOST,
-            "--port",
-            str(self.port),
-            *options,
-            *self.options,
-        ]
+        listen = ["--listen", HOST, "--port", str(self.port)]
+        return [sys.executable, "main.py", *listen, *options, *self.options]
 
     def stop(self) -> None:
         """Ends the server process and waits for it; does nothing when it has ended."""
@@ -126,12 +121,12 @@ class Server:
                 self.process.wait()
 
     def get(self, path: str) -> Any:
-        """The JSON answer to a GET request, e.g. `get("/object_info")`."""
+        """Fetches the JSON answer to a GET request, e.g. `get("/object_info")`."""
         with urllib.request.urlopen(self.address + path, timeout=60) as answer:
             return json.load(answer)
 
     def tail(self, lines: int = 30) -> str:
-        """The last lines of the log."""
+        """Reads the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def _wait_until_ready(self) -> None:
@@ -140,7 +135,8 @@ class Server:
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise ServerError(
-                    f"ComfyUI ended with exit code {self.process.returncode}. {self.log} ends with:\n{self.tail()}"
+                    f"ComfyUI ended with exit code {self.process.returncode}. "
+                    f"{self.log} ends with:\n{self.tail()}"
                 )
             try:
                 self.get("/system_stats")
@@ -148,5 +144,6 @@ class Server:
             except OSError:
                 time.sleep(0.2)
         raise ServerError(
-            f"ComfyUI does not answer after {self.patience:.0f} s. {self.log} ends with:\n{self.tail()}"
+            f"ComfyUI does not answer after {self.patience:.0f} s. "
+            f"{self.log} ends with:\n{self.tail()}"
         )

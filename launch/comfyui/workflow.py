@@ -36,16 +36,26 @@ Prompt = dict[str, PromptNode]
 
 
 class WorkflowError(ValueError):
-    """The workflow cannot be turned into a prompt; the message has a line for each node that is
-    wrong.
+    """The workflow cannot be turned into a prompt.
+
+    The message has a line for each node that is wrong.
     """
 
 
 def to_prompt(workflow: Json, object_info: Json) -> Prompt:
     """Converts a saved workflow with the node definitions of `/object_info`.
 
-    Muted nodes and notes are left out, bypassed ones pass their inputs on by type. A file that is
-    an API prompt already is returned as it is. Raises WorkflowError.
+    Muted nodes and notes are left out, bypassed ones pass their inputs on by type.
+
+    Args:
+        workflow: As the editor saves it, or an API prompt.
+        object_info: The server's node definitions.
+
+    Returns:
+        The API prompt. One that was given is returned as it is.
+
+    Raises:
+        WorkflowError: For what is neither, or for nodes that the server cannot run.
     """
     if "nodes" not in workflow:
         if not workflow or not all(
@@ -82,7 +92,7 @@ class Graph:
         self.object_info = object_info
 
     def prompt(self) -> Prompt:
-        """The API prompt of all nodes that run. Raises WorkflowError for all that cannot."""
+        """Makes the API prompt of all nodes that run. Raises WorkflowError for all that cannot."""
         running = [
             n
             for n in self.nodes.values()
@@ -99,7 +109,7 @@ class Graph:
         return found
 
     def prompt_node(self, node: Json) -> PromptNode:
-        """One node with its widgets' values and, stronger than these, its links."""
+        """Converts one node with its widgets' values and, stronger than these, its links."""
         definition = self.definition(node)
         inputs = dict(widget_inputs(node, definition))
         for slot in node.get("inputs", []):
@@ -110,7 +120,7 @@ class Graph:
         return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
 
     def definition(self, node: Json) -> Json:
-        """The server's definition of a node's type."""
+        """Finds the server's definition of a node's type. Raises WorkflowError without one."""
         kind = node["type"]
         if kind in self.subgraphs:
             raise WorkflowError(
@@ -124,8 +134,9 @@ class Graph:
         return found
 
     def source(self, link_id: Any) -> list[Any] | None:
-        """[node id, output index] at the other end of a link, through bypassed nodes; None where
-        nothing comes.
+        """Finds [node id, output index] at the other end of a link, through bypassed nodes.
+
+        Returns None where nothing comes.
         """
         if link_id is None or link_id not in self.links:
             return None
@@ -141,8 +152,14 @@ class Graph:
 
 
 def bypass_link(node: Json, output: int) -> Any:
-    """The link that a bypassed node passes on to an output: of the input in the same place, else
-    the first of the same type.
+    """Finds the link that a bypassed node passes on to an output.
+
+    Args:
+        node: The bypassed node.
+        output: Index of the output.
+
+    Returns:
+        The link of the input in the same place, else of the first of the same type, or None.
     """
     inputs: list[Json] = node.get("inputs", [])
     wanted = node["outputs"][output]["type"]
@@ -154,9 +171,16 @@ def bypass_link(node: Json, output: int) -> Any:
 
 
 def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
-    """(name, value) of a node's widgets.
+    """Yields the values of a node's widgets.
 
     Values missing at the end are the definition's defaults; the editor's own extras are ignored.
+
+    Args:
+        node: The node of a saved workflow.
+        definition: The server's definition of its type.
+
+    Yields:
+        (name, value) of each widget.
     """
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
@@ -196,7 +220,15 @@ def widget_inputs(node: Json, definition: Json) -> Iterator[tuple[str, Any]]:
 
 
 def widgets(inputs: Json, order: Json) -> Iterator[tuple[str, str, Json]]:
-    """(name, type, options) of the inputs that the editor shows as widgets, in its order."""
+    """Yields the inputs that the editor shows as widgets, in its order.
+
+    Args:
+        inputs: The inputs of a definition, by group: required, optional.
+        order: Names of the inputs by group; a group without any has them as they stand in `inputs`.
+
+    Yields:
+        (name, type, options) of each.
+    """
     for group in ("required", "optional"):
         specs: Json = inputs.get(group, {})
         for name in order.get(group, specs):
@@ -208,5 +240,5 @@ def widgets(inputs: Json, order: Json) -> Iterator[tuple[str, str, Json]]:
 
 
 def label(node: Json) -> str:
-    """How messages name a node."""
+    """Names a node for messages."""
     return f"node {node['id']} ({node.get('title') or node['type']})"

@@ -22,11 +22,14 @@ LONGEST_NAME = 200  # plots and captions are slow to find out that it has no pla
 
 
 def edit_inputs() -> list[Any]:
-    """A socket for each of `EDITS`, of which only the first must be connected."""
+    """Makes a socket for each of `EDITS`, of which only the first must be connected."""
     (first, name), *more = EDITS.items()
     return [
         io.Image.Input(
-            first, name, tooltip="The edited frames, as many and as large as the source's."
+            first,
+            name,
+            tooltip="The edited frames: as many as the source's, and of the same size but for the "
+            "margin that VAE Encode cuts off.",
         ),
         *(
             io.Image.Input(socket, name, optional=True, tooltip="One more edit to compare with.")
@@ -36,23 +39,31 @@ def edit_inputs() -> list[Any]:
 
 
 def names_input() -> Any:
-    """The names of the edits."""
+    """Makes the input for the names of the edits."""
     return io.String.Input(
         "names",
         default="",
         multiline=True,
         optional=True,
-        tooltip="What to call the edits, in their order, one per line or in one line with commas between. Empty: edit_1, edit_2 and so on.",
+        tooltip="What to call the edits, in their order, one per line or in one line with commas "
+        "between. Empty: edit_1, edit_2 and so on.",
     )
 
 
 def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], str]:
-    """The connected ones of clips (N, H, W, C) by socket: source, reconstruction, edits in order,
-    whatever the order they come in.
+    """Returns the connected clips cut to one size, and what was cut in words.
 
-    Returns: the clips, all of one size, without the margin that VAE Encode has cut off of some; and
-    what was cut, in words. Raises: NodeError for another length than the source's, or a size that
-    differs by more.
+    Args:
+        node: What the node is called, for errors.
+        clips: Clips (N, H, W, C) by socket, None for what is not connected. `source` must be.
+
+    Returns:
+        The connected clips by socket: source, reconstruction, edits in order, whatever the order
+        they come in. All are of one size, without the margin that VAE Encode has cut off of some.
+        Beside them what was cut, in words.
+
+    Raises:
+        NodeError: For another length than the source's, or a size that differs by more.
     """
     connected = {
         socket: clip
@@ -68,7 +79,8 @@ def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, T
             )
     size = common_size({socket: size_of(clip) for socket, clip in connected.items()})
     if isinstance(size, str):
-        found = f"frames of {in_words(size_of(connected[size]))} pixels, the source's are {in_words(size_of(source))}."
+        theirs, sources = in_words(size_of(connected[size])), in_words(size_of(source))
+        found = f"frames of {theirs} pixels, the source's are {sources}."
         raise NodeError(
             node,
             EDITS.get(size, size),
@@ -85,9 +97,19 @@ def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, T
 
 
 def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:
-    """The clips under the names that the user gave the edits, or their inputs'.
+    """Returns the clips under the names that the user gave the edits, or their inputs'.
 
-    Raises: NodeError for names too many, or twice the same.
+    Args:
+        node: What the node is called, for errors.
+        clips: The connected clips by socket.
+        names: What the user typed: names of the edits in their order, one per line or in one line
+            with commas between. Empty for none.
+
+    Returns:
+        The same clips in the same order, by name.
+
+    Raises:
+        NodeError: For names too many, too long, or twice the same.
     """
     edits = [socket for socket in EDITS if socket in clips]
     names = names.strip()

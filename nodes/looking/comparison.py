@@ -21,7 +21,8 @@ class CompareClips(io.ComfyNode):
         return schema(
             "CompareClips",
             NAME,
-            "Puts the source and its edits into one grid, frame by frame, each with its name below: for Create Video or Save Image.",
+            "Puts the source and its edits into one grid, frame by frame, each with its name "
+            "below: for Create Video or Save Image.",
             ["grid", "side by side", "captions", "compare videos", "contact sheet"],
             inputs=[
                 io.Image.Input("source", tooltip="The source frames: the first cell."),
@@ -41,13 +42,15 @@ class CompareClips(io.ComfyNode):
                     min=0,
                     max=64,
                     optional=True,
-                    tooltip="Above 0: one picture instead of a clip, with a row for each clip and so many of its frames side by side.",
+                    tooltip="Above 0: one picture instead of a clip, with a row for each clip and "
+                    "so many of its frames side by side.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="grid",
-                    tooltip="As many frames as a clip has, or one with moments. Cells without a clip are black.",
+                    tooltip="As many frames as a clip has, or one with moments. Cells "
+                    "without a clip are black.",
                 )
             ],
         )

@@ -27,8 +27,9 @@ class Metrics(io.ComfyNode):
         return schema(
             "Metrics",
             NAME,
-            "Measures flicker: every frame against the next one moved back along the source's optical flow (warp error, lower is steadier). "
-            "Beside it sharpness and, with CLIP, how alike neighbouring frames are and how well they show the prompt.",
+            "Measures flicker: every frame against the next one moved back along the source's "
+            "optical flow (warp error, lower is steadier). Beside it sharpness and, with CLIP, how "
+            "alike neighbouring frames are and how well they show the prompt.",
             [
                 "warp error",
                 "temporal consistency",
@@ -45,7 +46,8 @@ class Metrics(io.ComfyNode):
                 io.Image.Input(
                     "reconstruction",
                     optional=True,
-                    tooltip="The source through VAE Encode and VAE Decode: the floor that no edit can pass.",
+                    tooltip="The source through VAE Encode and VAE Decode: the "
+                    "floor that no edit can pass.",
                 ),
                 *more,
                 *cls._options(),
@@ -53,19 +55,23 @@ class Metrics(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="figures",
-                    tooltip="A line per clip: mean warp error x1e-3 and sharpness, with CLIP the similarities.",
+                    tooltip="A line per clip: mean warp error x1e-3 and sharpness, "
+                    "with CLIP the similarities.",
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="Warp error of every pair of neighbouring frames; with CLIP a further picture for each similarity.",
+                    tooltip="Warp error of every pair of neighbouring frames; with CLIP a further "
+                    "picture for each similarity.",
                 ),
                 io.String.Output(
                     display_name="json",
-                    tooltip="Means and single values of every clip, warp errors x1e-3, and the share of pixels that were compared.",
+                    tooltip="Means and single values of every clip, warp errors x1e-3, and the "
+                    "share of pixels that were compared.",
                 ),
                 io.Image.Output(
                     display_name="table",
-                    tooltip="The means as a table, the best edit's in bold. Excess: warp error above the reconstruction's, as a share of the first edit's.",
+                    tooltip="The means as a table, the best edit's in bold. Excess: warp error "
+                    "above the reconstruction's, as a share of the first edit's.",
                 ),
             ],
         )
@@ -79,7 +85,8 @@ class Metrics(io.ComfyNode):
                 options=flow_choices(),
                 default=DIS,
                 optional=True,
-                tooltip="What finds the source's motion. DIS needs no weights. RAFT, which the paper takes, needs torchvision's file in models/optical_flow.",
+                tooltip="What finds the source's motion. DIS needs no weights. RAFT, which the "
+                "paper takes, needs torchvision's file in models/optical_flow.",
             ),
             io.ClipVision.Input(
                 "clip_vision",
@@ -89,7 +96,8 @@ class Metrics(io.ComfyNode):
             io.Clip.Input(
                 "clip",
                 optional=True,
-                tooltip="The text encoder of the same CLIP, to score the prompt: ViT-H's (SD 2.x) or ViT-bigG's (SDXL). SD 1.x's does not fit.",
+                tooltip="The text encoder of the same CLIP, to score the prompt: ViT-H's (SD 2.x) "
+                "or ViT-bigG's (SDXL). SD 1.x's does not fit.",
             ),
             io.String.Input(
                 "prompt",
@@ -159,6 +167,9 @@ def _prompt(clip_vision: Any, clip: Any, prompt: str) -> Tensor | None:
         ("prompt", not prompt.strip()),
     ):
         if missing:
-            remedy = "A score of the prompt takes clip, clip_vision and the prompt; leave clip and prompt empty for none."
+            remedy = (
+                "A score of the prompt takes clip, clip_vision and the prompt; "
+                "leave clip and prompt empty for none."
+            )
             raise NodeError(NAME, socket, "nothing there.", remedy)
     return prompt_embedding(NAME, "clip", clip, prompt, clip_vision)

@@ -47,7 +47,8 @@ class CheckReconstruction(io.ComfyNode):
         return schema(
             "CheckReconstruction",
             NAME,
-            "Samples frames back from the inverted noise with the source prompt and compares them with the source: what is lost here no edit can keep.",
+            "Samples frames back from the inverted noise with the source prompt and compares them "
+            "with the source: what is lost here no edit can keep.",
             [
                 "inversion quality",
                 "psnr",
@@ -66,7 +67,8 @@ class CheckReconstruction(io.ComfyNode):
                 io.Image.Input(
                     "frames",
                     optional=True,
-                    tooltip="The source frames. Without them the autoencoder's pictures of the inverted latents stand for the source.",
+                    tooltip="The source frames. Without them the autoencoder's pictures of the "
+                    "inverted latents stand for the source.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -91,11 +93,13 @@ class CheckReconstruction(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="comparison",
-                    tooltip="Source, reconstruction and their difference, five times as bright, side by side.",
+                    tooltip="Source, reconstruction and their difference, five times "
+                    "as bright, side by side.",
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="PSNR of each frame in dB, the reconstruction's beside the autoencoder's own: the closer the lines, the better.",
+                    tooltip="PSNR of each frame in dB, the reconstruction's beside the "
+                    "autoencoder's own: the closer the lines, the better.",
                 ),
                 io.String.Output(
                     display_name="figures",
@@ -165,12 +169,12 @@ class CheckReconstruction(io.ComfyNode):
 
 def _text(figures: dict[str, Tensor], shown: Tensor, total: int) -> str:
     """In words. figures: PSNR (n,) by name, of the frames `shown` (n,) of all."""
-    lines = [
-        f"{len(shown)} of {total} frames sampled back from the noise; PSNR to the {'source' if ALONE in figures else VAES_SOURCE}"
-    ]
+    source = "source" if ALONE in figures else VAES_SOURCE
+    lines = [f"{len(shown)} of {total} frames sampled back from the noise; PSNR to the {source}"]
     for name, values in figures.items():
+        worst = int(shown[values.argmin()])
         lines.append(
-            f"{name:20} {values.mean():.1f} dB (lowest, frame {int(shown[values.argmin()])}: {values.min():.1f})"
+            f"{name:20} {values.mean():.1f} dB (lowest, frame {worst}: {values.min():.1f})"
         )
     if ALONE in figures:
         lines.append(

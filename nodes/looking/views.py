@@ -54,7 +54,8 @@ class PreviewFeatures(io.ComfyNode):
         return schema(
             "PreviewFeatures",
             FEATURES,
-            "Shows the features of the source frames as colours, their three strongest components as red, green and blue: tokens of equal colour will be matched.",
+            "Shows the features of the source frames as colours, their three strongest components "
+            "as red, green and blue: tokens of equal colour will be matched.",
             ["pca", "principal components", "visualize features", "self attention map", "debug"],
             inputs=[
                 FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
@@ -62,25 +63,30 @@ class PreviewFeatures(io.ComfyNode):
                     "resolution",
                     options=list(RESOLUTIONS),
                     default=FINEST,
-                    tooltip="Which tokens are shown, with what they are matched on. finest: those of the UNet's largest self-attention layers.",
+                    tooltip="Which tokens are shown, with what they are matched on. finest: those "
+                    "of the UNet's largest self-attention layers.",
                 ),
                 noise_level_input(NOISE_LEVEL),
                 io.String.Input(
                     "layer",
                     default="",
-                    tooltip="The features of one self-attention layer alone instead, by its name in the UNet, such as output_blocks.8.1.transformer_blocks.0.attn1. Empty: by resolution.",
+                    tooltip="The features of one self-attention layer alone instead, by its "
+                    "name in the UNet, such as "
+                    "output_blocks.8.1.transformer_blocks.0.attn1. Empty: by resolution.",
                 ),
                 most_frames_input(MOST_SHOWN),
                 io.Image.Input(
                     "frames",
                     optional=True,
-                    tooltip="The source frames, only for the size of the pictures. Without them a latent pixel is 8 pixels wide.",
+                    tooltip="The source frames, only for the size of the pictures. Without them a "
+                    "latent pixel is 8 pixels wide.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="components",
-                    tooltip="A picture per frame, as large as the clip. All frames share their colours.",
+                    tooltip="A picture per frame, as large as the clip. All "
+                    "frames share their colours.",
                 )
             ],
             is_output_node=True,
@@ -162,7 +168,9 @@ class PreviewCorrespondences(io.ComfyNode):
         return schema(
             "PreviewCorrespondences",
             CORRESPONDENCES,
-            "Shows what the matches carry from keyframes to frames: each frame rebuilt from its keyframes, how sure the matches are and how they move, and when which frame is a keyframe.",
+            "Shows what the matches carry from keyframes to frames: each frame rebuilt "
+            "from its keyframes, how sure the matches are and how they move, and when "
+            "which frame is a keyframe.",
             [
                 "visualize matches",
                 "confidence",
@@ -184,26 +192,31 @@ class PreviewCorrespondences(io.ComfyNode):
                     default=NUMBER_BY_PRESET,
                     min=NUMBER_BY_PRESET,
                     max=MOST_KEYFRAMES,
-                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the timeline. -1: as preset, 8 unless faithful.",
+                    tooltip="As in TokenFlow Sampler, for the windows of a long clip in the "
+                    "timeline. -1: as preset, 8 unless faithful.",
                 ),
                 most_frames_input(MOST_SHOWN),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="rebuilt",
-                    tooltip="Each frame made of patches of its keyframes, blended as the edit is: what is torn or doubled here will be in the edit.",
+                    tooltip="Each frame made of patches of its keyframes, blended as the edit is: "
+                    "what is torn or doubled here will be in the edit.",
                 ),
                 io.Image.Output(
                     display_name="confidence",
-                    tooltip="How alike each token and its matches are, over the frame in grey: blue is sure, red is doubtful, on one scale for all frames.",
+                    tooltip="How alike each token and its matches are, over the frame in grey: "
+                    "blue is sure, red is doubtful, on one scale for all frames.",
                 ),
                 io.Image.Output(
                     display_name="motion",
-                    tooltip="Where matches say that things move: the hue is the direction, white stands still. Keyframes are white.",
+                    tooltip="Where matches say that things move: the hue is the direction, white "
+                    "stands still. Keyframes are white.",
                 ),
                 io.Image.Output(
                     display_name="timeline",
-                    tooltip="A dot for each keyframe: frames from left to right, steps downwards. Every other window of a long clip is shaded.",
+                    tooltip="A dot for each keyframe: frames from left to right, steps downwards. "
+                    "Every other window of a long clip is shaded.",
                 ),
             ],
             is_output_node=True,
@@ -224,11 +237,8 @@ class PreviewCorrespondences(io.ComfyNode):
         check_frame_count(CORRESPONDENCES, frames, features.inversion)
         frames, cut = as_encoded(CORRESPONDENCES, frames, features.inversion)
         frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
-        step, descriptor, grid = (
-            step_at(noise_level, len(correspondences.steps)),
-            features.finest,
-            features.grid(features.finest),
-        )
+        step = step_at(noise_level, len(correspondences.steps))
+        descriptor, grid = features.finest, features.grid(features.finest)
         matches, done = correspondences.steps[step], Progress(2 * len(shown))
         pictures = rebuild(frames.movedim(-1, 1), matches, descriptor, grid, shown, done)
         similarity = match_similarity(features, matches, descriptor, step, shown, done)
@@ -244,7 +254,11 @@ class PreviewCorrespondences(io.ComfyNode):
             {"source": frames[shown[few]], **{name: view[few] for name, view in views.items()}},
             columns=4,
         )
-        text = f"keyframes {', '.join(map(str, matches.keyframes.tolist()))}\nsimilarity of matches {similarity.mean():.3f} in the mean, {_least(similarity):.3f} where least sure"
+        keyframes = ", ".join(map(str, matches.keyframes.tolist()))
+        text = (
+            f"keyframes {keyframes}\nsimilarity of matches {similarity.mean():.3f} in the mean, "
+            f"{_least(similarity):.3f} where least sure"
+        )
         return io.NodeOutput(
             *views.values(),
             _timeline(correspondences, attended_keyframes),
@@ -272,16 +286,13 @@ def _sureness(similarity: torch.Tensor) -> torch.Tensor:
 
 
 def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torch.Tensor:
-    keyframes, interval = (
-        [step.keyframes.tolist() for step in correspondences.steps],
-        correspondences.interval,
-    )
+    keyframes = [step.keyframes.tolist() for step in correspondences.steps]
+    interval = correspondences.interval
     windows = Windows.of(
         len(keyframes[0]), attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES
     )
-    spans = [
-        (own.start * interval, own.stop * interval) for own in windows.own
-    ]  # an interval has one keyframe
+    # An interval has one keyframe.
+    spans = [(own.start * interval, own.stop * interval) for own in windows.own]
     return plot_timeline(
         keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist()
     )

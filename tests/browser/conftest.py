@@ -75,8 +75,8 @@ def with_pictures(request: pytest.FixtureRequest) -> bool:
 def editor(server: Any, chromium: str) -> Iterator[Editor]:
     """The open page.
 
-    One browser for a module: Playwright keeps an event loop running, which tests of other modules
-    cannot have.
+    One browser for a module: Playwright keeps an event loop running,
+    which tests of other modules cannot have.
     """
     from playwright.sync_api import expect, sync_playwright
 
@@ -96,7 +96,10 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
 
 
 def change_settings(server: Any, settings: dict[str, Any]) -> None:
-    """Changes the page's settings of the server's user; the page takes them up when it is loaded."""
+    """Changes the page's settings of the server's user.
+
+    The page takes them up when it is loaded.
+    """
     body = json.dumps(settings).encode()
     request = urllib.request.Request(
         f"{server.address}/settings", body, {"Content-Type": "application/json"}
@@ -106,8 +109,8 @@ def change_settings(server: Any, settings: dict[str, Any]) -> None:
 
 @pytest.fixture
 def picture(editor: Editor, with_pictures: bool) -> Callable[..., None]:
-    """`picture(name)`: keeps what the page shows as docs/screenshots/name.jpg, if pictures are
-    asked for.
+    """`picture(name)`: keeps what the page shows as docs/screenshots/name.jpg,
+    if pictures are asked for.
     """
 
     def take(name: str) -> None:

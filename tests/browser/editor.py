@@ -1,5 +1,5 @@
-"""The page as its user has it: where things are is asked of the page, what is done is done by mouse
-and keyboard.
+"""The page as its user has it: where things are is asked of the page,
+what is done is done by mouse and keyboard.
 """
 
 from __future__ import annotations
@@ -40,17 +40,22 @@ LINKED = """([origin, target, name]) => {
 WIDGET = """([id, name]) => {
     const node = app.graph.getNodeById(id)
     const widget = node.widgets.find((widget) => widget.name === name)
-    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + (widget.last_y ?? widget.y) + 10])
+    const y = node.pos[1] + (widget.last_y ?? widget.y) + 10
+    return app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, y])
 }"""
 # Newer pages hang a new node on the mouse.
 HANGS = "(id) => Boolean(app.graph.getNodeById(id).flags.ghost)"
 PUT = "([id, x, y]) => { app.graph.getNodeById(id).pos = app.clientPosToCanvasPos([x, y]) }"
-TITLE = "(id) => { const node = app.graph.getNodeById(id); return app.canvasPosToClientPos([node.pos[0] + 100, node.pos[1] - 15]) }"
+TITLE = """(id) => {
+    const node = app.graph.getNodeById(id)
+    return app.canvasPosToClientPos([node.pos[0] + 100, node.pos[1] - 15])
+}"""
 SHOW = """([ids, left, top, right, bottom, most]) => {
     const nodes = ids.length ? ids.map((id) => app.graph.getNodeById(id)) : app.graph.nodes
     nodes.forEach((node) => node.updateArea())
     const areas = nodes.map((node) => node.boundingRect)
-    const x = Math.min(...areas.map((area) => area[0])), y = Math.min(...areas.map((area) => area[1]))
+    const x = Math.min(...areas.map((area) => area[0]))
+    const y = Math.min(...areas.map((area) => area[1]))
     const width = Math.max(...areas.map((area) => area[0] + area[2])) - x
     const height = Math.max(...areas.map((area) => area[1] + area[3])) - y
     const scale = Math.min(most, (right - left) / width, (bottom - top) / height)
@@ -75,7 +80,8 @@ class Editor:
         """Loads the page, or loads it anew, and waits until it can be worked with."""
         self.page.goto(self.address)
         self.page.wait_for_function(
-            "() => window.app?.extensionManager?.command && app.canvas && LiteGraph.registered_node_types.KSampler"
+            "() => window.app?.extensionManager?.command && app.canvas && "
+            "LiteGraph.registered_node_types.KSampler"
         )
         self.page.get_by_test_id("queue-button").wait_for()
         self.settle()
@@ -172,8 +178,8 @@ class Editor:
         return int(added)
 
     def connect(self, origin: int, output: str, target: int, name: str, tries: int = TRIES) -> None:
-        """Drags a link from an output to an input; a busy page may miss that, and then it is done
-        again.
+        """Drags a link from an output to an input; a busy page may miss that,
+        and then it is done again.
         """
         for _ in range(tries):
             start, end = self.slot(origin, "outputs", output), self.slot(target, "inputs", name)
@@ -186,9 +192,8 @@ class Editor:
             self.settle()
             if self.page.evaluate(LINKED, [origin, target, name]):
                 return
-            self.page.keyboard.press(
-                "Escape"
-            )  # a link let go of over the canvas opens the search box
+            # A link let go of over the canvas opens the search box.
+            self.page.keyboard.press("Escape")
             self.settle()
 
     def slot(self, node: int, side: str, name: str) -> Sequence[float]:
@@ -204,9 +209,8 @@ class Editor:
     def type(self, node: int, widget: str, value: str) -> None:
         """Types a number, or a short text, into the box that a click on its widget opens."""
         box = self.page.locator(".graphdialog input")
-        for _ in range(
-            TRIES
-        ):  # a page that moves its view to a new graph takes the click elsewhere
+        # A page that moves its view to a new graph takes the click elsewhere.
+        for _ in range(TRIES):
             self.page.mouse.move(*self.place(node, widget), steps=3)
             self.settle()
             self.page.mouse.click(*self.place(node, widget), delay=50)

@@ -90,7 +90,9 @@ def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(
 ) -> None:
     page = empty.page
     controls = """() => app.graph.nodes.filter((node) => node.type.startsWith('TokenFlow'))
-        .flatMap((node) => node.widgets ?? []).filter((widget) => widget.name === 'control_after_generate').map((widget) => widget.value)"""
+        .flatMap((node) => node.widgets ?? [])
+        .filter((widget) => widget.name === 'control_after_generate')
+        .map((widget) => widget.value)"""
     page.evaluate(
         "(names) => names.forEach((name) => app.graph.add(LiteGraph.createNode(name)))", list(known)
     )
@@ -106,7 +108,8 @@ def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(
 
 def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> None:
     labels = """() => app.graph.nodes.filter((node) => /Metrics|CompareClips/.test(node.type))
-        .map((node) => node.inputs.slice(0, 3).map((input) => input.label ?? input.localized_name ?? input.name))"""
+        .map((node) => node.inputs.slice(0, 3).map(
+            (input) => input.label ?? input.localized_name ?? input.name))"""
     editor.load(json.loads((ROOT / "workflows" / "quickstart.json").read_text()))
     saved = editor.page.evaluate(labels)
     editor.clear()
@@ -233,7 +236,8 @@ def test_help_opens_beside_the_graph(
         empty.clear()
         pos = [800 - 20 * (number % 2), 250]  # two clicks at one place would be a double click
         page.evaluate(
-            "([name, pos]) => { app.graph.add(Object.assign(LiteGraph.createNode(name), { pos })) }",
+            "([name, pos]) => { "
+            "app.graph.add(Object.assign(LiteGraph.createNode(name), { pos })) }",
             [name, pos],
         )
         empty.settle()
@@ -241,7 +245,8 @@ def test_help_opens_beside_the_graph(
         page.get_by_test_id("info-button").click()
         expect(panel.get_by_role("heading", level=1)).to_have_text(known[name]["display_name"])
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth)"
+            "() => [...document.querySelectorAll('.node-help-content img')]"
+            ".every((image) => image.naturalWidth)"
         )
         assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator(
             "img"
@@ -260,7 +265,8 @@ def test_help_opens_beside_the_graph(
 def test_nodes_speak_the_pages_language(editor: Editor, server: Any, known: dict[str, Any]) -> None:
     if DROPS_TRANSLATIONS <= editor.version() < KEEPS_TRANSLATIONS:
         pytest.skip(
-            "this version of the page drops all packs' translations when it loads a language (ComfyUI_frontend, #7214)"
+            "this version of the page drops all packs' translations when it loads a language "
+            "(ComfyUI_frontend, #7214)"
         )
     translated = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text())
     change_settings(server, {"Comfy.Locale": "fr"})

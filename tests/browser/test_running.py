@@ -1,5 +1,5 @@
-"""Runs from the page's own button: progress, previews, results, interrupts and errors, where users
-see them.
+"""Runs from the page's own button: progress, previews, results, interrupts and errors,
+where users see them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ WATCH = """(id) => {
 REPORT = """(id) => {
     const { element } = app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'report')
     const { left, top, right, bottom } = element.getBoundingClientRect()
-    const seen = element.checkVisibility() && left > 0 && top > 0 && right < innerWidth && bottom < innerHeight && bottom > top + 20
+    const within = left > 0 && top > 0 && right < innerWidth && bottom < innerHeight
+    const seen = element.checkVisibility() && within && bottom > top + 20
     return { text: element.value, seen, readOnly: element.readOnly }
 }"""
-UNDONE = "([id, cfg]) => app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'cfg').value === cfg"
+UNDONE = """([id, cfg]) => {
+    const { widgets } = app.graph.getNodeById(id)
+    return widgets.find((widget) => widget.name === 'cfg').value === cfg
+}"""
 PLAYER = "(id) => app.graph.getNodeById(id).videoContainer?.querySelector('video')"
 
 

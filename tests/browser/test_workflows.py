@@ -52,7 +52,8 @@ TEXT = 105
 AREAS = """([pictured, picture, saying, text]) => app.graph.nodes.map((node) => {
     node.updateArea()
     const [x, y, width, most] = node.boundingRect
-    const more = (pictured.includes(node.type) ? picture : 0) + (saying.includes(node.type) ? text : 0)
+    const shown = pictured.includes(node.type) ? picture : 0
+    const more = shown + (saying.includes(node.type) ? text : 0)
     const needed = more ? LiteGraph.NODE_TITLE_HEIGHT + node.computeSize()[1] + more : 0
     return [`${node.title} (${node.id})`, x, y, width, Math.max(most, needed)]
 })"""

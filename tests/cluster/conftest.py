@@ -1,5 +1,5 @@
-"""Ray stays on this machine, whichever file of tests imports it first, and leaves no token in the
-home folder.
+"""Ray stays on this machine, whichever file of tests imports it first,
+and leaves no token in the home folder.
 """
 
 from __future__ import annotations

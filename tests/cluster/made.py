@@ -1,5 +1,5 @@
-"""A workflow that edits a clip of three frames in two steps, as an API prompt, with clips and
-tables for it.
+"""A workflow that edits a clip of three frames in two steps, as an API prompt,
+with clips and tables for it.
 """
 
 from __future__ import annotations

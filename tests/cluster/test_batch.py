@@ -30,10 +30,8 @@ from launch.environment import link_pack
 from ..conftest import COMFYUI
 from . import made
 
-BAD = {
-    "build.backend": "faiss",
-    "build.search_window": 1,
-}  # which Build NN Correspondences refuses when it runs
+# Which Build NN Correspondences refuses when it runs.
+BAD = {"build.backend": "faiss", "build.search_window": 1}
 STAGE_1 = {"TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowBuildCorrespondences"}
 
 

@@ -180,9 +180,8 @@ def begin(files: list[str]) -> subprocess.Popen[str]:
 def test_sigterm_ends_workers_that_are_starting(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "RAY_TMPDIR", tempfile.gettempdir()
-    )  # the names of its sockets have to be short
+    # The names of its sockets have to be short.
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with begin(files) as night:
         assert night.stdout

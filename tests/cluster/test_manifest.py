@@ -1,5 +1,5 @@
-"""The output folder: what a run that was killed leaves, what the next one makes of it, and who may
-write.
+"""The output folder: what a run that was killed leaves,
+what the next one makes of it, and who may write.
 """
 
 from __future__ import annotations

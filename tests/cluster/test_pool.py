@@ -1,5 +1,5 @@
-"""Workers without their ComfyUI: how many there are, when one is given up, when one starts its
-server anew.
+"""Workers without their ComfyUI: how many there are, when one is given up,
+when one starts its server anew.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def test_folders_of_killed_workers_are_removed_and_those_of_others_are_not(
 def test_a_server_ends_with_its_worker_whatever_ray_does() -> None:
     """Ray ends what its workers have started too, where the system lets it."""
     node = ROOT / "cluster" / "host_nodes" / "end_with_worker.py"
-    server = f"import runpy, time; runpy.run_path({str(node)!r}); print('up', flush=True); time.sleep(60)"
+    server = f"import runpy, time; runpy.run_path({str(node)!r}); "
+    server += "print('up', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as worker:
         environment = {**os.environ, "WORKER_PID": str(worker.pid)}
         with subprocess.Popen(

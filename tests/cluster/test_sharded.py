@@ -26,8 +26,8 @@ from ..conftest import COMFYUI
 from . import made
 
 FRAMES = 7
-# Windows of keyframes, features that are computed when they are needed, Plug-and-Play, what the
-# defaults carry.
+# Windows of keyframes, features that are computed when they are needed, Plug-and-Play,
+# what the defaults carry.
 WINDOWS = {
     "build.keyframe_interval": 2,
     "build.keyframes": "random at every step",
@@ -174,7 +174,6 @@ def test_the_others_do_not_wait_for_a_host_that_was_killed(
     assert killed
     assert "ComfyUI ended with exit code -9" in lost.error
     assert torch.equal(latents(run(pool, job), tmp_path), wanted)
-    os.kill(
-        process(), signal.SIGKILL
-    )  # between two jobs: the first one is interrupted when it has hardly begun
+    # Between two jobs: the first one is interrupted when it has hardly begun.
+    os.kill(process(), signal.SIGKILL)
     assert "ended between two jobs" in run(pool, make(**EDITS["defaults"], seed=7))[-1].error

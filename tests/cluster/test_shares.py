@@ -46,8 +46,8 @@ def test_tensors_travel_to_the_bit(dtype: torch.dtype) -> None:
 def test_an_error_is_known_to_the_others_by_what_it_is_not_by_its_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Memory that runs out has several classes; the first host goes on with less, and so must the
-    others.
+    """Memory that runs out has several classes; the first host goes on with less,
+    and so must the others.
     """
     left: list[str] = []
     monkeypatch.setattr(

@@ -69,7 +69,8 @@ def test_rows_that_say_nothing_are_not_counted(tmp_path: Path) -> None:
     jsonl = read_table(
         table(
             tmp_path,
-            '{"clip": "a.mp4", "seed": "1"}\n{}\n{"clip": null, "seed": " "}\n{" Clip ": "b.mp4"}\n',
+            '{"clip": "a.mp4", "seed": "1"}\n{}\n'
+            '{"clip": null, "seed": " "}\n{" Clip ": "b.mp4"}\n',
             "a.jsonl",
         )
     )

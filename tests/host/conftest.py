@@ -1,8 +1,8 @@
-"""Puts the real ComfyUI into this process and imports the pack as ComfyUI does, under the name
-tokenflow_pack.
+"""Puts the real ComfyUI into this process and imports the pack as ComfyUI does,
+under the name tokenflow_pack.
 
-`import nodes` in these tests is ComfyUI's file; the pack's modules are `tokenflow_pack.nodes.x` and
-so on.
+`import nodes` in these tests is ComfyUI's file;
+the pack's modules are `tokenflow_pack.nodes.x` and so on.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def watched(model: Any, see: Callable[[dict[str, Any]], None]) -> Any:
 
 @contextmanager
 def interrupted() -> Iterator[None]:
-    """Expects that what runs inside ends by the host's interrupt, and leaves no interrupt behind."""
+    """Expects that what runs inside ends by the host's interrupt; leaves no interrupt behind."""
     try:
         with pytest.raises(model_management.InterruptProcessingException):
             yield

@@ -17,8 +17,8 @@ from .tiny_models import CHANNELS, CONTEXT, SD15, Layout, random_module, random_
 
 
 def tiny_unet2d(layout: Layout, seed: int = 0) -> Any:
-    """diffusers' UNet of a layout of SD 1.x or 2.x with the very weights that `tiny_unet` has in
-    the host's.
+    """diffusers' UNet of a layout of SD 1.x or 2.x with the very weights that
+    `tiny_unet` has in the host's.
     """
     weights, config = random_weights(layout, seed), layout.unet()
     widths = [config["model_channels"] * level for level in config["channel_mult"]]

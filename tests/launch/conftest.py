@@ -50,7 +50,7 @@ def workflow(color: int = 255) -> dict[str, Any]:
 
 @pytest.fixture
 def stock_workflow() -> Callable[..., dict[str, Any]]:
-    """`stock_workflow(color) -> saved workflow`; another colour is another work for the server's
-    cache.
+    """`stock_workflow(color) -> saved workflow`;
+    another colour is another work for the server's cache.
     """
     return workflow

@@ -78,9 +78,8 @@ def test_the_commands_of_the_demos_manual_are_known_to_its_programs() -> None:
     commands = re.findall(
         r"`?\.host/venv/bin/python (demo/[^`\n]+)", (ROOT / "demo" / "README.md").read_text()
     )
-    told = [
-        shlex.split(command) for command in commands if "make_clip" not in command
-    ]  # it has no options
+    # It has no options.
+    told = [shlex.split(command) for command in commands if "make_clip" not in command]
     assert len(told) == len(commands) - 1 == 7
     variables = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
     said = subprocess.run(

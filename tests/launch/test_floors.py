@@ -97,6 +97,9 @@ def test_libraries_that_a_host_may_lack_are_imported_in_one_place(floor: str) ->
 
 
 def test_the_method_imports_without_comfyui() -> None:
-    probe = "import importlib, pkgutil, sys, tokenflow_ops as t; [importlib.import_module(m.name) for m in "
-    probe += "pkgutil.walk_packages(t.__path__, 'tokenflow_ops.')]; assert not any(m.split('.')[0] == 'comfy' for m in sys.modules)"
+    probe = (
+        "import importlib, pkgutil, sys, tokenflow_ops as t; [importlib.import_module(m.name) "
+        "for m in pkgutil.walk_packages(t.__path__, 'tokenflow_ops.')]; "
+        "assert not any(m.split('.')[0] == 'comfy' for m in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)

@@ -109,8 +109,8 @@ def test_a_python_that_runs_no_comfyui_is_told_so_and_nobody_is_sent_to_install_
     said = typed(tmp_path / "bin" / "python", "bench", "cost")
     assert said.returncode == 1
     assert (
-        "(COMFYUI_PYTHON) is not the Python of a ComfyUI: it lacks torch, transformers, aiohttp, packaging."
-        in said.stderr
+        "(COMFYUI_PYTHON) is not the Python of a ComfyUI: it lacks torch, "
+        "transformers, aiohttp, packaging." in said.stderr
     )
     assert "COMFYUI_PYTHON=/path/to/python" in said.stderr
     assert "install" not in said.stderr

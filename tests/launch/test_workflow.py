@@ -8,8 +8,8 @@ import pytest
 
 from launch.comfyui.workflow import WorkflowError, to_prompt
 
-# The shape of /object_info, small: a list as type is the old way to write a combo, ["COMBO", {...}]
-# the new one.
+# The shape of /object_info, small: a list as type is the old way to write a combo,
+# ["COMBO", {...}] the new one.
 SPEED = {"slow": {}, "fast": {"required": {"rate": ["INT", {"default": 3}]}}}
 DYNAMIC: list[Any] = [
     "COMFY_DYNAMICCOMBO_V3",

@@ -2,8 +2,8 @@
 
 `tests/conftest.py` gives it to every Python that a test starts.
 
-What was tried is written to the file NETWORK_LOG names as well: the error may be swallowed where it
-is raised.
+What was tried is written to the file NETWORK_LOG names as well:
+the error may be swallowed where it is raised.
 """
 
 import os

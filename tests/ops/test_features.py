@@ -168,12 +168,8 @@ def test_a_descriptor_is_made_of_unit_features_enlarged_to_the_finest(dtype: tor
         unit = torch.nn.functional.normalize(features[layer].float(), dim=-1).unflatten(
             1, (rows, columns)
         )
-        for y, x in (
-            (0, 0),
-            (0, 11),
-            (7, 0),
-            (7, 11),
-        ):  # the corners are the coarse corners themselves
+        # The corners are the coarse corners themselves.
+        for y, x in ((0, 0), (0, 11), (7, 0), (7, 11)):
             torch.testing.assert_close(
                 part.unflatten(1, (8, 12))[:, y, x],
                 unit[:, y * rows // 8, x * columns // 12],

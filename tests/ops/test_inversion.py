@@ -54,8 +54,8 @@ def double(network: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Ten
 
 
 def test_plain_inversion_is_diffusers_inverse_ddim(x0: Tensor) -> None:
-    """Its steps run between the noise levels t - 1000 / n and t; ours between sigmas, the first one
-    from 0.
+    """Its steps run between the noise levels t - 1000 / n and t; ours between sigmas,
+    the first one from 0.
     """
     steps, network = 10, double(small_network(1))
     scheduler = DDIMInverseScheduler(**BETAS, set_alpha_to_one=True)

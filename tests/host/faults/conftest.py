@@ -37,7 +37,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
 
 @pytest.fixture(scope="module")
 def bench(reference: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A host with the pack's nodes and those that begin and end a prompt, and folders of its own."""
+    """A host with the pack's nodes and those that begin and end a prompt.
+
+    It has folders of its own.
+    """
     import folder_paths
     from tokenflow_pack.nodes import TokenFlowExtension
 

@@ -98,8 +98,8 @@ def test_an_exception_in_any_layer_leaves_nothing(bench: Bench) -> None:
 
 
 def _sample(points: list[tuple[str, int]], layers: dict[str, Any]) -> list[tuple[str, int]]:
-    """The points in self-attention layers, the first one in a layer of every kind, and LAYERS of
-    the rest.
+    """The points in self-attention layers, the first one in a layer of every kind,
+    and LAYERS of the rest.
     """
     kinds = {type(layers[name]): (name, call) for name, call in reversed(points)}
     wanted = {*kinds.values(), *(point for point in points if point[0].endswith("attn1"))}

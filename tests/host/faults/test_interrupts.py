@@ -1,5 +1,5 @@
-"""Interrupts at any moment of a whole edit: the run ends within one call of the model, and nothing
-of it stays.
+"""Interrupts at any moment of a whole edit: the run ends within one call of the model,
+and nothing of it stays.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A server that is killed while it saves: after its restart files are whole or absent, and what it
-has left goes.
+"""A server that is killed while it saves: after its restart files are whole or absent,
+and what it has left goes.
 """
 
 from __future__ import annotations

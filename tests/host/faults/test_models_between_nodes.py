@@ -51,8 +51,8 @@ ACTIONS: dict[str, Callable[[], Any]] = {
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """The model's weights are the same bits afterwards, and its fingerprint is that of the same
-    checkpoint.
+    """The model's weights are the same bits afterwards,
+    and its fingerprint is that of the same checkpoint.
     """
     fingerprint, weights = (
         model_fingerprint(model()),

@@ -1,5 +1,5 @@
-"""The edits whose latents are kept: small ones of every mode, preset and layout, each as the nodes
-make it.
+"""The edits whose latents are kept: small ones of every mode, preset and layout,
+each as the nodes make it.
 
 A case is a name and a function without arguments that gives latents (N, C, h, w). Cases are added,
 never changed: what they gave once is what every later version must give.
@@ -43,8 +43,8 @@ Latents = Callable[[], Tensor]
 
 @cache
 def model(layout: str) -> Any:
-    """Calm: with branches this weak, another processor's rounding errors stay below 1e-5 of the
-    latents.
+    """Calm: with branches this weak,
+    another processor's rounding errors stay below 1e-5 of the latents.
     """
     patcher = tiny_unet(LAYOUTS[layout], 2)
     for name, weight in patcher.model.diffusion_model.named_parameters():
@@ -109,8 +109,8 @@ def edited(
     how: dict[str, Any] | None = None,
     **inputs: Any,
 ) -> Tensor:
-    """TokenFlow Sampler's latents. both: positive and negative, if not the layout's. how: of the
-    correspondences.
+    """TokenFlow Sampler's latents. both: positive and negative, if not the layout's.
+    how: of the correspondences.
     """
     injection = call(PlugAndPlay.execute)[0] if inject else None
     correspondences = matched(layout, frames, **(how or {}))

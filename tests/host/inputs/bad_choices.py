@@ -1,5 +1,5 @@
-"""Bad input: numbers, choices and texts that the host lets through: linked ones, NaN, what is of
-another type.
+"""Bad input: numbers, choices and texts that the host lets through: linked ones, NaN,
+what is of another type.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ class Row:
 def wrong(
     name: str, node: str, socket: str, value: Any, found: str, remedy: str, **others: Any
 ) -> Row:
-    """The node's good call with another value of one input, by its id. value: what makes it, if it
-    is no plain one.
+    """The node's good call with another value of one input, by its id. value: what makes it,
+    if it is no plain one.
     """
     called = EDITS.get(socket, socket)
     return Row(
@@ -113,8 +113,8 @@ def wrong(
 
 
 def refused(row: Row) -> None:
-    """The run ends in an error that names node, input, what was found and what to do, in words that
-    can be shown.
+    """The run ends in an error that names node, input, what was found and what to do,
+    in words that can be shown.
     """
     with pytest.raises(NodeError) as raised:
         row.run()

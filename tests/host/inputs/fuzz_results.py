@@ -1,5 +1,5 @@
-"""What a node's result has to be, whatever the inputs: as many and as large as they say, and
-finite.
+"""What a node's result has to be, whatever the inputs:
+as many and as large as they say, and finite.
 """
 
 from __future__ import annotations

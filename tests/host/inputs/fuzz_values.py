@@ -56,8 +56,8 @@ def tensor(shape: tuple[int, ...], fill: float | None, dtype: torch.dtype) -> Te
 
 
 def sides(*usual: tuple[int, ...]) -> Values:
-    """Shapes: usual ones, those with other numbers of frames, rows, columns and channels, and any
-    at all.
+    """Shapes: usual ones, those with other numbers of frames, rows,
+    columns and channels, and any at all.
     """
     near = st.sampled_from(usual).flatmap(
         lambda shape: st.tuples(

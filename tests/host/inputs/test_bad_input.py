@@ -48,9 +48,10 @@ def test_latents_of_any_precision_are_taken(dtype: torch.dtype) -> None:
         invert(tiny_model(), {"samples": clip.to(kind)}, **inputs)[0]
         for kind in (dtype, torch.float32)
     )
+    # The smallest numbers are rounded.
     assert relative_error(found.latents, wanted.latents) < (
         1e-3 if dtype == torch.float16 else 1e-6
-    )  # the smallest numbers are rounded
+    )
 
 
 class IdleControl(ControlBase):

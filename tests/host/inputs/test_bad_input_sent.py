@@ -1,5 +1,5 @@
-"""Bad input through a real server: the host's refusals, ours behind them, and the next item of the
-queue runs.
+"""Bad input through a real server: the host's refusals, ours behind them,
+and the next item of the queue runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ def link(node: str, output: int = 0) -> list[Any]:
 
 
 def prompt(**changes: dict[str, Any]) -> dict[str, Any]:
-    """The whole path on two grey frames and the embedded model; `changes` replaces inputs of nodes."""
+    """The whole path on two grey frames and the embedded model.
+
+    `changes` replaces inputs of nodes.
+    """
     graph: dict[str, tuple[str, dict[str, Any]]] = {
         "demo": ("TokenFlowLoadDemoModel", {}),
         "source": ("CLIPTextEncode", {"clip": link("demo", 1), "text": "a red ball on grass"}),
@@ -163,11 +166,8 @@ def one_frame() -> dict[str, Any]:
     [
         ("invert", {"steps": 10_000}, "bigger than max of 1000"),
         ("invert", {"steps": 0}, "smaller than min of 1"),
-        (
-            "invert",
-            {"scheduler": "unknown"},
-            "not in list|which is none of its",
-        ),  # older hosts leave choices of V3 nodes to us
+        # Older hosts leave choices of V3 nodes to us.
+        ("invert", {"scheduler": "unknown"}, "not in list|which is none of its"),
         ("invert", {"cfg": "seven"}, "could not convert|Failed to convert"),
         ("build", {"seed": -1}, "smaller than min of 0"),
         ("build", {"seed": 2**64}, "bigger than max"),

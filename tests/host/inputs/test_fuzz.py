@@ -137,9 +137,8 @@ def test_anything_is_edited_or_refused(node: str) -> None:
     still_good(node)
     with untouched(tiny_model()):
         fuzz()
-        stock(
-            tiny_model(), clip=(1, SIZE)
-        )  # what tuning put on weights the host takes off with its next load
+        # What tuning put on weights the host takes off with its next load.
+        stock(tiny_model(), clip=(1, SIZE))
 
 
 # Files
@@ -192,9 +191,8 @@ def test_damaged_weights_of_the_embedded_model_are_refused() -> None:
 def test_ten_thousand_calls_were_made() -> None:
     if set(counted) != set(NODES):
         pytest.skip("some of the tests above did not run")
-    print(
-        f"{counted.total()} calls, {passed.total()} of them with a result:", dict(counted)
-    )  # python -m pytest -s shows it
+    # `python -m pytest -s` shows it.
+    print(f"{counted.total()} calls, {passed.total()} of them with a result:", dict(counted))
     assert counted.total() >= TIMES * 10_000
     assert all(passed[node] >= 10 for node in NODES if node != DEMO), passed
     assert all(counted[node] - passed[node] >= 100 for node in NODES), counted - passed

@@ -1,5 +1,5 @@
-"""What falls off an input, or looks like a mistake that is none, is said on the node and in the
-log.
+"""What falls off an input, or looks like a mistake that is none,
+is said on the node and in the log.
 """
 
 from __future__ import annotations

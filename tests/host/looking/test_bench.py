@@ -61,8 +61,6 @@ def test_the_bench_of_the_search_has_a_row_for_every_shape(
     ]
     searched = [["9", "4", "144"], ["9", "8", "144"], ["70", "4", "1120"], ["70", "8", "1120"]]
     assert [row[:3] for row in rows[:4]] == searched
-    assert [row[:3] for row in rows[4:]] in (
-        [],
-        [["9", "4", "3"], ["70", "4", "8"]],
-    )  # without FAISS there is no second table
+    # Without FAISS there is no second table.
+    assert [row[:3] for row in rows[4:]] in ([], [["9", "4", "3"], ["70", "4", "8"]])
     assert len({len(row) for row in rows[:4]}) == 1

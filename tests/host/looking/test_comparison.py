@@ -14,9 +14,8 @@ from torch import Tensor
 from ..helpers import call
 
 HEIGHT, WIDTH = 24, 64
-CLIPS = torch.rand(
-    5, 2, HEIGHT, WIDTH, 4, generator=torch.Generator().manual_seed(0)
-)  # with an alpha channel
+# With an alpha channel.
+CLIPS = torch.rand(5, 2, HEIGHT, WIDTH, 4, generator=torch.Generator().manual_seed(0))
 
 
 def compared(*clips: Tensor, **inputs: Any) -> Tensor:

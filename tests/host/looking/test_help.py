@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = "en", "fr", "ja", "zh"
 LARGEST = 64 * 1024  # bytes of a picture, fetched whenever its page is opened
+LONGEST = 200  # signs of a tooltip; what else there is to say stands in the page
 
 
 @cache
@@ -64,8 +65,8 @@ def outputs(known: Any) -> Iterator[tuple[str, int, str]]:
 def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Hosts before 0.10 know no search aliases, those before 0.19 send no cached words but of
-    output nodes.
+    """Hosts before 0.10 know no search aliases,
+    those before 0.19 send no cached words but of output nodes.
     """
 
     @dataclass
@@ -156,8 +157,8 @@ def test_a_page_starts_with_the_defaults(node: str) -> None:
 
 @pytest.mark.parametrize("node", NODES)
 def test_pictures_are_there_and_links_lead_out(node: str) -> None:
-    """The editor looks for pictures beside the page; a relative link would lead to the editor
-    itself.
+    """The editor looks for pictures beside the page;
+    a relative link would lead to the editor itself.
     """
     for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", page(node)):
         if picture:
@@ -216,8 +217,8 @@ def test_there_is_a_folder_for_each_language() -> None:
 
 
 def test_english_is_what_the_schemas_say() -> None:
-    """Whoever changes a text of a node changes it in locales/en, and sees here which ones to
-    translate again.
+    """Whoever changes a text of a node changes it in locales/en,
+    and sees here which ones to translate again.
     """
     wanted, found = flat(schema_texts()), translated("en")
     assert {path: found.get(path) for path in wanted} == wanted
@@ -231,6 +232,15 @@ def test_a_translation_has_all_texts_and_no_others(language: str) -> None:
     assert not [path for path, text in texts.items() if re.search(r"[{}|@]", text)], (
         "signs with a meaning in vue-i18n"
     )
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tooltips_are_short(language: str) -> None:
+    assert not [
+        f"{path}: {len(text)}"
+        for path, text in translated(language).items()
+        if path.endswith("tooltip") and len(text) > LONGEST
+    ]
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])

@@ -84,9 +84,8 @@ def test_edits_are_called_by_their_names() -> None:
 
 
 def test_excess_is_the_warp_error_above_the_floors_as_a_share_of_the_first_edits() -> None:
-    scale = torch.tensor([1.0, 0.75, 1.0]).view(
-        -1, 1, 1, 1
-    )  # a quarter of the flicker's squared error
+    # A quarter of the flicker's squared error.
+    scale = torch.tensor([1.0, 0.75, 1.0]).view(-1, 1, 1, 1)
     excess = measured(STILL, FLICKER, reconstruction=STILL, reference=STILL * scale, edit_3=STILL)[
         2
     ]["excess"]
@@ -329,10 +328,8 @@ def test_frames_that_do_not_change_are_alike_and_the_prompt_is_scored_by_its_cos
     assert changing["prompt_score"]["values"] == pytest.approx(
         (unit @ said.T).flatten().tolist(), abs=1e-4
     )
-    assert (
-        f"CLIP frames {changing['frame_similarity']['mean']:.4f}   CLIP prompt {changing['prompt_score']['mean']:.4f}"
-        in text
-    )
+    alike, scored = (changing[name]["mean"] for name in ("frame_similarity", "prompt_score"))
+    assert f"CLIP frames {alike:.4f}   CLIP prompt {scored:.4f}" in text
 
     alone = measured(still, edited, clip_vision=vision)[2]["clips"]["edit_1"]
     assert alone["frame_similarity"] == changing["frame_similarity"]

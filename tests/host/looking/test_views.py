@@ -126,7 +126,8 @@ def test_the_timeline_has_every_steps_keyframes_and_the_windows(
 def test_what_does_not_fit_is_refused() -> None:
     text = refused(PreviewFeatures, extracted(), layer="attn1")
     assert text.startswith(
-        f"{FEATURES}, input 'layer': no self-attention layer is called 'attn1'. Leave it empty, or take output_blocks"
+        f"{FEATURES}, input 'layer': no self-attention layer is called 'attn1'. "
+        "Leave it empty, or take output_blocks"
     )
     shapes = {name: shape for name, shape in extracted().shapes.items() if shape[0] > 100}
     fine = type(extracted())(
@@ -138,9 +139,9 @@ def test_what_does_not_fit_is_refused() -> None:
         extracted().compute,
     )
     text = refused(PreviewFeatures, fine, "2 x coarser")
-    assert (
-        text
-        == f"{FEATURES}, input 'resolution': 2 x coarser, 8 x 4 tokens; this model has 16 x 8. Choose a finer one."
+    assert text == (
+        f"{FEATURES}, input 'resolution': 2 x coarser, 8 x 4 tokens; this model has 16 x 8. "
+        "Choose a finer one."
     )
     assert refused(PreviewCorrespondences, matched(), PICTURES[:2]).startswith(
         f"{CORRESPONDENCES}, input 'frames': 2 images for 5 inverted"

@@ -33,8 +33,8 @@ from ..helpers import (
 )
 from ..tiny_models import moving_clip
 
-# All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes, of carrying and of
-# Plug-and-Play.
+# All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes,
+# of carrying and of Plug-and-Play.
 STEPS = 10
 FRAMES = 3
 SIZE = 8, 8
@@ -136,9 +136,8 @@ def test_so_they_are_where_the_inversion_stops_below_the_top() -> None:
 
 
 def test_so_they_are_with_a_mask() -> None:
-    mask = (
-        torch.linspace(0, 2, SIZE[1]).clamp(0, 1).expand(1, *SIZE)
-    )  # soft, and whole in the right half
+    # Soft, and whole in the right half.
+    mask = torch.linspace(0, 2, SIZE[1]).clamp(0, 1).expand(1, *SIZE)
     model = applied(correspondences=matched(), injection=injection(), mask=mask)
     assert relative_error(by_sigmas(model, (4,)), by_sigmas(model)) < ROUNDING
 

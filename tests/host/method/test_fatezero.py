@@ -49,9 +49,8 @@ def prompts() -> tuple[list, list]:
     """A source prompt, and an edit prompt with another word in one place."""
     generator = torch.Generator().manual_seed(7)
     source = SOURCE[0][0].clone()
-    edited = source + 0.05 * torch.randn(
-        source.shape, generator=generator
-    )  # what stands around a changed word changes a little
+    # What stands around a changed word changes a little.
+    edited = source + 0.05 * torch.randn(source.shape, generator=generator)
     source[0, CHANGED], edited[0, CHANGED] = 3 * torch.randn(2, CONTEXT, generator=generator)
     return [[source, {}]], [[edited, {}]]
 
@@ -123,8 +122,8 @@ def test_prompts_of_other_lengths_share_what_they_share() -> None:
 def test_one_frame_of_the_same_prompt_keeps_the_sources_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is new in it: no place and no word is the edit's, in its own rows alone; the model
-    stays as it was.
+    """Nothing is new in it: no place and no word is the edit's, in its own rows alone;
+    the model stays as it was.
     """
     changes: list[Any] = []
     watch(

@@ -87,10 +87,8 @@ def with_noise_mask(masks: Tensor) -> Any:
         {**latents, "batch_index": [1], "downscale_ratio_spacial": 8},
         check_reconstruction=False,
     )
-    assert set(noisy) == {
-        "samples",
-        "batch_index",
-    }  # the host's samplers would keep the noise outside of a mask
+    # The host's samplers would keep the noise outside of a mask.
+    assert set(noisy) == {"samples", "batch_index"}
     return dataclasses.replace(
         matched(), features=dataclasses.replace(extracted(), inversion=inversion)
     )

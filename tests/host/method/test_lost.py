@@ -54,13 +54,14 @@ HIGH: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", HIGH)
-def test_noise_levels_that_leave_nothing_of_the_source_are_the_cause_and_the_depth_told_leaves_them_out(
+def test_noise_levels_that_leave_nothing_of_the_source_are_the_cause_and_the_depth_told_leaves_them_out(  # noqa: E501
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     inversion, text = inverted(HIGH[name]())
     assert decibels(text) < 0
     cause = re.search(
-        r"LOST: in [12] of 2 frames .* Likely cause: noise levels up to (\d+), .*; depth ([\d.]+) stays below\.",
+        r"LOST: in [12] of 2 frames .* Likely cause: noise levels up to (\d+), .*; "
+        r"depth ([\d.]+) stays below\.",
         text,
     )
     assert cause

@@ -43,8 +43,8 @@ def _inference_mode() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Layers this small lose more by waking threads than they gain, several times over on a busy
-    machine.
+    """Layers this small lose more by waking threads than they gain,
+    several times over on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -319,11 +319,8 @@ def test_with_every_frame_a_keyframe_both_are_joint_attention_over_all(consisten
 
 @pytest.mark.parametrize(
     ("storage", "tolerance"),
-    [
-        ("disk", 0.0),
-        ("auto", 1e-5),
-        ("recompute", 1e-5),
-    ],  # computed again in batches of other sizes, whose rounding differs
+    # Those with a tolerance are computed again in batches of other sizes, whose rounding differs.
+    [("disk", 0.0), ("auto", 1e-5), ("recompute", 1e-5)],
 )
 def test_storage_changes_nothing(storage: str, tolerance: float) -> None:
     kept = matched(Clip())
@@ -378,9 +375,8 @@ def test_the_model_is_left_as_it_was() -> None:
     model = tiny_sd15(4)
     unet = model.model.diffusion_model
     clip = moving_clip(3, *SIZE)
-    plain = stock_sampler(
-        model, torch.tensor([1.0, 0.0]), clip
-    )  # the host itself leaves marks when it loads a model
+    # The host itself leaves marks when it loads a model.
+    plain = stock_sampler(model, torch.tensor([1.0, 0.0]), clip)
     weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in unet.named_modules()}
     options = repr(model.model_options)

@@ -1,5 +1,5 @@
-"""The public code's choices, held to an oracle that runs them as the public code does: three rows
-in one batch.
+"""The public code's choices, held to an oracle that runs them as the public code does:
+three rows in one batch.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def tuned(rank: int = 0) -> tuple[Any, ...]:
 
 
 def draw(model: Any, step: int) -> tuple[Tensor, Tensor]:
-    """The noise of all frames and the one noise level of a training step, as the host draws them."""
+    """The noise of all frames and the noise level of a training step, as the host draws them."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED + 1000 * step)
         noise = torch.randn(moving_clip(FRAMES, *SIZE)["samples"].shape)
@@ -96,9 +96,8 @@ def test_the_gradient_is_the_formulas(layout: str, monkeypatch: pytest.MonkeyPat
     )
     gradient = oracle.gradient(model, weights, *noisy)
     assert sorted(lora) == [f"diffusion_model.{name}.diff" for name in sorted(weights)]
-    assert (
-        relative_error(-changes(lora), changes(gradient)) < 2e-3
-    )  # float32: the formula itself is 1e-3 from float64
+    # float32: the formula itself is 1e-3 from float64.
+    assert relative_error(-changes(lora), changes(gradient)) < 2e-3
     assert losses["loss"] == pytest.approx([float(oracle.loss(model, weights, *noisy))], rel=1e-5)
 
 
@@ -121,9 +120,8 @@ def test_the_change_is_adamws() -> None:
             decayed = before[name] + (1 - RATE * 0.01) * (found[name] - before[name])
             found[name] = decayed - RATE * mean / (square.sqrt() + 1e-8)
     wanted = {name: weight - before[name] for name, weight in found.items()}
-    assert (
-        relative_error(changes(tuned()[1]), changes(wanted)) < 0.1
-    )  # of a gradient near zero, AdamW takes the sign alone
+    # Of a gradient near zero, AdamW takes the sign alone.
+    assert relative_error(changes(tuned()[1]), changes(wanted)) < 0.1
 
 
 def test_the_loss_goes_down() -> None:
@@ -207,8 +205,8 @@ def load_again() -> None:
 
 
 def test_the_tuned_model_inverts_and_edits() -> None:
-    """Its inversion is taken for that of its checkpoint, as with any LoRA; another checkpoint's is
-    refused.
+    """Its inversion is taken for that of its checkpoint, as with any LoRA;
+    another checkpoint's is refused.
     """
     model = tuned()[0]
     inversion = invert(model, moving_clip(FRAMES, *SIZE))[0]

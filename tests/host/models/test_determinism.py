@@ -1,5 +1,5 @@
-"""The same graph and seed give the same bits: here on another server, with other passes and other
-searches.
+"""The same graph and seed give the same bits: here on another server,
+with other passes and other searches.
 
 After interrupts, in the next run on what was finished: tests/host/faults. From a stored inversion:
 test_stored.py. Ties: tests/ops/matching/test_search.py.
@@ -22,8 +22,8 @@ from ..helpers import relative_error
 
 
 def prompt(frames_per_pass: int = 0, backend: str = "auto") -> dict[str, dict[str, Any]]:
-    """An edit of the embedded clip's first frames with random keyframes, injection and all
-    defaults.
+    """An edit of the embedded clip's first frames with random keyframes,
+    injection and all defaults.
     """
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:

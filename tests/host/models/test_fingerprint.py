@@ -38,8 +38,8 @@ from ..helpers import inverted, tiny_model, with_lora
 from ..tiny_models import SD15, narrow_family, random_weights
 
 TYPES = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
-# What the host makes of a file: its loader's choices and its options. By itself it takes float32 on
-# a CPU.
+# What the host makes of a file: its loader's choices and its options.
+# By itself it takes float32 on a CPU.
 LOADED: dict[str, Callable[[pytest.MonkeyPatch], str]] = {
     "fp8_e4m3fn": lambda patch: "fp8_e4m3fn",
     "fp8_e5m2": lambda patch: "fp8_e5m2",
@@ -76,7 +76,10 @@ kept = cache(model)
 
 
 def merged(first: Any, second: Any, share: float) -> Any:
-    """So much of the first one: what ModelMergeSimple does weight by weight, which takes seconds."""
+    """So much of the first one, as ModelMergeSimple does.
+
+    That does it weight by weight, which takes seconds.
+    """
     clone = first.clone()
     clone.add_patches(second.get_key_patches("diffusion_model."), 1.0 - share, share)
     return clone
@@ -118,7 +121,7 @@ def assert_known(found: Any) -> None:
 
 @cache
 def known() -> dict[torch.dtype, str]:
-    """Fingerprints of the model as it is published in half precision and in what is cast from that."""
+    """Fingerprints of the model as published in half precision and in what is cast from that."""
     return {
         kind: model_fingerprint(
             model(0, kind, {name: weight.half() for name, weight in weights().items()})

@@ -451,7 +451,8 @@ def test_an_injection_without_layers_for_it_is_refused(
     for chosen in ((0.5, 0.0), (0.0, 0.8), (0.5, 0.0, "late decoder")):
         with pytest.raises(
             NodeError,
-            match=f"^TokenFlow Sampler, input 'injection': .* second block .* {listed} Disconnect it",
+            match="^TokenFlow Sampler, input 'injection': .* second block "
+            f".* {listed} Disconnect it",
         ):
             edit(*chosen)
     with pytest.raises(NodeError, match=f"^Apply TokenFlow, input 'injection': .* {listed}"):

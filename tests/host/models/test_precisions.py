@@ -94,9 +94,8 @@ def test_an_edit_is_that_of_the_same_numbers_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_without_consistency_it_is_the_plain_host_bit_for_bit(name: str) -> None:
     model, _ = MODELS[name]()
-    assert torch.equal(
-        edit(model, consistency="per frame"), stock(model)
-    )  # inverted with the same model in float32
+    # Inverted with the same model in float32.
+    assert torch.equal(edit(model, consistency="per frame"), stock(model))
 
 
 @pytest.mark.parametrize("kind", gguf_models.KINDS)

@@ -139,8 +139,8 @@ class FateZero(SparseCausal):
         return rows, columns
 
     def region(self, frame: int, tokens: int) -> Tensor:
-        """(P,) bool: tokens with a neighbourhood that looks strongly at words which the edit prompt
-        lacks.
+        """(P,) bool: tokens with a neighbourhood that looks strongly at words
+        which the edit prompt lacks.
         """
         key = self.step, frame, tokens
         if key in self.regions:

@@ -20,8 +20,8 @@ FIRST_STEP_CALLS = 3
 def invert_extrapolated(
     patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor, iterations: int, every: int = 1
 ) -> Tensor:
-    """The latents of every frame at every sigma, (S+1, N, C, h, w); x0 (N, C, h, w), sigmas (S+1,)
-    fall to 0.
+    """The latents of every frame at every sigma, (S+1, N, C, h, w); x0 (N, C, h, w),
+    sigmas (S+1,) fall to 0.
 
     Step j solves x_j = x_{j+1} + (s_j - s_{j+1}) eps(x_j, s_j). Its iterations start from the
     straight line between x_{j+1} and the picture D_j = D_a + (D_a - D_b) (log s_j - log s_a) / (log

@@ -153,8 +153,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def invert(
     patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor | Prompt, iterations: int = 0
 ) -> Tensor:
-    """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w); sigmas (S+1,) fall
-    to 0.
+    """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w);
+    sigmas (S+1,) fall to 0.
     """
     path = [x0]
     for j in range(len(sigmas) - 2, -1, -1):
@@ -217,8 +217,8 @@ def own_attention(module: Any, tokens: Tensor, asking: Tensor) -> Tensor:
 
 
 def match(phi: Tensor, frame: int, keyframe: int, proposal: Tensor | None = None) -> Tensor:
-    """Stage 1.3: gamma[p], the keyframe's token closest to token p of the frame by cosine distance.
-    phi: (N, P, C).
+    """Stage 1.3: gamma[p], the keyframe's token closest to token p of the frame by
+    cosine distance. phi: (N, P, C).
 
     proposal: (P,) matches that win where float32 cannot tell them from the closest ones (TIE):
     rounding must not decide what is right.
@@ -236,8 +236,8 @@ def match(phi: Tensor, frame: int, keyframe: int, proposal: Tensor | None = None
 
 
 def closest(frame: int, keyframes: list[int]) -> tuple[int, int, float]:
-    """The nearest past and future keyframe and the future one's weight, d_past / (d_past +
-    d_future).
+    """The nearest past and future keyframe and the future one's weight,
+    d_past / (d_past + d_future).
     """
     past = max([k for k in keyframes if k <= frame] or keyframes[:1])
     future = min([k for k in keyframes if k >= frame] or keyframes[-1:])
@@ -311,8 +311,8 @@ class Edit:
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
 
     def carried(self, clean: Tensor, blends: dict[str, list], step: int) -> Tensor:
-        """Every pixel of the clean latents (N, C, h, w) from the matched tokens of the two
-        keyframes.
+        """Every pixel of the clean latents (N, C, h, w) from the matched
+        tokens of the two keyframes.
         """
         most = max(len(recipes[0][2]) for recipes in blends.values())
         recipes = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1]
@@ -461,9 +461,8 @@ class Edit:
             [keyframes[a] for a in anchors],
             self.jointly([keyframes[a] for a in anchors], ask, anchored),
         )
-        seen: dict[
-            tuple[str, int], tuple[Tensor, Tensor]
-        ] = {}  # keys and values of a layer and keyframe in its own window
+        # Keys and values of a layer and keyframe in its own window.
+        seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         for own, tail in zip(windows, before, strict=True):
             left: dict = {}
             others = [position for position in anchors if position not in [*own, *tail]]
@@ -502,8 +501,8 @@ class Edit:
         kept: dict,
         more: Callable = lambda layer: [],
     ) -> Callable:
-        """Extended attention among the keyframes; leaves (keys, values, outputs) of every layer in
-        `kept`.
+        """Extended attention among the keyframes;
+        leaves (keys, values, outputs) of every layer in `kept`.
 
         more: for a layer keys and values of others to attend to as well.
         """

@@ -138,12 +138,12 @@ MERGING: dict[str, Patch] = {
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("consistency", MODES)
 def test_merged_and_tiled_tokens_are_refused(name: str, consistency: str) -> None:
-    source = (
-        injection() if consistency == "per frame" else None
-    )  # without it nothing of ours is done to the frames
+    # Without it nothing of ours is done to the frames.
+    source = injection() if consistency == "per frame" else None
     with pytest.raises(
         NodeError,
-        match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has .*ToMe, HyperTile",
+        match=r"TokenFlow Sampler, input 'model': layer input_blocks\.1.* tokens here and has "
+        ".*ToMe, HyperTile",
     ):
         short(MERGING[name](tiny_model()), consistency=consistency, injection=source)
 
@@ -183,7 +183,8 @@ def downscaled(factor: float = 2.0, end: float = 1.0) -> Any:
 def test_a_downscale_that_the_source_features_do_not_know_is_refused(injected: bool) -> None:
     with pytest.raises(
         NodeError,
-        match=r"TokenFlow Sampler, input 'model': .* here and .* in the source.*PatchModelAddDownscale",
+        match=r"TokenFlow Sampler, input 'model': .* here and .* in the source"
+        ".*PatchModelAddDownscale",
     ):
         short(downscaled(), injection=injection() if injected else None)
 
@@ -364,8 +365,8 @@ def images(count: int) -> Tensor:
 
 
 def rows(tokens: Tensor, options: dict[str, Any]) -> Tensor:
-    """The images that belong to a batch: those of its frames for the prompt, empty ones for the
-    negative prompt.
+    """The images that belong to a batch: those of its frames for the prompt,
+    empty ones for the negative prompt.
     """
     window = options["ad_params"]
     own = (

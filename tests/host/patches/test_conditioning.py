@@ -139,8 +139,8 @@ def test_every_frame_has_its_own_prompt(rows: int) -> None:
 
 @pytest.mark.parametrize("frames_per_pass", [0, 3])
 def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
-    """One prompt holds on even frames, the other on odd ones; over a single step no frame sees the
-    other's.
+    """One prompt holds on even frames, the other on odd ones;
+    over a single step no frame sees the other's.
     """
     even = torch.zeros(FRAMES, SIZE[0] * 8, SIZE[1] * 8)
     even[::2] = 1

@@ -1,5 +1,5 @@
-"""ControlNets and T2I adapters: every frame gets its own hint, in the keyframe pass and in every
-chunk of frames.
+"""ControlNets and T2I adapters: every frame gets its own hint,
+in the keyframe pass and in every chunk of frames.
 """
 
 from __future__ import annotations
@@ -139,9 +139,8 @@ def test_every_frame_has_its_own_hint(
         kinds.add((id(control_model), type(frames_pass).__name__))
         image = images[0 if control_model is controlnet(0).control_model else 1].movedim(-1, 1)
         wanted = torch.cat([image[[i % len(image) for i in frames_pass.frames.tolist()]]] * batched)
-        assert (
-            batched == 2
-        )  # cond and uncond share the view of a pass, or the host would split them
+        # Cond and uncond share the view of a pass, or the host would split them.
+        assert batched == 2
         assert torch.equal(rows.expand_as(wanted) if len(rows) == 1 else rows, wanted)
     assert len(kinds) == 2 * len(counts)
     assert relative_error(found, short(*controlled(*images))) < ROUNDING
@@ -301,8 +300,8 @@ def test_controls_of_a_chain_keep_their_strengths() -> None:
 
 @pytest.fixture
 def seen_adapted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int, list[Tensor]]]:
-    """(pass, conditionings, what the adapter made of the hints by resolution) of every call of an
-    adapter.
+    """(pass, conditionings, what the adapter made of the hints by resolution)
+    of every call of an adapter.
     """
     seen: list[Any] = []
     get_control = comfy.controlnet.T2IAdapter.get_control
@@ -328,8 +327,8 @@ def seen_adapted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int, list[T
 def test_every_frame_has_its_own_hint_of_an_adapter(
     count: int, seen_adapted: list[tuple[Any, int, list[Tensor]]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever conditionings share a batch: the second prompt is too long to be batched with the
-    others.
+    """Whatever conditionings share a batch:
+    the second prompt is too long to be batched with the others.
     """
     image = hints(count, 0)
     other = random_conditioning(4, tokens=9)

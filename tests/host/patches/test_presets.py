@@ -1,4 +1,4 @@
-"""One input that sets others: what the presets choose, and that the user's own choice is stronger."""
+"""One input that sets others: what presets choose, and that the user's own choice is stronger."""
 
 from __future__ import annotations
 
@@ -64,9 +64,8 @@ def test_without_a_choice_it_is_balanced() -> None:
 @pytest.mark.parametrize("name", ["fast", "draft"])
 def test_fewer_steps_are_the_hosts_sampling_of_these_noise_levels(name: str) -> None:
     _, noisy, sigmas = inverted()
-    levels = (
-        sigmas[[0, 2, 3]] if name == "fast" else sigmas[[0, 3]]
-    )  # half and a quarter of three steps
+    # Half and a quarter of three steps.
+    levels = sigmas[[0, 2, 3]] if name == "fast" else sigmas[[0, 3]]
     sampler = comfy.samplers.sampler_object("euler")
     model = applied(preset=name, injection=injection())
     by_host = call(

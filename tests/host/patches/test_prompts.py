@@ -133,7 +133,8 @@ def test_features_of_a_source_prompt_that_holds_at_some_steps_are_refused() -> N
     inversion = invert(tiny_model(), moving_clip(2, 8, 8), positive=source)[0]
     with pytest.raises(
         NodeError,
-        match=r"Extract SA Features, input 'model': .* did not run at step 1.*without timestep ranges",
+        match=r"Extract SA Features, input 'model': .* did not run at step 1"
+        ".*without timestep ranges",
     ):
         call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")
 
@@ -152,8 +153,8 @@ def test_features_of_a_source_prompt_for_an_area_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that the host looks for LoRA and embeddings in: one.safetensors and two.safetensors
-    are LoRA.
+    """A folder that the host looks for LoRA and embeddings in:
+    one.safetensors and two.safetensors are LoRA.
     """
     folder = tmp_path_factory.mktemp("files")
     save_file(lora(), folder / "one.safetensors")
@@ -226,8 +227,8 @@ def test_hooks_follow_their_schedules(files: Path) -> None:
 
 
 def test_a_default_prompt_holds_where_no_other_does() -> None:
-    """Here on the frames that the other's mask leaves out; over a single step no frame sees the
-    others'.
+    """Here on the frames that the other's mask leaves out;
+    over a single step no frame sees the others'.
     """
     mask = torch.zeros(CLIP[0], 64, 128)
     mask[1] = 1

@@ -71,9 +71,8 @@ def test_every_sampler_edits(name: str) -> None:
     sampler asks for.
     """
     correspondences = matched(3, SMALL, "recompute")
-    start = (
-        0.3 if name == "dpm_adaptive" else 1.0
-    )  # it takes dozens of evaluations for a whole path through a random network
+    # It takes dozens of evaluations for a whole path through a random network.
+    start = 0.3 if name == "dpm_adaptive" else 1.0
     found = edit(
         correspondences=correspondences,
         sampler_name=name,
@@ -104,8 +103,8 @@ def test_sigmas_are_the_samplers_own(name: str) -> None:
 
 
 # The steps that a sampler's evaluations belong to over three steps, of which the last, to sigma 0,
-# often needs one evaluation only. Heun's second stands on the level where Euler's next step would
-# begin.
+# often needs one evaluation only.
+# Heun's second stands on the level where Euler's next step would begin.
 EVALUATIONS = {
     "euler": [0, 1, 2],
     "heun": [0, 0, 1, 1, 2],
@@ -149,9 +148,8 @@ def test_keyframes_stay_fixed_within_a_step(name: str, monkeypatch: pytest.Monke
 
     watch(monkeypatch, see)
     edit(correspondences=told_apart(), sampler_name=name)
-    own = comfy.samplers.KSampler(
-        tiny_model(), STEPS, torch.device("cpu"), name, "normal"
-    ).sigmas  # some leave out the last but one
+    # Some leave out the last but one.
+    own = comfy.samplers.KSampler(tiny_model(), STEPS, torch.device("cpu"), name, "normal").sigmas
     inverted_at = inverted(6, SMALL)[0].sigmas[:-1]
     closest = [int((inverted_at / level).log().abs().argmin()) for level in own[:-1]]
     assert len(set(closest)) > 1
@@ -219,8 +217,8 @@ def test_a_sampler_that_writes_into_its_levels_spoils_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["karras", "exponential"])
 def test_levels_other_than_the_inversions_edit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another schedule in KSampler (Advanced): the source's latents between two stored levels are
-    interpolated.
+    """Another schedule in KSampler (Advanced):
+    the source's latents between two stored levels are interpolated.
     """
     levels: list[float] = []
     watch(monkeypatch, lambda model_call, _: levels.append(model_call.sigma))
@@ -278,9 +276,8 @@ def test_fixed_point_reconstructs_better_than_plain_inversion() -> None:
     clip = moving_clip(2, *SMALL)
 
     def error(**inputs: Any) -> float:
-        _, noisy, sigmas = invert(
-            tiny_model(), clip, steps=20, depth=0.2, **inputs
-        )  # where steps are small the iterations converge
+        # Where steps are small the iterations converge.
+        _, noisy, sigmas = invert(tiny_model(), clip, steps=20, depth=0.2, **inputs)
         sampler = comfy.samplers.sampler_object("euler")
         back = call(
             SamplerCustom.execute, tiny_model(), False, 0, 1.0, SOURCE, [], sampler, sigmas, noisy

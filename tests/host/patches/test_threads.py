@@ -94,8 +94,8 @@ def test_all_copies_of_the_model_are_left_as_they_were() -> None:
 def test_memory_that_runs_out_in_one_thread_leaves_nothing_of_the_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The host hands over what threads answer in order: what is left of a pass that failed is not
-    the next one's.
+    """The host hands over what threads answer in order:
+    what is left of a pass that failed is not the next one's.
     """
     model, failed = patched("tokenflow").clone(), []
 

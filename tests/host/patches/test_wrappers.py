@@ -108,7 +108,10 @@ def remembered(apply_model: Apply, args: dict[str, Any]) -> Tensor:
 
 
 TILES, REBUILT = r"cuts frames into tiles \(Tiled Diffusion", "rebuilds the batch"
-UNSEEN = r"no batch with what TokenFlow hands over: a patch on the model leaves calls out or drops .* \(caches such as TeaCache\)"
+UNSEEN = (
+    "no batch with what TokenFlow hands over: a patch on the model leaves calls out or drops "
+    r".* \(caches such as TeaCache\)"
+)
 REFUSED: dict[str, tuple[Wrapper, str]] = {
     "tiles": (
         tiled,
@@ -120,7 +123,8 @@ REFUSED: dict[str, tuple[Wrapper, str]] = {
     ),
     "one row cut off": (
         first_apart,
-        r"a batch of [01] instead of \d x \d pictures: a patch on the model cuts the batch between frames",
+        r"a batch of [01] instead of \d x \d pictures: "
+        "a patch on the model cuts the batch between frames",
     ),
     "rows twice": (
         doubled,
@@ -189,9 +193,8 @@ def by_conditioning(apply_model: Apply, args: dict[str, Any]) -> Tensor:
     options, order = args["c"]["transformer_options"], range(len(args["cond_or_uncond"]))
     parts = torch.arange(len(args["input"])).chunk(len(order))
     keys = [{name: [options[name][i]] for name in ("uuids", "cond_or_uncond")} for i in order]
-    found = {
-        i: some(apply_model, args, parts[i], **keys[i]) for i in reversed(order)
-    }  # the last one first
+    # The last one first.
+    found = {i: some(apply_model, args, parts[i], **keys[i]) for i in reversed(order)}
     return torch.cat([found[i] for i in order])
 
 

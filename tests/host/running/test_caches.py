@@ -128,9 +128,8 @@ def test_a_graph_gives_the_same_whatever_the_host_keeps(
 
     assert run(4.0) == set(OURS)
     assert run(5.0) == (set(OURS) if kind == "NONE" else {"sample"})
-    assert run(4.0) == {"CLASSIC": {"sample"}, "NONE": set(OURS)}.get(
-        kind, set()
-    )  # the others keep older results too
+    # The others keep older results too.
+    assert run(4.0) == {"CLASSIC": {"sample"}, "NONE": set(OURS)}.get(kind, set())
     first, other, *again = Keep.kept
     assert not torch.equal(first, other)
     assert all(torch.equal(first, one) for one in again)

@@ -1,5 +1,5 @@
-"""The list of what the pack uses of the host is whole, and a host that lacks some of it is told of
-in words.
+"""The list of what the pack uses of the host is whole,
+and a host that lacks some of it is told of in words.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A library that is missing or broken takes away what needs it, says how to mend it, and nothing
-else.
+"""A library that is missing or broken takes away what needs it,
+says how to mend it, and nothing else.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from ..inputs.bad_input import (
 )
 from ..patches.test_citizenship import loaded
 
-# What an import may come to: the library's code, None where there is none, and what the error has
-# to say.
+# What an import may come to: the library's code, None where there is none,
+# and what the error has to say.
 BREAKS: dict[str, tuple[str | None, str]] = {
     "not installed": (None, "is not installed"),
     "an attribute of another library": (
@@ -68,12 +68,8 @@ BREAKS: dict[str, tuple[str | None, str]] = {
     "its syntax": ("def", "SyntaxError: "),
     "nothing in it": ("", "has no attribute|No module named"),
 }
-OPTIONAL = (
-    "faiss",
-    "cv2",
-    "kornia",
-    "matplotlib",
-)  # without torchvision the host itself does not start
+# Without torchvision the host itself does not start.
+OPTIONAL = ("faiss", "cv2", "kornia", "matplotlib")
 RERENDER = {"consistency": "rerender", "frames": frames()}
 StandIn = Callable[[str, str | None], None]
 
@@ -236,7 +232,8 @@ def test_a_server_with_all_of_them_broken_edits_and_says_what_is_missing_where(
         prompt["look"] = made.node("PreviewImage", images=["compare", 0])
         with pytest.raises(
             PromptError,
-            match=r"Compare Clips: matplotlib is installed and does not work \(AttributeError: module 'numpy'",
+            match="Compare Clips: matplotlib is installed and does not work "
+            r"\(AttributeError: module 'numpy'",
         ):
             run_prompt(server.address, prompt)
         del prompt["compare"], prompt["look"]

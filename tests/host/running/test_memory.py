@@ -234,8 +234,8 @@ def test_patches_on_blocks_see_all_of_them(patch: str, monkeypatch: pytest.Monke
 def test_source_features_between_levels_are_the_keyframes_carried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Plug-and-Play's of the ResBlock, where attention alone is propagated and the source was seen
-    at one level.
+    """Plug-and-Play's of the ResBlock, where attention alone is propagated and the
+    source was seen at one level.
     """
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0])[0]
     found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]

@@ -1,5 +1,5 @@
-"""The live preview shows several frames under the pack's sampler and the host's own, and changes
-nothing else.
+"""The live preview shows several frames under the pack's sampler and the host's own,
+and changes nothing else.
 """
 
 from __future__ import annotations
@@ -111,9 +111,8 @@ def test_each_step_shows_the_hosts_frame_and_then_four(
     show = latent_preview.get_previewer(
         model.load_device, model.model.latent_format
     ).decode_latent_to_preview
-    last = model.get_model_object("latent_format").process_in(
-        latents
-    )  # the last step ends where it foresees to end
+    # The last step ends where it foresees to end.
+    last = model.get_model_object("latent_format").process_in(latents)
     for place, frame in enumerate((0, 1, 3, 4)):
         y, x = place // 2 * height, place % 2 * width
         tile = ours[-1].crop((x, y, x + width, y + height))
@@ -135,9 +134,8 @@ def test_latents_are_those_without_a_preview(
     events.clear()
     assert torch.equal(sample(matched(2)), shown)
     assert events[-1] == (STEPS, STEPS, None)
-    assert set(events) <= {
-        (step, STEPS, None) for step in range(1, STEPS + 1)
-    }  # newer hosts leave out what comes too fast
+    # Newer hosts leave out what comes too fast.
+    assert set(events) <= {(step, STEPS, None) for step in range(1, STEPS + 1)}
 
 
 def test_one_frame_and_previews_of_other_packs_are_left_to_the_host(

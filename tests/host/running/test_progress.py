@@ -1,5 +1,5 @@
-"""A node has one progress bar: it goes from left to right once, whatever the node does one after
-the other.
+"""A node has one progress bar: it goes from left to right once,
+whatever the node does one after the other.
 """
 
 from __future__ import annotations
@@ -74,12 +74,8 @@ NODES: dict[str, tuple[Callable[[], Any], int]] = {
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_bar_goes_from_left_to_right_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (
-        inverted(),
-        extracted(storage="recompute"),
-        matched(),
-        matched(storage="recompute"),
-    )  # made before anybody looks
+    # Made before anybody looks.
+    (inverted(), extracted(storage="recompute"), matched(), matched(storage="recompute"))
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total))

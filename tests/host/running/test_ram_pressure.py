@@ -1,4 +1,4 @@
-"""The host's cache under memory pressure, which drops outputs by what they take: it can count ours."""
+"""The host's cache under memory pressure: it drops outputs by what they take, and counts ours."""
 
 from __future__ import annotations
 
@@ -65,11 +65,12 @@ def test_features_count_what_is_stored_and_what_they_keep_alive(
     stored = extracted()
     kept = [stored.store.get(step, layer) for step in stored.steps for layer in stored.match_layers]
     assert sum(tensor.nbytes for tensor in kept) > stored.inversion.latents.nbytes
+    # What Plug-and-Play needs of them.
     hidden = [
         tensor
         for (_, name), tensor in stored.store._kept.items()
         if name not in stored.match_layers
-    ]  # Plug-and-Play's
+    ]
     check_counted(stored, [stored.inversion.latents, *kept, *hidden], monkeypatch)
     computed = call(ExtractFeatures.execute, tiny_model(), inverted()[0], storage="recompute")[0]
     check_counted(computed, [computed.inversion.latents], monkeypatch)

@@ -1,5 +1,5 @@
-"""The quickstart workflow as a user runs it: the saved file, a real server, the embedded model and
-clip.
+"""The quickstart workflow as a user runs it: the saved file, a real server,
+the embedded model and clip.
 """
 
 from __future__ import annotations

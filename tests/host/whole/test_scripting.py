@@ -1,4 +1,4 @@
-"""tokenflow_ops.scripting: the nodes' numbers from a diffusers pipeline, which is left as it was."""
+"""tokenflow_ops.scripting: the nodes' numbers from a diffusers pipeline, left as it was."""
 
 from __future__ import annotations
 
@@ -196,9 +196,8 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     clip = [Image.fromarray((frame * 255).byte().numpy()) for frame in pictures(2)[:, :64, :64]]
     clip[0].save("clip.gif", save_all=True, append_images=clip[1:])
-    pipe = tiny_pipeline(
-        replace(SD15, encoder=(1, 1, 1, 0), decoder=(0,) * 2 + (1,) * 6)
-    )  # half of the blocks: hundreds of calls
+    # Half of the blocks: hundreds of calls.
+    pipe = tiny_pipeline(replace(SD15, encoder=(1, 1, 1, 0), decoder=(0,) * 2 + (1,) * 6))
     monkeypatch.setattr(
         diffusers.StableDiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pipe
     )

@@ -1,5 +1,5 @@
-"""The workflows that the pack offers, as a user runs them on a real server, on few small frames in
-few steps.
+"""The workflows that the pack offers, as a user runs them on a real server,
+on few small frames in few steps.
 
 Where a workflow asks for Stable Diffusion 1.5, the embedded model takes its place, which has that
 layout; where it asks for SDXL a tiny model of SDXL's.
@@ -80,7 +80,7 @@ class Run:
         )
 
     def __call__(self, **changes: dict[str, Any]) -> Run:
-        """Runs it with other inputs of the nodes of a type: `run(TokenFlowSampler={"start": 0.5})`."""
+        """Runs it with other inputs of a type's nodes: `run(TokenFlowSampler={"start": 0.5})`."""
         for kind, inputs in changes.items():
             for node in self.nodes(kind):
                 self.prompt[node]["inputs"].update(inputs)
@@ -194,10 +194,11 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
                 edits.add((video.width, video.height))
     assert size in edits
     words = "\n".join(text for texts in run.result.texts().values() for text in texts)
+    # Two comparisons, the figures.
     assert (
         words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops")
         == 3 * told
-    )  # two comparisons, the figures
+    )
 
 
 def opened(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -368,9 +369,8 @@ def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) 
         line.startswith(name)
         for line, name in zip(lines, ["source", "reconstruction", *called], strict=True)
     )
-    assert (
-        len([name for name in run.result.files() if name.endswith(".png")]) == 2
-    )  # table and plot
+    # Table and plot.
+    assert len([name for name in run.result.files() if name.endswith(".png")]) == 2
 
 
 def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..., Run]) -> None:
@@ -409,8 +409,8 @@ def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(
 
 @pytest.fixture
 def controlnet(server: Any) -> Iterator[str]:
-    """The name under which the server finds a ControlNet of the embedded model's layout, with
-    random weights.
+    """The name under which the server finds a ControlNet of the embedded model's layout,
+    with random weights.
     """
     layout = {
         name: value

@@ -114,9 +114,8 @@ def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(
 
     monkeypatch.setattr(fastest, "nearest_tokens", watched)
     monkeypatch.setattr(fastest, "OPERATIONS", OPERATIONS / 100)
-    monkeypatch.setattr(
-        fastest, "time", SimpleNamespace(perf_counter=partial(next, count()))
-    )  # every search takes a second
+    # Every search takes a second.
+    monkeypatch.setattr(fastest, "time", SimpleNamespace(perf_counter=partial(next, count())))
     state = torch.get_rng_state()
     seconds = seconds_a_frame(
         torch.randn(3, 100, 40, generator=torch.Generator().manual_seed(0)), torch.device("cpu")
@@ -124,9 +123,8 @@ def test_a_measurement_is_short_and_leaves_the_random_numbers_alone(
     assert torch.equal(torch.get_rng_state(), state)
     assert seconds == {"torch": 1 / FRAMES, "faiss": 1 / FRAMES}
     full = 2 * 100 * 100 * 40 * FRAMES  # frames repeat where the clip is short
-    assert [work for _, work in searches[:2]] == [
-        2 * 64 * 64 * 40
-    ] * 2  # what comes first is not timed
+    # What comes first is not timed.
+    assert [work for _, work in searches[:2]] == [2 * 64 * 64 * 40] * 2
     assert [name for name, _ in searches[2:]] == ["torch", "faiss"] * (len(searches[2:]) // 2)
     assert {work for _, work in searches[2:]} == {full}
     assert full < OPERATIONS / 100
@@ -146,8 +144,9 @@ class IndexFlatIP:
         left -= 1
         if left < 0:
             raise OSError("no kernel for this device")
-        best, found = (torch.from_numpy(queries) @ self.rows.T).max(1, keepdim=True)
-        return best.numpy(), found.numpy()
+        products = torch.from_numpy(queries) @ self.rows.T
+        best = products.max(1, keepdim=True)
+        return best.values.numpy(), products.argmax(1, keepdim=True).numpy()
 """
 WITHOUT = "torch, FAISS is installed and does not work (OSError: no kernel for this device)"
 

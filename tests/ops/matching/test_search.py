@@ -1,5 +1,5 @@
-"""Nearest tokens against the plain formula in float64: both sides normalised, one full product, its
-argmax.
+"""Nearest tokens against the plain formula in float64: both sides normalised,
+one full product, its argmax.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def found_by(
     window: Tensor | None = None,
     tile: int | None = None,
 ) -> Tensor:
-    """`nearest_tokens`, where "device" is what runs off the CPU; tile: bytes of products held at
-    once.
+    """`nearest_tokens`, where "device" is what runs off the CPU;
+    tile: bytes of products held at once.
     """
     with pytest.MonkeyPatch.context() as patch:
         if tile is not None:
@@ -126,8 +126,8 @@ def test_no_radius_means_no_window() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("tokens", "width"), [(5, 33), (8, 8), (65, 320), (257, 641), (300, 1)])
 def test_of_equal_tokens_the_first_wins(backend: str, tokens: int, width: int) -> None:
-    """Even where a matrix product gives equal columns different last bits, as it does for some of
-    these sizes.
+    """Even where a matrix product gives equal columns different last bits,
+    as it does for some of these sizes.
     """
     group = torch.randint(
         max(2, tokens // 3), (tokens,), generator=torch.Generator().manual_seed(0)

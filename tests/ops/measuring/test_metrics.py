@@ -90,9 +90,8 @@ def test_warping_moves_by_the_flow() -> None:
     flow[0], flow[1] = 3, -2
     warped = warp(image, flow)
     torch.testing.assert_close(warped[:, 2:, :-3], image[:, :-2, 3:])
-    torch.testing.assert_close(
-        warped[:, :2, :-3], image[:, :1, 3:].expand(-1, 2, -1)
-    )  # the border repeated
+    # The border repeated.
+    torch.testing.assert_close(warped[:, :2, :-3], image[:, :1, 3:].expand(-1, 2, -1))
 
 
 def test_half_a_pixel_is_interpolated() -> None:

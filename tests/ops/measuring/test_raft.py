@@ -40,9 +40,8 @@ def test_frames_are_padded_to_what_the_network_takes_and_the_flow_is_cut_back(
 def test_a_network_that_always_says_the_same_step_says_it_twelve_times_in_pixels() -> None:
     weights = raft_small(weights=None).state_dict()
     weights["update_block.flow_head.conv2.weight"].zero_()
-    weights["update_block.flow_head.conv2.bias"] = (
-        torch.tensor([0.25, -0.5]) / 12 / 8
-    )  # it works on an eighth of the resolution
+    # It works on an eighth of the resolution.
+    weights["update_block.flow_head.conv2.bias"] = torch.tensor([0.25, -0.5]) / 12 / 8
     pair = torch.rand(2, 3, 72, 136, generator=torch.Generator().manual_seed(0))
     flow = raft_flow(load_raft(weights), *pair)
     torch.testing.assert_close(

@@ -1,5 +1,5 @@
-"""What pictures for looking show: principal components, frames rebuilt, similarity and motion of
-matches.
+"""What pictures for looking show: principal components, frames rebuilt,
+similarity and motion of matches.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def matched(features: Tensor, grid: tuple[int, int], interval: int) -> Correspon
 
 
 def rolled(frames: int, grid: tuple[int, int], width: int) -> Tensor:
-    """A random plane (frames, rows, columns, width) that moves right by a token a frame, round and
-    round.
+    """A random plane (frames, rows, columns, width) that moves right by a
+    token a frame, round and round.
     """
     plane = random(*grid, width)
     return torch.stack([plane.roll(i, 1) for i in range(frames)])

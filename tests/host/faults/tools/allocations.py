@@ -16,8 +16,8 @@ TORCH = str(Path(torch.__file__).parent)
 
 
 class Allocations(TorchDispatchMode):
-    """Counts what the pack's code allocates; from the `at`-th on there is no memory, for so many of
-    them.
+    """Counts what the pack's code allocates; from the `at`-th on there is no memory,
+    for so many of them.
 
     An operation allocates if it returns what is neither a view nor changed in place. It is the
     pack's if the innermost function outside of torch is.

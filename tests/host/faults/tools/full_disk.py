@@ -3,8 +3,8 @@ written ends the process.
 
     python -m tests.host.faults.tools.full_disk FOLDER (mounted | limited)
 
-mounted: mounts a small file system at FOLDER and fills it. limited: the system refuses files beyond
-a size.
+mounted: mounts a small file system at FOLDER and fills it.
+limited: the system refuses files beyond a size.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The prompts that faults are injected into, as the page would queue them, and the nodes that begin
-and end them.
+"""The prompts that faults are injected into, as the page would queue them,
+and the nodes that begin and end them.
 """
 
 from __future__ import annotations

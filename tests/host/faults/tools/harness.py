@@ -1,4 +1,4 @@
-"""A host in this process whose runs are broken on purpose, and what has to hold after each of them."""
+"""A host in this process whose runs are broken on purpose, and what has to hold after each."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DESCRIPTORS = Path("/proc/self/fd")
 
 @dataclass(frozen=True)
 class Level:
-    """What is alive: tensors and their bytes, open files, and the pack's files outside the output
-    folder.
+    """What is alive: tensors and their bytes, open files,
+    and the pack's files outside the output folder.
     """
 
     tensors: int
@@ -55,8 +55,8 @@ class Level:
         return cls(len(alive), sum(storages.values()), _opened(), tuple(sorted(files)))
 
     def check(self, now: Level) -> None:
-        """Nothing is there that was not: what earlier tests of this process have left may go at any
-        time.
+        """Nothing is there that was not:
+        what earlier tests of this process have left may go at any time.
         """
         assert (now.tensors, now.size, now.files) == (self.tensors, self.size, self.files), (
             now,

@@ -79,7 +79,7 @@ def in_every_node(calls: Calls) -> list[int]:
 
 
 def drawn(total: int, usual: int, seed: int) -> list[int]:
-    """Some of the numbers from 1 to `total`, in order: `usual` many, unless the environment asks
-    for more.
+    """Some of the numbers from 1 to `total`, in order: `usual` many,
+    unless the environment asks for more.
     """
     return sorted(random.Random(seed).sample(range(1, total + 1), min(total, FAULTS or usual)))

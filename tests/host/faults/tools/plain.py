@@ -40,8 +40,8 @@ def source_prompt() -> Any:
 
 @cache
 def model() -> Any:
-    """A UNet as SD 1.5's, of two resolutions and four attention blocks: a run takes a quarter of
-    the time.
+    """A UNet as SD 1.5's, of two resolutions and four attention blocks:
+    a run takes a quarter of the time.
     """
     from ...tiny_models import SD15, tiny_unet
 

@@ -1,5 +1,5 @@
-"""An edit for a server of its own process: two grey frames on the embedded model, with features on
-the disk.
+"""An edit for a server of its own process: two grey frames on the embedded model,
+with features on the disk.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A model with something of another pack at every place that the host offers, each of which can be
-made to fail.
+"""A model with something of another pack at every place that the host offers,
+each of which can be made to fail.
 """
 
 from __future__ import annotations

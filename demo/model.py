@@ -34,6 +34,7 @@ from transformers import CLIPTokenizer
 from host.files.demo_model import (
     CHANNELS,
     HEAD_WIDTH,
+    PATCH,  # noqa: F401 (for train.py)
     SCHEDULE,
     TEXT_ENCODER,
     WEIGHTS,

@@ -229,12 +229,11 @@ class EditRun(Run):
         if injection is None:
             return Moment(step, matches, (), (), place, steps)
         backbone = self.edit.backbone
+        noise = backbone.parameterization.noise_over_signal(sigma)
         attention = (
-            backbone.injected_attention(injection.layers)
-            if injection.attention_at(place, steps)
-            else ()
+            backbone.injected_attention(injection.layers) if injection.attention_at(noise) else ()
         )
-        hidden = backbone.injected_hidden if injection.features_at(place, steps) else None
+        hidden = backbone.injected_hidden if injection.features_at(noise) else None
         return Moment(step, matches, attention, (hidden,) if hidden else (), place, steps)
 
     @cached_property

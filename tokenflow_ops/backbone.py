@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .parameterization import Parameterization
 from .passes import DEEP
 
 
@@ -24,6 +25,7 @@ class Backbone:
         hidden: By a self-attention layer of `decoder` the layer beside it whose hidden features
             Plug-and-Play takes from the source.
         blocks: The blocks with self-attention in words, for errors.
+        parameterization: What its noise levels mean.
         deep: All that runs below the model's full resolution, in order; empty for models without
             such a part.
 
@@ -37,6 +39,7 @@ class Backbone:
     hidden: Mapping[str, str] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     deep: tuple[str, ...] = ()
+    parameterization: Parameterization = field(default_factory=Parameterization)
 
     def __post_init__(self) -> None:
         if unknown := set(self.decoder_layers) - set(self.attention):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .parameterization import passed
+
+# Levels in float32 that lie on a share's end are beyond it.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Injection:
     """How long and where the source's features replace the edit's.
 
-    The schedule is the whole one that the source was inverted on: an edit that starts further down
-    has its first steps behind it.
+    Shares count on Stable Diffusion's own schedule, as the authors give them, and stand for the
+    noise that is left there: 0.5 is a noise over signal of 1.62, 0.8 one of 0.57. So they mean the
+    same with every schedule, scheduler, number of steps and cut.
 
     Attributes:
         attention_until: Share of the schedule with the source's queries and keys in the decoder's
@@ -23,10 +29,10 @@ class Injection:
         ValueError: For a share outside 0 to 1 or another choice of layers.
 
     Examples:
-        >>> injection = Injection(attention_until=0.5, features_until=0.75)
-        >>> [injection.attention_at(step, steps=4) for step in range(4)]
+        >>> injection = Injection(attention_until=0.5, features_until=0.8)
+        >>> [injection.attention_at(noise) for noise in (14.6, 2.0, 1.0, 0.03)]
         [True, True, False, False]
-        >>> [injection.features_at(step, steps=4) for step in range(4)]
+        >>> [injection.features_at(noise) for noise in (14.6, 2.0, 1.0, 0.03)]
         [True, True, True, False]
     """
 
@@ -41,26 +47,15 @@ class Injection:
         if self.layers not in ("decoder", "late decoder"):
             raise ValueError(f"layers must be 'decoder' or 'late decoder', got {self.layers!r}")
 
-    def attention_at(self, step: int, steps: int) -> bool:
-        """Tells whether queries and keys are injected at a step.
+    def attention_at(self, noise_over_signal: float) -> bool:
+        """Tells whether queries and keys are injected in a step that begins at a noise level."""
+        return _before(self.attention_until, noise_over_signal)
 
-        Args:
-            step: Counted from 0.
-            steps: Steps of the whole schedule.
+    def features_at(self, noise_over_signal: float) -> bool:
+        """Tells whether ResBlock features are injected in a step that begins at a noise level."""
+        return _before(self.features_until, noise_over_signal)
 
-        Returns:
-            True for the first `attention_until` of the steps, rounded down.
-        """
-        return step < int(self.attention_until * steps)
 
-    def features_at(self, step: int, steps: int) -> bool:
-        """Tells whether ResBlock features are injected at a step.
-
-        Args:
-            step: Counted from 0.
-            steps: Steps of the whole schedule.
-
-        Returns:
-            True for the first `features_until` of the steps, rounded down.
-        """
-        return step < int(self.features_until * steps)
+def _before(share: float, noise_over_signal: float) -> bool:
+    """Whether a noise level lies within the first `share` of the schedule; with 1 every one."""
+    return share == 1 or passed(noise_over_signal) < share - ROUNDING

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tokenflow_ops import Injection
 
 
-@pytest.mark.parametrize(
-    ("share", "steps", "wanted"),
-    [(0.5, 50, 25), (0.8, 50, 40), (0.5, 3, 1), (0.0, 10, 0), (1.0, 10, 10), (0.5, 1, 0)],
-)
-def test_a_share_of_the_steps_from_the_noisy_end(share: float, steps: int, wanted: int) -> None:
+def schedule(steps: int) -> list[float]:
+    """Noise over signal at so many steps of DDIM on SD's own schedule, by diffusers' rules."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = (1 - betas).cumprod(0)
+    times = [1 + (steps - 1 - i) * (1000 // steps) for i in range(steps)]
+    return [float(((1 - kept[t]) / kept[t]) ** 0.5) for t in times]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("steps", [10, 20, 50, 100])
+def test_on_the_authors_schedule_a_share_is_one_of_the_steps(share: float, steps: int) -> None:
     injection = Injection(attention_until=share, features_until=share)
-    assert [injection.attention_at(step, steps) for step in range(steps)] == [
-        step < wanted for step in range(steps)
-    ]
-    assert [injection.features_at(step, steps) for step in range(steps)] == [
-        step < wanted for step in range(steps)
-    ]
+    wanted = [step < share * steps for step in range(steps)]
+    assert [injection.attention_at(noise) for noise in schedule(steps)] == wanted
+    assert [injection.features_at(noise) for noise in schedule(steps)] == wanted
 
 
-def test_the_two_shares_are_apart() -> None:
+def test_with_any_other_steps_it_is_the_same_noise() -> None:
+    first, last = (
+        schedule(50)[i] for i in (24, 25)
+    )  # half of the authors' steps end between these
     injection = Injection()
-    assert [
-        (injection.attention_at(s, 10), injection.features_at(s, 10)) for s in (4, 5, 7, 8)
-    ] == [
-        (True, True),
-        (False, True),
-        (False, True),
-        (False, False),
-    ]
+    assert injection.attention_at(first)
+    assert not injection.attention_at(last)
+    assert injection.attention_at(1e4)  # zero terminal SNR
+    assert injection.features_at(last)
+    assert not injection.features_at(0.02)
+
+
+def test_levels_below_the_schedules_last_are_within_the_whole_of_it_alone() -> None:
+    assert Injection(attention_until=1.0).attention_at(1e-3)
+    assert not Injection(attention_until=0.99).attention_at(1e-3)
 
 
 @pytest.mark.parametrize("name", ["attention_until", "features_until"])

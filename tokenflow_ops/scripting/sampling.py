@@ -119,12 +119,13 @@ def step_plan(
     """
     inversion = correspondences.features.inversion
     place, steps = inversion.skipped + step, inversion.steps
+    noise = backbone.parameterization.noise_over_signal(float(inversion.sigmas[step]))
     attention = (
         backbone.injected_attention(injection.layers)
-        if injection and injection.attention_at(place, steps)
+        if injection and injection.attention_at(noise)
         else ()
     )
-    hidden = backbone.injected_hidden if injection and injection.features_at(place, steps) else None
+    hidden = backbone.injected_hidden if injection and injection.features_at(noise) else None
     along = backbone.injected_attention()[0] if hidden else None
     shallow = backbone.shallow if deep else None
     carries = place < round(carry_until * steps)

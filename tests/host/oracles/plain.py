@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,16 @@ from torch import Tensor
 PNP_BLOCKS = range(4, 12)
 # Cosines this close are the same number: features come out of some hundred float32 layers.
 TIE = 1e-5
+
+
+def within(share: float, sigma: Tensor) -> bool:
+    """Whether a noise level lies within the first share of SD's schedule, by the time of its
+    training steps: half of it has passed at step 500.
+    """
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    kept = np.cumprod(1 - betas)
+    times = np.interp(np.log(float(sigma)), np.log(np.sqrt((1 - kept) / kept)), np.arange(1000))
+    return bool(share == 1 or 999 - times < share * 999 - 0.01)
 
 
 @dataclass(frozen=True)
@@ -301,8 +312,8 @@ class Edit:
         )
         known = self.known(step)
         frames = self.blends(known, step) if self.consistency == "tokenflow" else {}
-        ask = known.phi if place < int(self.attention_until * steps) else {}
-        hidden = known.hidden if place < int(self.features_until * steps) else None
+        ask = known.phi if within(self.attention_until, sigma) else {}
+        hidden = known.hidden if within(self.features_until, sigma) else None
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
         noise = uncond + self.cfg * (cond - uncond)

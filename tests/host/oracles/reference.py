@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plain import TIE, injected, replaced, softmax_attention
+from .plain import TIE, injected, replaced, softmax_attention, within
 
 
 @dataclass
@@ -66,12 +66,12 @@ class ReferenceEdit:
 
     def rows(self, x: Tensor, frames: list[int], attention: Any) -> Tensor:
         """One call of the UNet for some frames in three rows; the guided noise of the frames."""
-        count, sigma, steps = len(frames), self.sigmas[self.step], len(self.sigmas) - 1
+        count, sigma = len(frames), self.sigmas[self.step]
 
         def from_source(hidden: Tensor) -> Tensor:
             return hidden[:count].repeat(3, 1, 1, 1)
 
-        inject = from_source if self.step < int(self.features_until * steps) else None
+        inject = from_source if within(self.features_until, sigma) else None
         batch = torch.cat([self.path[self.step][frames], x[frames], x[frames]])
         prompts = torch.cat(
             [prompt.expand(count, -1, -1) for prompt in (self.source, self.negative, self.positive)]
@@ -96,7 +96,7 @@ class ReferenceEdit:
             project(tokens).unflatten(0, (3, count))
             for project in (module.to_q, module.to_k, module.to_v)
         )
-        if injected(layer) and self.step < int(self.attention_until * (len(self.sigmas) - 1)):
+        if injected(layer) and within(self.attention_until, self.sigmas[self.step]):
             q, k = q[:1].expand(3, -1, -1, -1), k[:1].expand(3, -1, -1, -1)
         out = [[softmax_attention(q[0, i], k[0, i], v[0, i], module.heads) for i in range(count)]]
         for row in (1, 2):

@@ -1,0 +1,70 @@
+"""How a model's noise levels relate to the picture in them, and where they lie on SD's schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# Stable Diffusion's own schedule, on which the authors give their shares of the steps.
+TRAINING_STEPS, FIRST_BETA, LAST_BETA = 1000, 0.00085, 0.012
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """What a model family's noise levels (sigmas) mean.
+
+    Attributes:
+        flow: Whether noisy latents are (1 - sigma) clean + sigma noise, as flow models have them;
+            otherwise they are clean + sigma noise.
+
+    Examples:
+        >>> Parameterization().noise_over_signal(1.5)
+        1.5
+        >>> Parameterization(flow=True).noise_over_signal(0.75)
+        3.0
+    """
+
+    flow: bool = False
+
+    def noise_over_signal(self, sigma: float) -> float:
+        """Returns the noise's scale over the picture's at a noise level."""
+        if not self.flow:
+            return sigma
+        return sigma / (1 - sigma) if sigma < 1 else float("inf")
+
+
+def passed(noise_over_signal: float) -> float:
+    """Tells how much of Stable Diffusion's own schedule lies above a noise level.
+
+    This is what makes a share of the authors' fifty steps mean the same noise with another
+    schedule, scheduler, number of steps or cut.
+
+    Args:
+        noise_over_signal: The noise's scale over the picture's, 0 or more.
+
+    Returns:
+        A share of the schedule's time, 0 at its noisiest level and above, 1 at its cleanest and
+        below.
+
+    Examples:
+        >>> round(passed(1.6183), 2), round(passed(0.5717), 2), passed(66.0), passed(0.0)
+        (0.5, 0.8, 0.0, 1.0)
+    """
+    levels = _levels()
+    at = torch.tensor(noise_over_signal, dtype=torch.float64).clamp(levels[0], levels[-1])
+    above = int(torch.searchsorted(levels, at).clamp(min=1))
+    low, high = levels[above - 1], levels[above]
+    time = above - 1 + float((at.log() - low.log()) / (high.log() - low.log()))
+    return 1 - time / (TRAINING_STEPS - 1)
+
+
+@cache
+def _levels() -> Tensor:
+    """Noise over signal of every training step, rising, (TRAINING_STEPS,) float64."""
+    first, last = FIRST_BETA**0.5, LAST_BETA**0.5
+    betas = torch.linspace(first, last, TRAINING_STEPS, dtype=torch.float64) ** 2
+    kept = (1 - betas).cumprod(0)
+    return ((1 - kept) / kept).sqrt()

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .correspondences import BuildCorrespondences
 from .demo_model import LoadDemoModel
+from .edit_mask import FindEditMask
 from .features import ExtractFeatures
 from .injection import PlugAndPlay
 from .inversion import InvertVideo
@@ -27,6 +28,7 @@ class TokenFlowExtension(ComfyExtension):
             ExtractFeatures,
             BuildCorrespondences,
             PlugAndPlay,
+            FindEditMask,
             Sampler,
             Apply,
             Metrics,

@@ -49,7 +49,7 @@ LIBRARIES = {
     ),
     "cv2": Library(
         "OpenCV",
-        ("cv2:DISOpticalFlow_create", "cv2:cvtColor"),
+        ("cv2:DISOpticalFlow_create", "cv2:cvtColor", "cv2:grabCut", "cv2:threshold"),
         (
             "opencv-python-headless",
             "opencv-python",

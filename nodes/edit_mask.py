@@ -1,0 +1,113 @@
+"""Find Edit Mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..host.edit_mask import prompts_apart
+from ..host.measuring.cropping import as_encoded
+from ..host.progress import Progress
+from ..host.validation.checks import check_frame_count, check_model, check_same_model
+from ..host.validation.errors import NodeError
+from ..host.validation.prompts import check_prompts
+from ..tokenflow_ops import Inversion
+from ..tokenflow_ops.edit_mask import compared_steps, edit_masks
+from .inputs import checked
+from .schema import InversionSocket, frames_per_pass_input, lines, preview, schema, shown_frames
+
+NAME = "Find Edit Mask"
+SAME = 1e-4  # prompts that are less apart than this say the same to the model
+MOST_SHOWN = 16
+DIMMED = 0.3  # brightness of what is not edited, in the pictures
+
+
+class FindEditMask(io.ComfyNode):
+    """Where the edit is to happen, by the prompts alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "FindEditMask",
+            NAME,
+            "Finds what the edit prompt changes: where the model sees something else in the source "
+            "under it than under the source prompt, up to the outlines of the frames.",
+            ["diffedit", "auto mask", "segment", "local edit", "grabcut", "keep background"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the frames were inverted with."),
+                InversionSocket.Input(
+                    "inversion", tooltip="From DDIM Invert Video or Load Inversion."
+                ),
+                io.Conditioning.Input("positive", tooltip="The edit prompt, as in the sampler."),
+                io.Image.Input("frames", tooltip="The source frames, whose outlines it follows."),
+                io.Float.Input(
+                    "sensitivity",
+                    default=1.0,
+                    min=0.1,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Higher finds more, lower less. Look at the preview.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=2,
+                    min=0,
+                    max=256,
+                    tooltip="Pixels that are added all around, for outlines that the edit moves "
+                    "and for shadows.",
+                ),
+                frames_per_pass_input(),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="One mask per frame, for TokenFlow Sampler: outside of it the frames "
+                    "stay as they are.",
+                ),
+                io.Image.Output(
+                    display_name="preview", tooltip="The frames, dimmed where nothing is edited."
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @checked(needs=("cv2",))
+    def execute(
+        cls,
+        model: Any,
+        inversion: Inversion,
+        positive: Any,
+        frames: torch.Tensor,
+        sensitivity: float = 1.0,
+        grow: int = 2,
+        frames_per_pass: int = 0,
+    ) -> io.NodeOutput:
+        backbone = check_model(NAME, model)
+        check_same_model(NAME, model, inversion)
+        check_prompts(NAME, model, positive)
+        check_frame_count(NAME, frames, inversion)
+        frames, cut = as_encoded(NAME, frames, inversion)
+        steps = compared_steps(inversion, backbone.parameterization)
+        progress = Progress(2 * len(steps) + len(frames))
+        apart = prompts_apart(NAME, model, inversion, positive, steps, frames_per_pass, progress)
+        if not float(apart.max()) > SAME:  # nor is NaN
+            raise NodeError(
+                NAME,
+                "positive",
+                "a prompt that says the same to the model as the inversion's.",
+                "Connect the edit prompt, not the source prompt.",
+            )
+        masks = edit_masks(frames, apart, sensitivity, grow, progress)
+        seen = masks.flatten(1).mean(1)
+        text = (
+            f"edited in {int((seen > 0).sum())} of {len(masks)} frames, "
+            f"{100 * float(seen.mean()):.1f} % of the clip"
+        )
+        dimmed = (
+            frames[..., :3].float().cpu() * torch.lerp(torch.tensor(DIMMED), 1, masks)[..., None]
+        )
+        few = dimmed[shown_frames(len(dimmed), MOST_SHOWN)]
+        return io.NodeOutput(masks, dimmed, ui=preview(few, lines(text, cut)))

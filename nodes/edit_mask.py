@@ -106,8 +106,6 @@ class FindEditMask(io.ComfyNode):
             f"edited in {int((seen > 0).sum())} of {len(masks)} frames, "
             f"{100 * float(seen.mean()):.1f} % of the clip"
         )
-        dimmed = (
-            frames[..., :3].float().cpu() * torch.lerp(torch.tensor(DIMMED), 1, masks)[..., None]
-        )
+        dimmed = frames[..., :3].float().cpu() * (DIMMED + (1 - DIMMED) * masks)[..., None]
         few = dimmed[shown_frames(len(dimmed), MOST_SHOWN)]
         return io.NodeOutput(masks, dimmed, ui=preview(few, lines(text, cut)))

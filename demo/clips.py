@@ -186,6 +186,12 @@ class Clip:
             ]
         )
 
+    def bare(self) -> Tensor:
+        """The ground under the objects' shadows, without the objects, (N, 3, H, W)."""
+        return torch.stack(
+            [scene.bare(t, self.size) for scene, t in zip(self.shots, self.times, strict=True)]
+        )
+
     def masks(self) -> Tensor:
         """(N, H, W) bool, where the sprite is seen."""
         return torch.stack(

@@ -295,11 +295,7 @@ class Scene:
 
     def render(self, t: float = 0.0, size: Size = 128) -> Tensor:
         """The picture at time t, (3, height, width)."""
-        x, y = grid(size)
-        p = self.pose(t)
-        picture = self.ground_texture(
-            x * self.ground_scale + p.ground_x, y * self.ground_scale + p.ground_y
-        )
+        picture = self.ground_at(t, size)
         for scene in self.sprites():
             picture = scene.paint(picture, t)
         light = self.brightness(t)
@@ -315,9 +311,7 @@ class Scene:
         p = self.pose(t)
         x, y = self.sprite_coordinates(t, *grid((picture.shape[1], picture.shape[2])))
         cover = (0.5 - distance(self.shape, x, y) * p.size * short / 4).clamp(0, 1)
-        shadow = 0.45 * (
-            0.5 - distance(self.shape, x - 0.12, y - 0.16) * p.size * short / 14
-        ).clamp(0, 1)
+        shadow = self.shadow(t, (picture.shape[1], picture.shape[2]))
         light = 0.84 - 0.38 * (0.7 * (x * math.cos(self.light) + y * math.sin(self.light))).clamp(
             -1, 1
         )
@@ -325,6 +319,26 @@ class Scene:
             self.surface_texture(x * TEXTURE_PER_RADIUS, y * TEXTURE_PER_RADIUS) * light
         ).clamp(0, 1)
         return picture * (1 - shadow * (1 - cover)) * (1 - cover) + sprite * cover
+
+    def shadow(self, t: float, size: Size = 128) -> Tensor:
+        """How much of the light the sprite takes from what lies below it, (height, width)."""
+        x, y = self.sprite_coordinates(t, *grid(size))
+        far = distance(self.shape, x - 0.12, y - 0.16) * self.pose(t).size * min(sides(size))
+        return 0.45 * (0.5 - far / 14).clamp(0, 1)
+
+    def bare(self, t: float = 0.0, size: Size = 128) -> Tensor:
+        """The ground under the sprites' shadows and without the sprites, (3, height, width)."""
+        picture = self.ground_at(t, size)
+        for sprite in self.sprites():
+            picture = picture * (1 - sprite.shadow(t, size))
+        return (picture * self.brightness(t)).clamp(0, 1)
+
+    def ground_at(self, t: float, size: Size = 128) -> Tensor:
+        """The ground alone, (3, height, width)."""
+        p, (x, y) = self.pose(t), grid(size)
+        return self.ground_texture(
+            x * self.ground_scale + p.ground_x, y * self.ground_scale + p.ground_y
+        )
 
     def mask(self, t: float, size: Size = 128) -> Tensor:
         """(height, width) bool: where the sprite is seen, which those before it may hide."""

@@ -109,19 +109,24 @@ class Run:
         return self.over_frames(call, lambda frames: Pass(frames))
 
     def over_frames(
-        self, call: ModelCall, make: Callable[[Tensor], Pass], shards: Shards = ALONE
+        self,
+        call: ModelCall,
+        make: Callable[[Tensor], Pass],
+        shards: Shards = ALONE,
+        frames: Tensor | None = None,
     ) -> list[Tensor]:
-        """Runs passes over all frames in order, and joins what they return.
+        """Runs passes over frames in order, and joins what they return.
 
         Args:
             call: The evaluation.
             make: Makes the pass of some frames (n,).
             shards: The machines that may share the passes, which need nothing of each other.
+            frames: Frame numbers, (n,), or None for all.
 
         Returns:
-            The denoised frames (N, C, h, w) for each list of conditionings.
+            The denoised frames (n, C, h, w) for each list of conditionings.
         """
-        frames = shards.own(torch.arange(len(call.x)))
+        frames = shards.own(torch.arange(len(call.x)) if frames is None else frames)
         parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
         parts = [part for machine in shards.gather(parts) for part in machine]
         if len(parts) == 1:

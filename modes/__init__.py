@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -53,10 +55,18 @@ def joint_attention(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     Returns:
         The denoised frames (N, C, h, w) for each list of conditionings.
     """
-    return _attend_to(run, call, now, now.matches.keyframes)
+    shots = []
+    for first, stop in pairwise([*run.edit.correspondences.shots, len(call.x)]):
+        drawn = now.matches.keyframes
+        own = drawn[(drawn >= first) & (drawn < stop)]
+        shots.append(_attend_to(run, call, now, own, torch.arange(first, stop)))
+    return [torch.cat(parts) for parts in zip(*shots, strict=True)] if len(shots) > 1 else shots[0]
 
 
-def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) -> list[Tensor]:
+def _attend_to(
+    run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor, frames: Tensor | None = None
+) -> list[Tensor]:
+    """Lets some frames, or all, attend to some keyframes."""
     limit = run.edit.attended_keyframes
     joint = KeyframePass(
         keyframes, source=run.source(call, keyframes, now.injected), banked=frozenset(), limit=limit
@@ -67,7 +77,7 @@ def _attend_to(run: EditRun, call: ModelCall, now: Moment, keyframes: Tensor) ->
         source = run.source(call, frames, now.injected)
         return JointPass(frames, source=source, keyframes=keyframes, seen=joint.seen, limit=limit)
 
-    return run.over_frames(call, make)
+    return run.over_frames(call, make, frames=frames)
 
 
 def first_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:

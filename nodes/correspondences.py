@@ -12,8 +12,10 @@ from ..host.measuring.cropping import as_encoded
 from ..host.validation.checks import check_frame_count
 from ..host.validation.errors import NodeError, library_error
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
+from ..tokenflow_ops.keyframes import ONE_SHOT
 from ..tokenflow_ops.libraries import LibraryError, library
 from ..tokenflow_ops.matching.build import BLENDS
+from ..tokenflow_ops.matching.cuts import find_cuts
 from ..tokenflow_ops.matching.search import BACKENDS
 from ..tokenflow_ops.measuring.views import principal_colours, rebuild
 from .inputs import checked
@@ -29,6 +31,7 @@ from .schema import (
 
 NAME = "Build NN Correspondences"
 RANDOM, FIXED = "random at every step", "fixed"
+FOUND, NO_CUTS = "found", "none"
 
 
 class BuildCorrespondences(io.ComfyNode):
@@ -97,6 +100,14 @@ class BuildCorrespondences(io.ComfyNode):
                     "keyframe keeps its own tokens. The others, for comparison: the weights as the "
                     "paper prints them, the public code's keyframes.",
                 ),
+                io.Combo.Input(
+                    "cuts",
+                    options=[FOUND, NO_CUTS],
+                    default=FOUND,
+                    optional=True,
+                    tooltip="found: where another shot begins, keyframes begin anew, and nothing "
+                    "is matched or edited jointly across. none: the clip is one shot.",
+                ),
             ],
             outputs=[
                 CorrespondencesSocket.Output(
@@ -124,6 +135,7 @@ class BuildCorrespondences(io.ComfyNode):
         search_window: int = 0,
         frames: torch.Tensor | None = None,
         blend: str = BLENDS[0],
+        cuts: str = FOUND,
     ) -> io.NodeOutput:
         cut = ""
         if frames is not None:
@@ -134,6 +146,11 @@ class BuildCorrespondences(io.ComfyNode):
         try:
             if backend == "faiss":
                 library("faiss")
+            shots = ONE_SHOT
+            if cuts == FOUND:
+                device = model_management.get_torch_device()
+                check = model_management.throw_exception_if_processing_interrupted
+                shots = find_cuts(features.inversion.latents[-1], device, check)
             found = build_correspondences(
                 features,
                 keyframe_interval,
@@ -146,6 +163,7 @@ class BuildCorrespondences(io.ComfyNode):
                 check=model_management.throw_exception_if_processing_interrupted,
                 blend=blend,
                 timings=search_timings(),
+                shots=shots,
             )
         except LibraryError as error:
             raise library_error(NAME, error, "backend", "auto or torch") from error
@@ -160,7 +178,9 @@ class BuildCorrespondences(io.ComfyNode):
             f"{features.inversion.frames} frames, {count} keyframes a step, "
             f"{sizes} sizes matched by {found.backend}"
         )
-        return io.NodeOutput(found, _rebuilt(found, frames), ui=said(text, cut))
+        shown = [str(first + 1) for first in found.shots[1:]]
+        told = f"cuts found: shots begin at frame {', '.join(shown)}" if shown else ""
+        return io.NodeOutput(found, _rebuilt(found, frames), ui=said(text, told, cut))
 
 
 def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .features import SourceFeatures
-from .keyframes import Neighbours, Windows
+from .keyframes import Neighbours, Windows, shot_windows
 from .matching.correspondence import Correspondences, StepMatches, carry
 from .passes import Bank, KeyframePass, Pass, PropagationPass
 from .shards import ALONE, Shards
@@ -119,10 +119,15 @@ class StepPlan:
         return *self.attention, *self.hidden
 
     @property
-    def windows(self) -> Windows:
-        """Which keyframes are edited together."""
-        count = len(self.matches.keyframes)
-        return Windows.of(count, count if self.at_once else self.jointly)
+    def windows(self) -> list[tuple[int, Windows]]:
+        """Which keyframes are edited together: of each shot its first keyframe, and its windows.
+
+        Nothing crosses a cut, unless every pass must run over all frames.
+        """
+        keyframes = self.matches.keyframes
+        if self.at_once:
+            return [(0, Windows.of(len(keyframes), len(keyframes)))]
+        return shot_windows(keyframes, self.correspondences.shots, self.jointly)
 
     @property
     def banked(self) -> frozenset[str] | None:
@@ -147,23 +152,29 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> lis
     Returns:
         For each list of conditionings the denoised frames (N, C, h, w).
     """
-    windows, anchors = plan.windows, _Joint()
     result = _Result(denoiser, ALONE if plan.at_once else shards)
-    if len(windows.anchors):
-        anchors = _edit_keyframes(result, plan, windows.anchors, {}, NOTHING, len(windows.anchors))
-    last: _Joint | None = None
-    for own in windows.own:
-        context = _joined(_rows(anchors.seen, windows.elsewhere(own)), last.seen if last else {})
-        before, positions = last, torch.arange(own.start, own.stop)
-        last = _edit_keyframes(result, plan, positions, context, plan.banked, windows.tail)
-        if not plan.carries or plan.at_once:
-            _propagate(result, plan, own, before, last)
+    for first, windows in plan.windows:
+        _edit_shot(result, plan, first, windows)
     result.exchange()
     return (
         [carry_denoised(plan, part) for part in result.denoised]
         if plan.carries
         else result.denoised
     )
+
+
+def _edit_shot(result: _Result, plan: StepPlan, first: int, windows: Windows) -> None:
+    """Denoises a shot, whose keyframes are those from the `first` on."""
+    anchors, last = _Joint(), None
+    if len(windows.anchors):
+        few = windows.anchors
+        anchors = _edit_keyframes(result, plan, first + few, {}, NOTHING, len(few))
+    for own in windows.own:
+        context = _joined(_rows(anchors.seen, windows.elsewhere(own)), last.seen if last else {})
+        before, positions = last, torch.arange(first + own.start, first + own.stop)
+        last = _edit_keyframes(result, plan, positions, context, plan.banked, windows.tail)
+        if not plan.carries or plan.at_once:
+            _propagate(result, plan, range(first + own.start, first + own.stop), before, last)
 
 
 def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,22 +12,27 @@ from torch import Tensor
 # Keyframes that are edited together if nothing else is asked for: clips of up to 64 frames at
 # interval 8.
 JOINT_KEYFRAMES = 8
+# The first frames of the shots of a clip without a cut.
+ONE_SHOT = (0,)
 
 
-def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor:
+def choose_keyframes(
+    frames: int, interval: int, seed: int, step: int, shots: Sequence[int] = ONE_SHOT
+) -> Tensor:
     """Draws one random frame of every interval of `interval` frames.
 
-    The last interval may be shorter. The draw depends on `seed` and `step` alone, never on a device
-    or on earlier draws.
+    The last interval of a shot may be shorter. The draw depends on `seed` and `step` alone, never
+    on a device or on earlier draws.
 
     Args:
         frames: N, the number of frames, at least 1.
         interval: Frames per keyframe, at least 1.
         seed: Another seed draws other keyframes.
         step: Step of the edit; each has a draw of its own.
+        shots: The first frame of each shot, ascending from 0; intervals begin anew at each.
 
     Returns:
-        Frame numbers, (k,) int64, ascending, k = ceil(frames / interval).
+        Frame numbers, (k,) int64, ascending, k = ceil(frames / interval) for one shot.
 
     Raises:
         ValueError: If `frames` or `interval` is below 1.
@@ -42,10 +48,29 @@ def choose_keyframes(frames: int, interval: int, seed: int, step: int) -> Tensor
     # 2**64 is the generator's range; a large odd factor keeps neighbouring seeds from sharing draws
     # with neighbouring steps.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**63)
-    starts = torch.arange(0, frames, interval)
-    lengths = (frames - starts).clamp(max=interval)
+    starts = interval_starts(frames, interval, shots)
+    lengths = torch.cat([starts[1:], torch.tensor([frames])]) - starts
     draws = torch.rand(len(starts), generator=generator, dtype=torch.float64)
     return starts + (draws * lengths).long()
+
+
+def interval_starts(frames: int, interval: int, shots: Sequence[int] = ONE_SHOT) -> Tensor:
+    """Finds the first frame of every interval.
+
+    Args:
+        frames: N, the number of frames.
+        interval: Frames per keyframe.
+        shots: The first frame of each shot, ascending from 0; intervals begin anew at each.
+
+    Returns:
+        Frame numbers, (k,) int64, ascending.
+
+    Examples:
+        >>> interval_starts(20, interval=8, shots=(0, 5)).tolist()
+        [0, 5, 13]
+    """
+    spans = pairwise([*shots, frames])
+    return torch.cat([torch.arange(first, stop, interval) for first, stop in spans])
 
 
 def attended_keyframes(frames: Tensor, keyframes: Tensor, limit: int) -> Tensor:
@@ -145,6 +170,27 @@ class Windows:
         return (self.anchors < self.before(window).start) | (self.anchors >= window.stop)
 
 
+def shot_windows(keyframes: Tensor, shots: Sequence[int], limit: int) -> list[tuple[int, Windows]]:
+    """Makes the windows of every shot, which know nothing of the other shots' keyframes.
+
+    Args:
+        keyframes: Frame numbers, (k,), ascending.
+        shots: The first frame of each shot, ascending from 0; each has a keyframe.
+        limit: As of `Windows.of`.
+
+    Returns:
+        Of every shot the position of its first keyframe, from which its windows count.
+
+    Examples:
+        >>> shots = shot_windows(torch.tensor([2, 4, 9, 13]), shots=(0, 8), limit=8)
+        >>> [(first, windows.own) for first, windows in shots]
+        [(0, (range(0, 2),)), (2, (range(0, 2),))]
+    """
+    firsts = torch.searchsorted(keyframes, torch.tensor(list(shots))).tolist()
+    spans = pairwise([*firsts, len(keyframes)])
+    return [(first, Windows.of(stop - first, limit)) for first, stop in spans]
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """The nearest past and future keyframe of every frame.
@@ -172,18 +218,21 @@ class Neighbours:
         return Neighbours(self.past - first, self.future - first, self.weight)
 
 
-def neighbours(frames: int, keyframes: Tensor, sigmoid: bool = False) -> Neighbours:
+def neighbours(
+    frames: int, keyframes: Tensor, sigmoid: bool = False, shots: Sequence[int] = ONE_SHOT
+) -> Neighbours:
     """Finds the closest keyframes before and after every frame, weighted by the true distances.
 
     weight = d_past / (d_past + d_future): a keyframe keeps its own tokens whole, and the
     weights run through an interval without a jump. A frame outside the first or last keyframe
-    uses the one it has.
+    of its shot uses the one it has.
 
     Args:
         frames: N, the number of frames.
         keyframes: Frame numbers, (k,) int64, ascending.
         sigmoid: Whether to squash this ratio through a sigmoid, as the paper prints it: 0.5 to
             0.73, so that a frame never follows its past keyframe most.
+        shots: The first frame of each shot, ascending from 0; each has a keyframe.
 
     Returns:
         The two keyframes and the weight of each of the N frames.
@@ -199,7 +248,11 @@ def neighbours(frames: int, keyframes: Tensor, sigmoid: bool = False) -> Neighbo
     keyframes = keyframes.cpu()
     past = torch.searchsorted(keyframes, index, right=True) - 1
     future = torch.searchsorted(keyframes, index, right=False)
-    outside_left, outside_right = past < 0, future >= len(keyframes)
+    begins = torch.tensor(list(shots))
+    shot, drawn_in = (torch.searchsorted(begins, at, right=True) for at in (index, keyframes))
+    outside_left = (past < 0) | (drawn_in[past.clamp(min=0)] != shot)
+    last = len(keyframes) - 1
+    outside_right = (future > last) | (drawn_in[future.clamp(max=last)] != shot)
     past = torch.where(outside_left, future, past)
     future = torch.where(outside_right, past, future)
     before, after = (index - keyframes[past]).abs(), (keyframes[future] - index).abs()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-import judge
 import torch
 from clips import Clip
 from tokenflow_pack.tokenflow_ops.measuring.metrics import sharpness, warp_errors
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.tools.case import Editable, Settings, World, channels_first
+from bench.tools.materials import made_of
 
 BAND = 5  # pixels on both sides of the outline
 PRESENT = 0.02  # share of the picture from which on an object is asked for its surface
@@ -55,6 +55,11 @@ class TruthCase(Editable):
     @cached_property
     def masks(self) -> Tensor:
         return self.clip.masks()
+
+    @cached_property
+    def bare(self) -> Tensor:
+        """(N, 3, H, W): the ground without the objects."""
+        return self.clip.bare()
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -119,7 +124,9 @@ class TruthCase(Editable):
 
     def _made_of(self, clip: Tensor, surface: str) -> Tensor:
         """(N, H, W) bool."""
-        return self.world.critic.materials(channels_first(clip)) == judge.MATERIALS.index(surface)
+        source = channels_first(self.source)
+        ground = self.clip.source.ground
+        return made_of(channels_first(clip), surface, ground, self.bare, source, self.masks)
 
     def _mean_over(self, values: Tensor, where: Tensor) -> float | None:
         return float(values[where].mean()) if bool(where.any()) else None

@@ -12,8 +12,9 @@ from ...host.validation.checks import check_frame_count
 from ...host.validation.errors import NodeError
 from ...reporting.grid import captioned_grid
 from ...reporting.plots import heat_map, plot_timeline
-from ...tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures, Windows
+from ...tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures
 from ...tokenflow_ops.features import token_grid
+from ...tokenflow_ops.keyframes import interval_starts, shot_windows
 from ...tokenflow_ops.measuring.views import (
     feature_colours,
     match_motion,
@@ -287,12 +288,12 @@ def _sureness(similarity: torch.Tensor) -> torch.Tensor:
 
 def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torch.Tensor:
     keyframes = [step.keyframes.tolist() for step in correspondences.steps]
-    interval = correspondences.interval
-    windows = Windows.of(
-        len(keyframes[0]), attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES
-    )
+    frames, shots = correspondences.features.inversion.frames, correspondences.shots
+    limit = attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES
     # An interval has one keyframe.
-    spans = [(own.start * interval, own.stop * interval) for own in windows.own]
-    return plot_timeline(
-        keyframes, correspondences.features.inversion.frames, spans, windows.anchors.tolist()
-    )
+    borders = [*interval_starts(frames, correspondences.interval, shots).tolist(), frames]
+    spans, anchors = [], []
+    for first, windows in shot_windows(correspondences.steps[0].keyframes, shots, limit):
+        spans += [(borders[first + own.start], borders[first + own.stop]) for own in windows.own]
+        anchors += (first + windows.anchors).tolist()
+    return plot_timeline(keyframes, frames, spans, anchors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..baselines.reference import chunk_neighbours
 from ..features import Descriptor, SourceFeatures
-from ..keyframes import Neighbours, choose_keyframes, neighbours
+from ..keyframes import ONE_SHOT, Neighbours, choose_keyframes, neighbours
 from .correspondence import Correspondences, PairMatches, StepMatches, index_type
 from .fastest import Backends, Timings
 from .search import release_scratch, search_window
@@ -20,7 +20,9 @@ BLOCK_FRAMES, QUERY_BYTES = 64, 64 << 20
 BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
 
 
-def blend_of(blend: str, frames: int, keyframes: Tensor, interval: int) -> Neighbours:
+def blend_of(
+    blend: str, frames: int, keyframes: Tensor, interval: int, shots: Sequence[int] = ONE_SHOT
+) -> Neighbours:
     """Finds which two keyframes every frame follows, and how much.
 
     "nearest" is ours, then the paper's weights, then the public code's rule.
@@ -30,6 +32,7 @@ def blend_of(blend: str, frames: int, keyframes: Tensor, interval: int) -> Neigh
         frames: N, the number of frames.
         keyframes: Frame numbers, (k,), ascending, one per `interval`.
         interval: Frames per keyframe.
+        shots: The first frame of each shot. The public code knows nothing of shots.
 
     Returns:
         The two keyframes and the weight of each of the N frames.
@@ -41,7 +44,7 @@ def blend_of(blend: str, frames: int, keyframes: Tensor, interval: int) -> Neigh
         return chunk_neighbours(frames, interval)
     if blend not in BLENDS:
         raise ValueError(f"blend must be one of {BLENDS}, got {blend!r}")
-    return neighbours(frames, keyframes, sigmoid=blend == BLENDS[1])
+    return neighbours(frames, keyframes, blend == BLENDS[1], shots)
 
 
 def build_correspondences(
@@ -56,6 +59,7 @@ def build_correspondences(
     check: Callable[[], None] = lambda: None,
     blend: str = BLENDS[0],
     timings: Timings | None = None,
+    shots: Sequence[int] = ONE_SHOT,
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
@@ -74,6 +78,7 @@ def build_correspondences(
         check: Called before every search; may raise to stop.
         blend: One of BLENDS, see `blend_of`.
         timings: How fast each backend is; what they lack is measured and added.
+        shots: The first frame of each shot, see `find_cuts`; nothing is matched across them.
 
     Returns:
         The clip's matches for all steps.
@@ -87,9 +92,10 @@ def build_correspondences(
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
     frames, steps = features.inversion.frames, len(features.inversion.sigmas) - 1
     keyframes = [
-        choose_keyframes(frames, interval, seed, 0 if fixed else step) for step in range(steps)
+        choose_keyframes(frames, interval, seed, 0 if fixed else step, shots)
+        for step in range(steps)
     ]
-    near = [blend_of(blend, frames, drawn, interval) for drawn in keyframes]
+    near = [blend_of(blend, frames, drawn, interval, shots) for drawn in keyframes]
     level = [features.nearest_step(step) for step in range(steps)]
     matches = {
         known: _empty(
@@ -122,14 +128,16 @@ def build_correspondences(
             on_pairs(done, total)
 
     try:
-        for block, held in _blocks(frames, interval):
+        reach = interval if len(shots) == 1 else 2 * interval
+        for block, held in _blocks(frames, interval, reach):
             features.stream(torch.arange(held.start, held.stop), partial(consume, block, held))
     finally:
         release_scratch()
     found = (
         StepMatches(keyframes[step], near[step], matches[level[step]]) for step in range(steps)
     )
-    return Correspondences(features, tuple(found), interval, fixed, str(search.backends))
+    backends = str(search.backends)
+    return Correspondences(features, tuple(found), interval, fixed, backends, tuple(shots))
 
 
 def _sides(near: Neighbours) -> tuple[Tensor, Tensor]:
@@ -151,17 +159,17 @@ def _empty(features: SourceFeatures, keyframes: list[Tensor]) -> PairMatches:
     )
 
 
-def _blocks(frames: int, interval: int) -> Iterator[tuple[range, range]]:
-    """Whole intervals of frames, and with each the frames in which their keyframes may lie.
+def _blocks(frames: int, interval: int, reach: int) -> Iterator[tuple[range, range]]:
+    """Blocks of frames, and with each the frames in which their keyframes may lie.
 
-    Those reach an interval further on both sides.
+    Those reach an interval further on both sides, two where intervals begin anew at cuts.
     """
     length = max(1, BLOCK_FRAMES // interval) * interval
-    if frames <= length + 2 * interval:
+    if frames <= length + 2 * reach:
         length = frames
     for start in range(0, frames, length):
         stop = min(frames, start + length)
-        yield range(start, stop), range(max(0, start - interval), min(frames, stop + interval))
+        yield range(start, stop), range(max(0, start - reach), min(frames, stop + reach))
 
 
 class _Search:

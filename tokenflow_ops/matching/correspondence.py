@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import Descriptor, SourceFeatures
-from ..keyframes import Neighbours
+from ..keyframes import ONE_SHOT, Neighbours
 from ..propagation import propagate
 from ..storage.counted import Counted
 
@@ -107,6 +107,7 @@ class Correspondences(Counted):
         interval: Frames per keyframe.
         fixed: Whether all steps share their keyframes.
         backend: The search that was used.
+        shots: The first frame of each shot, ascending from 0.
 
     Raises:
         ValueError: If the number of steps is not the inversion's.
@@ -117,6 +118,7 @@ class Correspondences(Counted):
     interval: int
     fixed: bool
     backend: str
+    shots: tuple[int, ...] = ONE_SHOT
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.features.inversion.sigmas) - 1:

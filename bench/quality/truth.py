@@ -9,9 +9,11 @@ same prompts and seeds. Each edit is a line in OUT/cases.csv as soon as it is do
 already is not run again. From these lines come OUT/truth.md, truth.csv and worst.png: of each kind
 the frame that ours got most wrong, beside its ideal.
 
-structure: overlap (IoU) of the pixels that the judge takes for the asked surface with the object's
-    true outline, mean over the frames; what another object hides is left out.
-ghosts: share of pixels away from the object that the judge takes for the asked surface.
+Ours is the defaults with Find Edit Mask; without_mask the defaults alone.
+
+structure: overlap (IoU) of the pixels of the asked surface (bench/tools/materials.py) with the
+    object's true outline, mean over the frames; what another object hides is left out.
+ghosts: share of pixels away from the object that are of the asked surface.
 ground, outline: PSNR to the ideal of the ground, and of a band of 5 pixels on both sides of the
     outline, in dB.
 excess: warp error x1e-3 along the true flow above the ideal's through the autoencoder; in tables a
@@ -66,6 +68,7 @@ class Row:
     matches: dict[str, Any]
     sampling: dict[str, Any]
     public: bool = False
+    masked: bool = False
 
 
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
@@ -75,7 +78,8 @@ ROWS = (
     Row("fixed_keyframes", {}, {"keyframes": FIXED}, {}),
     Row("paper", EVERY, {"blend": "nearest, sigmoid"}, PAPER),
     Row("public_code", {}, {}, {"consistency": "tokenflow, public code"}, public=True),
-    Row(OURS, {}, {}, {}),
+    Row("without_mask", {}, {}, {}),
+    Row(OURS, {}, {}, {}, masked=True),
 )
 
 
@@ -248,7 +252,8 @@ def edits_of(
                 )
                 prepared[first_stage] = case.match(features, seed=case.clip.number, **row.matches)
             start = time.process_time()
-            edited = case.edit(prepared[first_stage], surface, **row.sampling)
+            mask = case.edit_mask(inversions[row.public], surface) if row.masked else None
+            edited = case.edit(prepared[first_stage], surface, mask=mask, **row.sampling)
             seconds = time.process_time() - start
             line = Line.of(case.clip, surface, row.name, seconds, case.figures(edited, surface))
             pictures[row.name] = edited

@@ -16,6 +16,7 @@ import av
 import torch
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
@@ -141,6 +142,16 @@ class Editable:
         """choices: inputs of Build NN Correspondences."""
         choices = {"keyframe_interval": self.settings.interval, "seed": 1} | choices
         return BuildCorrespondences.execute(features=features, **choices).args[0]
+
+    def edit_mask(self, inversion: Any, surface: str, **choices: Any) -> Tensor:
+        """Where the edit to a surface is to happen. choices: inputs of Find Edit Mask."""
+        return FindEditMask.execute(
+            model=self.world.model,
+            inversion=inversion,
+            positive=self.edit_prompt(surface),
+            frames=self.source,
+            **choices,
+        ).args[0]
 
     def edit(
         self,

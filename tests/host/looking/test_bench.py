@@ -64,3 +64,26 @@ def test_the_bench_of_the_search_has_a_row_for_every_shape(
     # Without FAISS there is no second table.
     assert [row[:3] for row in rows[4:]] in ([], [["9", "4", "3"], ["70", "4", "8"]])
     assert len({len(row) for row in rows[:4]}) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_an_ideal_edit_is_of_the_asked_surface_where_the_object_is(number: int) -> None:
+    from bench.tools.case import Settings  # puts the world's modules on the path
+
+    assert Settings
+    from clips import Clip
+
+    from bench.tools.materials import made_of
+
+    clip = Clip("plain", number, 2)
+    (surface,), masks, bare = clip.surfaces(1), clip.masks(), clip.bare()
+
+    def overlap(pictures: torch.Tensor) -> float:
+        found = made_of(pictures, surface, clip.source.ground, bare, clip.pictures(), masks)
+        return float((found & masks).sum() / (found | masks).sum())
+
+    assert overlap(clip.dressed(surface).pictures()) > 0.93
+    assert overlap(clip.pictures()) < 0.05
+    assert overlap(bare) < 0.05
+    moved = clip.dressed(surface).pictures().roll(20, -1)
+    assert overlap(moved) < 0.7

@@ -27,7 +27,7 @@ class PlugAndPlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the inverted schedule with the source's queries and "
+                    tooltip="Share of SD's schedule, by its noise, with the source's queries and "
                     "keys. Lower: freer shapes.",
                 ),
                 io.Float.Input(
@@ -36,7 +36,7 @@ class PlugAndPlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the inverted schedule with the source's ResBlock "
+                    tooltip="Share of SD's schedule, by its noise, with the source's ResBlock "
                     "features. Lower: freer layout.",
                 ),
                 io.Combo.Input(

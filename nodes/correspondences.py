@@ -146,7 +146,7 @@ class BuildCorrespondences(io.ComfyNode):
         try:
             if backend == "faiss":
                 library("faiss")
-            shots = ONE_SHOT
+            shots: tuple[int, ...] = ONE_SHOT
             if cuts == FOUND:
                 device = model_management.get_torch_device()
                 check = model_management.throw_exception_if_processing_interrupted

@@ -18,6 +18,7 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.demo_model import LoadDemoModel
+from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
@@ -57,9 +58,10 @@ METRICS, COMPARE, CHECK, TUNE = (
     "Check Reconstruction",
     "Tune-A-Video Tuning",
 )
-FEATURES, CORRESPONDENCES, DEMO = (
+FEATURES, CORRESPONDENCES, FIND_MASK, DEMO = (
     "Preview Features",
     "Preview Correspondences",
+    "Find Edit Mask",
     "Load Demo Model (TokenFlow)",
 )
 NODES: dict[str, Any] = {
@@ -77,6 +79,7 @@ NODES: dict[str, Any] = {
     TUNE: TuneAVideo,
     FEATURES: PreviewFeatures,
     CORRESPONDENCES: PreviewCorrespondences,
+    FIND_MASK: FindEditMask,
     DEMO: LoadDemoModel,
 }
 
@@ -213,6 +216,12 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     },
     FEATURES: lambda: {"features": extracted(*CLIP)},
     CORRESPONDENCES: lambda: {"correspondences": matched(*CLIP), "frames": frames()},
+    FIND_MASK: lambda: {
+        "model": tiny_model(),
+        "inversion": inverted(*CLIP)[0],
+        "positive": POSITIVE,
+        "frames": frames(),
+    },
     DEMO: dict,
 }
 

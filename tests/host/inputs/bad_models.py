@@ -26,6 +26,7 @@ from .bad_input import (
     CORRESPONDENCES,
     EXTRACT,
     FEATURES,
+    FIND_MASK,
     INJECTION,
     INVERT,
     LOAD,
@@ -124,7 +125,7 @@ def caching() -> Any:
 MODELS = [
     *(
         wrong(f"no UNet: {node}", node, "model", no_unet, "no self-attention layers", IMAGE_MODELS)
-        for node in (INVERT, EXTRACT, APPLY)
+        for node in (INVERT, EXTRACT, APPLY, FIND_MASK)
     ),
     *(
         wrong(
@@ -156,7 +157,7 @@ MODELS = [
             "not the one the source was",
             SAME,
         )
-        for node in (EXTRACT, SAMPLER, APPLY, CHECK, LOAD)
+        for node in (EXTRACT, SAMPLER, APPLY, CHECK, LOAD, FIND_MASK)
     ),
     *(
         wrong(
@@ -167,7 +168,7 @@ MODELS = [
             "not the one the source was",
             SAME,
         )
-        for node in (EXTRACT, SAMPLER)
+        for node in (EXTRACT, SAMPLER, FIND_MASK)
     ),
     wrong("a model that returns NaN", INVERT, "model", broken, "NaN", "precision"),
     wrong(
@@ -254,6 +255,7 @@ STAGES = [
     stage(SAVE, "inversion", "TokenFlow", "INVERSION"),
     stage(EXTRACT, "inversion", {"samples": torch.zeros(1)}, "INVERSION"),
     stage(CHECK, "inversion", POSITIVE, "INVERSION"),
+    stage(FIND_MASK, "inversion", 0.5, "INVERSION"),
     stage(BUILD, "features", inverted, "FEATURES"),
     stage(FEATURES, "features", 5, "FEATURES"),
     stage(CORRESPONDENCES, "correspondences", ["a", 1], "CORRESPONDENCES"),

@@ -22,6 +22,7 @@ from .bad_input import (
     CORRESPONDENCES,
     EXTRACT,
     FEATURES,
+    FIND_MASK,
     INJECTION,
     INVERT,
     LOAD,
@@ -126,6 +127,13 @@ def sane_view(given: dict[str, Any], *views: torch.Tensor) -> None:
         pictures(view, shown(made.inversion.frames, given.get("most_frames", 64)))
 
 
+def sane_masks(given: dict[str, Any], masks: torch.Tensor, dimmed: torch.Tensor) -> None:
+    pictures(dimmed, given["inversion"].frames)
+    assert masks.shape == dimmed.shape[:3]
+    assert masks.dtype == torch.float32
+    assert set(masks.unique().tolist()) <= {0.0, 1.0}
+
+
 SANE: dict[str, Callable[..., None]] = {
     INVERT: sane_path,
     LOAD: sane_path,
@@ -141,4 +149,5 @@ SANE: dict[str, Callable[..., None]] = {
     TUNE: sane_tuning,
     FEATURES: sane_view,
     CORRESPONDENCES: sane_view,
+    FIND_MASK: sane_masks,
 }

@@ -31,6 +31,7 @@ from .bad_input import (
     DEMO,
     EXTRACT,
     FEATURES,
+    FIND_MASK,
     GOOD,
     INJECTION,
     INVERT,
@@ -64,6 +65,7 @@ CALLS = {
     TUNE: 150,
     FEATURES: 600,
     CORRESPONDENCES: 400,
+    FIND_MASK: 400,
     DEMO: 100,
 }
 FILES = 400

@@ -35,6 +35,7 @@ from ..inputs.bad_input import (
     CHECK,
     COMPARE,
     CORRESPONDENCES,
+    FIND_MASK,
     GOOD,
     METRICS,
     NODES,
@@ -143,6 +144,7 @@ def test_a_faiss_that_fails_when_it_searches_is_one_that_is_broken(
 TAKEN: dict[str, list[tuple[str, str | None, dict[str, Any]]]] = {
     "cv2": [
         (METRICS, "flow", {}),
+        (FIND_MASK, None, {}),
         (SAMPLER, "consistency", RERENDER),
         (APPLY, "consistency", RERENDER),
     ],

@@ -93,7 +93,10 @@ class FindEditMask(io.ComfyNode):
         steps = compared_steps(inversion, backbone.parameterization)
         progress = Progress(2 * len(steps) + len(frames))
         apart = prompts_apart(NAME, model, inversion, positive, steps, frames_per_pass, progress)
-        if not float(apart.max()) > SAME:  # nor is NaN
+        if not torch.isfinite(apart).all():
+            remedy = "Run it in a higher precision (--force-fp32 or --bf16-unet)."
+            raise NodeError(NAME, "model", "it sees NaN or infinite values.", remedy)
+        if float(apart.max()) <= SAME:
             raise NodeError(
                 NAME,
                 "positive",

@@ -9,7 +9,8 @@ same prompts and seeds. Each edit is a line in OUT/cases.csv as soon as it is do
 already is not run again. From these lines come OUT/truth.md, truth.csv and worst.png: of each kind
 the frame that ours got most wrong, beside its ideal.
 
-Ours is the defaults with Find Edit Mask; without_mask the defaults alone.
+Ours is the defaults with Find Edit Mask, used as its help page says: with the source prompt as
+negative prompt and cfg 2. without_mask is the defaults alone.
 
 structure: overlap (IoU) of the pixels of the asked surface (bench/tools/materials.py) with the
     object's true outline, mean over the frames; what another object hides is left out.
@@ -71,6 +72,9 @@ class Row:
     masked: bool = False
 
 
+# With a mask the negative prompt is the source's, and so much guidance is enough: else the model
+# goes on with the ground that it sees all around.
+MASKED_CFG = 2.0
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
 ROWS = (
     Row(BASE, {}, {}, {"consistency": "per frame"}),
@@ -252,8 +256,11 @@ def edits_of(
                 )
                 prepared[first_stage] = case.match(features, seed=case.clip.number, **row.matches)
             start = time.process_time()
-            mask = case.edit_mask(inversions[row.public], surface) if row.masked else None
-            edited = case.edit(prepared[first_stage], surface, mask=mask, **row.sampling)
+            sampling = row.sampling
+            if row.masked:
+                mask = case.edit_mask(inversions[row.public], surface)
+                sampling = {"mask": mask, "negative": case.source_prompt, "cfg": MASKED_CFG}
+            edited = case.edit(prepared[first_stage], surface, **sampling)
             seconds = time.process_time() - start
             line = Line.of(case.clip, surface, row.name, seconds, case.figures(edited, surface))
             pictures[row.name] = edited

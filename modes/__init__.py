@@ -22,8 +22,7 @@ from ..tokenflow_ops.passes import (
     SourceMatchPass,
     SparseCausalPass,
 )
-from .fatezero import fatezero
-from .rerender import rerender, settle_rerender
+from . import fatezero, rerender
 
 
 def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
@@ -197,6 +196,11 @@ MODES: dict[str, Mode] = {
     "sparse-causal": Mode(sparse_causal),
     "per frame": Mode(per_frame, per_frame=True),
     "tokenflow, public code": Mode(public_code),
-    "fatezero": Mode(fatezero),
-    "rerender": Mode(rerender, settle=settle_rerender, needs_frames=True, needs=("cv2", "kornia")),
+    "fatezero": Mode(fatezero.fatezero),
+    "rerender": Mode(
+        rerender.rerender,
+        settle=rerender.settle_rerender,
+        needs_frames=True,
+        needs=("cv2", "kornia"),
+    ),
 }

@@ -98,7 +98,7 @@ def _mistake(kind: str, wanted: Any, value: Any) -> Mistake | None:
     if not TYPES[kind](value):
         return f"{_shown(value)}, which is no {kind}.", f"Give a {kind}."
     if kind == "STRING" and not _is_unicode(value):
-        return f"{_shown(value)}, with signs that no text may have.", "Type it again."
+        return f"{_shown(value)}, with characters that no text may have.", "Type it again."
     if kind == "COMBO" and value not in wanted.options:
         return (
             f"{_shown(value)}, which is none of its {len(wanted.options)} choices.",
@@ -217,7 +217,7 @@ TYPES: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written: JSON may hold halves of signs."""
+    """Whether it can be written: JSON may hold halves of characters."""
     return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 

@@ -162,8 +162,12 @@ CHOICES = [
         "a name twice",
         "a name of its own",
     ),
-    wrong("a name of a million signs", COMPARE, "names", "x" * 10**6, "more than 200", "shorter"),
-    wrong("half of a sign", METRICS, "names", "\ud800", r"'\\ud800', with signs", "again"),
+    wrong(
+        "a name of a million characters", COMPARE, "names", "x" * 10**6, "more than 200", "shorter"
+    ),
+    wrong(
+        "half of a character", METRICS, "names", "\ud800", r"'\\ud800', with characters", "again"
+    ),
     wrong(
         "a prompt to score without CLIP",
         METRICS,

@@ -127,7 +127,12 @@ ROWS = [
         "Save Inversion wrote",
     ),
     wrong(
-        "a NUL in a file's name", LOAD, "file", f"x\0{SUFFIX}", "signs that no file name", "letters"
+        "a NUL in a file's name",
+        LOAD,
+        "file",
+        f"x\0{SUFFIX}",
+        "characters that no file name",
+        "letters",
     ),
     Row(
         "a link out of the folder",

@@ -115,7 +115,7 @@ def test_the_timeline_has_every_steps_keyframes_and_the_windows(
     drawn = [step.keyframes.tolist() for step in matched().steps]
     assert asked == [
         ([list(range(FRAMES))] * STEPS, FRAMES, [(0, 1), (1, 3), (3, 5)], []),
-        (drawn, FRAMES, [(0, 6)], []),
+        (drawn, FRAMES, [(0, FRAMES)], []),
     ]
     plain = plot_timeline(drawn, FRAMES)
     assert not torch.equal(plot_timeline(drawn, FRAMES, [(0, 2), (2, 5)]), plain)

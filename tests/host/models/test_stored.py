@@ -356,13 +356,13 @@ def test_names_that_lead_elsewhere_are_refused(folders: Path, name: str) -> None
     write(folders / "elsewhere" / f"x{SUFFIX}")
     write(folders / f"x{SUFFIX}")
     before = files(folders)
-    refused(lambda: save(name), "Save Inversion", "filename_prefix", "is no name|signs|link")
+    refused(lambda: save(name), "Save Inversion", "filename_prefix", "is no name|characters|link")
     for annotation in ("", " [input]", " [output]"):
         refused(
             lambda end=annotation: load(f"{name}{SUFFIX}{end}"),
             "Load Inversion",
             "file",
-            "is no name|signs|link|shorter|not there",
+            "is no name|characters|link|shorter|not there",
         )
     assert files(folders) == before
 

@@ -93,6 +93,29 @@ class DemoModel(nn.Module):
         """
         return self.unet._forward(noised, step, context, transformer_options={})
 
+    def groups(self) -> list[dict]:
+        """What is trained, and how fast against the rate asked for."""
+        return [
+            {"params": list(self.unet.parameters()), "pace": 1.0},
+            {"params": list(self.text.parameters()), "pace": 3.0},
+        ]
+
+    def core(self, noised: Tensor, times: Tensor, context: Tensor) -> Tensor:
+        """As `predict`: what the compiler is to see, the UNet alone."""
+        return self.predict(noised, times, context)
+
+    def levels(self, parts: Tensor) -> Tensor:
+        """The schedule's steps for `parts`, evenly spread over [0, 1): more of them noisy, where
+        prompts and layouts are learnt.
+        """
+        return (parts.sqrt() * 1000).long().clamp(max=999)
+
+    def pair(self, latents: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Noised latents and what is to be predicted of them, v."""
+        alpha_bar = ALPHA_BAR.to(latents.device)[times].view(-1, 1, 1, 1)
+        signal, share = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        return signal * latents + share * noise, signal * noise - share * latents
+
     def read(self, prompts: list[str]) -> Tensor:
         """Token embeddings of prompts, (B, 77, 64)."""
         return self.text(tokenize(prompts).to(self.codec.mean.device))[0]

@@ -15,20 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import model as unet_model
 import torch
-from model import (
-    ALPHA_BAR,
-    PATCH,
-    WEIGHTS,
-    DemoModel,
-    PatchAutoencoder,
-    Tensor,
-    assemble,
-    host_attention,
-    load,
-    save,
-)
+import transformer as transformer_model
+from model import PATCH, WEIGHTS, DemoModel, PatchAutoencoder, Tensor, host_attention
 from scenes import Scene, uniform
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from wide import wide_scene
@@ -110,7 +102,7 @@ def plain_attention(
 
     What the compiler makes of it is faster to train on a CPU than a fused one.
     """
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
     return (weights @ v).transpose(1, 2).flatten(2)
 
@@ -121,27 +113,16 @@ class Trainer:
     It can be stored and taken up again.
     """
 
-    def __init__(self, state: Path, device: str, compiled: bool = True) -> None:
+    def __init__(self, model: nn.Module, state: Path, device: str, compiled: bool = True) -> None:
         self.path, self.device, self.step, self.pictures = state, device, 0, 0
-        stored = torch.load(state, weights_only=True) if state.exists() else None
-        if stored is not None:
-            self.model = assemble(stored["model"])
-        else:
-            self.model = load() if WEIGHTS.exists() else DemoModel(fit_autoencoder())
-        self.model.to(device)
-        unet = self.model.unet
-        # As `DemoModel.predict`, but that the compiler sees the UNet alone.
-        self.predict = lambda noised, times, context: unet._forward(
-            noised, times, context, transformer_options={}
-        )
-        if compiled:
-            self.predict = torch.compile(self.predict)
+        self.model = model.to(device)
+        self.predict = torch.compile(self.model.core) if compiled else self.model.core
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        groups = [
-            {"params": list(self.model.unet.parameters()), "pace": 1.0},
-            {"params": list(self.model.text.parameters()), "pace": 3.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.trained = [part for part in self.model.parameters() if part.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.model.groups(), betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        stored = torch.load(state, weights_only=True) if state.exists() else None
         if stored is not None:
             for name in ("model", "average", "optimizer"):
                 getattr(self, name).load_state_dict(stored[name])
@@ -164,28 +145,18 @@ class Trainer:
             group["lr"] = rate * group["pace"]
         latents = self.model.encode(pictures.to(self.device).float() / 255)
         count = len(latents)
-        # Evenly spread over the batch, more of them at high noise: that is where prompts and
-        # layouts are learnt.
+        # Evenly spread over the batch.
         parts = (
             torch.randperm(count, device=self.device) + torch.rand(count, device=self.device)
         ) / count
-        times = (parts.sqrt() * 1000).long().clamp(max=999)
-        alpha_bar = ALPHA_BAR.to(self.device)[times].view(-1, 1, 1, 1)
-        noise = torch.randn_like(latents)
+        times = self.model.levels(parts)
+        noised, target = self.model.pair(latents, torch.randn_like(latents), times)
         with torch.autocast(self.device, torch.bfloat16):
-            v = self.predict(
-                alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise,
-                times,
-                self.model.read(captions),
-            )
-        losses = (
-            (v.float() - (alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents))
-            .square()
-            .mean((1, 2, 3))
-        )
+            predicted = self.predict(noised, times, self.model.read(captions))
+        losses = (predicted.float() - target).square().mean((1, 2, 3))
         self.optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.step, self.pictures = self.step + 1, self.pictures + count
         with torch.no_grad():
@@ -194,6 +165,14 @@ class Trainer:
                 list(self.average.parameters()), list(self.model.parameters()), share
             )
         return times, losses.detach()
+
+
+def fresh(kind: str) -> nn.Module:
+    """The model to train: the shipped weights, or random ones where there are none."""
+    if kind == "transformer":
+        shipped = transformer_model.TRANSFORMER_WEIGHTS.exists()
+        return transformer_model.load() if shipped else transformer_model.DemoTransformer()
+    return unet_model.load() if WEIGHTS.exists() else DemoModel(fit_autoencoder())
 
 
 def main() -> None:
@@ -206,7 +185,8 @@ def main() -> None:
         required=True,
         help="resumable state; written, and taken up if it exists",
     )
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights to ship go")
+    parser.add_argument("--model", choices=("unet", "transformer"), default="unet")
+    parser.add_argument("--out", type=Path, help="where the weights go, if not to the shipped file")
     parser.add_argument("--hours", type=float, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
@@ -231,7 +211,8 @@ def main() -> None:
         host_attention.optimized_attention = host_attention.optimized_attention_masked = (
             plain_attention
         )
-    trainer = Trainer(options.state, options.device, not options.eager)
+        transformer_model.mmdit.optimized_attention = plain_attention
+    trainer = Trainer(fresh(options.model), options.state, options.device, not options.eager)
     first, begin = trainer.step, time.time()
     recent: list[list[float]] = [[] for _ in range(8)]
     for pictures, captions in DataLoader(
@@ -247,8 +228,8 @@ def main() -> None:
             captions,
             options.rate * ramp * (max(0.02, 1 - done) if options.final else 1.0),
         )
-        for at, loss in zip(times.tolist(), losses.tolist(), strict=True):
-            recent[at // 125] = [*recent[at // 125][-199:], loss]
+        for at, loss in zip(times.long().tolist(), losses.tolist(), strict=True):
+            recent[min(7, at // 125)] = [*recent[min(7, at // 125)][-199:], loss]
         if trainer.step % 25 == 0:
             by_noise = " ".join(f"{sum(part) / max(1, len(part)):.3f}" for part in recent)
             speed = (trainer.step - first) * options.batch / (time.time() - begin)
@@ -256,7 +237,11 @@ def main() -> None:
             print(f"{done_so_far}; loss by rising noise: {by_noise}", flush=True)
         if trainer.step % SAVE_EVERY == 0 or done >= 1:
             trainer.store()
-            save(trainer.average, options.out)
+            kind = transformer_model if options.model == "transformer" else unet_model
+            shipped = (
+                transformer_model.TRANSFORMER_WEIGHTS if options.model == "transformer" else WEIGHTS
+            )
+            kind.save(trainer.average, options.out or shipped)
         if done >= 1:
             break
 

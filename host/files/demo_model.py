@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "model.safetensors"
+TRANSFORMER_WEIGHTS = WEIGHTS.with_name("transformer.safetensors")
+TRANSFORMER_SHIFT = 3.0  # as SD 3's
 PATCH = 4
 CHANNELS = 16
 HEAD_WIDTH = 32

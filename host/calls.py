@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -30,12 +30,17 @@ class Handover:
         places: By uuid the place of each conditioning of the pass: which list, and which
             entry of it.
         entrance: Checks what comes to the model.
+        seen: The layers that have run so far, by the uuids of a call of the model; of families
+            that ask for it.
+        between: What a layer leaves to a later one, by the same uuids.
     """
 
     work: Pass
     node: str
     places: Mapping[Any, Place]
     entrance: Entrance
+    seen: dict[tuple[Any, ...], set[str]] = field(default_factory=dict)
+    between: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Handover | None:

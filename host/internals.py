@@ -69,7 +69,7 @@ USES = (
         ("sample_euler(model, x, sigmas, extra_args, callback, disable)",),
         "sampling the source back",
     ),
-    Use("comfy.model_sampling", ("CONST",), "refusing flow models"),
+    Use("comfy.model_sampling", ("CONST",), "knowing flow models"),
     Use(
         "comfy.patcher_extension",
         (
@@ -79,6 +79,7 @@ USES = (
             "WrappersMP.PREDICT_NOISE",
             "WrappersMP.CALC_COND_BATCH",
             "WrappersMP.DIFFUSION_MODEL",
+            "WrappersMP.APPLY_MODEL",
             "CallbacksMP.ON_PRE_RUN",
         ),
         "the patch points of a run, from its begin to its end (host/patching.py)",
@@ -253,13 +254,14 @@ LIVE = {
     "ModelPatcher.get_key_patches() gives",
     "its model": "diffusion_model, model_config, latent_format, manual_cast_dtype, "
     "model_sampling, memory_required()",
-    "model_sampling": "sigmas, percent_to_sigma() and what the host's samplers call",
+    "model_sampling": "sigmas, percent_to_sigma(), noise_scaling() and what the host's samplers "
+    "call",
     "guider": "conds, inner_model, model_options, model_patcher",
     "model_options": "transformer_options, model_function_wrapper, context_handler, "
     "sampler_post_cfg_function; multigpu_thread_pool with devices, submit() and get_result() "
     "on newer hosts",
-    "transformer_options": "uuids, activations_shape, patches_replace, easycache; what we hand "
-    "over travels in it",
+    "transformer_options": "uuids, activations_shape, patches_replace, easycache, "
+    "optimized_attention_override; what we hand over travels in it",
     "processed conditionings": "model_conds with cond and _copy_with(), mask, area, control, "
     "hooks, uuid",
     "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, "
@@ -267,6 +269,8 @@ LIVE = {
     "a UNet": "input_blocks, middle_block, output_blocks; BasicTransformerBlock's attn1, attn2 "
     "and disable_self_attn; attention's heads, attn_precision, to_q, to_k, to_v, to_out; "
     "forward(x, context, value, mask, transformer_options)",
+    "a transformer": "patch_size, pad_tokens_multiple, skip_mmdit, skip_dit and its lists of "
+    "blocks; the blocks' classes, arguments and returns (host/families/transformer.py)",
     "VAE": "decode()",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
-from .calls import Handover, running
+from .calls import Handover
 from .conditioning.conds import Conds, PassConds
-from .conditioning.controls import shallow_control
-from .families import backbone_of
+from .families import Family, backbone_of
+from .families.start import start_noise
 from .families.wraps import ForwardWraps
 from .memory import frames_per_pass, is_oom
 from .validation.conflicts import DOWNSCALE, check_controls, check_every_pass_runs
@@ -200,6 +201,7 @@ class ModelCall:
 
     Args:
         executor: The host's own evaluation, called with the other arguments in this order.
+        family: The model's.
         model: The host's model.
         conds: Processed conditionings of all frames, list by list.
         x: Noisy frames, (N, C, h, w).
@@ -210,13 +212,14 @@ class ModelCall:
     def __init__(
         self,
         executor: Callable[..., list[Tensor]],
+        family: Family,
         model: Any,
         conds: Conds,
         x: Tensor,
         timestep: Tensor,
         options: dict[str, Any],
     ) -> None:
-        self.executor, self.model, self.options = executor, model, options
+        self.executor, self.family, self.model, self.options = executor, family, model, options
         self.conds, self.x = conds, x
         # Detached, because the host's training asks for its gradient.
         self.timestep = timestep.detach().expand(len(x))
@@ -267,9 +270,8 @@ class ModelCall:
         # AnimateDiff tells them.
         window = {"sub_idxs": frames.tolist(), "full_length": total, "context_length": len(frames)}
         ours = Handover(frames_pass, run.node, cut.place, entrance).given() | {"ad_params": window}
-        options = self.options | {
-            "transformer_options": self.options.get("transformer_options", {}) | ours
-        }
+        given = self.options.get("transformer_options", {})
+        options = self.options | {"transformer_options": given | ours | self.family.given(given)}
         try:
             denoised = self.executor(self.model, cut.lists, part, self.timestep[rows], options)
         except Exception as error:
@@ -308,29 +310,26 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
         model: The ModelPatcher.
         new_run: Makes the run of one sampling.
         asked: Frames in one pass, 0 for the host's estimate.
-        with_deep: Whether passes are asked for what lies below the UNet's full resolution.
+        with_deep: Whether passes are asked for the model's deep layers.
 
     Returns:
         The clone.
     """
     clone = model.clone()
-    found = backbone_of(clone.model.diffusion_model)
+    found = backbone_of(clone)
     assert found is not None, "checked by the nodes"
     family, backbone = found
-    deep = backbone.deep if with_deep else ()
-    hidden = (backbone.injected_hidden,) if backbone.injected_hidden else ()
-    wraps = ForwardWraps(
-        (*backbone.attention, *backbone.cross.values(), *hidden, *deep),
-        partial(family.wrapper, backbone),
-    )
+    if not with_deep:
+        backbone = replace(backbone, deep=())
+    wraps = ForwardWraps(family.wrapped(backbone), partial(family.wrapper, backbone))
     clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
-    _add_wrappers(clone, new_run, asked)
+    _add_wrappers(clone, family, new_run, asked)
     wraps.during_sampling(clone, KEY)
-    _watch_model(clone, deep)
+    family.watch(clone, KEY, backbone)
     return clone
 
 
-def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
+def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked: int) -> None:
     def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         run = new_run()
         options = executor.class_obj.model_options["transformer_options"]
@@ -356,6 +355,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         extra_args: dict[str, Any],
         callback: Any,
         noise: Tensor,
+        latent_image: Tensor,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -363,8 +363,10 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         run.model = guider.model_patcher
         run.begin(guider, executor.class_obj, sigmas, noise)
         last = float(sigmas[-1])  # uni_pc writes into them
+        noise = start_noise(guider.model_patcher, sigmas, noise, latent_image)
+        callback = run.reported(callback)
         return run.finish(
-            executor(guider, sigmas, extra_args, run.reported(callback), noise, *args, **kwargs),
+            executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs),
             last,
         )
 
@@ -392,7 +394,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         model_options: dict[str, Any],
     ) -> list[Tensor]:
         run: Run = model_options["transformer_options"][KEY]
-        return run.evaluate(ModelCall(executor, model, conds, x, timestep, model_options))
+        return run.evaluate(ModelCall(executor, family, model, conds, x, timestep, model_options))
 
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),
@@ -403,21 +405,3 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
     ):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
-
-
-def _watch_model(clone: Any, deep: tuple[str, ...]) -> None:
-    def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
-        now = Handover.of(options)
-        if now is not None:
-            now.entrance.check(args[0], options)
-        if now is not None and now.work.skips_deep:
-            args = tuple(
-                shallow_control(arg, deep) if isinstance(arg, dict) and arg is not options else arg
-                for arg in args
-            )
-        with running(options):
-            return executor(*args, **kwargs)
-
-    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, diffusion_model)

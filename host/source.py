@@ -85,7 +85,7 @@ def invert_frames(
                         "sigma": upwards[top - index],
                     }
                 )
-        return x
+        return torch.zeros_like(x)  # a flow model's host divides what a run ends with by 1 - sigma
 
     patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
     run_as_sampler(climb, patched, positive, negative, cfg, sigmas.flip(0), latents, progress)

@@ -135,7 +135,9 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
     source_bank: Bank = {}
     bank: Bank = {}
-    known = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.hidden)), bank=source_bank)
+    known = SourceKeyframePass(
+        keyframes, names=frozenset((*layers, *now.injected)), bank=source_bank
+    )
     run.look_at_source(call, known)
     source = {name: known.kept[name] for name in now.injected}
     call.run(

@@ -8,6 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
+from ..host.families.start import as_latent
 from ..host.measuring.reconstruction import (
     describe_loss,
     reconstruct_frames,
@@ -201,7 +202,7 @@ class InvertVideo(io.ComfyNode):
         inversion = Inversion(
             sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask
         )
-        noisy = model.get_model_object("latent_format").process_out(path[0])
+        noisy = as_latent(model, path[0], sigmas[0])
         text = (
             f"{inversion.frames} frames inverted in {len(sigmas) - 1} steps "
             f"up to sigma {float(sigmas[0]):.2f}"

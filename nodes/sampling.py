@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..host.edit_run import Edit
 from ..host.editing import apply_edit, sample_edit
+from ..host.families.start import as_latent
 from ..host.measuring.cropping import as_encoded, mask_as_encoded
 from ..host.validation.checks import (
     check_frames,
@@ -291,7 +292,11 @@ class Sampler(io.ComfyNode):
         start_at = (
             inversion.latents_at(float(sigmas[0])) if noise == INVERTED else inversion.latents[-1]
         )
-        latents = model.get_model_object("latent_format").process_out(start_at)
+        latents = (
+            as_latent(model, start_at, sigmas[0])
+            if noise == INVERTED
+            else model.get_model_object("latent_format").process_out(start_at)
+        )
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
         added = _noise(noise, latents, seed)
         samples = sample_edit(

@@ -15,6 +15,7 @@ from comfy import model_management
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
+from ..host.families.start import as_latent
 from ..host.files.folders import new_path, stored_names, stored_path
 from ..host.validation.checks import (
     check_inverted_clip,
@@ -211,7 +212,7 @@ class LoadInversion(io.ComfyNode):
             text += f"\n{MASKED}"
         return io.NodeOutput(
             inversion,
-            {**others, "samples": latent_format.process_out(path[0])},
+            {**others, "samples": as_latent(model, path[0], sigmas[0])},
             sigmas.clone(),
             ui=ui.PreviewText(text),
         )

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...tokenflow_ops.backbone import Backbone
 from ...tokenflow_ops.passes import DeepCall
-from ..calls import Handover, HostAttention, running_options
+from ..calls import Handover, HostAttention, running, running_options
+from ..conditioning.controls import shallow_control
 from ..validation.conflicts import check_all_tokens
 
 SELF_ATTENTION, CROSS_ATTENTION = "attn1", "attn2"
@@ -39,6 +41,52 @@ def find(diffusion_model: Any) -> Backbone | None:
     return Backbone(
         attention, blocks, cross, hidden, _blocks(attention), deep_layers(diffusion_model)
     )
+
+
+def wrapped(backbone: Backbone) -> tuple[str, ...]:
+    """Lists the modules whose forward is wrapped during a run."""
+    hidden = (backbone.injected_hidden,) if backbone.injected_hidden else ()
+    return *backbone.attention, *backbone.cross.values(), *hidden, *backbone.deep
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds nothing to what the host's `transformer_options` hold during a pass.
+
+    Args:
+        options: What they hold already.
+
+    Returns:
+        An empty dict.
+    """
+    return {}
+
+
+def watch(clone: Any, key: str, backbone: Backbone) -> None:
+    """Watches every call of the UNet: what comes to it, and that it can be asked for its options.
+
+    Args:
+        clone: The ModelPatcher, ours.
+        key: Of our wrappers.
+        backbone: The model's layers.
+    """
+
+    def diffusion_model(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
+        now = Handover.of(options)
+        if now is not None:
+            now.entrance.check(args[0], options)
+        if now is not None and now.work.skips_deep:
+            args = tuple(
+                shallow_control(arg, backbone.deep)
+                if isinstance(arg, dict) and arg is not options
+                else arg
+                for arg in args
+            )
+        with running(options):
+            return executor(*args, **kwargs)
+
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, key)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, diffusion_model)
 
 
 def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.model_sampling
 import torch
 from comfy.ldm.modules.attention import SpatialVideoTransformer
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..families import backbone_of
 from .errors import NodeError
 from .fingerprint import is_same_model
 
+KNOWN = "an SD 1.x, SD 2.x, SDXL, SD 3, Flux, Chroma, Lumina 2 or Z-Image model"
 # Rows and columns of the smallest latents: halved twice there is nothing left to match.
 SMALLEST = 3
 # Relative error of a frame's latents. Another device or precision of the VAE stays below.
@@ -34,9 +34,7 @@ def check_model(node: str, model: Any) -> Backbone:
     Raises:
         NodeError: For other models.
     """
-    # The ModelPatcher of a VAE or a text encoder has none.
-    unet = getattr(model.model, "diffusion_model", None)
-    found = None if unet is None else backbone_of(unet)
+    found = backbone_of(model)
     kind = (
         type(model.model.model_config).__name__
         if hasattr(model.model, "model_config")
@@ -46,8 +44,8 @@ def check_model(node: str, model: Any) -> Backbone:
         raise NodeError(
             node,
             "model",
-            f"{kind} has no self-attention layers of a UNet.",
-            "Connect an image model with a UNet: SD 1.x, SD 2.x or SDXL.",
+            f"{kind} is no image model whose attention TokenFlow knows.",
+            f"Connect {KNOWN}.",
         )
     if any(
         isinstance(module, SpatialVideoTransformer)
@@ -57,14 +55,7 @@ def check_model(node: str, model: Any) -> Backbone:
             node,
             "model",
             f"{kind} is a video model, which attends over time by itself.",
-            "Connect an SD 1.x, SD 2.x or SDXL model.",
-        )
-    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-        raise NodeError(
-            node,
-            "model",
-            f"{kind} is a flow model, whose start is not noise over signal.",
-            "Connect an SD 1.x, SD 2.x or SDXL model.",
+            f"Connect {KNOWN}.",
         )
     return found[1]
 

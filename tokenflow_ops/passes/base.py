@@ -44,10 +44,10 @@ class Pass:
 
     def attention(self, call: AttentionCall) -> Tensor:
         """Returns the module's output tokens (rows * n, P, C)."""
-        if call.layer not in self.source:
+        sides = self.source_sides(call)
+        if sides is None:
             return call.run(call.x, call.context, call.value)
-        source = self.source_rows(call.layer, call.x)
-        return call.run_injected(source, source, call.value_tokens)
+        return call.run_injected(*sides, call.value_tokens)
 
     def cross_attention(self, call: AttentionCall) -> Tensor:
         """Returns a cross-attention module's output tokens (rows * n, P, C).
@@ -74,8 +74,8 @@ class Pass:
         """Whether nothing below the UNet's full resolution runs."""
         return False
 
-    def deep(self, call: DeepCall) -> Tensor:
-        """Returns the output of a layer below the UNet's full resolution."""
+    def deep(self, call: DeepCall) -> Any:
+        """Returns the output of a deep layer."""
         return call.run()
 
     def finish(self) -> None:
@@ -87,6 +87,27 @@ class Pass:
     def rows(self, tensor: Tensor) -> int:
         """Returns how many conditionings the batch holds."""
         return tensor.shape[0] // len(self.frames)
+
+    def source_sides(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
+        """Returns what the call's queries and keys are made of, where they are the source's.
+
+        Args:
+            call: The call of an attention module.
+
+        Returns:
+            Two (rows * n, P, C), or None where nothing is injected.
+
+        Raises:
+            FeatureMismatch: If the source's features have another shape than the layer's here.
+        """
+        if call.injected not in self.source:
+            return None
+        rows = self.rows(call.x)
+        sides = call.source_sides(self.source[call.injected].to(call.x))
+        for side in sides:
+            check_same_shape(call.layer, call.x.shape[1:], side.shape[1:])
+        queries = sides[0].repeat(rows, 1, 1)
+        return queries, queries if sides[1] is sides[0] else sides[1].repeat(rows, 1, 1)
 
     def source_rows(self, name: str, like: Tensor) -> Tensor:
         """Returns the source's features, repeated for every conditioning of the batch.
@@ -127,7 +148,9 @@ class CapturePass(Pass):
         return {name: first_of(found) for name, found in self._kept.items()}
 
     def attention(self, call: AttentionCall) -> Tensor:
-        self.keep(call.layer, call.x, call.places)
+        for name, make in call.features.items():
+            if name in self.names:
+                self.keep(name, make(), call.places)
         return super().attention(call)
 
     def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:

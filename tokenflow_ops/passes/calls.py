@@ -6,6 +6,7 @@ Rows of a batch are conditionings times frames, conditionings first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,28 @@ class AttentionCall(ABC):
     @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the tokens."""
+
+    @property
+    def injected(self) -> str:
+        """The name of the source's features that Plug-and-Play makes queries and keys of."""
+        return self.layer
+
+    @property
+    def features(self) -> Mapping[str, Callable[[], Tensor]]:
+        """What can be recorded of this call: by name what makes it, (rows * n, P, C)."""
+        return {self.layer: lambda: self.x}
+
+    def source_sides(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Tells what queries and keys are made of, where they are the source's.
+
+        Args:
+            source: The features named `injected`, (rows * n, P, C').
+
+        Returns:
+            Tokens of the queries and of the keys, (rows * n, P, C) each, as `run_injected`
+            takes them.
+        """
+        return source, source
 
     @abstractmethod
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
@@ -123,12 +146,11 @@ class AttentionCall(ABC):
 
 @dataclass
 class DeepCall(ABC):
-    """One call of a layer below the model's full resolution.
+    """One call of a deep layer: a UNet's below full resolution, a transformer's inner block.
 
     Attributes:
         path: The layer's.
-        last: Whether it is the last one, whose output (rows * n, C, h, w) is back at
-            full resolution.
+        last: Whether it is the last one.
         places: The conditionings of the batch, in its order.
     """
 
@@ -142,12 +164,21 @@ class DeepCall(ABC):
         """Where the layer runs."""
 
     @abstractmethod
-    def run(self) -> Tensor:
+    def run(self) -> Any:
         """Runs the layer as it is."""
 
     @abstractmethod
     def nothing(self) -> Any:
         """Makes an output that costs nothing, in the form that the model hands on."""
+
+    def carried(self, output: Any) -> Tensor:
+        """Returns what frames take from the last layer's output, (rows * n, C, h, w)."""
+        found: Tensor = output
+        return found
+
+    def resume(self, carried: Tensor) -> Any:
+        """Makes the last layer's output of what was carried, (rows * n, C, h, w)."""
+        return carried
 
 
 class FeatureMismatch(ValueError):

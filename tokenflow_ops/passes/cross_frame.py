@@ -34,10 +34,8 @@ class SparseCausalPass(Pass):
     def attention(self, call: AttentionCall) -> Tensor:
         if call.layer not in self.layers:
             return super().attention(call)
-        if call.layer not in self.source:
-            return self.attend(call, call.x, call.key_tokens)
-        source = self.source_rows(call.layer, call.x)
-        return self.attend(call, source, source)
+        queries, keys = self.source_sides(call) or (call.x, call.key_tokens)
+        return self.attend(call, queries, keys)
 
     def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, kind: str = "") -> Tensor:
         """Returns the module's output tokens with queries and keys made of other tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,18 +61,18 @@ class KeyframePass(Pass):
                 else [side[-self.remembered :].clone() for side in sides]
             )
 
-    def deep(self, call: DeepCall) -> Tensor:
+    def deep(self, call: DeepCall) -> Any:
         out = call.run()
         if call.last and self.deposits(DEEP):
-            for place, part in zip(call.places, out.chunk(self.rows(out)), strict=True):
+            carried = call.carried(out)
+            for place, part in zip(call.places, carried.chunk(self.rows(carried)), strict=True):
                 self.bank[DEEP, place] = part
         return out
 
     def attention(self, call: AttentionCall) -> Tensor:
         rows, count = self.rows(call.x), len(self.frames)
-        source = self.source_rows(call.layer, call.x) if call.layer in self.source else None
-        queries = call.x if source is None else source
-        keys = call.key_tokens if source is None else source
+        source = self.source_sides(call)
+        queries, keys = source or (call.x, call.key_tokens)
         places = call.places
         self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
@@ -122,14 +123,14 @@ class JointPass(Pass):
         rows, count = self.rows(call.x), len(self.frames)
         places = call.places
         keys, values = made_of(self.seen, call.layer, places, call.x.device)
-        injected = call.layer in self.source
-        queries = self.source_rows(call.layer, call.x) if injected else call.x
+        source = self.source_sides(call)
+        queries = source[0] if source else call.x
         if 0 < self.limit < len(self.keyframes):
             windows = attended_keyframes(self.frames, self.keyframes, self.limit)
             return call.run_windows(queries.unflatten(0, (rows, count)), keys, values, windows)
         queries, keys, values = join_frames(queries, rows), keys.flatten(1, 2), values.flatten(1, 2)
         return split_frames(
-            (call.run_injected if injected else call.run)(queries, keys, values), count
+            (call.run_injected if source else call.run)(queries, keys, values), count
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class PropagationPass(Pass):
         tokens: Gives past and future token indices (n, P) of a layer.
         finest: If given, all that comes up from below the UNet's full resolution is the keyframes'
             too, carried along this layer's matches, on a grid of so many rows and columns; nothing
-            down there runs.
+            down there runs. Of a transformer it is what its inner blocks add.
     """
 
     bank: Bank
@@ -40,18 +41,20 @@ class PropagationPass(Pass):
     def skips_deep(self) -> bool:
         return self.finest is not None
 
-    def deep(self, call: DeepCall) -> Tensor:
+    def deep(self, call: DeepCall) -> Any:
         if self.finest is None:
             return call.run()
         if not call.last:
             return call.nothing()
         layer, grid = self.finest
         sides = self.tokens(layer)
-        return torch.cat(
-            [
-                carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid)
-                for place in call.places
-            ]
+        return call.resume(
+            torch.cat(
+                [
+                    carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid)
+                    for place in call.places
+                ]
+            )
         )
 
     def attention(self, call: AttentionCall) -> Tensor:

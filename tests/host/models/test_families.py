@@ -4,7 +4,7 @@ the pack's nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -128,6 +128,24 @@ class MadeUpFamily:
         return Backbone(layers, decoder=tuple((layer,) for layer in layers[1:]), blocks=layers)
 
     @staticmethod
+    def wrapped(backbone: Backbone) -> tuple[str, ...]:
+        return backbone.attention
+
+    @staticmethod
+    def given(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def watch(clone: Any, key: str, backbone: Backbone) -> None:
+        def diffusion_model(executor: Any, *args: Any) -> Tensor:
+            if now := Handover.of(args[-1]):
+                now.entrance.check(args[0], args[-1])
+            return executor(*args)
+
+        clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, key)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, diffusion_model)
+
+    @staticmethod
     def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
         def forward(
             original: Callable[..., Tensor], tokens: Tensor, options: dict[str, Any]
@@ -246,6 +264,6 @@ def test_queries_and_keys_are_injected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_of_no_family_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES[:1])
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES[:-1])
     with pytest.raises(NodeError, match=r"^DDIM Invert Video, input 'model': "):
         invert(model(), moving_clip(FRAMES, *SIZE), steps=STEPS)

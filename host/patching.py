@@ -1,8 +1,8 @@
 """A clone of the user's model whose every evaluation goes through a run of ours.
 
 A run begins when the host starts sampling and ends when sampling ends, after success, error
-and interrupt alike. It travels as one object in `transformer_options`; the clone itself
-holds only functions.
+and interrupt alike. It travels as one object in `transformer_options`, and nothing else holds it:
+the clone has only functions that make runs. So whatever a run keeps goes with it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Run:
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Checks what the user put on the model and the prompts.
+        """Checks what the user put on the model and the prompts, and takes the model.
 
         Called once the model is loaded and conditionings are processed.
 
@@ -65,6 +65,7 @@ class Run:
         Raises:
             NodeError: For what cannot be combined with TokenFlow.
         """
+        self.model = guider.model_patcher
         check_every_pass_runs(self.node, guider.model_options)
         check_controls(self.node, guider.conds)
 
@@ -83,10 +84,6 @@ class Run:
             (N, C, h, w).
         """
         return x
-
-    def close(self) -> None:
-        """Drops everything that the run holds."""
-        self.__dict__.clear()
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Denoises the frames: one evaluation that the sampler asks for.
@@ -299,6 +296,19 @@ def _wait_for_threads(options: Mapping[str, Any]) -> None:
             pass
 
 
+def run_of(model_options: Mapping[str, Any]) -> Run:
+    """Returns the run to which an evaluation belongs.
+
+    Args:
+        model_options: The host's, as samplers are given them.
+
+    Returns:
+        The run.
+    """
+    run: Run = model_options["transformer_options"][KEY]
+    return run
+
+
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
     """Makes a clone of a ModelPatcher that is evaluated through runs of ours.
 
@@ -306,7 +316,7 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
 
     Args:
         model: The ModelPatcher.
-        new_run: Makes the run of one sampling.
+        new_run: Makes the run of one sampling: a new one each time, which nothing else holds.
         asked: Frames in one pass, 0 for the host's estimate.
         with_deep: Whether passes are asked for what lies below the UNet's full resolution.
 
@@ -340,7 +350,6 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
             return executor(*args, **kwargs)
         finally:
             options[KEY] = outer
-            run.close()
 
     def prepare_sampling(
         executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
@@ -359,8 +368,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        run: Run = extra_args["model_options"]["transformer_options"][KEY]
-        run.model = guider.model_patcher
+        run = run_of(extra_args["model_options"])
         run.begin(guider, executor.class_obj, sigmas, noise)
         last = float(sigmas[-1])  # uni_pc writes into them
         return run.finish(
@@ -376,8 +384,7 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        run: Run = model_options["transformer_options"][KEY]
-        return run.look(
+        return run_of(model_options).look(
             x,
             float(timestep.detach().flatten()[0]),
             lambda x: executor(x, timestep, model_options, *args, **kwargs),
@@ -391,8 +398,9 @@ def _add_wrappers(clone: Any, new_run: Callable[[], Run], asked: int) -> None:
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
-        run: Run = model_options["transformer_options"][KEY]
-        return run.evaluate(ModelCall(executor, model, conds, x, timestep, model_options))
+        return run_of(model_options).evaluate(
+            ModelCall(executor, model, conds, x, timestep, model_options)
+        )
 
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),

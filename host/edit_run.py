@@ -25,7 +25,7 @@ from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
 from .preview import show_frames
 from .shards import together
-from .steps import Steps
+from .steps import Steps, rehearse
 from .validation.checks import check_same_clip
 from .validation.conflicts import check_areas
 from .validation.errors import NodeError
@@ -159,7 +159,7 @@ class EditRun(Run):
         """
         super().begin(guider, sampler, sigmas, noise)
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
-        self.steps = Steps(sampler, guider, sigmas)
+        self.steps = Steps(rehearse(sampler, guider, sigmas))
         self.positive = guider.conds.get("positive")
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover, running
-from .conditioning.conds import Conds, PassConds
+from .conditioning.conds import Conds, PassConds, cut_conds
 from .conditioning.controls import shallow_control
 from .families import backbone_of
 from .families.wraps import ForwardWraps
@@ -125,10 +125,7 @@ class Run:
         """
         frames = shards.own(torch.arange(len(call.x)) if frames is None else frames)
         parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
-        parts = [part for machine in shards.gather(parts) for part in machine]
-        if len(parts) == 1:
-            return parts[0]
-        return [torch.cat(rows) for rows in zip(*parts, strict=True)]
+        return joined([part for machine in shards.gather(parts) for part in machine])
 
     def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
         """Does the work for as many frames at once as memory allows, in order.
@@ -177,7 +174,7 @@ class Run:
         """
         first, last = int(frames[0]), int(frames[-1])
         if len(frames) != last - first + 1:
-            return PassConds(conds, frames, total, f"{kind}, part {number}")
+            return cut_conds(conds, frames, total, f"{kind}, part {number}")
         name = f"{kind} {first}-{last}"
         entries = [entry for listed in conds for entry in listed or ()]
         key = (name, *(len(listed or ()) for listed in conds))
@@ -185,7 +182,7 @@ class Run:
         # Held and compared by identity: guiders may make new ones at every evaluation, at the
         # address of those they dropped.
         if cut is None or any(one is not other for one, other in zip(known, entries, strict=True)):
-            cut = PassConds(conds, frames, total, name)
+            cut = cut_conds(conds, frames, total, name)
             self._cut[key] = entries, cut
         return cut
 
@@ -275,8 +272,22 @@ class ModelCall:
                 raise NodeError(run.node, "model", f"{error}.", DOWNSCALE) from error
             raise
         entrance.check_reached(denoised)
-        frames_pass.finish()
         return denoised
+
+
+def joined(parts: list[list[Tensor]]) -> list[Tensor]:
+    """Joins what several passes returned.
+
+    Args:
+        parts: For each pass, in the order of the clip, the denoised frames (n, C, h, w) of each
+            list of conditionings.
+
+    Returns:
+        The frames of all of them, for each list of conditionings.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
 
 def _wait_for_threads(options: Mapping[str, Any]) -> None:

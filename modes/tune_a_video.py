@@ -117,9 +117,7 @@ class TuningRun(SourceRun):
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         self.level.sigma = call.timestep[:1]
-        return call.run(
-            self, SparseCausalPass(torch.arange(len(call.x)), layers=self.layers, bank={})
-        )
+        return call.run(self, SparseCausalPass(torch.arange(len(call.x)), layers=self.layers))
 
 
 def tune_queries(

@@ -149,7 +149,7 @@ LEFT = {(LAYER, PLACE): [torch.zeros(2, TOKENS, WIDTH)]}
         SparseCausalPass(
             torch.tensor([2, 3]),
             layers=frozenset([LAYER]),
-            bank={(LAYER, PLACE): torch.zeros(2, 2, TOKENS, WIDTH)},
+            before={(LAYER, PLACE): torch.zeros(2, 2, TOKENS, WIDTH)},
         ),
     ],
     ids=lambda one: type(one).__name__,

@@ -261,12 +261,12 @@ class EditRun(Run):
         Raises:
             NodeError: If they have to be computed, and the source prompt has ControlNet or hooks.
         """
-        store, step = self.features.store, self.inversion.closest_step(call.sigma)
         names = tuple(names)
         if not names:
             return {}
-        if store is not None and all(store.has(step, name) for name in names):
-            return {name: store.get(step, name, frames) for name in names}
+        stored = self.features.stored(self.inversion.closest_step(call.sigma), names, frames)
+        if stored is not None:
+            return stored
         capture = CapturePass(frames, names=frozenset(names))
         self.look_at_source(call, capture)
         return capture.kept
@@ -376,7 +376,7 @@ class EditRun(Run):
                 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
     """One evaluation of the model as the method sees it, a `tokenflow_ops.edit.Denoiser`.
 

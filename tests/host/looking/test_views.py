@@ -136,7 +136,6 @@ def test_what_does_not_fit_is_refused() -> None:
         {name: (name,) for name in shapes},
         (0,),
         extracted().store,
-        extracted().compute,
     )
     text = refused(PreviewFeatures, fine, "2 x coarser")
     assert text == (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import runpy
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -104,6 +106,19 @@ def by_script(clip: tuple[Any, ...], injected: bool, **inputs: Any) -> Tensor:
         PLUG_AND_PLAY if injected else None,
         **inputs,
     )
+
+
+def test_matches_do_not_hold_the_pipeline() -> None:
+    pipe = tiny_pipeline(LAYOUTS["SD 1.5"])
+    held = weakref.ref(pipe)
+    latents = moving_clip(2, 8, 8)["samples"]
+    matches = build_correspondences(
+        extract_features(pipe, invert_frames(pipe, latents, SOURCE[0][0], 2)), backend="torch"
+    )
+    del pipe
+    gc.collect()
+    assert held() is None
+    assert matches.features.inversion.frames == 2
 
 
 # Layout, frames and size of the latents, whether Plug-and-Play is on, and what is not by default.

@@ -85,7 +85,7 @@ def test_features_that_are_not_stored_are_computed_for_these_frames_and_this_ste
         asked.append((layers, steps, frames.tolist()))
         consume(0, {"other": random(len(frames), 6, 4)})  # type: ignore[operator]
 
-    object.__setattr__(source, "compute", compute)
+    source.compute = compute
     assert source.at(0, ("other",), torch.tensor([1, 4]))["other"].shape == (2, 6, 4)
     assert asked == [(("other",), [0], [1, 4])]
     stored = source.at(0, ONLY, torch.tensor([3]))[LAYER]

@@ -37,3 +37,7 @@ def step_matches(features: Tensor, interval: int, seed: int = 0, **choices: Any)
     return build_correspondences(
         source_of(features), interval, seed, **{"backend": "torch", **choices}
     ).steps[0]
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

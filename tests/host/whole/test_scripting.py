@@ -7,7 +7,6 @@ import re
 import runpy
 import weakref
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +45,7 @@ from ..helpers import (
     relative_error,
     tiny_model,
 )
+from ..once import once_a_module
 from ..tiny_models import LAYOUTS, SD15, moving_clip, tiny_unet
 from ..tiny_pipelines import tiny_pipeline
 
@@ -55,12 +55,12 @@ DEEP, ATTENTION = PROPAGATIONS
 SCALE = SD15.family.latent_format().scale_factor
 
 
-@cache
+@once_a_module
 def tiny_pipe(layout: str = "SD 1.5") -> Any:
     return tiny_pipeline(LAYOUTS[layout])
 
 
-@cache
+@once_a_module
 def matched_by_graph(layout: str, frames: int, size: tuple[int, int]) -> tuple[Any, Any]:
     """A model of the host and the correspondences of a clip."""
     model, clip = tiny_unet(LAYOUTS[layout]), moving_clip(frames, *size, layout=LAYOUTS[layout])
@@ -71,7 +71,7 @@ def matched_by_graph(layout: str, frames: int, size: tuple[int, int]) -> tuple[A
     )[0]
 
 
-@cache
+@once_a_module
 def matched_by_script(
     layout: str, frames: int, size: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[Any, Any]:

@@ -19,14 +19,10 @@ from tokenflow_ops.measuring.views import (
     rebuild,
 )
 
-from ..made import LAYER, ONLY, source_of
+from ..made import LAYER, ONLY, random, source_of
 
 # Frames, interval, and rows and columns of tokens: one frame, one token, odd and prime sizes.
 CLIPS = [(1, 8, (3, 5)), (5, 1, (1, 1)), (7, 3, (5, 7)), (11, 4, (2, 13)), (3, 2, (8, 4))]
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def matched(features: Tensor, grid: tuple[int, int], interval: int) -> Correspondences:

@@ -47,7 +47,9 @@ def run(options: argparse.Namespace, comfyui: Path) -> int:
             told = f"Ray's dashboard: http://{dashboard} (`ray get-auth-token` prints its token)"
             print(told if dashboard else "Ray runs", flush=True)
             try:
-                with closing(Pool(comfyui, options.workers, options.cores, options.share)) as pool:
+                with closing(
+                    Pool.start(comfyui, options.workers, options.cores, options.share)
+                ) as pool:
                     print("starting ComfyUI ...", flush=True)
                     # What a cluster's machines have, only they know.
                     jobs = jobs or wanted.jobs(pool.object_info())

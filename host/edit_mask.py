@@ -11,7 +11,7 @@ from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.edit_mask import disagreement
 from .patching import patch
 from .progress import Progress
-from .source import SourceRun, run_as_sampler
+from .source import SourceRun, visit_steps
 
 
 def prompts_apart(
@@ -44,26 +44,14 @@ def prompts_apart(
     def denoised(prompt: Any) -> list[Tensor]:
         """The source's frames as the model sees them at each step, under one prompt."""
         found: list[Tensor] = []
-
-        def visit(
-            model_k: Any,
-            x: Tensor,
-            sigmas: Tensor,
-            extra_args: dict[str, Any],
-            callback: Any,
-            disable: bool | None = None,
-        ) -> Tensor:
-            for done, step in enumerate(steps):
-                latents, sigma = inversion.latents[step].to(x), inversion.sigmas[step].to(x)
-                found.append(model_k(latents, sigma.expand(len(latents)), **extra_args))
-                if callback is not None:
-                    callback({"i": done, "denoised": found[-1], "x": latents, "sigma": sigma})
-            return x
-
-        patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
-        # Of the noise levels only the number counts, of the latents the size.
-        sigmas, blank = inversion.sigmas[: len(steps) + 1], torch.zeros_like(inversion.latents[0])
-        run_as_sampler(visit, patched, prompt, [], 1.0, sigmas, blank, progress)
+        visit_steps(
+            patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass),
+            inversion,
+            prompt,
+            steps,
+            lambda step, frames, run: found.append(frames),
+            progress=progress,
+        )
         return found
 
     pairs = zip(denoised(positive), denoised(inversion.conditioning), strict=True)

@@ -25,7 +25,7 @@ from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
 from .preview import show_frames
 from .shards import together
-from .steps import Steps
+from .steps import Steps, rehearse
 from .validation.checks import check_same_clip
 from .validation.conflicts import check_areas
 from .validation.errors import NodeError
@@ -159,7 +159,7 @@ class EditRun(Run):
         """
         super().begin(guider, sampler, sigmas, noise)
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
-        self.steps = Steps(sampler, guider, sigmas)
+        self.steps = Steps(rehearse(sampler, guider, sigmas))
         self.positive = guider.conds.get("positive")
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)
@@ -261,12 +261,12 @@ class EditRun(Run):
         Raises:
             NodeError: If they have to be computed, and the source prompt has ControlNet or hooks.
         """
-        store, step = self.features.store, self.inversion.closest_step(call.sigma)
         names = tuple(names)
         if not names:
             return {}
-        if store is not None and all(store.has(step, name) for name in names):
-            return {name: store.get(step, name, frames) for name in names}
+        stored = self.features.stored(self.inversion.closest_step(call.sigma), names, frames)
+        if stored is not None:
+            return stored
         capture = CapturePass(frames, names=frozenset(names))
         self.look_at_source(call, capture)
         return capture.kept
@@ -376,7 +376,7 @@ class EditRun(Run):
                 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
     """One evaluation of the model as the method sees it, a `tokenflow_ops.edit.Denoiser`.
 

@@ -1,8 +1,8 @@
 """A clone of the user's model whose every evaluation goes through a run of ours.
 
 A run begins when the host starts sampling and ends when sampling ends, after success, error
-and interrupt alike. It travels as one object in `transformer_options`; the clone itself
-holds only functions.
+and interrupt alike. It travels as one object in `transformer_options`, and nothing else holds it:
+the clone has only functions that make runs. So whatever a run keeps goes with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover
-from .conditioning.conds import Conds, PassConds
+from .conditioning.conds import Conds, PassConds, cut_conds
 from .families import Family, backbone_of
 from .families.start import start_noise
 from .families.wraps import ForwardWraps
@@ -53,7 +53,7 @@ class Run:
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
-        """Checks what the user put on the model and the prompts.
+        """Checks what the user put on the model and the prompts, and takes the model.
 
         Called once the model is loaded and conditionings are processed.
 
@@ -66,6 +66,7 @@ class Run:
         Raises:
             NodeError: For what cannot be combined with TokenFlow.
         """
+        self.model = guider.model_patcher
         check_every_pass_runs(self.node, guider.model_options)
         check_controls(self.node, guider.conds)
 
@@ -84,10 +85,6 @@ class Run:
             (N, C, h, w).
         """
         return x
-
-    def close(self) -> None:
-        """Drops everything that the run holds."""
-        self.__dict__.clear()
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Denoises the frames: one evaluation that the sampler asks for.
@@ -129,10 +126,7 @@ class Run:
         """
         frames = shards.own(torch.arange(len(call.x)) if frames is None else frames)
         parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
-        parts = [part for machine in shards.gather(parts) for part in machine]
-        if len(parts) == 1:
-            return parts[0]
-        return [torch.cat(rows) for rows in zip(*parts, strict=True)]
+        return joined([part for machine in shards.gather(parts) for part in machine])
 
     def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
         """Does the work for as many frames at once as memory allows, in order.
@@ -181,7 +175,7 @@ class Run:
         """
         first, last = int(frames[0]), int(frames[-1])
         if len(frames) != last - first + 1:
-            return PassConds(conds, frames, total, f"{kind}, part {number}")
+            return cut_conds(conds, frames, total, f"{kind}, part {number}")
         name = f"{kind} {first}-{last}"
         entries = [entry for listed in conds for entry in listed or ()]
         key = (name, *(len(listed or ()) for listed in conds))
@@ -189,7 +183,7 @@ class Run:
         # Held and compared by identity: guiders may make new ones at every evaluation, at the
         # address of those they dropped.
         if cut is None or any(one is not other for one, other in zip(known, entries, strict=True)):
-            cut = PassConds(conds, frames, total, name)
+            cut = cut_conds(conds, frames, total, name)
             self._cut[key] = entries, cut
         return cut
 
@@ -280,8 +274,22 @@ class ModelCall:
                 raise NodeError(run.node, "model", f"{error}.", DOWNSCALE) from error
             raise
         entrance.check_reached(denoised)
-        frames_pass.finish()
         return denoised
+
+
+def joined(parts: list[list[Tensor]]) -> list[Tensor]:
+    """Joins what several passes returned.
+
+    Args:
+        parts: For each pass, in the order of the clip, the denoised frames (n, C, h, w) of each
+            list of conditionings.
+
+    Returns:
+        The frames of all of them, for each list of conditionings.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
 
 def _wait_for_threads(options: Mapping[str, Any]) -> None:
@@ -301,6 +309,19 @@ def _wait_for_threads(options: Mapping[str, Any]) -> None:
             pass
 
 
+def run_of(model_options: Mapping[str, Any]) -> Run:
+    """Returns the run to which an evaluation belongs.
+
+    Args:
+        model_options: The host's, as samplers are given them.
+
+    Returns:
+        The run.
+    """
+    run: Run = model_options["transformer_options"][KEY]
+    return run
+
+
 def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
     """Makes a clone of a ModelPatcher that is evaluated through runs of ours.
 
@@ -308,7 +329,7 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
 
     Args:
         model: The ModelPatcher.
-        new_run: Makes the run of one sampling.
+        new_run: Makes the run of one sampling: a new one each time, which nothing else holds.
         asked: Frames in one pass, 0 for the host's estimate.
         with_deep: Whether passes are asked for the model's deep layers.
 
@@ -339,7 +360,6 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
             return executor(*args, **kwargs)
         finally:
             options[KEY] = outer
-            run.close()
 
     def prepare_sampling(
         executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
@@ -359,8 +379,7 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        run: Run = extra_args["model_options"]["transformer_options"][KEY]
-        run.model = guider.model_patcher
+        run = run_of(extra_args["model_options"])
         run.begin(guider, executor.class_obj, sigmas, noise)
         last = float(sigmas[-1])  # uni_pc writes into them
         noise = start_noise(guider.model_patcher, sigmas, noise, latent_image)
@@ -378,8 +397,7 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        run: Run = model_options["transformer_options"][KEY]
-        return run.look(
+        return run_of(model_options).look(
             x,
             float(timestep.detach().flatten()[0]),
             lambda x: executor(x, timestep, model_options, *args, **kwargs),
@@ -393,8 +411,9 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
-        run: Run = model_options["transformer_options"][KEY]
-        return run.evaluate(ModelCall(executor, family, model, conds, x, timestep, model_options))
+        return run_of(model_options).evaluate(
+            ModelCall(executor, family, model, conds, x, timestep, model_options)
+        )
 
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import comfy.sample
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..tokenflow_ops import Inversion, invert
 from ..tokenflow_ops.passes import CapturePass, Pass
 from .memory import room
-from .patching import ModelCall, Run, patch
+from .patching import ModelCall, Run, patch, run_of
 from .progress import Progress
 from .shards import together
 from .validation.conflicts import check_areas, check_captured, check_every_layer_runs
@@ -124,10 +124,46 @@ def capture_features(
         NodeError: If the layers have other shapes, did not run or are not finite, or for what
             cannot be combined with TokenFlow.
     """
-    chosen = torch.arange(inversion.frames) if frames is None else frames
-    steps = list(steps)
     wanted = frozenset(names)
-    run = CaptureRun(node, wanted, frames_per_pass)
+
+    def hand_over(step: int, denoised: Tensor, run: Run) -> None:
+        assert isinstance(run, CaptureRun), "the model is patched with it"
+        found = run.take()
+        check_captured(node, step, found, wanted, shapes or {})
+        consume(step, found)
+
+    visit_steps(
+        patch(model, lambda: CaptureRun(node, wanted, frames_per_pass), frames_per_pass),
+        inversion,
+        inversion.conditioning,
+        list(steps),
+        hand_over,
+        frames,
+        progress,
+    )
+
+
+def visit_steps(
+    model: Any,
+    inversion: Inversion,
+    prompt: Any,
+    steps: Sequence[int],
+    consume: Callable[[int, Tensor, Run], None],
+    frames: Tensor | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Denoises the source once at each of some steps of its inversion.
+
+    Args:
+        model: The ModelPatcher, a clone from `patch`.
+        inversion: The source's path.
+        prompt: What the model is told, a CONDITIONING.
+        steps: Steps of the inversion.
+        consume: Called with each step, the denoised frames (n, C, h, w) and the run.
+        frames: Frame numbers, (n,), or None for all.
+        progress: Counts the steps; None where this is part of other work.
+    """
+    chosen = torch.arange(inversion.frames) if frames is None else frames
 
     def visit(
         model_k: Any,
@@ -138,31 +174,16 @@ def capture_features(
         disable: bool | None = None,
     ) -> Tensor:
         for done, step in enumerate(steps):
-            latents = inversion.latents[step][chosen].to(x)
-            denoised = model_k(
-                latents, inversion.sigmas[step].to(x).expand(len(latents)), **extra_args
-            )
-            found = run.take()
-            check_captured(node, step, found, wanted, shapes or {})
-            consume(step, found)
+            latents, sigma = inversion.latents[step][chosen].to(x), inversion.sigmas[step].to(x)
+            denoised = model_k(latents, sigma.expand(len(latents)), **extra_args)
+            consume(step, denoised, run_of(extra_args["model_options"]))
             if callback is not None:
-                callback(
-                    {"i": done, "denoised": denoised, "x": latents, "sigma": inversion.sigmas[step]}
-                )
+                callback({"i": done, "denoised": denoised, "x": latents, "sigma": sigma})
         return x
 
-    blank = torch.zeros_like(inversion.latents[0][chosen])
-    sigmas = inversion.sigmas[: len(steps) + 1]  # only their number counts
-    run_as_sampler(
-        visit,
-        patch(model, lambda: run, frames_per_pass),
-        inversion.conditioning,
-        [],
-        1.0,
-        sigmas,
-        blank,
-        progress,
-    )
+    # Of the noise levels only the number counts, of the latents the size.
+    sigmas, blank = inversion.sigmas[: len(steps) + 1], torch.zeros_like(inversion.latents[0])
+    run_as_sampler(visit, model, prompt, [], 1.0, sigmas, blank[chosen], progress)
 
 
 class SourceRun(Run):

@@ -7,6 +7,7 @@ cannot tell, so the sampler is rehearsed on a single number without a model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,13 +21,11 @@ class Steps:
     """The evaluations of one sampling run, counted as they come.
 
     Args:
-        sampler: The host's sampler object.
-        guider: The run's guider; samplers ask it for the noise schedule.
-        sigmas: The run's noise levels, falling, (S+1,).
+        rehearsed: For every evaluation its noise level and that of its step's first one.
     """
 
-    def __init__(self, sampler: Any, guider: Any, sigmas: Tensor) -> None:
-        self._rehearsed = _rehearse(sampler, guider, sigmas)
+    def __init__(self, rehearsed: Sequence[tuple[float, float]]) -> None:
+        self._rehearsed = rehearsed
         self._seen = 0
 
     def begins_at(self, sigma: float) -> float:
@@ -53,9 +52,10 @@ MOST_LOOKS_PER_STEP = 10
 class _Nothing:
     """A model whose clean latents are zero."""
 
-    def __init__(self, guider: Any, looks: list[float], steps: int) -> None:
+    def __init__(self, guider: Any, steps: int) -> None:
         self.inner_model = guider
-        self.looks, self.most = looks, steps * MOST_LOOKS_PER_STEP
+        self.looks: list[float] = []  # the noise levels it was asked for
+        self.most = steps * MOST_LOOKS_PER_STEP
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], **_: Any) -> Tensor:
         if len(self.looks) == self.most:
@@ -70,14 +70,21 @@ class _Nothing:
         return denoised
 
 
-def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, float]]:
-    """For every evaluation its noise level and that of its step's first one.
+def rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, float]]:
+    """Finds for every evaluation its noise level and that of its step's first one.
 
-    Empty if they cannot be known beforehand. k-diffusion's samplers report a step right after its
-    first evaluation, at the same level.
+    k-diffusion's samplers report a step right after its first evaluation, at the same level.
+
+    Args:
+        sampler: The host's sampler object.
+        guider: The run's guider; samplers ask it for the noise schedule.
+        sigmas: The run's noise levels, falling, (S+1,).
+
+    Returns:
+        Both levels of every evaluation; nothing if they cannot be known beforehand.
     """
-    looks: list[float] = []
-    firsts: list[int] = []
+    nothing = _Nothing(guider, len(sigmas) - 1)
+    looks, firsts = nothing.looks, list[int]()
 
     def report(info: dict[str, Any]) -> None:
         if looks and "sigma" in info and _close(float(info["sigma"]), looks[-1]):
@@ -86,7 +93,7 @@ def _rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, fl
     try:
         with torch.random.fork_rng(devices=[]):
             sampler.sampler_function(
-                _Nothing(guider, looks, len(sigmas) - 1),
+                nothing,
                 torch.ones(1, 1, 1, 1),
                 sigmas.detach().cpu().clone(),
                 extra_args={"model_options": {}, "seed": 0},

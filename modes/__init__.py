@@ -13,7 +13,6 @@ from ..host.shards import together
 from ..tokenflow_ops.baselines.reference import chunk_neighbours
 from ..tokenflow_ops.edit import carry_denoised
 from ..tokenflow_ops.passes import (
-    Bank,
     JointPass,
     KeyframePass,
     Pass,
@@ -23,6 +22,7 @@ from ..tokenflow_ops.passes import (
     SparseCausalPass,
 )
 from . import fatezero, rerender
+from .chain import in_turn
 
 
 def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
@@ -106,12 +106,12 @@ def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     Returns:
         The denoised frames (N, C, h, w) for each list of conditionings.
     """
-    bank: Bank = {}
     layers = frozenset(run.edit.backbone.attention)
-    return run.over_frames(
+    return in_turn(
+        run,
         call,
-        lambda frames: SparseCausalPass(
-            frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank
+        lambda frames, before: SparseCausalPass(
+            frames, source=run.source(call, frames, now.injected), layers=layers, before=before
         ),
     )
 
@@ -133,31 +133,28 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     """
     keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
     near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
-    source_bank: Bank = {}
-    bank: Bank = {}
-    known = SourceKeyframePass(
-        keyframes, names=frozenset((*layers, *now.injected)), bank=source_bank
+    source = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.injected)))
+    run.look_at_source(call, source)
+    features = source.kept
+    joint = KeyframePass(
+        keyframes,
+        source={name: features[name] for name in now.injected},
+        limit=run.edit.attended_keyframes,
+        remembered=0,
     )
-    run.look_at_source(call, known)
-    source = {name: known.kept[name] for name in now.injected}
-    call.run(
-        run,
-        KeyframePass(
-            keyframes, source=source, limit=run.edit.attended_keyframes, bank=bank, remembered=0
-        ),
-    )
+    call.run(run, joint)
 
     def make(frames: Tensor) -> PropagationPass:
         seen = SourceMatchPass(
             frames,
             names=frozenset(now.hidden),
-            bank=source_bank,
+            bank=source.bank,
             near=near.of(frames),
-            keyframe_features=known.kept,
+            keyframe_features=features,
         )
         run.look_at_source(call, seen)
         return PropagationPass(
-            frames, source=seen.kept, bank=bank, near=near.of(frames), tokens=seen.tokens
+            frames, source=seen.kept, bank=joint.bank, near=near.of(frames), tokens=seen.tokens
         )
 
     return run.over_frames(call, make)

@@ -14,6 +14,7 @@ from ..host.validation.errors import NodeError
 from ..tokenflow_ops.baselines.blending import PromptChange
 from ..tokenflow_ops.features import token_grid
 from ..tokenflow_ops.passes import Bank, BlendedPass, Place, SourceMapsPass, SparseCausalPass
+from .chain import in_turn
 
 # Layers with more tokens keep their own maps.
 MOST_TOKENS = 32**2
@@ -58,13 +59,11 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         if tokens <= MOST_TOKENS
     ]
     layers = frozenset(run.edit.backbone.attention)
-    bank: Bank = {}
 
-    def make(frames: Tensor) -> SparseCausalPass:
+    def make(frames: Tensor, before: Bank) -> SparseCausalPass:
         if not now.before(CROSS_UNTIL):
-            return SparseCausalPass(
-                frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank
-            )
+            injected_now = run.source(call, frames, now.injected)
+            return SparseCausalPass(frames, source=injected_now, layers=layers, before=before)
         looked_at = _coarsest(run)
         source = _words(run.source_prompt()[0], frames)
         seen = SourceMapsPass(
@@ -86,10 +85,10 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         maps = {name: kept[name] for name in (*own, *cross)}
         injected = {name: kept[name] for name in now.injected}
         return BlendedPass(
-            frames, source=injected, layers=layers, bank=bank, maps=maps, changes=changes
+            frames, source=injected, layers=layers, before=before, maps=maps, changes=changes
         )
 
-    return run.over_frames(call, make)
+    return in_turn(run, call, make)
 
 
 def _coarsest(run: EditRun) -> list[str]:

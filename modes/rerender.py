@@ -10,7 +10,8 @@ from torch import Tensor
 from ..host.edit_run import EditRun, Moment
 from ..host.patching import ModelCall
 from ..tokenflow_ops.baselines.fusion import fuse_with_first, match_statistics
-from ..tokenflow_ops.passes import Bank, SparseCausalPass
+from ..tokenflow_ops.passes import SparseCausalPass
+from .chain import in_turn
 
 # Shares of the schedule, as in the authors' code: shapes until, colours from.
 SHAPES_UNTIL = 0.1
@@ -35,12 +36,12 @@ def rerender(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     Returns:
         The denoised frames (N, C, h, w) for each list of conditionings.
     """
-    bank: Bank = {}
     layers = frozenset(run.edit.backbone.decoder_layers)
-    return run.over_frames(
+    return in_turn(
+        run,
         call,
-        lambda frames: SparseCausalPass(
-            frames, source=run.source(call, frames, now.injected), layers=layers, bank=bank
+        lambda frames, before: SparseCausalPass(
+            frames, source=run.source(call, frames, now.injected), layers=layers, before=before
         ),
     )
 

@@ -22,7 +22,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -89,6 +89,17 @@ class WeightChange(WeightAdapterTrainBase):
         return self.diff.nbytes
 
 
+@dataclass
+class NoiseLevel:
+    """The noise level that the model was asked for last; the loss depends on it.
+
+    Attributes:
+        sigma: Noise over signal, (1,).
+    """
+
+    sigma: Tensor = field(default_factory=lambda: torch.ones(1))
+
+
 class TuningRun(SourceRun):
     """Evaluates the clip as the edit will: every frame attends to the first and the previous one.
 
@@ -97,18 +108,16 @@ class TuningRun(SourceRun):
     Args:
         node: The node's name, for errors.
         layers: The self-attention layers.
+        level: Is told the noise level of every evaluation.
     """
 
-    def __init__(self, node: str, layers: tuple[str, ...]) -> None:
+    def __init__(self, node: str, layers: tuple[str, ...], level: NoiseLevel) -> None:
         super().__init__(node)
-        self.layers = frozenset(layers)
-        self.sigma = torch.ones(1)
+        self.layers, self.level = frozenset(layers), level
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
-        self.sigma = call.timestep[:1]
-        return call.run(
-            self, SparseCausalPass(torch.arange(len(call.x)), layers=self.layers, bank={})
-        )
+        self.level.sigma = call.timestep[:1]
+        return call.run(self, SparseCausalPass(torch.arange(len(call.x)), layers=self.layers))
 
 
 def tune_queries(
@@ -144,8 +153,8 @@ def tune_queries(
         # float32 needs no autocast.
         warnings.filterwarnings("ignore", "In .* autocast, but the target dtype is not supported")
         torch.default_generator.manual_seed(tuning.seed)
-        run = TuningRun(node, _layers(model).attention)
-        patched = patch(model, lambda: run, len(latents))
+        layers, level = _layers(model).attention, NoiseLevel()
+        patched = patch(model, lambda: TuningRun(node, layers, level), len(latents))
         patched.set_model_compute_dtype(_training_dtype(model))
         patched.model_options["transformer_options"]["optimized_attention_override"] = (
             _attention_with_gradient
@@ -156,7 +165,8 @@ def tune_queries(
         # As the host's own node does.
         model_management.load_models_gpu([patched], memory_required=1e20, force_full_load=True)
         losses = _train(
-            run,
+            node,
+            level,
             patched,
             latents.clone(),
             _cloned(positive),
@@ -173,7 +183,8 @@ def tune_queries(
 
 
 def _train(
-    run: TuningRun,
+    node: str,
+    level: NoiseLevel,
     patched: Any,
     latents: Tensor,
     positive: Any,
@@ -195,23 +206,22 @@ def _train(
         if not predicted.requires_grad:
             found = "what it returns has no gradient: something computes it apart from its weights."
             raise NodeError(
-                run.node,
+                node,
                 "model",
                 found,
                 "Connect the model without patches that replace the UNet (TensorRT and its like).",
             )
         # The host compares clean frames. What the model predicts has a share in them that depends
         # on the noise level.
-        share = sampling.calculate_denoised(
-            run.sigma, torch.ones_like(run.sigma), torch.zeros_like(run.sigma)
-        )
+        sigma = level.sigma
+        share = sampling.calculate_denoised(sigma, torch.ones_like(sigma), torch.zeros_like(sigma))
         return ((predicted.float() - clean.float()) / share.float()).square().mean()
 
     def note(value: float) -> None:
         losses.append(value)
         if not math.isfinite(value):
             raise NodeError(
-                run.node,
+                node,
                 "learning_rate",
                 f"the loss is {value} at step {len(losses)} "
                 f"with a learning rate of {tuning.learning_rate}.",
@@ -239,7 +249,7 @@ def _train(
     except (ImportError, AttributeError, TypeError) as error:
         remedy = "Use a version of ComfyUI that this pack was tested with."
         raise NodeError(
-            run.node,
+            node,
             "model",
             f"this ComfyUI trains in another way than is known here ({error}).",
             remedy,

@@ -28,7 +28,7 @@ from ..tokenflow_ops import (
     SourceFeatures,
 )
 from ..tokenflow_ops.backbone import Backbone
-from ..tokenflow_ops.features import coarse_to_fine, share_by_resolution
+from ..tokenflow_ops.features import coarse_to_fine, compute_at, share_by_resolution
 from ..tokenflow_ops.measuring.views import feature_colours
 from .inputs import checked
 from .schema import (
@@ -162,13 +162,7 @@ def _probe(capture: Any, backbone: Backbone) -> tuple[dict[str, tuple[int, int]]
     hidden features are.
     """
     names, path = backbone.attention, backbone.injected_hidden
-    found: dict[str, torch.Tensor] = {}
-    capture(
-        [*names, *([path] if path else [])],
-        [0],
-        lambda step, layers: found.update(layers),
-        frames=torch.tensor([0]),
-    )
+    found = compute_at(capture, 0, [*names, *([path] if path else [])], torch.tensor([0]))
     shapes = {name: (found[name].shape[1], found[name].shape[2]) for name in names}
     return shapes, found[names[0]].element_size(), found[path].numel() if path else 0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -211,11 +210,13 @@ class Compute(Protocol):
         """
 
 
-@dataclass(frozen=True)
 class SourceFeatures(Counted):
-    """What is known of a source clip's self-attention features, and the stored part of them.
+    """Gives a source clip's self-attention features: the stored ones, and those it has computed.
 
-    Attributes:
+    It is no plain data. What computes features holds the model, and so does this object for as
+    long as it is needed; without it, it holds data alone and gives what is stored.
+
+    Args:
         inversion: The clip's path to noise; features of step j are those of inversion.latents[j]
             at inversion.sigmas[j].
         shapes: For every self-attention layer of the model, in the order it runs them: (P, C),
@@ -223,37 +224,47 @@ class SourceFeatures(Counted):
         matched_by: For every layer the layers whose features its correspondences are searched on;
             the last of these has as many tokens as it.
         steps: The steps with features, ascending; other steps use the nearest of them.
-        store: The kept features (N, P, C) by step and layer, or None: the model is run again when
-            they are needed.
-        compute: Runs the model for features that are not stored.
+        store: The kept features (N, P, C) by step and layer, or None for none.
+        compute: Runs the model for features that are not stored; None if all that will be
+            asked for is.
 
     Raises:
         ValueError: If there are no layers or no steps, or layers, numbers of tokens or the order of
             steps do not fit.
     """
 
-    inversion: Inversion
-    shapes: Mapping[str, tuple[int, int]]
-    matched_by: Mapping[str, Descriptor]
-    steps: tuple[int, ...]
-    store: FeatureStore | None
-    compute: Compute
-
-    def __post_init__(self) -> None:
-        if not self.shapes or set(self.matched_by) != set(self.shapes):
+    def __init__(
+        self,
+        inversion: Inversion,
+        shapes: Mapping[str, tuple[int, int]],
+        matched_by: Mapping[str, Descriptor],
+        steps: tuple[int, ...],
+        store: FeatureStore | None,
+        compute: Compute | None = None,
+    ) -> None:
+        super().__init__()
+        if not shapes or set(matched_by) != set(shapes):
             raise ValueError(
                 "every self-attention layer needs layers to take its matches from, "
                 "and there must be at least one"
             )
         if any(
-            self.shapes[found_by[-1]][0] != self.shapes[layer][0]
-            for layer, found_by in self.matched_by.items()
+            shapes[found_by[-1]][0] != shapes[layer][0] for layer, found_by in matched_by.items()
         ):
             raise ValueError(
                 "the last layer that another one's matches are taken from must have as many tokens"
             )
-        if not self.steps or list(self.steps) != sorted(set(self.steps)):
+        if not steps or list(steps) != sorted(set(steps)):
             raise ValueError("steps must ascend and hold at least one step")
+        self.inversion, self.shapes, self.matched_by = inversion, shapes, matched_by
+        self.steps, self.store, self.compute = steps, store, compute
+
+    # Of two with the same tensors each is itself.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
 
     def held(self) -> Iterable[Tensor]:
         return *self.inversion.held(), *(self.store.held() if self.store else ())
@@ -296,9 +307,12 @@ class SourceFeatures(Counted):
         Args:
             frames: Frame numbers, (n,).
             consume: Called with each step and its features, by layer (n, P, C).
+
+        Raises:
+            LookupError: If they are not stored, and nothing computes them.
         """
         if self.store is None:
-            self.compute(self.match_layers, self.steps, consume, frames=frames)
+            self._model()(self.match_layers, self.steps, consume, frames=frames)
             return
         for step in self.steps:
             consume(
@@ -315,12 +329,34 @@ class SourceFeatures(Counted):
 
         Returns:
             By layer (n, P, C).
+
+        Raises:
+            LookupError: If they are not stored, and nothing computes them.
         """
-        layers, store, found = tuple(layers), self.store, {}
-        if store is not None and all(store.has(step, layer) for layer in layers):
-            return {layer: store.get(step, layer, frames) for layer in layers}
-        self.compute(layers, [step], lambda _, kept: found.update(kept), frames=frames)
-        return found
+        layers = tuple(layers)
+        stored = self.stored(step, layers, frames)
+        return compute_at(self._model(), step, layers, frames) if stored is None else stored
+
+    def stored(self, step: int, layers: Iterable[str], frames: Tensor) -> dict[str, Tensor] | None:
+        """Returns stored features.
+
+        Args:
+            step: Step of the inversion.
+            layers: Paths of the layers.
+            frames: Frame numbers, (n,).
+
+        Returns:
+            By layer (n, P, C); None if they are not all stored.
+        """
+        layers, store = tuple(layers), self.store
+        if store is None or not all(store.has(step, layer) for layer in layers):
+            return None
+        return {layer: store.get(step, layer, frames) for layer in layers}
+
+    def _model(self) -> Compute:
+        if self.compute is None:
+            raise LookupError("the features are not stored, and no model is there to compute them")
+        return self.compute
 
     def describe(self, features: Mapping[str, Tensor], descriptor: Descriptor) -> Tensor:
         """Makes a descriptor's features from those of its layers.
@@ -355,6 +391,25 @@ class SourceFeatures(Counted):
     def nearest_step(self, step: int) -> int:
         """Returns the step with features closest to `step`; of two the earlier (noisier) one."""
         return min(self.steps, key=lambda known: (abs(known - step), known))
+
+
+def compute_at(
+    compute: Compute, step: int, layers: Iterable[str], frames: Tensor
+) -> dict[str, Tensor]:
+    """Computes the features of one step.
+
+    Args:
+        compute: Runs the model.
+        step: Step of the inversion.
+        layers: Paths of the layers.
+        frames: Frame numbers, (n,).
+
+    Returns:
+        By layer (n, P, C), or (n, C, h, w) for hidden features.
+    """
+    found: dict[str, Tensor] = {}
+    compute(layers, [step], lambda _, layers: found.update(layers), frames=frames)
+    return found
 
 
 def share_by_resolution(

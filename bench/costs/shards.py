@@ -201,7 +201,7 @@ def job_figures(folder: Path, edit: Edit, share: int) -> dict[str, Any]:
         from cluster.workers.pool import Pool
 
         with closing(
-            Pool(Path(os.environ["COMFYUI_PATH"]), workers=1, cores=1, share=share)
+            Pool.start(Path(os.environ["COMFYUI_PATH"]), workers=1, cores=1, share=share)
         ) as pool:
             made = make_jobs(jobs, read_table(jobs), workflow, pool.object_info(), folder)
             with opened(folder / f"{share} hosts") as results:

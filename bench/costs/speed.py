@@ -126,7 +126,7 @@ def main() -> None:
     with torch.inference_mode():
         subject = make_subject(model, settings.frames, settings.size)
         print(f"\n{subject.name}, {settings}", flush=True)
-        report(Measured(make_lines(subject, settings), settings.rounds), settings.steps)
+        report(measure(make_lines(subject, settings), settings.rounds), settings.steps)
 
 
 def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], Any]]:
@@ -155,25 +155,28 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
     }
 
 
-class Measured:
-    """What every line took in every round; each round begins with another line."""
+def measure(lines: dict[str, Callable[[], Any]], rounds: int) -> Measured:
+    """Each round begins with another line."""
+    took: dict[str, list[Spent]] = {name: [] for name in lines}
+    held: dict[str, float] = {}
+    names = list(lines)
+    for number in range(rounds):
+        first = number * len(names) // rounds
+        for name in names[first:] + names[:first]:
+            result, spent = spent_on(lines[name])
+            held[name] = kept(result)
+            took[name].append(spent)
+            del result
+            print(f"round {number + 1}, {name}: {spent.seconds:.1f} s", file=sys.stderr, flush=True)
+    return Measured(took, held)
 
-    def __init__(self, lines: dict[str, Callable[[], Any]], rounds: int) -> None:
-        self.spent: dict[str, list[Spent]] = {name: [] for name in lines}
-        self.kept: dict[str, float] = {}
-        names = list(lines)
-        for number in range(rounds):
-            first = number * len(names) // rounds
-            for name in names[first:] + names[:first]:
-                result, spent = spent_on(lines[name])
-                self.kept[name] = kept(result)
-                self.spent[name].append(spent)
-                del result
-                print(
-                    f"round {number + 1}, {name}: {spent.seconds:.1f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+
+@dataclass(frozen=True)
+class Measured:
+    """What every line took in every round, and what it keeps in memory."""
+
+    spent: dict[str, list[Spent]]
+    kept: dict[str, float]
 
     def seconds(self, *names: str) -> Tensor:
         """(rounds,) of these lines together."""

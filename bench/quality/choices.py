@@ -85,7 +85,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW")
     options = parser.parse_args()
     with torch.inference_mode():
-        case = Case(World(), Settings(frames=options.frames, steps=options.steps), options.clip)
+        case = Case.numbered(
+            World(), Settings(frames=options.frames, steps=options.steps), options.clip
+        )
         compare(case, options.surface, [row for row in ROWS if row.name in options.rows])
 
 

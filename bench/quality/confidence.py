@@ -37,7 +37,9 @@ def main() -> None:
     with torch.inference_mode():
         world = World()
         for number in options.clips:
-            measure(Case(world, Settings(frames=options.frames, steps=options.steps), number))
+            measure(
+                Case.numbered(world, Settings(frames=options.frames, steps=options.steps), number)
+            )
 
 
 def measure(case: Case) -> None:

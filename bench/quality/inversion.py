@@ -123,7 +123,7 @@ def spread(path: Path, count: int) -> Tensor:
 def edits(world: World, options: argparse.Namespace) -> None:
     """Prints the second table."""
     settings = Settings(frames=EDITED_FRAMES, steps=options.steps)
-    cases = [Case(world, settings, number) for number in range(options.edited)]
+    cases = [Case.numbered(world, settings, number) for number in range(options.edited)]
     columns = "warp error | true flow | fidelity | sharpness"
     print(f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |")
     print("|---|---|---|---|---|", flush=True)

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("output/table"))
     options = parser.parse_args()
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
-    lines = Lines(options.out / "cases.csv", str(settings))
+    lines = Lines.read(options.out / "cases.csv", str(settings))
     with torch.inference_mode():
         run(options, settings, lines)
     write(options.out, summarize(lines.all), str(settings))
@@ -115,16 +115,16 @@ def main() -> None:
 class Lines:
     """The finished lines of a file, those of the same settings."""
 
-    def __init__(self, path: Path, settings: str) -> None:
-        self.path, self.settings = path, settings
-        self.all: list[Line] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.all = [
-                    Line.read(record)
-                    for record in csv.DictReader(file)
-                    if record["settings"] == settings
-                ]
+    def __init__(self, path: Path, settings: str, lines: list[Line]) -> None:
+        self.path, self.settings, self.all = path, settings, lines
+
+    @classmethod
+    def read(cls, path: Path, settings: str) -> Lines:
+        if not path.exists():
+            return cls(path, settings, [])
+        with path.open(newline="") as file:
+            records = [record for record in csv.DictReader(file) if record["settings"] == settings]
+        return cls(path, settings, [Line.read(record) for record in records])
 
     def has(self, clip: int, surface: str, row: str) -> bool:
         return any((line.clip, line.surface, line.row) == (clip, surface, row) for line in self.all)
@@ -147,7 +147,7 @@ def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
     """Every edit that is not done yet."""
     world = World()
     for number in range(options.first, options.first + options.clips):
-        case = Case(world, settings, number)
+        case = Case.numbered(world, settings, number)
         surfaces = case.other_surfaces(options.edits, seed=number)
         chosen = [
             row for row in ROWS if row.name in options.rows and (options.tuning or not row.tuned)

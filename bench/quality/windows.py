@@ -33,7 +33,9 @@ def main() -> None:
     options = parser.parse_args()
     with torch.inference_mode():
         compare(
-            Case(World(), Settings(frames=options.frames, interval=options.interval), slowed=True),
+            Case.numbered(
+                World(), Settings(frames=options.frames, interval=options.interval), slowed=True
+            ),
             options,
         )
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,11 @@ class Editable:
 
     def __init__(self, world: World, settings: Settings, source: Tensor, caption: str) -> None:
         self.world, self.settings, self.source, self.caption = world, settings, source, caption
-        self.latents = nodes.VAEEncode().encode(world.vae, source)[0]
+
+    @cached_property
+    def latents(self) -> dict[str, Any]:
+        encoded: dict[str, Any] = nodes.VAEEncode().encode(self.world.vae, self.source)[0]
+        return encoded
 
     def asked(self, surface: str) -> str:
         """The edit prompt's words."""
@@ -179,32 +184,47 @@ class Editable:
 
 
 class Case(Editable):
-    """One source clip. number: 0 is the embedded one, any other one a scene drawn from it, nothing
-    picked, and encoded in the same way.
+    """A clip of a scene of the embedded model's world.
 
-    slowed: the scene's whole length in as many frames as the settings ask for.
+    times: of each frame. source: (N, h, w, 3).
     """
 
     def __init__(
-        self, world: World, settings: Settings, number: int = 0, slowed: bool = False
+        self, world: World, settings: Settings, scene: Scene, times: list[float], source: Tensor
     ) -> None:
+        super().__init__(world, settings, source, scene.caption())
+        self.scene, self.times = scene, times
+
+    @classmethod
+    def numbered(
+        cls, world: World, settings: Settings, number: int = 0, slowed: bool = False
+    ) -> Case:
+        """number: 0 is the embedded clip, any other one a scene drawn from it, nothing picked, and
+        encoded in the same way.
+
+        slowed: the scene's whole length in as many frames as the settings ask for.
+        """
         if number == 0 and not slowed:
-            self.scene, times = demo_clip()
+            scene, times = demo_clip()
             frames = read_video(ROOT / "demo" / "tokenflow_star.mp4")
         else:
-            self.scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
+            scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
             count = settings.frames if slowed else CLIP_FRAMES
             times = [CLIP_LENGTH * i / count for i in range(count)]
             with tempfile.TemporaryDirectory() as folder:
-                make_clip.write(Path(folder, "clip.mp4"), self.scene, times)
+                make_clip.write(Path(folder, "clip.mp4"), scene, times)
                 frames = read_video(Path(folder, "clip.mp4"))
-        self.times = times[: settings.frames]
-        super().__init__(world, settings, frames[: settings.frames], self.scene.caption())
-        self.motion = source_motion(channels_first(self.source))
-        pairs = zip(self.times, self.times[1:], strict=False)
-        self.truth = [
-            (flow, ~occluded) for flow, occluded in (true_flow(self.scene, a, b) for a, b in pairs)
-        ]
+        count = settings.frames
+        return cls(world, settings, scene, times[:count], frames[:count])
+
+    @cached_property
+    def motion(self) -> list[tuple[Tensor, Tensor]]:
+        return source_motion(channels_first(self.source))
+
+    @cached_property
+    def truth(self) -> list[tuple[Tensor, Tensor]]:
+        flows = [true_flow(self.scene, a, b) for a, b in pairwise(self.times)]
+        return [(flow, ~occluded) for flow, occluded in flows]
 
     def other_surfaces(self, count: int, seed: int) -> list[str]:
         """Surfaces to edit to, drawn from all but the clip's own."""

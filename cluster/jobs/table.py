@@ -28,6 +28,10 @@ class TableError(ValueError):
         self.problems = problems
 
 
+# What a file holds, row by row, and what is wrong with it.
+Records = tuple[list[dict[str, Any]], list[str]]
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a table.
@@ -96,13 +100,13 @@ def look_over(table: Path) -> tuple[list[Row], list[str]]:
         return [], [
             problem(table, f"byte {error.start}", "this is no UTF-8", "Save the table as UTF-8")
         ]
-    problems: list[str] = []
     rows = []
-    for number, found in enumerate(read(table, text, problems), 1):
+    records, problems = read(table, text)
+    for number, found in enumerate(records, 1):
         cells = {column: value for column, value in found.items() if not _is_empty(value)}
         rows.append(Row(number, str(cells.pop("name", f"{number:03}")).strip(), cells))
     if not rows and not problems:
-        problems.append(problem(table, "its end", "no job in it", "Write one job a row"))
+        problems = [problem(table, "its end", "no job in it", "Write one job a row")]
     return rows, problems + _wrong_names(table, rows)
 
 
@@ -119,7 +123,7 @@ def _head(text: str) -> str:
     return name.lower() if name.lower() in HEADS else name
 
 
-def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
+def _csv(table: Path, text: str) -> Records:
     text = text.lstrip("\r\n")
     delimiter, text = _delimiter(text)
     lines = csv.reader(
@@ -128,12 +132,9 @@ def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
     try:
         written = [_without_end([cell.strip() for cell in line]) for line in lines]
     except csv.Error as error:
-        problems.append(
-            problem(
-                table, f"line {lines.line_num}", f"this is no CSV ({error})", "Close its quotes"
-            )
-        )
-        return []
+        place, found = f"line {lines.line_num}", f"this is no CSV ({error})"
+        return [], [problem(table, place, found, "Close its quotes")]
+    problems = []
     header, *rows = [row for row in written if row] or [[]]
     columns = [_head(cell) for cell in header]
     for column in sorted({column for column in columns if column and columns.count(column) > 1}):
@@ -160,9 +161,10 @@ def _csv(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
                     "Give the column a name",
                 )
             )
-    return [
+    records: list[dict[str, Any]] = [
         {column: cell for column, cell in zip(columns, row, strict=False) if column} for row in rows
     ]
+    return records, problems
 
 
 def _delimiter(text: str) -> tuple[str, str]:
@@ -190,8 +192,9 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it stands, names that come twice too."""
 
 
-def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
+def _jsonl(table: Path, text: str) -> Records:
     rows: list[dict[str, Any]] = []
+    problems = []
     # JSON has other line ends in its texts.
     for line in (line for line in text.split("\n") if line.strip()):
         number = len(rows) + 1
@@ -230,10 +233,10 @@ def _jsonl(table: Path, text: str, problems: list[str]) -> list[dict[str, Any]]:
                     )
                 )
         rows.append(row)
-    return rows
+    return rows, problems
 
 
-READERS: dict[str, Callable[[Path, str, list[str]], list[dict[str, Any]]]] = {
+READERS: dict[str, Callable[[Path, str], Records]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".jsonl": _jsonl,

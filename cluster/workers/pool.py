@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,18 +66,32 @@ class Pool:
     """Workers, one per GPU of the cluster, or one per so many cores where there is none.
 
     Args:
-        comfyui: The folder of ComfyUI, for machines without a COMFYUI_PATH of their own.
-        workers: How many; None for as many as there is room for.
-        cores: CPU cores of each; None for MOST_CORES, or all where a machine has fewer.
-        share: How many ComfyUIs are a worker together.
-
-    Raises:
-        PoolError: If the cluster is too small; also later, when no worker is left.
+        slots: The workers.
     """
 
-    def __init__(
-        self, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        self.idle: list[Slot] = []
+        self.waiting: dict[ObjectRef | ObjectRefGenerator, Slot] = {}
+
+    @classmethod
+    def start(
+        cls, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1
+    ) -> Pool:
+        """Starts the workers.
+
+        Args:
+            comfyui: The folder of ComfyUI, for machines without a COMFYUI_PATH of their own.
+            workers: How many; None for as many as there is room for.
+            cores: CPU cores of each; None for MOST_CORES, or all where a machine has fewer.
+            share: How many ComfyUIs are a worker together.
+
+        Returns:
+            The pool.
+
+        Raises:
+            PoolError: If the cluster is too small; also later, when no worker is left.
+        """
         machines: list[dict[str, Any]] = ray.nodes()
         count, cores, resources = shares(
             [machine["Resources"] for machine in machines if machine["Alive"]], cores
@@ -91,14 +105,15 @@ class Pool:
         actor: Any = ray.remote(kind)
         # Two calls at once: a job, and what stops it.
         options = {"max_restarts": -1, "max_concurrency": 2, **resources}
-        self.slots = [
-            Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more))
-            for name in names
-        ]
-        self.idle: list[Slot] = []
-        self.waiting: dict[ObjectRef | ObjectRefGenerator, Slot] = {}
-        for slot in self.slots:
-            self._start(slot)
+        pool = cls(
+            [
+                Slot(name, actor.options(name=name, **options).remote(comfyui, cores, *more))
+                for name in names
+            ]
+        )
+        for slot in pool.slots:
+            pool._start(slot)
+        return pool
 
     def close(self) -> None:
         """Ends the servers and the workers, also in the middle of a job."""

@@ -6,6 +6,8 @@ Processed ones are what the host's `process_conds` made of them.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,56 +19,66 @@ Conds = list[list[dict[str, Any]] | None]
 Place = tuple[int, int]
 
 
+@dataclass(frozen=True)
 class PassConds:
-    """The conditionings of one pass: `lists` is for the host; `place` tells what a uuid stands for.
+    """The conditionings of one pass.
 
     The host batches and splits conditionings by free memory, in any order; an area conditioning may
     stand in two lists with one uuid; and caching packs key by uuid. So every pass has uuids of its
     own, the same at every step, derived from original, place and pass. By them a row of the batch
     is known again.
 
+    Attributes:
+        lists: What the host is given, list by list.
+        place: By uuid where a conditioning stands.
+    """
+
+    lists: Conds
+    place: Mapping[uuid.UUID, Place]
+
+
+def cut_conds(conds: Conds, frames: Tensor, total: int, name: str) -> PassConds:
+    """Cuts processed conditionings down to the frames of one pass.
+
     Args:
         conds: Processed conditionings of all frames, list by list.
         frames: Frame numbers, (n,).
         total: Frames of the clip.
         name: The pass's name, a part of the uuids.
+
+    Returns:
+        The pass's.
     """
+    controls = [entry.get("control") for entries in conds for entry in entries or ()]
+    # The host batches cond and uncond only if they share a control.
+    views = {
+        id(control): control_view(control, frames, total)
+        for control in controls
+        if control is not None
+    }
 
-    def __init__(self, conds: Conds, frames: Tensor, total: int, name: str) -> None:
-        self.place: dict[uuid.UUID, Place] = {}
-        views: dict[int, Any] = {}  # the host batches cond and uncond only if they share a control
-        self.lists: Conds = [
-            None
-            if entries is None
-            else [
-                self._cut(entry, (i, j), frames, total, name, views)
-                for j, entry in enumerate(entries)
-            ]
-            for i, entries in enumerate(conds)
-        ]
-
-    def _cut(
-        self,
-        entry: dict[str, Any],
-        place: Place,
-        frames: Tensor,
-        total: int,
-        name: str,
-        views: dict[int, Any],
-    ) -> dict[str, Any]:
-        cut = entry.copy()
-        cut["model_conds"] = {
+    def cut(entry: dict[str, Any], place: Place) -> dict[str, Any]:
+        found = entry.copy()
+        found["model_conds"] = {
             key: _cut_cond(cond, frames) for key, cond in entry["model_conds"].items()
         }
         if "mask" in entry:
-            cut["mask"] = rows_of(entry["mask"], frames)
+            found["mask"] = rows_of(entry["mask"], frames)
         if (control := entry.get("control")) is not None:
-            if id(control) not in views:
-                views[id(control)] = control_view(control, frames, total)
-            cut["control"] = views[id(control)]
-        cut["uuid"] = uuid.uuid5(entry["uuid"], f"{place}{name}")
-        self.place[cut["uuid"]] = place
-        return cut
+            found["control"] = views[id(control)]
+        found["uuid"] = uuid.uuid5(entry["uuid"], f"{place}{name}")
+        return found
+
+    lists: Conds = [
+        None if entries is None else [cut(entry, (i, j)) for j, entry in enumerate(entries)]
+        for i, entries in enumerate(conds)
+    ]
+    place = {
+        entry["uuid"]: (i, j)
+        for i, entries in enumerate(lists)
+        for j, entry in enumerate(entries or ())
+    }
+    return PassConds(lists, place)
 
 
 def _cut_cond(cond: Any, frames: Tensor) -> Any:

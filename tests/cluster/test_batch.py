@@ -44,7 +44,7 @@ def pool() -> Iterator[Any]:
     cores = torch.get_num_threads()
     with (
         connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False),
-        closing(Pool(COMFYUI, cores=cores)) as pool,
+        closing(Pool.start(COMFYUI, cores=cores)) as pool,
     ):
         assert len(pool.slots) == 2
         yield pool

@@ -68,7 +68,7 @@ def pool() -> Iterator[Any]:
     cores = torch.get_num_threads()
     with (
         connected(None, num_cpus=2 * cores, num_gpus=0, include_dashboard=False),
-        closing(Pool(COMFYUI, cores=cores, share=2)) as pool,
+        closing(Pool.start(COMFYUI, cores=cores, share=2)) as pool,
     ):
         yield pool
 

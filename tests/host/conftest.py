@@ -8,11 +8,14 @@ the pack's modules are `tokenflow_pack.nodes.x` and so on.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launch.comfyui.inprocess import ROOT, import_comfyui, import_pack
+
+from .once import once_a_module, once_a_session
 
 import_comfyui(Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI"))
 import_pack()
@@ -26,3 +29,37 @@ def _folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder_paths.set_input_directory(str(tmp_path_factory.mktemp("input")))
     folder_paths.set_output_directory(str(tmp_path_factory.mktemp("output")))
     folder_paths.set_temp_directory(str(tmp_path_factory.mktemp("temp")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared() -> Iterator[None]:
+    """Drops what tests of several modules share: models, inversions, matches."""
+    yield
+    once_a_session.clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_in_module() -> Iterator[None]:
+    """Drops what the tests of one module share."""
+    yield
+    once_a_module.clear()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Computes on one core: sums in another order are other bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def inference_mode() -> Iterator[None]:
+    """Runs tests as the host runs nodes."""
+    import torch
+
+    with torch.inference_mode():
+        yield

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from comfy import model_management
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host import progress
+from tokenflow_pack.host.calls import PASS_KEY
 from tokenflow_pack.host.patching import ModelCall
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
@@ -26,6 +26,7 @@ from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Apply, Sampler
 from torch import Tensor
 
+from .once import once_a_session
 from .tiny_models import moving_clip, random_conditioning, tiny_sd15
 
 STEPS = 3
@@ -41,7 +42,7 @@ def call(function: Callable[..., Any], *args: Any, **inputs: Any) -> tuple[Any, 
     return tuple(getattr(out, "args", out))
 
 
-@cache
+@once_a_session
 def tiny_model(seed: int = 0) -> Any:
     return tiny_sd15(seed)
 
@@ -52,13 +53,13 @@ def invert(model: Any, latents: Any, **inputs: Any) -> tuple[Any, ...]:
     )
 
 
-@cache
+@once_a_session
 def inverted(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> tuple[Any, ...]:
     """DDIM Invert Video's outputs: inversion, noisy latents, sigmas."""
     return invert(tiny_model(), moving_clip(frames, *size))
 
 
-@cache
+@once_a_session
 def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory") -> Any:
     return call(
         ExtractFeatures.execute,
@@ -70,7 +71,7 @@ def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str =
     )[0]
 
 
-@cache
+@once_a_session
 def matched(
     frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory", interval: int = 2
 ) -> Any:
@@ -83,12 +84,12 @@ def matched(
     )[0]
 
 
-@cache
+@once_a_session
 def injection() -> Any:
     return call(PlugAndPlay.execute)[0]
 
 
-@cache
+@once_a_session
 def pictures(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> Tensor:
     """An IMAGE (frames, 8 h, 8 w, 3) of a smooth random plane that moves left by a latent pixel a
     frame, for optical flow.
@@ -266,3 +267,20 @@ def executor(send: Callable[..., None], client: str | None = None, cache: str = 
     return execution.PromptExecutor(
         server, cache_type=execution.CacheType[cache], cache_args=limits
     )
+
+
+class Decoder:
+    """Stands in for a VAE: the first three channels, each pixel eight times as large."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (
+            (latents[:, :3] / 20 + 0.5)
+            .repeat_interleave(8, 2)
+            .repeat_interleave(8, 3)
+            .movedim(1, -1)
+        )
+
+
+def frames_of(args: dict[str, Any]) -> list[int]:
+    """The frames of a call of the UNet, by what the host hands to its wrapper."""
+    return args["c"]["transformer_options"][PASS_KEY].frames.tolist()

@@ -29,11 +29,7 @@ def source_of(features: Tensor, grid: tuple[int, int] | None = None) -> SourceFe
     )
     store = MemoryStore()
     store.put(0, {LAYER: features})
-
-    def compute(*_: Any, **__: Any) -> None:
-        raise AssertionError("stored features are not computed")
-
-    return SourceFeatures(inversion, {LAYER: (tokens, width)}, {LAYER: ONLY}, (0,), store, compute)
+    return SourceFeatures(inversion, {LAYER: (tokens, width)}, {LAYER: ONLY}, (0,), store)
 
 
 def step_matches(features: Tensor, interval: int, seed: int = 0, **choices: Any) -> StepMatches:
@@ -41,3 +37,7 @@ def step_matches(features: Tensor, interval: int, seed: int = 0, **choices: Any)
     return build_correspondences(
         source_of(features), interval, seed, **{"backend": "torch", **choices}
     ).steps[0]
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -148,6 +148,19 @@ def test_coarse_to_fine_joins_the_decoders_first_layers() -> None:
     }
 
 
+def test_what_is_not_stored_takes_a_model() -> None:
+    store, frames = MemoryStore(), torch.tensor([1, 0])
+    computed(["mid"], [0], store.put)
+    alone = SourceFeatures(inversion(), SHAPES, ITSELF, (0,), store)
+    with_model = SourceFeatures(inversion(), SHAPES, ITSELF, (0,), store, computed)
+    assert torch.equal(alone.at(0, ["mid"], frames)["mid"], store.get(0, "mid", frames))
+    assert alone.stored(0, ["mid", "in.1"], frames) is None
+    with pytest.raises(LookupError, match="not stored"):
+        alone.at(0, ["mid", "in.1"], frames)
+    assert with_model.at(0, ["mid", "in.1"], frames)["in.1"].shape == (2, *SHAPES["in.1"])
+    assert alone == alone != with_model
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_descriptor_is_made_of_unit_features_enlarged_to_the_finest(dtype: torch.dtype) -> None:
     features = {

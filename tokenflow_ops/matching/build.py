@@ -123,8 +123,10 @@ def build_correspondences(
         for layer, tensor in layers.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"NaN or infinite features in layer {layer} at step {known}")
-        for searched in search.fill(matches[known], block, held, layers):
-            done += searched
+        for rows, tokens in search.nearest(matches[known], block, held, layers):
+            for descriptor, found in tokens.items():
+                matches[known].tokens[descriptor][rows] = found
+            done += len(rows)
             on_pairs(done, total)
 
     try:
@@ -173,7 +175,7 @@ def _blocks(frames: int, interval: int, reach: int) -> Iterator[tuple[range, ran
 
 
 class _Search:
-    """Fills in the matches of one block of frames after the other."""
+    """Searches one block of frames after the other."""
 
     def __init__(
         self,
@@ -193,12 +195,13 @@ class _Search:
 
         self.allowed = allowed
 
-    def fill(
+    def nearest(
         self, matches: PairMatches, block: range, held: range, layers: dict[str, Tensor]
-    ) -> Iterator[int]:
+    ) -> Iterator[tuple[Tensor, dict[Descriptor, Tensor]]]:
         """Searches for a block's pairs in the features of the frames `held`.
 
-        Yields: how many, keyframe by keyframe.
+        Yields: keyframe by keyframe the rows (n,) of its pairs in `matches`, and their tokens
+        (n, P).
         """
         first, last = torch.searchsorted(
             matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames
@@ -209,14 +212,15 @@ class _Search:
         )
         for keyframe in keyframes.unique().tolist():
             users = (keyframes == keyframe).nonzero().flatten()
-            for descriptor, table in matches.tokens.items():
+            tokens = {}
+            for descriptor in matches.tokens:
                 found = self._match(
                     descriptor, frames[users] - held.start, keyframe - held.start, layers
                 )
                 # Even where two of its own tokens are equal.
-                found[frames[users] == keyframe] = torch.arange(table.shape[1], dtype=table.dtype)
-                table[first + users] = found
-            yield len(users)
+                found[frames[users] == keyframe] = torch.arange(found.shape[1], dtype=found.dtype)
+                tokens[descriptor] = found
+            yield first + users, tokens
 
     def _match(
         self, descriptor: Descriptor, frames: Tensor, keyframe: int, layers: dict[str, Tensor]

@@ -28,6 +28,9 @@ T = TypeVar("T")
 class Pass:
     """A pass that changes nothing: frames that only have to be processed in smaller batches.
 
+    What a pass collects on its way (a bank, features) is its own: it makes it, and hands it out
+    once it is through. A pass that fails is dropped and made again, with fewer frames.
+
     Attributes:
         frames: Frame numbers, (n,).
         source: For injected layers the source's tokens (n, P, C) or hidden features (n, C, h, w);
@@ -77,12 +80,6 @@ class Pass:
     def deep(self, call: DeepCall) -> Any:
         """Returns the output of a deep layer."""
         return call.run()
-
-    def finish(self) -> None:
-        """Ends the pass, once it is through.
-
-        A pass that fails is made again, with fewer frames.
-        """
 
     def rows(self, tensor: Tensor) -> int:
         """Returns how many conditionings the batch holds."""
@@ -140,7 +137,7 @@ class CapturePass(Pass):
 
     names: frozenset[str] = frozenset()
     device: torch.device | None = None
-    _kept: dict[str, dict[Place, Tensor]] = field(default_factory=dict)
+    _kept: dict[str, dict[Place, Tensor]] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def kept(self) -> dict[str, Tensor]:

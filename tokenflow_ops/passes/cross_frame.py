@@ -16,20 +16,18 @@ class SparseCausalPass(Pass):
     """Frames that attend to the first and the previous frame (Tune-A-Video, equation 6).
 
     The first one attends to itself. `frames` are consecutive, in the order of the clip; one pass
-    follows the other.
+    follows the other, and is given what the one before has collected.
 
     Attributes:
         layers: Where they do; elsewhere every frame attends to itself.
-        bank: By layer and conditioning, what keys and values of the first and of the last frame so
-            far are made of: (2, 2, P, C).
+        before: The `bank` of the pass before; empty in the first one.
+        bank: What the pass has collected: by layer and conditioning, what keys and values of the
+            first and of the last frame so far are made of, (2, 2, P, C).
     """
 
     layers: frozenset[str]
-    bank: Bank
-    _left: Bank = field(default_factory=dict)
-
-    def finish(self) -> None:
-        self.bank.update(self._left)
+    before: Bank = field(default_factory=dict)
+    bank: Bank = field(init=False, repr=False, default_factory=dict)
 
     def attention(self, call: AttentionCall) -> Tensor:
         if call.layer not in self.layers:
@@ -44,7 +42,7 @@ class SparseCausalPass(Pass):
             call: The module's call.
             queries: Tokens that queries are made of, (rows * n, P, C).
             keys: Tokens that keys are made of, (rows * n, P, C).
-            kind: Under which name, after the layer's, the bank knows these tokens.
+            kind: Under which name, after the layer's, banks know these tokens.
 
         Returns:
             (rows * n, P, C).
@@ -65,12 +63,12 @@ class SparseCausalPass(Pass):
     def _before(self, layer: str, place: tuple[int, int], own: Tensor) -> Tensor:
         """First and previous frame of a conditioning's tokens (2, n, P, C): (2, 2, P, C).
 
-        These tokens leave theirs to the next pass.
+        Collects theirs for the next pass.
         """
         before = (
-            self.bank[layer, place].to(own.device)
+            self.before[layer, place].to(own.device)
             if int(self.frames[0])
             else own[:, :1].expand(-1, 2, -1, -1)
         )
-        self._left[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
+        self.bank[layer, place] = torch.stack([before[:, 0], own[:, -1]], 1)
         return before

@@ -19,23 +19,24 @@ class KeyframePass(Pass):
     """Joint edit of some keyframes: extended attention in every layer (paper, equation 5).
 
     Attributes:
-        bank: Filled with the tokens after the output projection, T_base, and under DEEP with what
-            comes up from below full resolution.
-        banked: For which layers, and DEEP; all if None. What frames do not ask for would only
-            fill the device.
-        seen: Filled with what keys and values are made of, two (m, P, C), or one for both.
-        remembered: Of how many of the last keyframes; of all if None.
+        banked: Which layers, and DEEP, the bank is to hold; all if None. What frames do not ask
+            for would only fill the device.
+        remembered: Of how many of the last keyframes `seen` is to hold something; of all if None.
         context: What keys and values of other keyframes are made of, which these attend to as well.
         limit: How many of the pass's keyframes, the closest in time, each attends to; 0 for all and
             the context.
+        bank: What the pass has collected: the tokens after the output projection, T_base, and under
+            DEEP what comes up from below full resolution.
+        seen: What the pass has collected: what keys and values are made of, two (m, P, C), or one
+            for both.
     """
 
-    bank: Bank = field(default_factory=dict)
     banked: frozenset[str] | None = None
-    seen: Bank = field(default_factory=dict)
     remembered: int | None = None
     context: Bank = field(default_factory=dict)
     limit: int = 0
+    bank: Bank = field(init=False, repr=False, default_factory=dict)
+    seen: Bank = field(init=False, repr=False, default_factory=dict)
 
     def deposits(self, layer: str) -> bool:
         """Tells whether the bank is to hold a layer's output."""
@@ -140,7 +141,7 @@ def made_of(
     """Returns what a layer's keys and values of some keyframes are made of.
 
     Args:
-        seen: Filled by `KeyframePass`.
+        seen: As a `KeyframePass` has collected it.
         layer: The layer's path.
         places: The conditionings of the batch, in its order.
         device: Where to put them.

@@ -19,13 +19,11 @@ from .calls import AttentionCall, Place
 class SourceKeyframePass(CapturePass):
     """The source's keyframes, recorded (the public code's source row).
 
-    Their attention's output tokens are left for `SourceMatchPass`.
-
     Attributes:
-        bank: Filled with these tokens.
+        bank: What the pass has collected: their attention's output tokens, for `SourceMatchPass`.
     """
 
-    bank: Bank
+    bank: Bank = field(init=False, repr=False, default_factory=dict)
 
     def attention(self, call: AttentionCall) -> Tensor:
         tokens = super().attention(call)
@@ -49,7 +47,9 @@ class SourceMatchPass(CapturePass):
     bank: Bank
     near: Neighbours
     keyframe_features: Mapping[str, Tensor]
-    _found: dict[str, dict[Place, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    _found: dict[str, dict[Place, tuple[Tensor, Tensor]]] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def tokens(self, layer: str) -> tuple[Tensor, Tensor]:
         """Returns past and future token indices (n, P) of a layer that has run."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-@dataclass(frozen=True)
+@dataclass
 class Denoiser:
     """Makes clean latents from noisy ones, in which noise is counted over signal.
 

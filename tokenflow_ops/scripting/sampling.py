@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..edit import StepPlan, edit_step
+from ..features import compute_at
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
 from ..matching.correspondence import Correspondences
@@ -22,6 +24,7 @@ from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS
 from .calls import forwards
 from .denoiser import Denoiser, embed
 from .layers import find, replaced
+from .source import capture
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -141,7 +144,7 @@ def step_plan(
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
     """One step's evaluation of the UNet, a `tokenflow_ops.edit.Denoiser`.
 
@@ -184,12 +187,12 @@ class Evaluation:
         Returns:
             By layer the tokens (n, P, C) or hidden features (n, C, h, w).
         """
-        found, names = dict[str, Tensor](), tuple(names)
-        if names:
-            self.plan.features.compute(
-                names, [self.plan.step], lambda step, layers: found.update(layers), frames=frames
-            )
-        return found
+        names = tuple(names)
+        if not names:
+            return {}
+        inversion = self.plan.features.inversion
+        compute = partial(capture, self.denoise, inversion, self.frames_per_pass, self.x.device)
+        return compute_at(compute, self.plan.step, names, frames)
 
     def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
         """Does the work for `frames_per_pass` frames at once, in order.

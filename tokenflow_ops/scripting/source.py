@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..features import Consumer, MemoryStore, SourceFeatures, coarse_to_fine
+from ..features import Consumer, MemoryStore, SourceFeatures, coarse_to_fine, compute_at
 from ..inversion import Inversion, invert
 from .denoiser import Denoiser, embed
 from .layers import Forward, find, replaced
@@ -75,8 +75,7 @@ def extract_features(
 ) -> SourceFeatures:
     """Extracts what frames are matched on, at one noise level for all steps.
 
-    It is the decoder's layers from coarse to fine together. The result holds on to the pipeline:
-    Plug-and-Play looks at the source again.
+    It is the decoder's layers from coarse to fine together.
 
     Args:
         pipe: Of SD 1.x or 2.x.
@@ -85,19 +84,18 @@ def extract_features(
         frames_per_pass: Frames in one call of the UNet.
 
     Returns:
-        The source's features, kept in memory.
+        The source's features, kept in memory; they do not hold the pipeline.
     """
     denoise = Denoiser.of(pipe)
     backbone = find(denoise.unet)
     layers = backbone.attention
     compute = partial(capture, denoise, inversion, frames_per_pass, pipe.device)
-    seen: dict[str, Tensor] = {}
-    compute(layers, [0], lambda step, found: seen.update(found), frames=torch.tensor([0]))
+    seen = compute_at(compute, 0, layers, torch.tensor([0]))
     shapes = {layer: (seen[layer].shape[1], seen[layer].shape[2]) for layer in layers}
     level = round((1 - noise_level) * (len(inversion.sigmas) - 2))
     store = MemoryStore()
     features = SourceFeatures(
-        inversion, shapes, coarse_to_fine(shapes, backbone.decoder_layers), (level,), store, compute
+        inversion, shapes, coarse_to_fine(shapes, backbone.decoder_layers), (level,), store
     )
     compute(features.match_layers, features.steps, store.put)
     return features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,7 @@ class Prompt:
             TypeError: If it holds anything but tensors and plain values (a ControlNet, hooks), with
                 the name of the option.
         """
-        tensors: list[Tensor] = []
-        return cls(_plain(conditioning, "prompt", tensors), tuple(tensors))
+        return cls(_plain(conditioning, "prompt"), tuple(_tensors(conditioning)))
 
     def is_same(self, other: Prompt) -> bool:
         """Tells whether both say the same, but for rounding."""
@@ -52,17 +52,29 @@ class Prompt:
         )
 
 
-def _plain(value: Any, name: str, tensors: list[Tensor]) -> Any:
+def _plain(value: Any, name: str) -> Any:
+    """A host's structure with the shapes of its tensors in their places."""
     if isinstance(value, Tensor):
-        tensors.append(value.detach().to("cpu", torch.float32).contiguous())
         return {"tensor": list(value.shape)}
     if isinstance(value, list | tuple):
-        return [_plain(item, name, tensors) for item in value]
+        return [_plain(item, name) for item in value]
     if isinstance(value, dict) and all(type(key) is str for key in value):
-        return {key: _plain(item, key, tensors) for key, item in sorted(value.items())}
+        return {key: _plain(item, key) for key, item in sorted(value.items())}
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"'{name}' ({type(value).__name__})")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of a host's structure, in the order of their places."""
+    if isinstance(value, Tensor):
+        yield value.detach().to("cpu", torch.float32).contiguous()
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for _, item in sorted(value.items()):
+            yield from _tensors(item)
 
 
 def _close(one: Tensor, two: Tensor) -> bool:

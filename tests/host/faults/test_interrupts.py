@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfy import model_management
-from tokenflow_pack.host.steps import Steps
+from tokenflow_pack.host.steps import rehearse
 
 from ..helpers import interrupted, watched
 from .tools.graph import Ready, edit, plain
@@ -64,7 +64,7 @@ def test_an_interrupt_that_a_sampler_sees_while_it_is_rehearsed_is_not_lost() ->
 
     with interrupted():
         model_management.interrupt_current_processing(True)
-        Steps(
+        rehearse(
             SimpleNamespace(sampler_function=sampler, extra_options={}),
             None,
             torch.tensor([1.0, 0.0]),

@@ -8,7 +8,7 @@ never changed: what they gave once is what every later version must give.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import comfy.controlnet
@@ -27,6 +27,7 @@ from torch import Tensor
 import nodes
 
 from ..helpers import call, invert, pictures
+from ..once import once_a_module
 from ..tiny_models import (
     LAYOUT,
     LAYOUTS,
@@ -41,7 +42,7 @@ SD15, OTHERS = "SD 1.5", ("SD 2.x v", "SDXL", "KOALA 700M")
 Latents = Callable[[], Tensor]
 
 
-@cache
+@once_a_module
 def model(layout: str) -> Any:
     """Calm: with branches this weak,
     another processor's rounding errors stay below 1e-5 of the latents.
@@ -53,13 +54,13 @@ def model(layout: str) -> Any:
     return patcher
 
 
-@cache
+@once_a_module
 def prompts(layout: str) -> list[Any]:
     """Source, positive and negative."""
     return [random_conditioning(seed, pooled=LAYOUTS[layout].takes_vector) for seed in (1, 2, 3)]
 
 
-@cache
+@once_a_module
 def inverted(layout: str, frames: int, refinement: str) -> tuple[Any, ...]:
     clip = moving_clip(frames, *SIZE, layout=LAYOUTS[layout])
     return invert(
@@ -72,7 +73,7 @@ def inverted(layout: str, frames: int, refinement: str) -> tuple[Any, ...]:
     )
 
 
-@cache
+@once_a_module
 def matched(
     layout: str,
     frames: int,

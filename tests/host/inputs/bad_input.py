@@ -34,7 +34,18 @@ from torch import Tensor
 
 import nodes
 
-from ..helpers import NEGATIVE, POSITIVE, SOURCE, call, extracted, inverted, matched, tiny_model
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    SOURCE,
+    Decoder,
+    call,
+    extracted,
+    inverted,
+    matched,
+    tiny_model,
+)
+from ..once import once_a_session
 from ..tiny_models import moving_clip
 
 FRAMES, SIZE = CLIP = 2, (8, 8)
@@ -141,19 +152,7 @@ def told(error: NodeError) -> None:
 # Good calls
 
 
-class Decoder:
-    """Stands in for a VAE: the first three channels, each pixel eight times as large."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return (
-            (latents[:, :3] / 20 + 0.5)
-            .repeat_interleave(8, 2)
-            .repeat_interleave(8, 3)
-            .movedim(1, -1)
-        )
-
-
-@cache
+@once_a_session
 def frames(count: int = FRAMES, height: int = 64, width: int = 64, channels: int = 3) -> Tensor:
     return torch.rand(count, height, width, channels, generator=torch.Generator().manual_seed(0))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from torch import Tensor, nn
 
 from ..helpers import POSITIVE, call, extracted, inverted, matched, tiny_model
+from ..once import once_a_session
 from ..tiny_models import SDXL, tiny_sd15, tiny_unet
 from .bad_input import (
     APPLY,
@@ -45,7 +45,7 @@ IMAGE_MODELS = "SD 1.x, SD 2.x or SDXL"
 SAME = "same checkpoint"
 
 
-@cache
+@once_a_session
 def no_unet() -> Any:
     """A model that has no UNet, such as a diffusion transformer."""
     model = nn.Module()
@@ -53,13 +53,13 @@ def no_unet() -> Any:
     return ModelPatcher(model, CPU, CPU)
 
 
-@cache
+@once_a_session
 def autoencoder() -> Any:
     """A VAE's own patcher."""
     return ModelPatcher(nn.Linear(4, 4), CPU, CPU)
 
 
-@cache
+@once_a_session
 def video_model() -> Any:
     """A UNet with a layer that attends over time."""
     model, layer = tiny_sd15(5), SpatialVideoTransformer.__new__(SpatialVideoTransformer)
@@ -68,7 +68,7 @@ def video_model() -> Any:
     return model
 
 
-@cache
+@once_a_session
 def sdxl() -> Any:
     return tiny_unet(SDXL)
 

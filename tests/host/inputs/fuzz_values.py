@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +16,10 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.tokenflow_ops import Injection
 from torch import Tensor
 
-from ..helpers import NEGATIVE, POSITIVE, SOURCE, extracted, inverted, matched, tiny_model
+from ..helpers import NEGATIVE, POSITIVE, SOURCE, Decoder, extracted, inverted, matched, tiny_model
+from ..once import once_a_session
 from . import bad_models
-from .bad_input import CLIP, Decoder, stored
+from .bad_input import CLIP, stored
 
 Values = st.SearchStrategy[Any]
 FLOATS = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -72,7 +72,7 @@ def sides(*usual: tuple[int, ...]) -> Values:
     )
 
 
-@cache
+@once_a_session
 def nonsense() -> Values:
     """Objects of all types that travel between nodes, and some that never do."""
     objects = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.host.validation.errors import NodeError
 
 from ..helpers import SIZE, stock, tiny_model, untouched
+from ..once import once_a_session
 from .bad_files import demo, good_file
 from .bad_input import (
     APPLY,
@@ -84,7 +84,7 @@ def fuzzed(calls: int) -> settings:
     )
 
 
-@cache
+@once_a_session
 def inputs_of(node: str) -> list[Any]:
     return NODES[node].define_schema().inputs
 

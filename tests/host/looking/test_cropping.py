@@ -19,9 +19,9 @@ from tokenflow_pack.nodes.looking.views import PreviewCorrespondences, PreviewFe
 from tokenflow_pack.nodes.sampling import Apply, Sampler
 from torch import Tensor
 
-from ..helpers import NEGATIVE, POSITIVE, applied, call, edit, invert, tiny_model
+from ..helpers import NEGATIVE, POSITIVE, Decoder, applied, call, edit, invert, tiny_model
 from ..tiny_models import TinyVAE
-from .test_views import Decoder, check
+from .test_views import check
 
 FRAMES = 2
 # Pixels, and latents of a factor of 8.

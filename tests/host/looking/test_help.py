@@ -10,13 +10,14 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_api.latest import io
 from tokenflow_pack.nodes import TokenFlowExtension, schema
+
+from ..once import once_a_module
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "web" / "docs"
@@ -25,7 +26,7 @@ LARGEST = 64 * 1024  # bytes of a picture, fetched whenever its page is opened
 LONGEST = 200  # signs of a tooltip; what else there is to say stands in the page
 
 
-@cache
+@once_a_module
 def nodes() -> dict[str, Any]:
     """The nodes' schemas by their ids."""
     found = [node.define_schema() for node in asyncio.run(TokenFlowExtension().get_node_list())]
@@ -35,7 +36,7 @@ def nodes() -> dict[str, Any]:
 NODES = sorted(nodes())
 
 
-@cache
+@once_a_module
 def page(node: str) -> str:
     return (DOCS / f"{node}.md").read_text(encoding="utf-8")
 

@@ -5,7 +5,6 @@ with random weights.
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from ..helpers import call, interrupt_after, interrupted
+from ..once import once_a_module
 from ..tiny_models import random_module
 
 STILL = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
@@ -243,7 +243,7 @@ def flow_options() -> list[str]:
 # CLIP
 
 
-@cache
+@once_a_module
 def tiny_vision(**changes: Any) -> Any:
     """The host's CLIP_VISION, two layers on pictures of 28 x 28."""
     config = {
@@ -268,7 +268,7 @@ def tiny_vision(**changes: Any) -> Any:
     return vision
 
 
-@cache
+@once_a_module
 def tiny_text(projects: bool = True, width: int = WIDTH) -> Any:
     """The host's CLIP with a text encoder of one layer, which projects as SD 2.x's does, or does
     not, as SD 1.x's.

@@ -19,6 +19,7 @@ from ..helpers import (
     FRAMES,
     SIZE,
     STEPS,
+    Decoder,
     call,
     extracted,
     interrupt_after,
@@ -136,7 +137,6 @@ def test_what_does_not_fit_is_refused() -> None:
         {name: (name,) for name in shapes},
         (0,),
         extracted().store,
-        extracted().compute,
     )
     text = refused(PreviewFeatures, fine, "2 x coarser")
     assert text == (
@@ -156,18 +156,6 @@ def test_looking_at_matches_counts_frames_and_can_be_stopped(
     with interrupted():
         call(PreviewCorrespondences.execute, matched(), PICTURES)
     assert counted == [*range(1, last + 1)]
-
-
-class Decoder:
-    """Stands in for a VAE: the first three channels, each pixel eight times as large."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return (
-            (latents[:, :3] / 20 + 0.5)
-            .repeat_interleave(8, 2)
-            .repeat_interleave(8, 3)
-            .movedim(1, -1)
-        )
 
 
 def decoded(latents: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,8 @@ from ..helpers import (
 sys.path.append(str(Path(__file__).resolve().parents[3] / "demo"))
 from clips import Clip
 
+from ..once import once_a_module
+
 COUNT, STEPS = 4, 6
 WHOLE = 0.1  # share of the picture from which on an object is all in it, but for a part
 
@@ -70,7 +71,7 @@ def find(
 # On the embedded model
 
 
-@cache
+@once_a_module
 def parts() -> Any:
     """The embedded MODEL, CLIP and VAE."""
     with torch.inference_mode():
@@ -95,7 +96,7 @@ class Source:
         return find(parts()[0], self.inversion, self.prompt, self.frames, **inputs)
 
 
-@cache
+@once_a_module
 def source(kind: str, number: int) -> Source:
     clip = Clip(kind, number, COUNT)
     frames = clip.pictures().movedim(1, -1)

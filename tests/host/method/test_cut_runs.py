@@ -4,7 +4,6 @@ rounding, as the plain host's are.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import comfy.samplers
@@ -31,6 +30,7 @@ from ..helpers import (
     tiny_model,
     watch,
 )
+from ..once import once_a_module
 from ..tiny_models import moving_clip
 
 # All shares end at a step of their own: 0.1, 0.2, 0.5, 0.7 and 0.8 of the modes,
@@ -42,14 +42,14 @@ CFG = 4.0
 ROUNDING = 1e-5
 
 
-@cache
+@once_a_module
 def inverted(depth: float = 1.0) -> tuple[Any, ...]:
     return invert(
         tiny_model(), moving_clip(FRAMES, *SIZE), steps=STEPS, refinement="none", depth=depth
     )
 
 
-@cache
+@once_a_module
 def matched(depth: float = 1.0) -> Any:
     features = call(
         ExtractFeatures.execute,
@@ -62,7 +62,7 @@ def matched(depth: float = 1.0) -> Any:
     return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
 
-@cache
+@once_a_module
 def patched(mode: str, depth: float = 1.0) -> Any:
     return applied(correspondences=matched(depth), consistency=mode, injection=injection())
 
@@ -107,7 +107,7 @@ def by_steps(model: Any, cuts: tuple[int, ...] = (), sampler: str = "euler") -> 
     return latents["samples"]
 
 
-@cache
+@once_a_module
 def whole(mode: str) -> Tensor:
     return by_sigmas(patched(mode))
 

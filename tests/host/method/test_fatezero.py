@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from ..helpers import (
     untouched,
     watch,
 )
+from ..once import once_a_module
 from ..oracles.fatezero import FateZero
 from ..tiny_models import CONTEXT, moving_clip
 
@@ -58,7 +58,7 @@ def prompts() -> tuple[list, list]:
 FROM, TO = prompts()
 
 
-@cache
+@once_a_module
 def matched(frames: int = FRAMES) -> Any:
     inversion = invert(
         tiny_model(), moving_clip(frames, *SIZE), positive=FROM, steps=STEPS, refinement="none"
@@ -74,7 +74,7 @@ def matched(frames: int = FRAMES) -> Any:
     return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
 
-@cache
+@once_a_module
 def found(consistency: str = MODE, frames_per_pass: int = FRAMES) -> torch.Tensor:
     plug_and_play = call(PlugAndPlay.execute, *SHARES)[0]
     inputs = {

@@ -5,8 +5,7 @@ the reconstruction.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,18 +15,15 @@ from tokenflow_pack.nodes.inversion import InvertVideo
 from torch import Tensor
 
 from ..helpers import NEGATIVE, SOURCE, interrupted, relative_error, tiny_model, untouched, watched
+from ..once import once_a_module
 from ..oracles.inversion import invert_extrapolated, sample_back
-from ..oracles.plain import epsilon
+from ..oracles.unet import epsilon
 from ..tiny_models import moving_clip, random_conditioning
 
 SIZE = 8, 10
 
 
-@pytest.fixture(autouse=True)
-def _inference_mode() -> Iterator[None]:
-    """As the host runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def invert(frames: int = 2, model: Any = None, **inputs: Any) -> tuple[Any, str]:
@@ -115,7 +111,7 @@ def test_the_new_refinement_is_the_default() -> None:
     )
 
 
-@cache
+@once_a_module
 def checked() -> tuple[Any, str, ColourVAE]:
     """Six frames inverted with the check, plainly, so that something is lost."""
     vae = ColourVAE()

@@ -14,8 +14,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelS
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.looking.reconstruction import CheckReconstruction
 
-from ..helpers import NEGATIVE, SOURCE, call, tiny_model
-from ..inputs.bad_input import Decoder
+from ..helpers import NEGATIVE, SOURCE, Decoder, call, tiny_model
 from ..tiny_models import moving_clip
 
 STEPS = 10

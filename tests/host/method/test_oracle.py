@@ -4,9 +4,7 @@ against itself and the plain host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import comfy.samplers
@@ -21,7 +19,10 @@ from tokenflow_pack.nodes.sampling import Apply, Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
+from ..helpers import relative_error, tiny_model
+from ..once import once_a_module
 from ..oracles import plain as oracle
+from ..oracles import source as source_oracle
 from ..tiny_models import moving_clip, random_conditioning, tiny_sd15
 
 STEPS = 4
@@ -34,27 +35,7 @@ SHARES = [None, (0.5, 0.8)]
 SHARE_NAMES = ["no injection", "plug-and-play"]
 
 
-@pytest.fixture(autouse=True)
-def _inference_mode() -> Iterator[None]:
-    """As the host runs nodes."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Layers this small lose more by waking threads than they gain,
-    several times over on a busy machine.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@cache
-def tiny_model() -> Any:
-    return tiny_sd15(0)
+pytestmark = pytest.mark.usefixtures("one_thread", "inference_mode")
 
 
 @pytest.fixture
@@ -64,11 +45,6 @@ def model() -> Any:
 
 def call(node: Any, *args: Any, **inputs: Any) -> tuple[Any, ...]:
     return tuple(node.execute(*args, **inputs).args)
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float((found - wanted).norm() / wanted.norm())
 
 
 def in_model_space(latent: dict[str, Tensor]) -> Tensor:
@@ -89,7 +65,7 @@ class Clip:
         return moving_clip(self.frames, *SIZE)
 
 
-@cache
+@once_a_module
 def inverted(clip: Clip) -> tuple[Any, ...]:
     """DDIM Invert Video's outputs."""
     refinement = "fixed point" if clip.iterations else "none"
@@ -105,7 +81,7 @@ def inverted(clip: Clip) -> tuple[Any, ...]:
     )
 
 
-@cache
+@once_a_module
 def matched(clip: Clip, storage: str = "memory", layers: str = "all") -> Any:
     """Build NN Correspondences' output."""
     features, _ = call(
@@ -121,14 +97,14 @@ def matched(clip: Clip, storage: str = "memory", layers: str = "all") -> Any:
     )[0]
 
 
-@cache
+@once_a_module
 def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
     """The oracle's own sigmas and inverted latents."""
     sigmas = comfy.samplers.KSampler(
         tiny_model(), STEPS, torch.device("cpu"), "euler", "normal"
     ).sigmas
     sigmas = sigmas[-1 - round(STEPS * clip.depth) :]
-    return sigmas, oracle.invert(
+    return sigmas, source_oracle.invert(
         tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations
     )
 
@@ -211,17 +187,21 @@ def test_matches_are_the_oracles() -> None:
     sigmas, path = oracle_path(clip)
     differing, total = 0, 0
     for j, (step, tokens) in enumerate(zip(matched(clip).steps, proposals(clip), strict=True)):
-        known = oracle.look_at_source(tiny_model(), path[j], sigmas[j], SOURCE[0][0])
+        known = source_oracle.look_at_source(tiny_model(), path[j], sigmas[j], SOURCE[0][0])
         assert set(tokens) == set(known.phi)
         keyframes = step.keyframes.tolist()
         for layer, sides in tokens.items():
             for i in range(clip.frames):
-                for side, keyframe in zip(sides, oracle.closest(i, keyframes)[:2], strict=True):
+                for side, keyframe in zip(
+                    sides, source_oracle.closest(i, keyframes)[:2], strict=True
+                ):
                     found = side[i].long()
                     assert torch.equal(
-                        oracle.match(known.phi[layer], i, keyframe, proposal=found), found
+                        source_oracle.match(known.phi[layer], i, keyframe, proposal=found), found
                     )
-                    differing += int((oracle.match(known.phi[layer], i, keyframe) != found).sum())
+                    differing += int(
+                        (source_oracle.match(known.phi[layer], i, keyframe) != found).sum()
+                    )
                     total += len(found)
     assert differing < 1e-3 * total
 

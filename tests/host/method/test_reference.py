@@ -5,7 +5,6 @@ three rows in one batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from ..helpers import (
     tiny_model,
     watch,
 )
+from ..once import once_a_module
 from ..oracles.reference import ReferenceEdit
 
 MODE = "tokenflow, public code"
@@ -38,7 +38,7 @@ CFG = 4.0
 SIZE = 8, 10
 
 
-@cache
+@once_a_module
 def matched(frames: int) -> Any:
     return call(
         BuildCorrespondences.execute,

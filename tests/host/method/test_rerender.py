@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from ..helpers import (
     tiny_model,
     untouched,
 )
+from ..once import once_a_module
 from ..oracles.rerender import Rerender
 from ..tiny_models import moving_clip
 
@@ -37,7 +37,7 @@ SIZE = 8, 8
 MODE = "rerender"
 
 
-@cache
+@once_a_module
 def matched(frames: int = FRAMES) -> Any:
     inversion = invert(tiny_model(), moving_clip(frames, *SIZE), steps=STEPS, refinement="none")[0]
     features = call(
@@ -51,7 +51,7 @@ def matched(frames: int = FRAMES) -> Any:
     return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
 
-@cache
+@once_a_module
 def found(consistency: str = MODE, frames_per_pass: int = FRAMES) -> torch.Tensor:
     inputs = {
         "consistency": consistency,

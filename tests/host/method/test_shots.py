@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 
 from ..helpers import call, edit, injection, invert, relative_error, tiny_model
+from ..once import once_a_module
 from ..tiny_models import moving_clip
 
 LENGTHS, SIZE = (5, 4), (12, 12)
@@ -25,7 +25,7 @@ def shots() -> list[torch.Tensor]:
     return [first, 0.5 * second + 4.0]
 
 
-@cache
+@once_a_module
 def matched(which: int | None = None, **inputs: Any) -> Any:
     """Matches of the whole clip, or of one shot; every frame is a keyframe, as draws depend on
     where a frame is in the clip.

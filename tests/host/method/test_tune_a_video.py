@@ -4,7 +4,6 @@ and in the pack's.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from ..helpers import (
     untouched,
     watch,
 )
+from ..once import once_a_module
 from ..oracles import tune_a_video as oracle
 from ..tiny_models import LAYOUTS, moving_clip, tiny_sd15, tiny_unet
 
@@ -59,7 +59,7 @@ def tune(
     )
 
 
-@cache
+@once_a_module
 def tuned(rank: int = 0) -> tuple[Any, ...]:
     return tune(rank=rank, gradient_checkpointing=False)
 

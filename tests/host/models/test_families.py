@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import comfy.model_base
@@ -31,6 +30,7 @@ from tokenflow_pack.tokenflow_ops.passes import AttentionCall
 from torch import Tensor, nn
 
 from ..helpers import call, invert, relative_error, watch
+from ..once import once_a_module
 from ..tiny_models import CHANNELS, CONTEXT, moving_clip, random_conditioning, random_module
 
 WIDTH, HEADS, BLOCKS, STEPS, FRAMES, SIZE, CFG = 32, 2, 4, 2, 4, (8, 8), 3.0
@@ -167,7 +167,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "FAMILIES", [*families.FAMILIES, MadeUpFamily])
 
 
-@cache
+@once_a_module
 def model() -> ModelPatcher:
     config = comfy.supported_models.SD15({"disable_unet_model_creation": True})
     config.set_inference_dtype(torch.float32, None)
@@ -177,7 +177,7 @@ def model() -> ModelPatcher:
     return ModelPatcher(base.eval(), load_device=cpu, offload_device=cpu)
 
 
-@cache
+@once_a_module
 def matched(interval: int) -> Any:
     inversion = invert(model(), moving_clip(FRAMES, *SIZE), steps=STEPS, refinement="none")[0]
     features = call(

@@ -35,6 +35,7 @@ from torch import Tensor
 from nodes import UNETLoader
 
 from ..helpers import inverted, tiny_model, with_lora
+from ..once import once_a_module
 from ..tiny_models import SD15, narrow_family, random_weights
 
 TYPES = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
@@ -60,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@cache
+@once_a_module
 def weights(seed: int = 0) -> dict[str, Tensor]:
     return random_weights(SD15, seed)
 
@@ -119,7 +120,7 @@ def assert_known(found: Any) -> None:
         assert not same(found, other)
 
 
-@cache
+@once_a_module
 def known() -> dict[torch.dtype, str]:
     """Fingerprints of the model as published in half precision and in what is cast from that."""
     return {
@@ -130,7 +131,7 @@ def known() -> dict[torch.dtype, str]:
     }
 
 
-@cache
+@once_a_module
 def others() -> tuple[Any, ...]:
     return tiny_model(1), *(
         merged(tiny_model(), tiny_model(1), share) for share in (0.05, 0.5, 0.95)

@@ -4,9 +4,7 @@ the oracle on all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import comfy.model_detection
@@ -29,7 +27,10 @@ from torch import Tensor
 from nodes import InpaintModelConditioning
 
 from ..helpers import call, invert, relative_error, watched
+from ..once import once_a_module
 from ..oracles import plain as oracle
+from ..oracles import source as source_oracle
+from ..oracles import unet as unet_oracle
 from ..tiny_models import LAYOUTS, Layout, TinyVAE, moving_clip, random_conditioning, tiny_unet
 
 STEPS, FRAMES, SIZE, CFG = 2, 3, (8, 16), 4.0
@@ -64,13 +65,7 @@ INSTRUCTED = [name for name in LAYOUTS if name.endswith("InstructPix2Pix")]
 SCALED = ["EDM v InstructPix2Pix"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Layers this small lose more by waking threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layers_of(layout: Layout) -> list[str]:
@@ -90,7 +85,7 @@ def layers_of(layout: Layout) -> list[str]:
     ]
 
 
-@cache
+@once_a_module
 def model(name: str) -> Any:
     return tiny_unet(LAYOUTS[name])
 
@@ -99,7 +94,7 @@ def clip(name: str) -> dict[str, Tensor]:
     return moving_clip(FRAMES, *SIZE, layout=LAYOUTS[name])
 
 
-@cache
+@once_a_module
 def painted() -> tuple[Tensor, Tensor]:
     """Pictures (N, H, W, 3) and masks (N, H, W) for inpainting, no two frames alike."""
     generator = torch.Generator().manual_seed(1)
@@ -110,7 +105,7 @@ def painted() -> tuple[Tensor, Tensor]:
     ), masks.repeat_interleave(8, 1).repeat_interleave(8, 2)
 
 
-@cache
+@once_a_module
 def prompts(name: str) -> tuple[Any, Any, Any]:
     """Source, positive and negative CONDITIONING as the layout's users make them, pooled embeddings
     and pictures to inpaint included.
@@ -141,8 +136,8 @@ def prompts(name: str) -> tuple[Any, Any, Any]:
     return source, positive, negative
 
 
-@cache
-def told(name: str) -> tuple[oracle.Prompt, ...]:
+@once_a_module
+def told(name: str) -> tuple[unet_oracle.Prompt, ...]:
     """The same for the oracle, worked out by hand."""
     height, width = SIZE
     concat = None
@@ -160,15 +155,15 @@ def told(name: str) -> tuple[oracle.Prompt, ...]:
         if pooled is not None:
             size = 8 * height, 8 * width
             vector = (
-                oracle.refiner_vector(pooled, *size, score)
+                unet_oracle.refiner_vector(pooled, *size, score)
                 if name == "SDXL refiner"
-                else oracle.sdxl_vector(pooled, *size)
+                else unet_oracle.sdxl_vector(pooled, *size)
             )
-        found.append(oracle.Prompt(tokens, vector, concat))
+        found.append(unet_oracle.Prompt(tokens, vector, concat))
     return tuple(found)
 
 
-@cache
+@once_a_module
 def inverted(name: str) -> tuple[Any, ...]:
     """DDIM Invert Video's outputs."""
     return invert(
@@ -176,7 +171,7 @@ def inverted(name: str) -> tuple[Any, ...]:
     )
 
 
-@cache
+@once_a_module
 def matched(name: str, storage: str = "recompute") -> Any:
     """Build NN Correspondences' output."""
     features = call(
@@ -214,13 +209,13 @@ def edited(
     )[0]["samples"]
 
 
-@cache
+@once_a_module
 def oracle_path(name: str) -> tuple[Tensor, Tensor]:
     """The oracle's sigmas and inverted latents."""
     sigmas = comfy.samplers.KSampler(
         model(name), STEPS, torch.device("cpu"), "euler", "normal"
     ).sigmas
-    return sigmas, oracle.invert(
+    return sigmas, source_oracle.invert(
         model(name),
         model(name).model.process_latent_in(clip(name)["samples"]),
         sigmas,

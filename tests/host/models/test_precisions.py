@@ -5,7 +5,6 @@ numbers in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
 
 from ..helpers import FRAMES, SIZE, call, edit, injection, invert, relative_error, stock, tiny_model
+from ..once import once_a_module
 from ..tiny_models import SD15, moving_clip, narrow_family, random_weights
 from . import gguf_models
 
@@ -43,7 +43,7 @@ def loaded(weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
     return comfy.sd.load_diffusion_model_state_dict(dict(weights), {"dtype": dtype})
 
 
-@cache
+@once_a_module
 def quantised(kind: str) -> dict[str, Tensor]:
     """The random SD 1.5 written to a file and read again."""
     path = Path(folder_paths.get_temp_directory(), f"{kind}.gguf")

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +34,7 @@ from tokenflow_pack.tokenflow_ops.storage.stored import write_inversion
 import nodes
 
 from ..helpers import POSITIVE, SOURCE, call, edit, executor, invert, inverted, tiny_model
+from ..once import once_a_module
 from ..tiny_models import moving_clip
 
 CLIP = 2, (8, 8)
@@ -397,7 +397,7 @@ def test_a_prefix_whose_folder_cannot_be_made_is_refused(folders: Path) -> None:
     refused(lambda: save("taken/x"), "Save Inversion", "filename_prefix", "cannot be made")
 
 
-@cache
+@once_a_module
 def signs() -> st.SearchStrategy[str]:
     """What file names are made of, and what they should not be made of."""
     part = st.one_of(

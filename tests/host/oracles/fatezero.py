@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plain as oracle
+from . import source as source_oracle
+from . import unet as unet_oracle
 from .modes import SparseCausal
 
 
@@ -64,7 +65,7 @@ class FateZero(SparseCausal):
     self_until = 0.7
     cross_until = 0.8
 
-    def known(self, step: int) -> oracle.Source:
+    def known(self, step: int) -> source_oracle.Source:
         self.step, self.size = step, self.path.shape[-2:]
         self.looks: dict[str, list[list[Tensor]]] = {}
         self.regions: dict[tuple[int, int, int], Tensor] = getattr(self, "regions", {})
@@ -124,7 +125,7 @@ class FateZero(SparseCausal):
                     torch.cat([module.to_v(tokens[j]) for j in seen]),
                 )
                 source = module.to_out(
-                    oracle.softmax_attention(module.to_q(phi[i]), keys, values, module.heads)
+                    unet_oracle.softmax_attention(module.to_q(phi[i]), keys, values, module.heads)
                 )
                 frames.append(torch.where(self.region(i, tokens.shape[1])[:, None], own[i], source))
             return torch.stack(frames)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plain import epsilon
+from .unet import epsilon
 
 FIRST_STEP_CALLS = 3
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import plain as oracle
+from . import unet as unet_oracle
 
 
 class Together(oracle.Edit, ABC):
@@ -29,14 +30,14 @@ class Together(oracle.Edit, ABC):
         hidden: Tensor | None,
     ) -> Tensor:
         resblock = None if hidden is None else lambda branch: hidden
-        with oracle.replaced(
+        with unet_oracle.replaced(
             self.patcher.model.diffusion_model, self.together(ask), resblock, self.pnp_blocks[0]
         ):
-            return oracle.epsilon(self.patcher, x, sigma, prompt, list(range(len(x))))
+            return unet_oracle.epsilon(self.patcher, x, sigma, prompt, list(range(len(x))))
 
     def together(self, ask: dict) -> Callable:
         def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
-            asking = ask[layer] if ask and oracle.injected(layer, self.pnp_blocks) else tokens
+            asking = ask[layer] if ask and unet_oracle.injected(layer, self.pnp_blocks) else tokens
             frames = []
             for i in range(len(tokens)):
                 seen = self.seen_by(layer, i)
@@ -46,7 +47,9 @@ class Together(oracle.Edit, ABC):
                 )
                 frames.append(
                     module.to_out(
-                        oracle.softmax_attention(module.to_q(asking[i]), keys, values, module.heads)
+                        unet_oracle.softmax_attention(
+                            module.to_q(asking[i]), keys, values, module.heads
+                        )
                     )
                 )
             return torch.stack(frames)

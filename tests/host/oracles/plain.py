@@ -1,9 +1,8 @@
 """TokenFlow written down a second time, slowly, straight from the formulas: what the pack's result
 is compared with.
 
-Shares no code with the pack. Works on the host's UNet (`patcher.model.diffusion_model`) and its
-sigmas; loops over frames, plain softmax attention, float32. Latents are the model's own (after
-`process_latent_in`) in noise-over-signal coordinates: (N, C, h, w).
+The model is in `unet`, stage 1 in `source`, the edit here. Shares no code with the pack; loops
+over frames.
 
 Names: N frames, k keyframes, S steps, P tokens of width C in a layer; "layer" is the name of an
 attn1 module in the UNet.
@@ -11,250 +10,25 @@ attn1 module in the UNet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-# SD 1.x and 2.x: the decoder blocks whose queries and keys Plug-and-Play takes from the source, the
-# first of them with its ResBlock.
-PNP_BLOCKS = range(4, 12)
-# Cosines this close are the same number: features come out of some hundred float32 layers.
-TIE = 1e-5
-
-
-def within(share: float, sigma: Tensor) -> bool:
-    """Whether a noise level lies within the first share of SD's schedule, by the time of its
-    training steps: half of it has passed at step 500.
-    """
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    kept = np.cumprod(1 - betas)
-    times = np.interp(np.log(float(sigma)), np.log(np.sqrt((1 - kept) / kept)), np.arange(1000))
-    return bool(share == 1 or 999 - times < share * 999 - 0.01)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the model is told beside the latents.
-
-    tokens: (1, tokens, width). vector: (1, width), `y` of the models that take it. concat: (N, c,
-    h, w), what models for inpainting or instructions see behind every frame's latents.
-    """
-
-    tokens: Tensor
-    vector: Tensor | None = None
-    concat: Tensor | None = None
-
-
-def sdxl_vector(pooled: Tensor, height: int, width: int) -> Tensor:
-    """SDXL's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's corner 0,
-    0, and height and width once more.
-    """
-    return _vector(pooled, (height, width, 0, 0, height, width))
-
-
-def refiner_vector(pooled: Tensor, height: int, width: int, score: float) -> Tensor:
-    """The refiner's `y` (1, ...): the pooled prompt, then height and width in pixels, the crop's
-    corner, and how beautiful it shall be.
-    """
-    return _vector(pooled, (height, width, 0, 0, score))
-
-
-def _vector(pooled: Tensor, numbers: Sequence[float]) -> Tensor:
-    frequencies = 10000 ** (-torch.arange(128) / 128)
-    waves = [
-        torch.cat([(number * frequencies).cos(), (number * frequencies).sin()])
-        for number in numbers
-    ]
-    return torch.cat([pooled, torch.cat(waves)[None]], 1)
-
-
-@contextmanager
-def replaced(
-    unet: Any,
-    attention: Callable | None = None,
-    resblock: Callable | None = None,
-    block: int = PNP_BLOCKS[0],
-    upsample: Callable | None = None,
-) -> Iterator[None]:
-    """Self-attention layers answer attention(layer, module, tokens), the branch of an output
-    block's ResBlock resblock(hidden).
-
-    The last Upsample, behind which the UNet is back at full resolution, answers upsample(hidden).
-    """
-    changed = []
-
-    def replace(module: Any, forward: Callable) -> None:
-        module.forward = forward
-        changed.append(module)
-
-    try:
-        for name, module in unet.named_modules():
-            if attention is not None and name.endswith("attn1"):
-                replace(
-                    module,
-                    lambda tokens, name=name, module=module, **_: attention(name, module, tokens),
-                )
-        if resblock is not None:
-            branch = unet.output_blocks[block][0].out_layers
-            plain = branch.forward
-            replace(branch, lambda hidden: resblock(plain(hidden)))
-        if upsample is not None:
-            last = [
-                module
-                for module in unet.output_blocks.modules()
-                if type(module).__name__ == "Upsample"
-            ][-1]
-            before = last.forward
-            replace(last, lambda hidden, **shape: upsample(before(hidden, **shape)))
-        yield
-    finally:
-        for module in changed:
-            del module.forward
-
-
-def epsilon(
-    patcher: Any, x: Tensor, sigma: Tensor, prompt: Tensor | Prompt, frames: Sequence[int]
-) -> Tensor:
-    """The model's noise for the latents x (n, C, h, w) of some frames at one sigma and one prompt
-    (its tokens, if it has no more).
-    """
-    told = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
-    kind = patcher.model.model_type.name
-    spread = 0.5 if kind == "EDM" else 1.0  # deviation of the clean latents
-    if kind.endswith("EDM"):
-        timestep = (sigma.log() / 4).reshape(1).expand(len(x))
-    else:
-        timestep = patcher.model.model_sampling.timestep(sigma.reshape(1)).float().expand(len(x))
-    scaled = x / (sigma**2 + spread**2) ** 0.5
-    seen = scaled if told.concat is None else torch.cat([scaled, told.concat[list(frames)]], 1)
-    vector = {} if told.vector is None else {"y": told.vector.expand(len(x), -1)}
-    out = patcher.model.diffusion_model(
-        seen, timestep, context=told.tokens.expand(len(x), -1, -1), transformer_options={}, **vector
-    )
-    if kind == "EDM":
-        # Karras et al. 2022, table 1: clean = c_skip x + c_out F.
-        clean = (spread**2 * x + sigma * spread * (sigma**2 + spread**2) ** 0.5 * out) / (
-            sigma**2 + spread**2
-        )
-        return (x - clean) / sigma
-    if kind.startswith("V_PREDICTION"):
-        # With alpha = 1 / sqrt(sigma^2 + 1) and beta = sigma alpha: scaled = alpha clean + beta
-        # noise, v = alpha noise - beta clean.
-        return (out + sigma * scaled) / (sigma**2 + 1) ** 0.5
-    return out
-
-
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, head by head: (P, C), (P', C), (P', C) -> (P, C)."""
-    outputs = []
-    for q_h, k_h, v_h in zip(
-        q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True
-    ):
-        outputs.append(torch.softmax(q_h @ k_h.T / q_h.shape[-1] ** 0.5, -1) @ v_h)
-    return torch.cat(outputs, -1)
-
-
-@torch.no_grad()
-def invert(
-    patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor | Prompt, iterations: int = 0
-) -> Tensor:
-    """Stage 1.1: the latents of every frame at every sigma, (S+1, N, C, h, w);
-    sigmas (S+1,) fall to 0.
-    """
-    path = [x0]
-    for j in range(len(sigmas) - 2, -1, -1):
-        known, delta = path[0], sigmas[j] - sigmas[j + 1]
-        frames = []
-        for i, frame in enumerate(known):
-            x = frame[None]
-            for _ in range(1 + iterations):
-                x = frame[None] + delta * epsilon(patcher, x, sigmas[j], prompt, [i])
-            frames.append(x[0])
-        path.insert(0, torch.stack(frames))
-    return torch.stack(path)
-
-
-@dataclass
-class Source:
-    """Stage 1.2 at one step: phi[layer] (N, P, C), what each self-attention is given; hidden (N,
-    ...), the ResBlock's branch.
-    """
-
-    phi: dict[str, Tensor]
-    hidden: Tensor
-
-
-def look_at_source(
-    patcher: Any,
-    latents: Tensor,
-    sigma: Tensor,
-    prompt: Tensor | Prompt,
-    block: int = PNP_BLOCKS[0],
-) -> Source:
-    """Runs the source frames one by one and keeps what they show. block: the decoder's, whose
-    ResBlock is looked at.
-    """
-    phi: dict[str, list[Tensor]] = {}
-    hidden: list[Tensor] = []
-
-    def attention(layer: str, module: Any, tokens: Tensor) -> Tensor:
-        phi.setdefault(layer, []).append(tokens[0])
-        return own_attention(module, tokens[0], tokens[0])[None]
-
-    def resblock(branch: Tensor) -> Tensor:
-        hidden.append(branch[0])
-        return branch
-
-    with replaced(patcher.model.diffusion_model, attention, resblock, block):
-        for i, frame in enumerate(latents):
-            epsilon(patcher, frame[None], sigma, prompt, [i])
-    return Source(
-        {layer: torch.stack(frames) for layer, frames in phi.items()}, torch.stack(hidden)
-    )
-
-
-def own_attention(module: Any, tokens: Tensor, asking: Tensor) -> Tensor:
-    """One frame's self-attention (P, C), with queries and keys computed from `asking`."""
-    out = softmax_attention(
-        module.to_q(asking), module.to_k(asking), module.to_v(tokens), module.heads
-    )
-    return module.to_out(out)
-
-
-def match(phi: Tensor, frame: int, keyframe: int, proposal: Tensor | None = None) -> Tensor:
-    """Stage 1.3: gamma[p], the keyframe's token closest to token p of the frame by
-    cosine distance. phi: (N, P, C).
-
-    proposal: (P,) matches that win where float32 cannot tell them from the closest ones (TIE):
-    rounding must not decide what is right.
-    """
-    if frame == keyframe:
-        return torch.arange(phi.shape[1])
-    unit = phi / phi.norm(dim=-1, keepdim=True)
-    similarity = unit[frame] @ unit[keyframe].T
-    best = similarity.argmax(-1)
-    if proposal is None:
-        return best
-    proposal = proposal.long()
-    tied = similarity.gather(1, proposal[:, None]) >= similarity.gather(1, best[:, None]) - TIE
-    return torch.where(tied[:, 0], proposal, best)
-
-
-def closest(frame: int, keyframes: list[int]) -> tuple[int, int, float]:
-    """The nearest past and future keyframe and the future one's weight,
-    d_past / (d_past + d_future).
-    """
-    past = max([k for k in keyframes if k <= frame] or keyframes[:1])
-    future = min([k for k in keyframes if k >= frame] or keyframes[-1:])
-    if past == future:
-        return past, future, 1.0
-    return past, future, (frame - past) / (future - past)
+from .source import Source, closest, look_at_source, match
+from .unet import (
+    PNP_BLOCKS,
+    Prompt,
+    epsilon,
+    injected,
+    own_attention,
+    replaced,
+    softmax_attention,
+    within,
+)
 
 
 @dataclass
@@ -344,8 +118,8 @@ class Edit:
         for y in range(height):
             for x in range(width):
                 token, sides = y // patch * columns + x // patch, []
-                for keyframe, match in ((past, past_match), (future, future_match)):
-                    row, column = divmod(int(match[token]), columns)
+                for keyframe, tokens in ((past, past_match), (future, future_match)):
+                    row, column = divmod(int(tokens[token]), columns)
                     row, column = (
                         min(row * patch + y % patch, height - 1),
                         min(column * patch + x % patch, width - 1),
@@ -554,8 +328,3 @@ class Edit:
             ]
 
         return attention
-
-
-def injected(layer: str, blocks: Sequence[int] = PNP_BLOCKS) -> bool:
-    """Whether Plug-and-Play takes this layer's queries and keys from the source."""
-    return layer.startswith("output_blocks.") and int(layer.split(".")[1]) in blocks

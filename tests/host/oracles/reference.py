@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plain import TIE, injected, replaced, softmax_attention, within
+from .source import TIE
+from .unet import injected, replaced, softmax_attention, within
 
 
 @dataclass

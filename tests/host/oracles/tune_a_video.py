@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plain as oracle
+from . import unet as unet_oracle
 from .modes import SparseCausal
 
 
@@ -60,9 +60,9 @@ def loss(
     noisy = clean + sigma * noise
     with (
         queries(patcher, weights),
-        oracle.replaced(patcher.model.diffusion_model, video.together({})),
+        unet_oracle.replaced(patcher.model.diffusion_model, video.together({})),
     ):
-        found = oracle.epsilon(patcher, noisy, sigma, prompt, range(len(clean)))
+        found = unet_oracle.epsilon(patcher, noisy, sigma, prompt, range(len(clean)))
     if patcher.model.model_type.name == "V_PREDICTION":
         # v = (noise - sigma clean) / sqrt(1 + sigma^2), and clean is what is left of the noisy
         # frames without the noise.

@@ -33,6 +33,7 @@ from ..helpers import (
     applied,
     call,
     edit,
+    frames_of,
     injection,
     inverted,
     lora,
@@ -50,11 +51,6 @@ from ..tiny_models import random_conditioning
 PASS = "tokenflow_pass"
 OTHER = random_conditioning(4, tokens=9)  # too long to share a batch with the others
 ROUNDING = 1e-4
-
-
-def frames_of(args: dict[str, Any]) -> list[int]:
-    """The frames of a call of the UNet."""
-    return args["c"]["transformer_options"][PASS].frames.tolist()
 
 
 # Batches of conditionings

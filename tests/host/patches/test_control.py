@@ -5,7 +5,6 @@ in the keyframe pass and in every chunk of frames.
 from __future__ import annotations
 
 import logging
-from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -29,6 +28,7 @@ from ..helpers import (
     STEPS,
     call,
     edit,
+    frames_of,
     interrupted,
     matched,
     relative_error,
@@ -36,6 +36,7 @@ from ..helpers import (
     tiny_model,
     watched,
 )
+from ..once import once_a_module
 from ..tiny_models import LAYOUT, random_conditioning, random_module
 
 PASS = "tokenflow_pass"
@@ -44,7 +45,7 @@ SHORT = 3
 CLIP = SHORT, (8, 8)
 
 
-@cache
+@once_a_module
 def controlnet(seed: int = 0, masked: bool = False) -> Any:
     """The host's ControlNet for the narrow UNet; a masked one takes a mask beside the hint."""
     layout = {
@@ -58,7 +59,7 @@ def controlnet(seed: int = 0, masked: bool = False) -> Any:
     )
 
 
-@cache
+@once_a_module
 def adapter() -> Any:
     """The host's T2I adapter for the narrow UNet."""
     model = Adapter(
@@ -117,11 +118,6 @@ def seen_hints(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Tensor, 
 
     monkeypatch.setattr(comfy.controlnet.ControlNet, "get_control", watched_control)
     return seen
-
-
-def frames_of(args: dict[str, Any]) -> list[int]:
-    """The frames of a call of the UNet."""
-    return args["c"]["transformer_options"][PASS].frames.tolist()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import comfy.samplers
 import pytest
 import torch
@@ -25,11 +23,12 @@ from ..helpers import (
     inverted,
     relative_error,
 )
+from ..once import once_a_module
 
 ROUNDING = 1e-4
 
 
-@cache
+@once_a_module
 def preset(name: str) -> Tensor:
     return edit(preset=name, injection=injection(), cfg=4.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import comfy.samplers
@@ -39,6 +38,7 @@ from ..helpers import (
     tiny_model,
     watch,
 )
+from ..once import once_a_module
 from ..tiny_models import moving_clip
 
 SMALL = 8, 8
@@ -122,7 +122,7 @@ EVALUATIONS = {
 }
 
 
-@cache
+@once_a_module
 def told_apart() -> Any:
     """Matches whose keyframes differ from step to step."""
     for seed in range(100):

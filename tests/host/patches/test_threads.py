@@ -7,7 +7,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +22,7 @@ from tokenflow_pack.tokenflow_ops.passes import JointPass, KeyframePass, Pass, S
 from torch import Tensor
 
 from ..helpers import applied, injection, matched, relative_error, stock
+from ..once import once_a_module
 from .two_threads import in_two_threads
 
 ROUNDING = 1e-5
@@ -39,7 +39,7 @@ def _often_switched() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-@cache
+@once_a_module
 def patched(mode: str, **inputs: Any) -> Any:
     return applied(
         correspondences=matched(*CLIP, "recompute"),
@@ -49,7 +49,7 @@ def patched(mode: str, **inputs: Any) -> Any:
     )
 
 
-@cache
+@once_a_module
 def alone(mode: str) -> Tensor:
     return stock(patched(mode), clip=CLIP)
 
@@ -149,7 +149,7 @@ LEFT = {(LAYER, PLACE): [torch.zeros(2, TOKENS, WIDTH)]}
         SparseCausalPass(
             torch.tensor([2, 3]),
             layers=frozenset([LAYER]),
-            bank={(LAYER, PLACE): torch.zeros(2, 2, TOKENS, WIDTH)},
+            before={(LAYER, PLACE): torch.zeros(2, 2, TOKENS, WIDTH)},
         ),
     ],
     ids=lambda one: type(one).__name__,

@@ -4,7 +4,6 @@ runs again what is asked for anew.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import execution
@@ -19,6 +18,7 @@ from torch import Tensor
 import nodes
 
 from ..helpers import NEGATIVE, POSITIVE, SOURCE, call, executor, tiny_model
+from ..once import once_a_module
 from ..tiny_models import moving_clip
 
 CACHES = sorted(execution.CacheType.__members__)
@@ -136,7 +136,7 @@ def test_a_graph_gives_the_same_whatever_the_host_keeps(
     assert torch.equal(first, by_hand())
 
 
-@cache
+@once_a_module
 def by_hand() -> Tensor:
     """The same edit by calling one node after the other."""
     model, clip, source, positive, negative = Clip().give()

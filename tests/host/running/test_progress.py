@@ -19,6 +19,7 @@ from ..helpers import (
     FRAMES,
     SIZE,
     STEPS,
+    Decoder,
     call,
     edit,
     extracted,
@@ -28,7 +29,7 @@ from ..helpers import (
     pictures,
     tiny_model,
 )
-from ..looking.test_views import PICTURES, Decoder
+from ..looking.test_views import PICTURES
 from ..tiny_models import moving_clip
 
 

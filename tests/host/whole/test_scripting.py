@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import runpy
+import weakref
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from ..helpers import (
     relative_error,
     tiny_model,
 )
+from ..once import once_a_module
 from ..tiny_models import LAYOUTS, SD15, moving_clip, tiny_unet
 from ..tiny_pipelines import tiny_pipeline
 
@@ -53,12 +55,12 @@ DEEP, ATTENTION = PROPAGATIONS
 SCALE = SD15.family.latent_format().scale_factor
 
 
-@cache
+@once_a_module
 def tiny_pipe(layout: str = "SD 1.5") -> Any:
     return tiny_pipeline(LAYOUTS[layout])
 
 
-@cache
+@once_a_module
 def matched_by_graph(layout: str, frames: int, size: tuple[int, int]) -> tuple[Any, Any]:
     """A model of the host and the correspondences of a clip."""
     model, clip = tiny_unet(LAYOUTS[layout]), moving_clip(frames, *size, layout=LAYOUTS[layout])
@@ -69,7 +71,7 @@ def matched_by_graph(layout: str, frames: int, size: tuple[int, int]) -> tuple[A
     )[0]
 
 
-@cache
+@once_a_module
 def matched_by_script(
     layout: str, frames: int, size: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[Any, Any]:
@@ -104,6 +106,19 @@ def by_script(clip: tuple[Any, ...], injected: bool, **inputs: Any) -> Tensor:
         PLUG_AND_PLAY if injected else None,
         **inputs,
     )
+
+
+def test_matches_do_not_hold_the_pipeline() -> None:
+    pipe = tiny_pipeline(LAYOUTS["SD 1.5"])
+    held = weakref.ref(pipe)
+    latents = moving_clip(2, 8, 8)["samples"]
+    matches = build_correspondences(
+        extract_features(pipe, invert_frames(pipe, latents, SOURCE[0][0], 2)), backend="torch"
+    )
+    del pipe
+    gc.collect()
+    assert held() is None
+    assert matches.features.inversion.frames == 2
 
 
 # Layout, frames and size of the latents, whether Plug-and-Play is on, and what is not by default.

@@ -12,15 +12,11 @@ from torch import Tensor
 
 from tokenflow_ops import SourceFeatures, nearest_tokens, neighbours
 
-from ..made import FAISS, ONLY, step_matches
+from ..made import FAISS, ONLY, random, step_matches
 
 BACKENDS = ["torch", pytest.param("faiss", marks=FAISS)]
 sizes = st.integers(1, 13)
 seeds = st.integers(0, 2**16)
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -20,7 +20,7 @@ from tokenflow_ops.libraries import LibraryError
 from tokenflow_ops.matching import search
 from tokenflow_ops.matching.search import BLOCK, search_window
 
-from ..made import FAISS
+from ..made import FAISS, random
 
 BACKENDS = ["torch", pytest.param("faiss", marks=FAISS), "device"]
 # Token counts around a block of the search, primes among them.
@@ -29,10 +29,6 @@ sizes = st.one_of(
     st.sampled_from([31, BLOCK - 1, BLOCK, BLOCK + 1, 127, 2 * BLOCK, 257, 3 * BLOCK + 1]),
 )
 seeds = st.integers(0, 2**16)
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def similarities(queries: Tensor, targets: Tensor, window: Tensor | None = None) -> Tensor:

@@ -19,14 +19,10 @@ from tokenflow_ops.measuring.views import (
     rebuild,
 )
 
-from ..made import LAYER, ONLY, source_of
+from ..made import LAYER, ONLY, random, source_of
 
 # Frames, interval, and rows and columns of tokens: one frame, one token, odd and prime sizes.
 CLIPS = [(1, 8, (3, 5)), (5, 1, (1, 1)), (7, 3, (5, 7)), (11, 4, (2, 13)), (3, 2, (8, 4))]
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def matched(features: Tensor, grid: tuple[int, int], interval: int) -> Correspondences:
@@ -85,7 +81,7 @@ def test_features_that_are_not_stored_are_computed_for_these_frames_and_this_ste
         asked.append((layers, steps, frames.tolist()))
         consume(0, {"other": random(len(frames), 6, 4)})  # type: ignore[operator]
 
-    object.__setattr__(source, "compute", compute)
+    source.compute = compute
     assert source.at(0, ("other",), torch.tensor([1, 4]))["other"].shape == (2, 6, 4)
     assert asked == [(("other",), [0], [1, 4])]
     stored = source.at(0, ONLY, torch.tensor([3]))[LAYER]

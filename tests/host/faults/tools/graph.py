@@ -4,11 +4,11 @@ and the nodes that begin and end them.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from ...once import once_a_session
 from . import plain as host
 from .plain import SETTINGS
 
@@ -31,7 +31,7 @@ class Pictures:
         )
 
 
-@cache
+@once_a_session
 def frames() -> Tensor:
     """The source clip's pictures."""
     return Pictures().decode(host.latents()["samples"])

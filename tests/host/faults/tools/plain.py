@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+from ...once import once_a_session
 
 CLIP = 3, 8, 8
 SETTINGS = {
@@ -38,7 +39,7 @@ def source_prompt() -> Any:
     return conditionings()[0]
 
 
-@cache
+@once_a_session
 def model() -> Any:
     """A UNet as SD 1.5's, of two resolutions and four attention blocks:
     a run takes a quarter of the time.

@@ -1,0 +1,30 @@
+"""Results that several tests share: made once, and dropped by a fixture of `conftest.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+class Once:
+    """Decorates functions, whose results it keeps by their arguments until it is emptied."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def made(*args: Any, **inputs: Any) -> Any:
+            key = function, args, tuple(sorted(inputs.items()))
+            if key not in self._made:
+                self._made[key] = function(*args, **inputs)
+            return self._made[key]
+
+        return made
+
+    def clear(self) -> None:
+        self._made.clear()
+
+
+once_a_session, once_a_module = Once(), Once()

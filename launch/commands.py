@@ -19,7 +19,8 @@ environment variables:
                   instead of one of their own in .host/
   COMFYUI_PYTHON  the Python that runs it; if not given that of a venv or .venv in its folder,
                   or else the one that runs this command
-                  (nothing is installed into it: what it lacks for a command is named)
+                  (nothing is installed into it: what it lacks for a command is named).
+                  A checkout that has none gets an environment under .host/checkouts/
 """
 
 

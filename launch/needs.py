@@ -80,6 +80,15 @@ def requirements(text: str) -> list[tuple[str, str]]:
     return [(re.split(r"[\s;<>=!~\[]", line)[0], line) for line in lines if line]
 
 
+def runs_comfyui(python: Path) -> bool:
+    """Tells whether a Python has what every ComfyUI needs."""
+    question = json.dumps({"hosts": HOSTS, "lines": []})
+    answer = subprocess.run(
+        [python, str(ROOT / "launch" / "probe.py")], input=question, capture_output=True, text=True
+    )
+    return not answer.returncode and not json.loads(answer.stdout)["hosts"]
+
+
 def require(python: Path, origin: str, lines: Iterable[str]) -> None:
     """Checks that a Python runs ComfyUI and has these packages.
 

@@ -18,7 +18,7 @@ from ..tokenflow_ops.matching.build import BLENDS
 from ..tokenflow_ops.matching.cuts import find_cuts
 from ..tokenflow_ops.matching.search import BACKENDS
 from ..tokenflow_ops.measuring.views import principal_colours, rebuild
-from .inputs import checked
+from .inputs import before_run, checked
 from .schema import (
     CELL,
     CorrespondencesSocket,
@@ -45,6 +45,7 @@ class BuildCorrespondences(io.ComfyNode):
             "Draws the keyframes and finds, for every token of every frame, the closest token of "
             "the keyframes before and after it.",
             ["nearest neighbours", "faiss", "keyframes", "matching", "tokenflow"],
+            advanced=("keyframes", "seed", "backend", "search_window", "blend", "cuts"),
             inputs=[
                 FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
                 io.Int.Input(
@@ -124,6 +125,16 @@ class BuildCorrespondences(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, backend: str | None = None, search_window: int | None = None
+    ) -> bool | str:
+        def check() -> None:
+            if backend == "faiss":
+                _check_faiss(search_window or 0)
+
+        return before_run(cls, {"backend": backend, "search_window": search_window}, check)
+
+    @classmethod
     @checked()
     def execute(
         cls,
@@ -143,9 +154,9 @@ class BuildCorrespondences(io.ComfyNode):
             frames, cut = as_encoded(NAME, frames, features.inversion)
         progress = ProgressBar(1)
 
+        if backend == "faiss":
+            _check_faiss(search_window)
         try:
-            if backend == "faiss":
-                library("faiss")
             shots: tuple[int, ...] = ONE_SHOT
             if cuts == FOUND:
                 device = model_management.get_torch_device()
@@ -166,12 +177,9 @@ class BuildCorrespondences(io.ComfyNode):
                 shots=shots,
             )
         except LibraryError as error:
-            raise library_error(NAME, error, "backend", "auto or torch") from error
+            raise _no_faiss(error) from error
         except ValueError as error:
-            socket = "search_window" if search_window else "features"
-            raise NodeError(
-                NAME, socket, f"{error}.", "Change it, or check what was extracted."
-            ) from error
+            raise NodeError(NAME, "features", f"{error}.", "Check what was extracted.") from error
         count = len(found.steps[0].keyframes)
         sizes = len(features.descriptors)
         text = (
@@ -206,3 +214,18 @@ def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tenso
         height * CELL,
         width * CELL,
     )
+
+
+def _check_faiss(search_window: int) -> None:
+    """Raises: NodeError where FAISS is missing or cannot do what is asked for."""
+    try:
+        library("faiss")
+    except LibraryError as error:
+        raise _no_faiss(error) from error
+    if search_window:
+        found = "FAISS searches the whole frame."
+        raise NodeError(NAME, "search_window", found, "Choose auto or torch as backend, or 0 here.")
+
+
+def _no_faiss(error: LibraryError) -> NodeError:
+    return library_error(NAME, error, "backend", "auto or torch")

@@ -15,10 +15,11 @@ from ..host.validation.errors import NodeError
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.edit_mask import compared_steps, edit_masks
-from .inputs import checked
+from .inputs import before_run, checked
 from .schema import InversionSocket, frames_per_pass_input, lines, preview, schema, shown_frames
 
 NAME = "Find Edit Mask"
+NEEDS = ("cv2",)
 SAME = 1e-4  # prompts that are less apart than this say the same to the model
 MOST_SHOWN = 16
 DIMMED = 0.3  # brightness of what is not edited, in the pictures
@@ -35,6 +36,7 @@ class FindEditMask(io.ComfyNode):
             "Finds what the edit prompt changes: where the model sees something else in the source "
             "under it than under the source prompt, up to the outlines of the frames.",
             ["diffedit", "auto mask", "segment", "local edit", "grabcut", "keep background"],
+            advanced=("frames_per_pass",),
             inputs=[
                 io.Model.Input("model", tooltip="The model the frames were inverted with."),
                 InversionSocket.Input(
@@ -74,7 +76,11 @@ class FindEditMask(io.ComfyNode):
         )
 
     @classmethod
-    @checked(needs=("cv2",))
+    def validate_inputs(cls, sensitivity: float | None = None) -> bool | str:
+        return before_run(cls, {"sensitivity": sensitivity}, needs=NEEDS)
+
+    @classmethod
+    @checked(needs=NEEDS)
     def execute(
         cls,
         model: Any,

@@ -64,6 +64,7 @@ class ExtractFeatures(io.ComfyNode):
             "Runs the inverted frames through the model and reads the inputs of its self-attention "
             "layers, on which frames are matched.",
             ["self attention features", "diffusion features", "dift", "tokenflow"],
+            advanced=("layers", "steps", "every", "noise_level", "storage", "frames_per_pass"),
             inputs=[
                 io.Model.Input("model", tooltip="The model the frames were inverted with."),
                 InversionSocket.Input("inversion", tooltip="From DDIM Invert Video."),

@@ -25,6 +25,9 @@ from ..tokenflow_ops import Correspondences, Injection, Inversion, SourceFeature
 from ..tokenflow_ops.libraries import LibraryError, library
 from .schema import CorrespondencesSocket, FeaturesSocket, InjectionSocket, InversionSocket
 
+# What `validate_inputs` sees of a socket without a link; of a linked one, or of a widget's that is
+# linked, it sees None.
+UNCONNECTED = "unconnected"
 # Pictures and masks have values from 0 to 1; bicubic interpolation overshoots by less than this.
 OVERSHOOT = 0.5
 LONGEST_SHOWN = 60
@@ -67,11 +70,7 @@ def checked(
             for wanted in schema.inputs:
                 if wanted.id in given:
                     kind = "STRING" if wanted.id in own else str(wanted.get_io_type())
-                    found = _mistake(kind, wanted, given[wanted.id])
-                    if found is not None:
-                        raise NodeError(
-                            schema.display_name, wanted.display_name or wanted.id, *found
-                        )
+                    _compare(schema, kind, wanted, given[wanted.id])
                     if (note := _note(kind, given[wanted.id])) is not None:
                         notes.append(f"{wanted.display_name or wanted.id}: {note}")
             try:
@@ -85,6 +84,47 @@ def checked(
         return checking
 
     return wrap
+
+
+def before_run(
+    node: type[io.ComfyNode],
+    given: Mapping[str, Any],
+    check: Callable[[], object] = lambda: None,
+    needs: tuple[str, ...] = (),
+) -> bool | str:
+    """Answers the host's question whether a node's inputs are good before anything has run.
+
+    Pages since 2026 show these words, and of errors in a run only that there was one. The host asks
+    no more about the range of an input that `validate_inputs` names, so it is looked at here.
+
+    Args:
+        node: The node's class.
+        given: Values of widgets by their ids, None for linked ones.
+        check: Raises NodeError for what else can be known.
+        needs: Of `libraries.LIBRARIES`, those that the node cannot do without.
+
+    Returns:
+        True, or why the node would fail.
+    """
+    schema = node.define_schema()
+    try:
+        for wanted in schema.inputs:
+            if given.get(wanted.id) is not None:
+                _compare(schema, str(wanted.get_io_type()), wanted, given[wanted.id])
+        for module in needs:
+            library(module)
+        check()
+    except LibraryError as error:
+        return str(library_error(schema.display_name, error))
+    except NodeError as error:
+        return str(error)
+    return True
+
+
+def _compare(schema: io.Schema, kind: str, wanted: Any, value: Any) -> None:
+    """Raises: NodeError for a value that is not what the schema says."""
+    if (found := _mistake(kind, wanted, value)) is not None:
+        raise NodeError(schema.display_name, wanted.display_name or wanted.id, *found)
 
 
 # What was found and what to do.

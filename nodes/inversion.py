@@ -17,12 +17,18 @@ from ..host.measuring.reconstruction import (
 )
 from ..host.progress import Progress
 from ..host.source import invert_frames
-from ..host.validation.checks import check_latents, check_model, noise_mask, others_kept
+from ..host.validation.checks import (
+    check_guided,
+    check_latents,
+    check_model,
+    noise_mask,
+    others_kept,
+)
 from ..host.validation.errors import NodeError
 from ..host.validation.fingerprint import model_fingerprint
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
-from .inputs import checked
+from .inputs import UNCONNECTED, before_run, checked
 from .schema import MASKED, InversionSocket, frames_per_pass_input, schema
 
 NAME = "DDIM Invert Video"
@@ -47,6 +53,7 @@ class InvertVideo(io.ComfyNode):
             "Finds the noise from which the model would paint each source frame, and keeps the "
             "whole path. Everything else builds on it.",
             ["ddim inversion", "unsample", "invert", "noise", "video edit", "tokenflow"],
+            advanced=("cfg", "scheduler", "refinement", "iterations", "depth", "frames_per_pass"),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -145,6 +152,12 @@ class InvertVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, cfg: float | None = None, negative: Any = UNCONNECTED) -> bool | str:
+        return before_run(
+            cls, {"cfg": cfg}, lambda: check_guided(NAME, cfg or 1, negative != UNCONNECTED)
+        )
+
+    @classmethod
     @checked()
     def execute(
         cls,
@@ -165,13 +178,7 @@ class InvertVideo(io.ComfyNode):
         check_model(NAME, model)
         samples = check_latents(NAME, model, latents)
         mask = noise_mask(NAME, latents, len(samples))
-        if cfg > 1 and not negative:
-            raise NodeError(
-                NAME,
-                "negative",
-                f"nothing connected with cfg {cfg}.",
-                "Set cfg to 1, or connect a negative prompt.",
-            )
+        check_guided(NAME, cfg, bool(negative))
         check_prompts(NAME, model, positive)
         if negative:
             check_prompts(NAME, model, negative, "negative")

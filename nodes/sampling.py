@@ -20,13 +20,14 @@ from ..host.validation.checks import (
     check_mask,
     check_model,
     check_same_model,
+    no_frames,
 )
 from ..host.validation.errors import NodeError, library_error
 from ..host.validation.prompts import check_prompts
 from ..modes import MODES
 from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
 from ..tokenflow_ops.libraries import LibraryError, library
-from .inputs import checked
+from .inputs import UNCONNECTED, before_run, checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
 from .schema import (
     CorrespondencesSocket,
@@ -38,6 +39,8 @@ from .schema import (
 )
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
+# Edits go well without them: by the preset, or by the best there is.
+FINER = ("attended_keyframes", "frames_per_pass", "carry_until", "propagation")
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
 
 
@@ -162,6 +165,19 @@ def _edit(
     return edit, lines(frames_cut, mask_cut)
 
 
+def _before_run(
+    node: type[io.ComfyNode], name: str, consistency: str | None, frames: Any
+) -> bool | str:
+    def check() -> None:
+        if consistency is None:
+            return
+        _check_libraries(name, consistency)
+        if MODES[consistency].needs_frames and frames == UNCONNECTED:
+            raise no_frames(name, consistency)
+
+    return before_run(node, {"consistency": consistency}, check)
+
+
 def _check_libraries(node: str, consistency: str) -> None:
     """Raises: NodeError if the mode's libraries are not there.
 
@@ -184,7 +200,18 @@ class Sampler(io.ComfyNode):
             SAMPLER,
             "Edits all frames together: at every step the keyframes jointly, then every frame with "
             "their features, moved as the source moves.",
-            ["tokenflow sampler", "video to video", "vid2vid", "consistent edit", "ksampler"],
+            [
+                "tokenflow sampler",
+                "vid2vid",
+                "video to video",
+                "video edit",
+                "style transfer",
+                "restyle",
+                "flicker",
+                "consistent edit",
+                "ksampler",
+            ],
+            advanced=("sampler_name", "seed", "noise", *FINER),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -256,6 +283,12 @@ class Sampler(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, consistency: str | None = None, frames: Any = UNCONNECTED
+    ) -> bool | str:
+        return _before_run(cls, SAMPLER, consistency, frames)
 
     @classmethod
     @checked()
@@ -350,7 +383,15 @@ class Apply(io.ComfyNode):
             "Makes a model edit frames consistently under KSampler (Advanced), SamplerCustom "
             "(Advanced) or any other sampler node. Sample all frames in one batch, from the "
             "inversion's noisy latents, with added noise disabled.",
-            ["apply tokenflow", "patch model", "consistent video"],
+            [
+                "apply tokenflow",
+                "patch model",
+                "vid2vid",
+                "video edit",
+                "style transfer",
+                "flicker",
+            ],
+            advanced=FINER,
             inputs=[
                 io.Model.Input(
                     "model",
@@ -375,6 +416,12 @@ class Apply(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, consistency: str | None = None, frames: Any = UNCONNECTED
+    ) -> bool | str:
+        return _before_run(cls, APPLY, consistency, frames)
 
     @classmethod
     @checked()

@@ -26,12 +26,17 @@ _SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
 def schema(
-    name: str, display_name: str, description: str, aliases: list[str], **fields: Any
+    name: str,
+    display_name: str,
+    description: str,
+    aliases: list[str],
+    advanced: tuple[str, ...] = (),
+    **fields: Any,
 ) -> io.Schema:
     """Makes a node's schema with our prefix and category.
 
-    What newer hosts know of is passed on to them: search aliases (since 0.10), and that what a node
-    says is sent again when its result comes from the cache
+    What newer hosts know of is passed on to them: search aliases and inputs that are folded away
+    (since 0.10), and that what a node says is sent again when its result comes from the cache
     (since 0.19; before, only what output nodes say is).
 
     Args:
@@ -39,12 +44,16 @@ def schema(
         display_name: What the node is called in the editor.
         description: What the node does, for people.
         aliases: Other words by which the editor's search finds the node.
+        advanced: Ids of inputs that a first edit does not need.
         **fields: More of `io.Schema`, such as inputs and outputs.
 
     Returns:
         The schema, for the node's `define_schema`.
     """
     newer = {"search_aliases": aliases, "has_intermediate_output": True}
+    for given in fields["inputs"]:
+        if given.id in advanced and hasattr(given, "advanced"):
+            given.advanced = True
     fields |= {name: value for name, value in newer.items() if name in _SCHEMA_FIELDS}
     return io.Schema(
         node_id=f"TokenFlow{name}",

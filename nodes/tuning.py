@@ -28,6 +28,7 @@ class TuneAVideo(io.ComfyNode):
             "and the previous one. Then invert and edit with the tuned model, in the mode "
             "sparse-causal. Only for comparison: TokenFlow trains nothing.",
             ["tune-a-video", "one-shot tuning", "fine-tune", "train lora", "video lora"],
+            advanced=("learning_rate", "rank", "seed", "gradient_checkpointing"),
             inputs=[
                 io.Model.Input(
                     "model",

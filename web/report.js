@@ -1,4 +1,5 @@
 // What our nodes say of their work, on the nodes: the page shows `ui.PreviewText` only for nodes of its own.
+import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
 const PREFIX = "TokenFlow", REPORT = "report", CONTROL = "control_after_generate"
@@ -35,6 +36,47 @@ function showAll(outputs) {
     for (const node of graph.nodes)
       if (node.type.startsWith(PREFIX)) show(node, outputs[graph === root ? node.id : `${graph.id}:${node.id}`])
 }
+
+/** The node of an execution id: nodes inside subgraphs have those of all that they lie in before theirs. */
+function find(id) {
+  const path = String(id).split(":"), last = path.pop()
+  const inner = path.reduce((graph, step) => graph?.getNodeById(step)?.subgraph, app.rootGraph ?? app.graph)
+  return inner?.getNodeById(last)
+}
+
+/** Shows the words of an error on its node until the next run: newer pages say first only that there was one. */
+const failed = new Set()
+function complain(id, text) {
+  const node = find(id)
+  if (!node?.type.startsWith(PREFIX)) return
+  failed.add(node)
+  show(node, { text })
+}
+api.addEventListener("execution_error", ({ detail }) => complain(detail.node_id, detail.exception_message.trim()))
+
+/** The same for what the server refuses to run, of which the page tells no extension. */
+function refused(answer) {
+  for (const [id, { errors }] of Object.entries(answer?.node_errors ?? {})) {
+    const own = errors.filter(({ type }) => type === "custom_validation_failed")
+    const texts = own.map(({ details, extra_info }) => details.replace(`${extra_info.input_name} - `, ""))
+    if (texts.length) complain(id, [...new Set(texts)].join("\n"))
+  }
+}
+const queuePrompt = api.queuePrompt
+api.queuePrompt = async function () {
+  try {
+    const answer = await queuePrompt.apply(this, arguments)
+    refused(answer)
+    return answer
+  } catch (error) {
+    refused(error.response)
+    throw error
+  }
+}
+api.addEventListener("execution_start", () => {
+  failed.forEach((node) => show(node, { text: "" }))
+  failed.clear()
+})
 
 app.registerExtension({
   name: "TokenFlow.Report",

@@ -47,22 +47,9 @@ def load_flow(node: str, socket: str, choice: str) -> Flow:
         NodeError: If the file is missing or holds anything but torchvision's weights of RAFT, or if
             the library that runs the flow is missing.
     """
-    try:
-        library("cv2" if choice == DIS else "torchvision")
-    except LibraryError as error:
-        raise library_error(node, error, socket, "RAFT" if choice == DIS else DIS) from error
-    if choice == DIS:
-        return dis_flow
-    _register()
-    folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
-    path = folder_paths.get_full_path(FOLDER, choice)
+    path = check_flow(node, socket, choice)
     if path is None:
-        raise NodeError(
-            node,
-            socket,
-            f"no file {choice} in {folders}.",
-            f"Put torchvision's weights of RAFT there, or choose {DIS}.",
-        )
+        return dis_flow
     try:
         raft = load_raft(comfy.utils.load_torch_file(path, safe_load=True))
     except Exception as error:  # a foreign file makes the loaders raise anything
@@ -83,6 +70,39 @@ def load_flow(node: str, socket: str, choice: str) -> Flow:
         ).cpu()
 
     return flow
+
+
+def check_flow(node: str, socket: str, choice: str) -> str | None:
+    """Checks that what an optical flow needs is there, without reading it.
+
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        choice: One of `flow_choices`.
+
+    Returns:
+        The file of its weights, None if it has none.
+
+    Raises:
+        NodeError: If the file or the library that runs the flow is missing.
+    """
+    try:
+        library("cv2" if choice == DIS else "torchvision")
+    except LibraryError as error:
+        raise library_error(node, error, socket, "RAFT" if choice == DIS else DIS) from error
+    if choice == DIS:
+        return None
+    _register()
+    folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
+    path: str | None = folder_paths.get_full_path(FOLDER, choice)
+    if path is None:
+        raise NodeError(
+            node,
+            socket,
+            f"no file {choice} in {folders}.",
+            f"Put torchvision's weights of RAFT there, or choose {DIS}.",
+        )
+    return path
 
 
 def _register() -> None:

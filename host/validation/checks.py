@@ -277,14 +277,43 @@ def check_frames(node: str, frames: Tensor | None, inversion: Inversion, mode: s
         NodeError: If they are missing or not one for each inverted frame.
     """
     if frames is None:
-        raise NodeError(
-            node,
-            "frames",
-            f"nothing, and the mode {mode} follows the source's motion.",
-            "Connect the source frames.",
-        )
+        raise no_frames(node, mode)
     check_frame_count(node, frames, inversion)
     return frames
+
+
+def no_frames(node: str, mode: str) -> NodeError:
+    """Makes the error of a mode that lacks the source's pictures.
+
+    Args:
+        node: The node's name.
+        mode: The mode's name.
+
+    Returns:
+        The error.
+    """
+    found = f"nothing, and the mode {mode} follows the source's motion."
+    return NodeError(node, "frames", found, "Connect the source frames.")
+
+
+def check_guided(node: str, cfg: float, negative: bool) -> None:
+    """Checks that guidance of the source has a negative prompt.
+
+    Args:
+        node: The node's name, for errors.
+        cfg: The guidance; with 1 there is none.
+        negative: Whether there is a negative prompt.
+
+    Raises:
+        NodeError: If it is missing.
+    """
+    if cfg > 1 and not negative:
+        raise NodeError(
+            node,
+            "negative",
+            f"nothing connected with cfg {cfg}.",
+            "Set cfg to 1, or connect a negative prompt.",
+        )
 
 
 def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, socket: str) -> None:

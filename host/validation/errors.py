@@ -20,6 +20,10 @@ class NodeError(ValueError):
         self.node, self.socket, self.found, self.remedy = node, socket, found, remedy
 
 
+# The host puts an error's module before its words, which for a pack is a path of folders.
+NodeError.__module__ = "builtins"
+
+
 def library_error(
     node: str, error: LibraryError, socket: str | None = None, instead: str = ""
 ) -> NodeError:

@@ -112,8 +112,7 @@ def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]
         NodeError: For names too many, too long, or twice the same.
     """
     edits = [socket for socket in EDITS if socket in clips]
-    names = names.strip()
-    given = [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
+    given = parsed(names)
     if len(given) > len(edits):
         raise NodeError(
             node,
@@ -121,19 +120,45 @@ def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]
             f"{len(given)} names for {len(edits)} edits.",
             "Give as many names as edits are connected, or none.",
         )
-    if any(len(name) > LONGEST_NAME for name in given):
-        raise NodeError(
-            node, "names", f"a name of more than {LONGEST_NAME} signs.", "Use shorter names."
-        )
+    check_names(node, given)
     chosen = dict(zip(edits, given, strict=False))
     renamed = {
         chosen.get(socket) or EDITS.get(socket, socket): clip for socket, clip in clips.items()
     }
     if len(renamed) < len(clips):
-        raise NodeError(
-            node,
-            "names",
-            f"a name twice among {', '.join(given)}.",
-            "Give every edit a name of its own, none of another input.",
-        )
+        raise _twice(node, given)
     return renamed
+
+
+def parsed(names: str) -> list[str]:
+    """Splits what the user typed into names: one per line, or in one line with commas between."""
+    names = names.strip()
+    return [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
+
+
+def check_names(node: str, given: list[str]) -> None:
+    """Checks what can be seen of names without the clips.
+
+    Args:
+        node: What the node is called, for errors.
+        given: The names.
+
+    Raises:
+        NodeError: For a name too long, or twice the same.
+    """
+    if any(len(name) > LONGEST_NAME for name in given):
+        raise NodeError(
+            node, "names", f"a name of more than {LONGEST_NAME} signs.", "Use shorter names."
+        )
+    filled = [name for name in given if name]
+    if len(set(filled)) < len(filled):
+        raise _twice(node, given)
+
+
+def _twice(node: str, given: list[str]) -> NodeError:
+    return NodeError(
+        node,
+        "names",
+        f"a name twice among {', '.join(given)}.",
+        "Give every edit a name of its own, none of another input.",
+    )

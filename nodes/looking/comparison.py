@@ -6,11 +6,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...reporting.grid import captioned_grid, strip
-from ..inputs import checked
+from ..inputs import before_run, checked
 from ..schema import said, schema
-from .clips import called, edit_inputs, like_source, names_input
+from .clips import called, check_names, edit_inputs, like_source, names_input, parsed
 
 NAME = "Compare Clips"
+NEEDS = ("matplotlib",)
 
 
 class CompareClips(io.ComfyNode):
@@ -24,6 +25,7 @@ class CompareClips(io.ComfyNode):
             "Puts the source and its edits into one grid, frame by frame, each with its name "
             "below: for Create Video or Save Image.",
             ["grid", "side by side", "captions", "compare videos", "contact sheet"],
+            advanced=("columns",),
             inputs=[
                 io.Image.Input("source", tooltip="The source frames: the first cell."),
                 *edit_inputs(),
@@ -56,7 +58,13 @@ class CompareClips(io.ComfyNode):
         )
 
     @classmethod
-    @checked(needs=("matplotlib",))
+    def validate_inputs(cls, names: str | None = None) -> bool | str:
+        return before_run(
+            cls, {"names": names}, lambda: check_names(NAME, parsed(names or "")), NEEDS
+        )
+
+    @classmethod
+    @checked(needs=NEEDS)
     def execute(
         cls,
         source: Tensor,

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ...host.measuring.clip_scores import frame_embedding, prompt_embedding
 from ...host.measuring.measure import measure
-from ...host.measuring.optical_flow import DIS, flow_choices, load_flow
+from ...host.measuring.optical_flow import DIS, check_flow, flow_choices, load_flow
 from ...host.validation.errors import NodeError
-from ..inputs import checked
+from ..inputs import UNCONNECTED, before_run, checked
 from ..schema import lines, schema
-from .clips import called, edit_inputs, like_source, names_input
+from .clips import called, check_names, edit_inputs, like_source, names_input, parsed
 
 NAME = "Video Consistency Metrics"
+NEEDS = ("kornia", "matplotlib")
 
 
 class Metrics(io.ComfyNode):
@@ -39,6 +40,7 @@ class Metrics(io.ComfyNode):
                 "RAFT",
                 "CLIP score",
             ],
+            advanced=("flow",),
             inputs=[
                 io.Image.Input("source", tooltip="The source frames: they give the motion."),
                 first,
@@ -109,7 +111,25 @@ class Metrics(io.ComfyNode):
         ]
 
     @classmethod
-    @checked("flow", needs=("kornia", "matplotlib"))
+    def validate_inputs(
+        cls,
+        names: str | None = None,
+        flow: str | None = None,
+        prompt: str | None = None,
+        clip: Any = UNCONNECTED,
+        clip_vision: Any = UNCONNECTED,
+    ) -> bool | str:
+        def check() -> None:
+            check_names(NAME, parsed(names or ""))
+            if flow is not None:
+                check_flow(NAME, "flow", flow)
+            if prompt is not None:
+                _asks_for_score(clip_vision != UNCONNECTED, clip != UNCONNECTED, prompt)
+
+        return before_run(cls, {"names": names, "prompt": prompt}, check, NEEDS)
+
+    @classmethod
+    @checked("flow", needs=NEEDS)
     def execute(
         cls,
         source: Tensor,
@@ -159,17 +179,24 @@ def _prompt(clip_vision: Any, clip: Any, prompt: str) -> Tensor | None:
 
     Raises: NodeError if anything for it is missing or does not fit.
     """
-    if clip is None and not prompt.strip():
+    if not _asks_for_score(clip_vision is not None, clip is not None, prompt):
         return None
-    for socket, missing in (
-        ("clip", clip is None),
-        ("clip_vision", clip_vision is None),
-        ("prompt", not prompt.strip()),
-    ):
-        if missing:
+    return prompt_embedding(NAME, "clip", clip, prompt, clip_vision)
+
+
+def _asks_for_score(clip_vision: bool, clip: bool, prompt: str) -> bool:
+    """Whether the prompt shall be scored, by what of it is there.
+
+    Raises: NodeError if a part is missing.
+    """
+    parts = {"clip": clip, "clip_vision": clip_vision, "prompt": bool(prompt.strip())}
+    if not parts["clip"] and not parts["prompt"]:
+        return False
+    for socket, there in parts.items():
+        if not there:
             remedy = (
                 "A score of the prompt takes clip, clip_vision and the prompt; "
                 "leave clip and prompt empty for none."
             )
             raise NodeError(NAME, socket, "nothing there.", remedy)
-    return prompt_embedding(NAME, "clip", clip, prompt, clip_vision)
+    return True

@@ -18,12 +18,16 @@ from ...host.measuring.reconstruction import (
     warn_if_lost,
 )
 from ...host.progress import Progress
-from ...host.validation.checks import check_frame_count, check_model, check_same_model
-from ...host.validation.errors import NodeError
+from ...host.validation.checks import (
+    check_frame_count,
+    check_guided,
+    check_model,
+    check_same_model,
+)
 from ...host.validation.prompts import check_prompts
 from ...reporting.plots import plot_lines
 from ...tokenflow_ops import Inversion
-from ..inputs import checked
+from ..inputs import UNCONNECTED, before_run, checked
 from ..schema import (
     InversionSocket,
     frames_per_pass_input,
@@ -35,6 +39,7 @@ from ..schema import (
 )
 
 NAME = "Check Reconstruction"
+NEEDS = ("matplotlib",)
 MOST_CHECKED = 16
 VAES_SOURCE = "autoencoder's pictures of the inverted latents"
 
@@ -57,6 +62,7 @@ class CheckReconstruction(io.ComfyNode):
                 "bad edit",
                 "debug",
             ],
+            advanced=("cfg", "frames_per_pass"),
             inputs=[
                 io.Model.Input("model", tooltip="The model the frames were inverted with."),
                 InversionSocket.Input(
@@ -110,7 +116,13 @@ class CheckReconstruction(io.ComfyNode):
         )
 
     @classmethod
-    @checked(needs=("matplotlib",))
+    def validate_inputs(cls, cfg: float | None = None, negative: Any = UNCONNECTED) -> bool | str:
+        return before_run(
+            cls, {"cfg": cfg}, lambda: check_guided(NAME, cfg or 1, negative != UNCONNECTED), NEEDS
+        )
+
+    @classmethod
+    @checked(needs=NEEDS)
     def execute(
         cls,
         model: Any,
@@ -124,13 +136,7 @@ class CheckReconstruction(io.ComfyNode):
     ) -> io.NodeOutput:
         check_model(NAME, model)
         check_same_model(NAME, model, inversion)
-        if cfg > 1 and not negative:
-            raise NodeError(
-                NAME,
-                "negative",
-                f"nothing connected with cfg {cfg}.",
-                "Set cfg to 1, or connect a negative prompt.",
-            )
+        check_guided(NAME, cfg, bool(negative))
         if negative:
             check_prompts(NAME, model, negative, "negative")
         cut = ""

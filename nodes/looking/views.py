@@ -22,7 +22,7 @@ from ...tokenflow_ops.measuring.views import (
     motion_colours,
     rebuild,
 )
-from ..inputs import checked
+from ..inputs import before_run, checked
 from ..presets import MOST_KEYFRAMES, NUMBER_BY_PRESET
 from ..schema import (
     CELL,
@@ -40,6 +40,7 @@ from ..schema import (
 )
 
 FEATURES, CORRESPONDENCES = "Preview Features", "Preview Correspondences"
+NEEDS = ("kornia", "matplotlib")  # of the latter
 RESOLUTIONS = FINEST, *_ = "finest", "2 x coarser", "4 x coarser", "8 x coarser"
 NOISE_LEVEL = 0.1
 LISTED = 8  # layers that an error names
@@ -58,6 +59,7 @@ class PreviewFeatures(io.ComfyNode):
             "Shows the features of the source frames as colours, their three strongest components "
             "as red, green and blue: tokens of equal colour will be matched.",
             ["pca", "principal components", "visualize features", "self attention map", "debug"],
+            advanced=("layer",),
             inputs=[
                 FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
                 io.Combo.Input(
@@ -180,6 +182,7 @@ class PreviewCorrespondences(io.ComfyNode):
                 "warp check",
                 "debug",
             ],
+            advanced=("attended_keyframes",),
             inputs=[
                 CorrespondencesSocket.Input(
                     "correspondences", tooltip="From Build NN Correspondences."
@@ -224,7 +227,11 @@ class PreviewCorrespondences(io.ComfyNode):
         )
 
     @classmethod
-    @checked(needs=("kornia", "matplotlib"))
+    def validate_inputs(cls, noise_level: float | None = None) -> bool | str:
+        return before_run(cls, {"noise_level": noise_level}, needs=NEEDS)
+
+    @classmethod
+    @checked(needs=NEEDS)
     def execute(
         cls,
         correspondences: Correspondences,

@@ -27,14 +27,15 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# No tour, nothing in front of the graph, nodes drawn on the canvas; two clicks are a double click
-# on a busy machine too.
+# No tour, nothing in front of the graph, nodes drawn on the canvas with all their inputs; two
+# clicks are a double click on a busy machine too.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.VueNodes.Enabled": False,
     "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Node.AlwaysShowAdvancedWidgets": True,
     "Comfy.Pointer.DoubleClickTime": 1000,
 }
 STORED = {"vueNodesBannerDismissed": "true"}

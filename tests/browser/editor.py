@@ -252,3 +252,15 @@ class Editor:
     def run(self) -> None:
         """Presses the page's own button."""
         self.page.get_by_test_id("queue-button").get_by_text("Run").click()
+
+    def dismiss(self) -> None:
+        """Closes what the page shows of an error: a dialog, or on newer pages a box in a corner."""
+        report = self.page.locator(".comfy-error-report")
+        corner = self.page.get_by_role("status").get_by_role("button", name="Close")
+        report.or_(corner).first.wait_for()
+        if corner.count():
+            corner.first.click()
+        else:
+            self.page.keyboard.press("Escape")
+            report.wait_for(state="detached")
+        self.settle()

@@ -61,6 +61,7 @@ def test_nodes_are_dragged_in_connected_and_set(
     library.get_by_text("DDIM Invert Video").drag_to(
         page.locator("#graph-canvas"), target_position={"x": 900, "y": 200}
     )
+    page.wait_for_function("() => app.graph.nodes.length")
     page.locator(".node-library-tab-button").click()
     library.wait_for(state="detached")
     inversion = empty.node("TokenFlowInvertVideo")

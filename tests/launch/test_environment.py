@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from launch.environment import ROOT, SetupError, Stamps, link_pack, own_comfyui
+from launch import environment
+from launch.environment import ROOT, SetupError, Stamps, link_pack, make_venv, own_comfyui
+from launch.needs import PACK
 
 
 @pytest.fixture
@@ -81,3 +85,43 @@ def test_stamps_survive_and_a_damaged_file_counts_as_none(tmp_path: Path) -> Non
     assert Stamps(path).get("venv") == "3.11"
     path.write_text("{half")
     assert Stamps(path).get("venv") is None
+
+
+def wheel(folder: Path, version: str) -> Path:
+    """A package of one module that says its version, as pip installs it without any index."""
+    info = f"only_here-{version}.dist-info"
+    path = folder / f"only_here-{version}-py3-none-any.whl"
+    metadata = f"Metadata-Version: 2.1\nName: only_here\nVersion: {version}\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("only_here.py", f"VERSION = '{version}'\n")
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_a_bare_checkout_gets_an_environment_of_what_it_lists(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer ComfyUIs list packages that the oldest one does not know. What changes is installed."""
+    folder = tmp_path_factory.mktemp("environments")
+    nothing, bare = folder / "nothing.txt", folder / "bare"
+    nothing.touch()
+    make_venv(bare)
+    monkeypatch.setattr(environment, "HOST", folder)
+    monkeypatch.setitem(environment.REQUIREMENTS, PACK, nothing)
+    monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
+    with pytest.raises(SetupError, match=r"no requirements\.txt"):
+        own_comfyui()
+    for version in ("1.0", "2.0", "2.0"):
+        comfyui.joinpath("requirements.txt").write_text(f"{wheel(comfyui, version)}\n")
+        host = own_comfyui()
+        assert host.python.is_relative_to(folder / "checkouts")
+        said = subprocess.run(
+            [host.python, "-c", "import only_here; print(only_here.VERSION)"],
+            capture_output=True,
+            text=True,
+        )
+        assert said.stdout.strip() == version
+    monkeypatch.setattr(environment, "pip", None)  # all is there
+    assert own_comfyui() == host

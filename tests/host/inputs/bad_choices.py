@@ -66,7 +66,7 @@ NUMBERS = [
         "search_window",
         2,
         "FAISS searches",
-        "Change it",
+        "Choose auto or torch",
         backend="faiss",
     ),
     wrong("keyframes too many", CORRESPONDENCES, "attended_keyframes", 5000, "5000", "to 4096"),

@@ -107,48 +107,94 @@ def linked(kind: str, value: Any) -> dict[str, Any]:
 
 
 def test_errors_reach_the_user_and_the_next_item_runs(queue: Callable[..., Any]) -> None:
+    """With our words first: the host puts an error's module before them if it has one."""
     from launch.comfyui.client import PromptError
 
     bad = [
         (
-            prompt(invert={"cfg": 3.0}),
-            "node invert ",
-            f"{INVERT}, input 'negative': nothing connected with cfg 3.0. Set cfg to 1",
-        ),
-        (
             prompt(sample={"latent_image": link("one")}) | one_frame(),
-            "node sample ",
+            "sample (KSamplerAdvanced)",
             f"{APPLY}, input 'latent_image': 1 frames here, 2 in",
         ),
         (
-            prompt(build={"backend": "faiss", "search_window": 1}),
-            "node build ",
-            f"{BUILD}, input 'search_window': FAISS searches",
-        ),
-        (
             prompt(invert={"depth": "nan"}),
-            "node invert ",
+            "invert (TokenFlowInvertVideo)",
             f"{INVERT}, input 'depth': nan. Give a number from 0.01 to 1.0.",
         ),
         (
             prompt(invert={"model": "sd15"}),
-            "node invert ",
+            "invert (TokenFlowInvertVideo)",
             f"{INVERT}, input 'model': 'sd15', which is no MODEL. Give a MODEL.",
         ),
         (
             prompt(build={"seed": link("number")}) | linked("Int", -1),
-            "node build ",
+            "build (TokenFlowBuildCorrespondences)",
             f"{BUILD}, input 'seed': -1. Give a number from 0",
         ),
     ]
     for seed, (graph, node, text) in enumerate(bad):
         with pytest.raises(PromptError) as raised:
             queue(graph)
-        assert str(raised.value).startswith(node)
-        assert text in str(raised.value)
+        assert str(raised.value).startswith(f"node {node}: NodeError: {text}")
         good = queue(prompt(sample={"noise_seed": seed}))
         assert good.outputs["save"]["latents"]
         assert "sample" not in good.cached
+
+
+METRICS = {"source": link("frames"), "edited": link("frames"), "names": "", "prompt": ""}
+MASKING = {
+    "model": link("demo"),
+    "inversion": link("invert"),
+    "positive": link("target"),
+    "frames": link("frames"),
+}
+CFG = {"cfg": 3.0}
+RERENDER = {"consistency": "rerender"}
+# Of a node that is added, its type and inputs; of one of `prompt` what changes.
+KNOWN_BEFORE = [
+    ("invert", CFG, f"{INVERT}, input 'negative': nothing connected with cfg 3.0."),
+    ("invert", {"cfg": "nan"}, f"{INVERT}, input 'cfg': nan."),
+    ("build", {"backend": "faiss", "search_window": 1}, f"{BUILD}, input 'search_window': FAISS"),
+    ("build", {"backend": "annoy"}, f"{BUILD}, input 'backend': 'annoy', which is none"),
+    ("apply", RERENDER, f"{APPLY}, input 'frames': nothing, and the mode rerender follows"),
+    ("TokenFlowMetrics", METRICS | {"prompt": "gold"}, "input 'clip': nothing there."),
+    ("TokenFlowMetrics", METRICS | {"flow": "gone.pth"}, "input 'flow': no file gone.pth"),
+    ("TokenFlowMetrics", METRICS | {"names": "a, a"}, "input 'names': a name twice"),
+    ("TokenFlowCompareClips", METRICS | {"names": "a, a"}, "input 'names': a name twice"),
+    ("TokenFlowFindEditMask", MASKING | {"sensitivity": "nan"}, "input 'sensitivity': nan."),
+]
+GOOD_BEFORE = [
+    ("invert", CFG | {"negative": link("source")}),
+    ("apply", RERENDER | {"frames": link("frames")}),
+    ("invert", {"cfg": link("number")}),
+]
+
+
+@pytest.mark.parametrize(("node", "changes", "text"), KNOWN_BEFORE)
+def test_what_can_be_known_is_refused_before_anything_runs(
+    queue: Callable[..., Any], node: str, changes: dict[str, Any], text: str
+) -> None:
+    """In our words, which newer pages show of a refusal and not of an error."""
+    from launch.comfyui.client import PromptError
+
+    with pytest.raises(PromptError, match="the server refused the prompt") as raised:
+        queue(graph_with(node, changes))
+    assert text in str(raised.value)
+
+
+def graph_with(node: str, changes: dict[str, Any]) -> dict[str, Any]:
+    if node in prompt():
+        return prompt(**{node: changes})
+    shown = {"shown": {"class_type": "PreviewAny", "inputs": {"source": link("added")}}}
+    return prompt() | {"added": {"class_type": node, "inputs": changes}} | shown
+
+
+@pytest.mark.parametrize(("node", "changes"), GOOD_BEFORE)
+def test_what_is_connected_is_not_missing(
+    queue: Callable[..., Any], node: str, changes: dict[str, Any]
+) -> None:
+    """The host shows nothing of what is linked, as of what is not there."""
+    queue(prompt(**{node: changes}) | linked("Float", 1.0))
 
 
 def one_frame() -> dict[str, Any]:

@@ -63,24 +63,25 @@ def outputs(known: Any) -> Iterator[tuple[str, int, str]]:
         yield output.display_name or output.io_type, number, output.tooltip
 
 
+@dataclass
+class LaterSchema(io.Schema):
+    """What newer hosts know of."""
+
+    search_aliases: list[str] = field(default_factory=list)
+    has_intermediate_output: bool = False
+
+
+LATER_FIELDS = {*schema._SCHEMA_FIELDS, "search_aliases", "has_intermediate_output"}
+
+
 def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Hosts before 0.10 know no search aliases,
     those before 0.19 send no cached words but of output nodes.
     """
-
-    @dataclass
-    class LaterSchema(io.Schema):
-        search_aliases: list[str] = field(default_factory=list)
-        has_intermediate_output: bool = False
-
     monkeypatch.setattr(schema.io, "Schema", LaterSchema)
-    monkeypatch.setattr(
-        schema,
-        "_SCHEMA_FIELDS",
-        {*schema._SCHEMA_FIELDS, "search_aliases", "has_intermediate_output"},
-    )
+    monkeypatch.setattr(schema, "_SCHEMA_FIELDS", LATER_FIELDS)
     for node in asyncio.run(TokenFlowExtension().get_node_list()):
         known = node.define_schema()
         assert len(known.search_aliases) >= 3, known.node_id
@@ -88,6 +89,48 @@ def test_newer_hosts_find_nodes_by_other_words_and_send_again_what_they_said(
         assert all(
             alias.strip() and alias != known.display_name for alias in known.search_aliases
         ), known.node_id
+
+
+# What a first edit is made with: everything else is folded away where the host can do that.
+FIRST = {
+    "TokenFlowInvertVideo": {"steps", "check_reconstruction"},
+    "TokenFlowExtractFeatures": set(),
+    "TokenFlowBuildCorrespondences": {"keyframe_interval"},
+    "TokenFlowPlugAndPlay": {"attention_until", "features_until"},
+    "TokenFlowSampler": {"cfg", "start", "consistency", "preset"},
+    "TokenFlowApply": {"consistency", "preset"},
+}
+
+
+def test_newer_hosts_fold_away_what_a_first_edit_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hosts before 0.10 show all."""
+    if not hasattr(io.Mask.Input("mask"), "advanced"):
+        assert '"advanced"' not in json.dumps(
+            [node.GET_NODE_INFO_V1() for node in asyncio.run(TokenFlowExtension().get_node_list())]
+        )
+        monkeypatch.setattr(io.Input, "advanced", None, raising=False)
+    for node in asyncio.run(TokenFlowExtension().get_node_list()):
+        widgets = [one for one in node.define_schema().inputs if isinstance(one, io.WidgetInput)]
+        assert all(one.default is not None for one in widgets if one.advanced)
+        if (wanted := FIRST.get(node.define_schema().node_id)) is not None:
+            assert {one.id for one in widgets if not one.advanced} == wanted
+
+
+WORDS = "vid2vid", "flicker", "style transfer", "video edit"
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_what_people_type_finds_the_sampler(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema.io, "Schema", LaterSchema)
+    monkeypatch.setattr(schema, "_SCHEMA_FIELDS", LATER_FIELDS)
+    (sampler,) = (
+        node.define_schema()
+        for node in asyncio.run(TokenFlowExtension().get_node_list())
+        if node.__name__ == "Sampler"
+    )
+    assert words in sampler.search_aliases
 
 
 # Help pages

@@ -41,6 +41,16 @@ MODELS = {
     ("lumina.model", "NextDiT"): ("layers",),
     ("aura.mmdit", "MMDiT"): ("double_layers", "single_layers"),
 }
+VIDEO = "is a video model, which attends over time by itself"
+# Why others of the host's models are not taken, by the folder of their class.
+REFUSED = {
+    "pixart": "does not let its attention be reached (it is given no transformer_options)",
+    "hydit": "does not let its attention be reached (it is given no transformer_options)",
+    "chroma_radiance": "works on pixels, not on latents",
+    "cascade": "works in two stages on other latents",
+    "omnigen": "edits by reference images, which stand among its image tokens",
+    **dict.fromkeys(("cosmos", "genmo", "hunyuan_video", "lightricks", "wan"), VIDEO),
+}
 # Where a transformer's own attention begins to tell a picture's parts apart, as a share of its
 # depth; and the first and last blocks that every frame runs by itself.
 MATCHED_FROM = 0.4
@@ -113,6 +123,19 @@ def find(diffusion_model: Any) -> TransformerBackbone | None:
         patch=diffusion_model.patch_size,
         padded_to=getattr(diffusion_model, "pad_tokens_multiple", None) or 1,
     )
+
+
+def refusal(diffusion_model: Any) -> str | None:
+    """Tells why a model of the host is not taken.
+
+    Args:
+        diffusion_model: The host's.
+
+    Returns:
+        What goes on a sentence that begins with its name; None for models nobody thought of.
+    """
+    folder = type(diffusion_model).__module__.removeprefix("comfy.ldm.").partition(".")[0]
+    return REFUSED.get(folder)
 
 
 def _blocks(diffusion_model: Any, part: str) -> list[str]:

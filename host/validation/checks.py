@@ -11,6 +11,7 @@ from torch import Tensor
 from ...tokenflow_ops import Injection, Inversion
 from ...tokenflow_ops.backbone import Backbone
 from ..families import backbone_of
+from ..families.transformer import refusal
 from .errors import NodeError
 from .fingerprint import is_same_model
 
@@ -41,12 +42,9 @@ def check_model(node: str, model: Any) -> Backbone:
         else type(model.model).__name__
     )
     if found is None:
-        raise NodeError(
-            node,
-            "model",
-            f"{kind} is no image model whose attention TokenFlow knows.",
-            f"Connect {KNOWN}.",
-        )
+        reason = refusal(getattr(model.model, "diffusion_model", None))
+        reason = reason or "is no image model whose attention TokenFlow knows"
+        raise NodeError(node, "model", f"{kind} {reason}.", f"Connect {KNOWN}.")
     if any(
         isinstance(module, SpatialVideoTransformer)
         for module in model.model.diffusion_model.modules()

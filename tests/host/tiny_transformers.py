@@ -28,7 +28,9 @@ GAINS = {
     "modC": 0.5,
     "modX": 0.5,
     "mlp.fc2": 0.5,
-    "final_layer.linear": 0.7,
+    "feed_forward.w2": 0.5,
+    "final_layer.linear": 0.15,
+    "final_linear": 0.3,
 }
 
 

@@ -1,0 +1,262 @@
+"""Every family of image transformers that the pack takes, narrow and with random weights: what must
+hold whatever they compute.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from tokenflow_pack.host.families.transformer import find
+from tokenflow_pack.host.validation.errors import NodeError
+from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from torch import Tensor
+
+import nodes
+
+from ..helpers import call, relative_error
+from ..once import once_a_module
+from ..tiny_transformers import LAYOUTS, clip, prompt, tiny_transformer
+
+FRAMES, SIZE, STEPS, CFG = 3, (6, 8), 2, 3.0
+SOURCE, POSITIVE, NEGATIVE = 1, 2, 3
+
+
+@once_a_module
+def inverted(name: str, frames: int = FRAMES, depth: float = 1.0) -> tuple[Any, ...]:
+    """DDIM Invert Video's outputs."""
+    return call(
+        InvertVideo.execute,
+        tiny_transformer(name),
+        clip(name, frames, *SIZE),
+        prompt(name, SOURCE),
+        steps=STEPS,
+        scheduler="simple",
+        refinement="fixed point",
+        iterations=12,
+        depth=depth,
+        check_reconstruction=False,
+    )
+
+
+@once_a_module
+def matched(name: str, frames: int = FRAMES, depth: float = 1.0, interval: int = 2) -> Any:
+    features = call(
+        ExtractFeatures.execute, tiny_transformer(name), inverted(name, frames, depth)[0]
+    )[0]
+    return call(
+        BuildCorrespondences.execute, features, keyframe_interval=interval, backend="torch"
+    )[0]
+
+
+def edited(name: str, model: Any = None, positive: int = POSITIVE, **inputs: Any) -> Tensor:
+    inputs = {"cfg": CFG, "carry_until": 0.0, "correspondences": matched(name), **inputs}
+    return call(
+        Sampler.execute,
+        model or tiny_transformer(name),
+        prompt(name, positive),
+        prompt(name, NEGATIVE),
+        **inputs,
+    )[0]["samples"]
+
+
+def plain(name: str, frames: int = FRAMES, depth: float = 1.0) -> Tensor:
+    """The host's own sampling from the inverted latents: they are the noise of an empty latent."""
+    inversion, noisy, _ = inverted(name, frames, depth)
+    model = tiny_transformer(name)
+    start = model.get_model_object("latent_format").process_in(noisy["samples"])
+    empty = model.get_model_object("latent_format").process_out(torch.zeros_like(start))
+    with torch.inference_mode():
+        found: Tensor = comfy.sample.sample_custom(
+            model,
+            start / inversion.sigmas[0],
+            CFG,
+            comfy.samplers.sampler_object("euler"),
+            inversion.sigmas,
+            prompt(name, POSITIVE),
+            prompt(name, NEGATIVE),
+            empty,
+            seed=0,
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_per_frame_is_the_plain_host_bit_for_bit(name: str) -> None:
+    assert torch.equal(edited(name, consistency="per frame"), plain(name))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_source_comes_back(name: str) -> None:
+    """Its own prompt, no guidance: noise and features stand for the clip."""
+    found = edited(name, positive=SOURCE, cfg=1.0, consistency="per frame")
+    assert relative_error(found, clip(name, FRAMES, *SIZE)["samples"]) < 1e-3
+
+
+@pytest.mark.parametrize("propagation", [ATTENTION, DEEP_FEATURES])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_one_frame_is_edited_as_the_plain_host_does(name: str, propagation: str) -> None:
+    """It is its only keyframe."""
+    found = edited(name, correspondences=matched(name, 1), propagation=propagation)
+    assert relative_error(found, plain(name, 1)) < 1e-6
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_equal_frames_stay_equal_and_carrying_changes_others(name: str) -> None:
+    """Three copies of a frame are one picture three times: whatever is carried is the same."""
+    copies = clip(name, 1, *SIZE)["samples"].repeat(FRAMES, 1, 1, 1)
+    inversion = call(
+        InvertVideo.execute,
+        tiny_transformer(name),
+        {"samples": copies},
+        prompt(name, SOURCE),
+        steps=STEPS,
+        scheduler="simple",
+        check_reconstruction=False,
+    )[0]
+    features = call(ExtractFeatures.execute, tiny_transformer(name), inversion)[0]
+    found = call(BuildCorrespondences.execute, features, keyframe_interval=3, backend="torch")[0]
+    for propagation in (ATTENTION, DEEP_FEATURES):
+        same = edited(name, correspondences=found, propagation=propagation)
+        assert relative_error(same, same[:1].expand_as(same)) < 1e-5
+        moved = edited(name, propagation=propagation)
+        assert relative_error(moved, edited(name, consistency="per frame")) > 1e-3
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    model = tiny_transformer(name)
+    before = {path: dict(vars(module)) for path, module in model.model.named_modules()}
+    options = repr(model.model_options)
+    edited(name, injection=call(PlugAndPlay.execute)[0])
+    after = {path: dict(vars(module)) for path, module in model.model.named_modules()}
+    assert {path: kept.keys() for path, kept in after.items()} == {
+        path: kept.keys() for path, kept in before.items()
+    }
+    assert repr(model.model_options) == options
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_injected_queries_and_keys_bring_the_source_nearer(name: str) -> None:
+    """All the way they decide where every token looks."""
+    injection = call(PlugAndPlay.execute, 1.0, 0.0)[0]
+    with_source = edited(name, consistency="per frame", injection=injection)
+    assert relative_error(with_source, edited(name, consistency="per frame")) > 1e-4
+    own = edited(name, positive=SOURCE, cfg=1.0, consistency="per frame", injection=injection)
+    assert relative_error(own, clip(name, FRAMES, *SIZE)["samples"]) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["SD 3", "Flux", "Z-Image"])
+@pytest.mark.parametrize("depth", [1.0, 0.5], ids=["from pure noise", "from below"])
+def test_every_sampling_node_edits_alike(name: str, depth: float) -> None:
+    _, noisy, sigmas = inverted(name, FRAMES, depth)
+    correspondences = matched(name, FRAMES, depth)
+    wanted = edited(name, correspondences=correspondences)
+    model = call(Apply.execute, tiny_transformer(name), correspondences, carry_until=0.0)[0]
+    prompts = prompt(name, POSITIVE), prompt(name, NEGATIVE)
+    sampler = comfy.samplers.sampler_object("euler")
+    custom = call(SamplerCustom.execute, model, False, 0, CFG, *prompts, sampler, sigmas, noisy)[0][
+        "samples"
+    ]
+    first = STEPS - (len(sigmas) - 1)
+    arguments = ("disable", 0, STEPS, CFG, "euler", "simple", *prompts, noisy, first, STEPS)
+    advanced = call(nodes.KSamplerAdvanced().sample, model, *arguments, "disable")[0]["samples"]
+    assert torch.equal(custom, wanted)
+    assert torch.equal(advanced, wanted)
+
+
+def test_a_run_in_two_parts_is_one_run() -> None:
+    """The host divides what lies between by 1 - sigma, and multiplies it again."""
+    name = "SD 3"
+    model = call(Apply.execute, tiny_transformer(name), matched(name), carry_until=0.0)[0]
+    prompts = prompt(name, POSITIVE), prompt(name, NEGATIVE)
+    sample = partial(nodes.KSamplerAdvanced().sample, model)
+    common = ("disable", 0, STEPS, CFG, "euler", "simple", *prompts)
+    half = call(sample, *common, inverted(name)[1], 0, 1, "enable")[0]
+    found = call(sample, *common, half, 1, STEPS, "disable")[0]["samples"]
+    assert relative_error(found, edited(name)) < 1e-5
+
+
+def test_another_packs_attention_is_asked_for() -> None:
+    asked = []
+
+    def theirs(function: Any, *args: Any, **kwargs: Any) -> Tensor:
+        asked.append(function)
+        return function(*args, **kwargs)
+
+    model: ModelPatcher = tiny_transformer("SD 3").clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = theirs
+    assert torch.equal(edited("SD 3", model), edited("SD 3"))
+    assert asked
+
+
+def test_a_block_that_attends_out_of_sight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host that gives its attention no options any more."""
+    import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
+
+    blind = host_attention.attention_basic.__wrapped__
+    monkeypatch.setattr(mmdit, "optimized_attention", blind)
+    with pytest.raises(NodeError, match=r"'model': joint_blocks\.0 attended 0 times"):
+        edited("SD 3")
+
+
+def test_a_skipped_block_without_a_patch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    correspondences = matched("SD 3")
+    model = tiny_transformer("SD 3")
+    blocks = model.model.diffusion_model.joint_blocks
+    whole = list(blocks)
+    monkeypatch.setattr(
+        type(blocks), "__iter__", lambda self: iter(whole) if self is blocks else iter(self)
+    )
+    network = model.model.diffusion_model
+    core = type(network).forward_core_with_concat
+
+    def fewer(self: Any, x: Tensor, c: Tensor, context: Tensor, *rest: Any) -> Tensor:
+        kept = self.joint_blocks
+        self.joint_blocks = torch.nn.ModuleList([whole[0], whole[2]])
+        try:
+            return core(self, x, c, context, *rest)
+        finally:
+            self.joint_blocks = kept
+
+    monkeypatch.setattr(type(network), "forward_core_with_concat", fewer)
+    with pytest.raises(NodeError, match=r"1 of 3 blocks did not run"):
+        edited("SD 3", correspondences=correspondences)
+
+
+def test_reference_images_are_refused() -> None:
+    """Flux Kontext sees them as further image tokens."""
+    positive = prompt("Flux", POSITIVE)
+    positive[0][1]["reference_latents"] = [clip("Flux", 1, *SIZE)["samples"]]
+    with pytest.raises(NodeError, match="reference"):
+        call(
+            Sampler.execute,
+            tiny_transformer("Flux"),
+            positive,
+            prompt("Flux", NEGATIVE),
+            matched("Flux"),
+            cfg=CFG,
+        )
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layers_are_found_in_order(name: str) -> None:
+    backbone = find(tiny_transformer(name).model.diffusion_model)
+    assert backbone is not None
+    second = 2 if name == "SD 3.5 medium" else 0
+    assert len(backbone.attention) == len(backbone.blocks) + second
+    assert set(backbone.deep) < set(backbone.blocks)
+    assert backbone.blocks[:2] == backbone.blocks[:2]
+    assert not set(backbone.deep) & {*backbone.blocks[:2], backbone.blocks[-1]}

@@ -15,9 +15,14 @@ from comfy.ldm.modules.diffusionmodules import mmdit
 from model import Tensor, nn
 from safetensors.torch import load_file, save_file
 
-from host.files.demo_model import CHANNELS, TEXT_ENCODER, TRANSFORMER_SHIFT, TRANSFORMER_WEIGHTS
+from host.files.demo_model import (
+    CHANNELS,
+    TEXT_ENCODER,
+    TRANSFORMER_SHIFT,
+    TRANSFORMER_WEIGHTS,
+    TRANSFORMER_WORDS,
+)
 
-WORDS = 16  # tokens of a prompt; the longest of the world has 12
 GRID = 32  # tokens of a side that have a position: pictures of up to 256 pixels
 WIDTH = 256  # SD 3's heads are 64 wide
 LAYOUT = {
@@ -81,7 +86,7 @@ class DemoTransformer(nn.Module):
     def read(self, prompts: list[str]) -> Tensor:
         """Token embeddings of prompts, (B, 16, 64)."""
         tokens = unet_model.tokenize(prompts).to(self.codec.mean.device)
-        return self.text(tokens)[0][:, :WORDS]
+        return self.text(tokens)[0][:, :TRANSFORMER_WORDS]
 
     def encode(self, pictures: Tensor) -> Tensor:
         return self.codec.encode(pictures * 2 - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from safetensors import SafetensorError
 
-from ..host.files.demo_model import load_demo_model
+from ..host.files.demo_model import MODELS, UNET, load_demo_model
 from ..host.validation.errors import NodeError
 from .inputs import checked
 from .schema import schema
@@ -21,16 +21,25 @@ class LoadDemoModel(io.ComfyNode):
         return schema(
             "LoadDemoModel",
             NAME,
-            "A tiny Stable Diffusion of a made-up world, to try the pack without downloads and "
-            "without a GPU. Prompts: 'a [surface] [shape] on [ground]', 128 x 128 pixels. "
+            "A tiny Stable Diffusion, or SD 3, of a made-up world, to try the pack without "
+            "downloads and without a GPU. Prompts: 'a [surface] [shape] on [ground]', 128 x 128 pixels. "
             "Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. Shapes: ball, box, "
             "star, heart. Grounds: grass, sand, water, brick.",
             ["demo", "example model", "toy model", "checkpoint"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(MODELS),
+                    default=UNET,
+                    optional=True,
+                    tooltip="unet: laid out as Stable Diffusion 1.5. transformer: laid out as "
+                    "SD 3, a flow model; use 28 steps of the scheduler simple.",
+                ),
+            ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The UNet: SD 1.5's blocks made narrow. For KSampler, LoraLoader "
-                    "and the nodes of this pack."
+                    tooltip="SD 1.5's blocks made narrow, or SD 3's. For KSampler, LoraLoader and "
+                    "the nodes of this pack."
                 ),
                 io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode."),
                 io.Vae.Output(
@@ -42,9 +51,9 @@ class LoadDemoModel(io.ComfyNode):
 
     @classmethod
     @checked()
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, model: str = UNET) -> io.NodeOutput:
         try:
-            return io.NodeOutput(*load_demo_model())
+            return io.NodeOutput(*load_demo_model(model))
         except (FileNotFoundError, ValueError, SafetensorError) as error:
             remedy = (
                 "Install the pack again with its weights: `git lfs pull`, or a release archive."

@@ -1,14 +1,15 @@
-"""The embedded demo model: a tiny Stable Diffusion of a made-up world.
+"""The embedded demo models: a tiny Stable Diffusion of a made-up world, and a tiny SD 3.
 
-It comes as objects that every node of the host takes. The UNet has the layout of SD 1.5 made
-narrow (the same 12 input and 12 output blocks), the text encoder is a two-layer CLIP on SD 1's
-tokenizer, and the autoencoder is linear: 4 x 4 patches on 16 principal axes. How they were trained
-is in demo/README.md.
+They come as objects that every node of the host takes. The UNet has the layout of SD 1.5 made
+narrow (the same 12 input and 12 output blocks), the transformer that of SD 3 (eight blocks of 256
+channels). Both share a text encoder, a two-layer CLIP on SD 1's tokenizer, and a linear
+autoencoder: 4 x 4 patches on 16 principal axes. How they were trained is in demo/README.md.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import comfy.model_detection
 import comfy.sd
@@ -31,6 +32,8 @@ from torch import Tensor
 WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "model.safetensors"
 TRANSFORMER_WEIGHTS = WEIGHTS.with_name("transformer.safetensors")
 TRANSFORMER_SHIFT = 3.0  # as SD 3's
+TRANSFORMER_WORDS = 16  # tokens of a prompt that the transformer is given; the world's have 12
+UNET, TRANSFORMER = MODELS = "unet", "transformer"
 PATCH = 4
 CHANNELS = 16
 HEAD_WIDTH = 32
@@ -117,6 +120,11 @@ class _Config(supported_models.SD15):
         return False
 
 
+class _TransformerConfig(supported_models.SD3):
+    sampling_settings = {"shift": TRANSFORMER_SHIFT}
+    latent_format = _Latents
+
+
 class _TextModel(sd1_clip.SDClipModel):
     def __init__(
         self,
@@ -137,6 +145,25 @@ class _TextEncoder(sd1_clip.SD1ClipModel):
     ) -> None:
         super().__init__(
             device=device, dtype=dtype, model_options=model_options or {}, clip_model=_TextModel
+        )
+
+
+class _ShortTextModel(_TextModel):
+    def encode_token_weights(self, token_weight_pairs: Any) -> tuple[Any, ...]:
+        tokens, *rest = super().encode_token_weights(token_weight_pairs)
+        return tokens[:, :TRANSFORMER_WORDS], *rest
+
+
+class _ShortTextEncoder(sd1_clip.SD1ClipModel):
+    def __init__(
+        self,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict | None = None,
+    ) -> None:
+        options = model_options or {}
+        super().__init__(
+            device=device, dtype=dtype, model_options=options, clip_model=_ShortTextModel
         )
 
 
@@ -184,11 +211,15 @@ class _VAE(comfy.sd.VAE):
         )
 
 
-def load_demo_model(path: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Loads the embedded model.
+def load_demo_model(
+    kind: str = UNET, path: Path = WEIGHTS, transformer: Path = TRANSFORMER_WEIGHTS
+) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """Loads an embedded model.
 
     Args:
-        path: The file of its weights.
+        kind: One of MODELS.
+        path: The file of the weights of UNet, text encoder and autoencoder.
+        transformer: The file of the transformer's.
 
     Returns:
         MODEL, CLIP and VAE.
@@ -197,10 +228,7 @@ def load_demo_model(path: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, 
         FileNotFoundError: Without the file.
         ValueError: Where the file is only the pointer that Git LFS left in its place.
     """
-    with path.open("rb") as file:
-        if file.read(8) == b"version ":
-            raise ValueError(f"{path} is a Git LFS pointer, not the weights")
-    weights = load_file(path)
+    weights = _read(path)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {
@@ -210,16 +238,36 @@ def load_demo_model(path: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, 
         }
 
     autoencoder = PatchAutoencoder(**part("codec."))
-    return (
-        _load_unet(part("unet."), autoencoder),
-        _load_text_encoder(part("text.")),
-        _VAE(autoencoder),
-    )
+    if kind == TRANSFORMER:
+        found = _read(transformer)
+        model, encoder = _load_transformer(found, autoencoder), _ShortTextEncoder
+    else:
+        model, encoder = _load_unet(part("unet."), autoencoder), _TextEncoder
+    return model, _load_text_encoder(part("text."), encoder), _VAE(autoencoder)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The weights of a file, by name."""
+    with path.open("rb") as file:
+        if file.read(8) == b"version ":
+            raise ValueError(f"{path} is a Git LFS pointer, not the weights")
+    return load_file(path)
 
 
 def _load_unet(weights: dict[str, Tensor], autoencoder: PatchAutoencoder) -> ModelPatcher:
+    found = comfy.model_detection.detect_unet_config(weights, "")
+    return _load(_Config(found), weights, autoencoder)
+
+
+def _load_transformer(weights: dict[str, Tensor], autoencoder: PatchAutoencoder) -> ModelPatcher:
+    found = comfy.model_detection.detect_unet_config(weights, "")
+    # The host takes a transformer to be as deep as it has heads.
+    blocks = {name.split(".")[1] for name in weights if name.startswith("joint_blocks.")}
+    return _load(_TransformerConfig({**found, "num_blocks": len(blocks)}), weights, autoencoder)
+
+
+def _load(config: Any, weights: dict[str, Tensor], autoencoder: PatchAutoencoder) -> ModelPatcher:
     device = model_management.get_torch_device()
-    config = _Config(comfy.model_detection.detect_unet_config(weights, ""))
     config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = (
         autoencoder.rgb_factors()
     )
@@ -235,8 +283,8 @@ def _load_unet(weights: dict[str, Tensor], autoencoder: PatchAutoencoder) -> Mod
     )
 
 
-def _load_text_encoder(weights: dict[str, Tensor]) -> comfy.sd.CLIP:
-    target = supported_models_base.ClipTarget(_Tokenizer, _TextEncoder)
+def _load_text_encoder(weights: dict[str, Tensor], encoder: type) -> comfy.sd.CLIP:
+    target = supported_models_base.ClipTarget(_Tokenizer, encoder)
     embeddings = folder_paths.get_folder_paths("embeddings")
     clip = comfy.sd.CLIP(
         target, embedding_directory=embeddings, parameters=comfy.utils.calculate_parameters(weights)

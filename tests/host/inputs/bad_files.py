@@ -86,7 +86,7 @@ def demo(content: bytes | None) -> Callable[[], Any]:
         if content is not None:
             path.write_bytes(content)
         kept = demo_model.load_demo_model
-        demo_model.load_demo_model = lambda: load_demo_model(path)
+        demo_model.load_demo_model = lambda kind: load_demo_model(kind, path)
         try:
             return run(DEMO)
         finally:

@@ -171,7 +171,7 @@ def test_missing_weights_are_an_error_that_says_what_to_do(
     path = tmp_path / "model.safetensors"
     if content is not None:
         path.write_bytes(content)
-    monkeypatch.setattr(node_file, "load_demo_model", lambda: load_demo_model(path))
+    monkeypatch.setattr(node_file, "load_demo_model", lambda kind: load_demo_model(kind, path))
     with pytest.raises(NodeError, match=r"Load Demo Model.*model\.safetensors.*git lfs pull"):
         node_file.LoadDemoModel.execute()
 

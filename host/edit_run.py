@@ -21,6 +21,7 @@ from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.edit import StepPlan, edit_step
 from ..tokenflow_ops.passes import CapturePass, Pass
+from .families.latents import for_host
 from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
 from .preview import show_frames
@@ -166,7 +167,8 @@ class EditRun(Run):
         source = convert_cond(self.inversion.conditioning)
         if not any("control" in entry or "hooks" in entry for entry in source):
             # As during inversion; inpainting models ask for it.
-            clean = self.inversion.latents[-1].to(noise)
+            noise = for_host(guider.model_patcher, noise)
+            clean = for_host(guider.model_patcher, self.inversion.latents[-1].to(noise))
             conds = comfy.samplers.process_conds(
                 guider.inner_model, noise, {"source": source}, noise.device, clean, seed=0
             )

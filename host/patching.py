@@ -24,7 +24,7 @@ from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover
 from .conditioning.conds import Conds, PassConds, cut_conds
 from .families import Family, backbone_of
-from .families.start import start_noise
+from .families.latents import of_frames, shaped_as, start_noise
 from .families.wraps import ForwardWraps
 from .memory import frames_per_pass, is_oom
 from .validation.conflicts import DOWNSCALE, check_controls, check_every_pass_runs
@@ -380,14 +380,12 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         **kwargs: Any,
     ) -> Any:
         run = run_of(extra_args["model_options"])
-        run.begin(guider, executor.class_obj, sigmas, noise)
+        run.begin(guider, executor.class_obj, sigmas, of_frames(noise))
         last = float(sigmas[-1])  # uni_pc writes into them
         noise = start_noise(guider.model_patcher, sigmas, noise, latent_image)
         callback = run.reported(callback)
-        return run.finish(
-            executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs),
-            last,
-        )
+        x = executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+        return shaped_as(run.finish(of_frames(x), last), x)
 
     def predict_noise(
         executor: Any,
@@ -397,11 +395,13 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        return run_of(model_options).look(
-            x,
-            float(timestep.detach().flatten()[0]),
-            lambda x: executor(x, timestep, model_options, *args, **kwargs),
-        )
+        def predict(frames: Tensor) -> Tensor:
+            return of_frames(
+                executor(shaped_as(frames, x), timestep, model_options, *args, **kwargs)
+            )
+
+        sigma = float(timestep.detach().flatten()[0])
+        return shaped_as(run_of(model_options).look(of_frames(x), sigma, predict), x)
 
     def calc_cond_batch(
         executor: Any,
@@ -411,9 +411,14 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
-        return run_of(model_options).evaluate(
-            ModelCall(executor, family, model, conds, x, timestep, model_options)
-        )
+        def evaluate(
+            model: Any, conds: Conds, frames: Tensor, timestep: Tensor, options: dict[str, Any]
+        ) -> list[Tensor]:
+            found = executor(model, conds, shaped_as(frames, x), timestep, options)
+            return [of_frames(part) for part in found]
+
+        call = ModelCall(evaluate, family, model, conds, of_frames(x), timestep, model_options)
+        return [shaped_as(part, x) for part in run_of(model_options).evaluate(call)]
 
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),

@@ -9,6 +9,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
+from .families.latents import of_frames
 from .measuring.reconstruction import spread_frames
 from .progress import Callback
 
@@ -41,7 +42,7 @@ def show_frames(model: Any, callback: Callback | None) -> Callback | None:
 
     def shown(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
         callback(step, denoised, x, total)
-        frames = spread_frames(len(denoised))
+        frames, denoised = spread_frames(len(denoised)), of_frames(denoised)
         pictures = (
             [previewer.decode_latent_to_preview(denoised[i : i + 1]) for i in frames.tolist()]
             if len(frames) > 1

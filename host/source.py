@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
 from ..tokenflow_ops.passes import CapturePass, Pass
+from .families.latents import for_host, of_frames, shaped_as
 from .memory import room
 from .patching import ModelCall, Run, patch, run_of
 from .progress import Progress
@@ -276,7 +277,15 @@ def run_as_sampler(
         progress: Counts the steps and shows previews of them; None where this is part
             of other work.
     """
-    sampler = comfy.samplers.KSAMPLER(function)
+
+    def sampling(model_k: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def denoise(frames: Tensor, sigma: Tensor, **more: Any) -> Tensor:
+            return of_frames(model_k(shaped_as(frames, x), sigma, **more))
+
+        return shaped_as(function(denoise, of_frames(x), sigmas, *args, **kwargs), x)
+
+    latents = for_host(model, latents)
+    sampler = comfy.samplers.KSAMPLER(sampling)
     callback = None if progress is None else progress.sampling(model, len(sigmas) - 1)
     comfy.sample.sample_custom(
         model,

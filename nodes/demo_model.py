@@ -22,7 +22,8 @@ class LoadDemoModel(io.ComfyNode):
             "LoadDemoModel",
             NAME,
             "A tiny Stable Diffusion, or SD 3, of a made-up world, to try the pack without "
-            "downloads and without a GPU. Prompts: 'a [surface] [shape] on [ground]', 128 x 128 pixels. "
+            "downloads and without a GPU. Prompts: 'a [surface] [shape] on [ground]', 128 x 128 "
+            "pixels. "
             "Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. Shapes: ball, box, "
             "star, heart. Grounds: grass, sand, water, brick.",
             ["demo", "example model", "toy model", "checkpoint"],

@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.families.start import as_latent
+from ..host.families.latents import as_latent
 from ..host.measuring.reconstruction import (
     describe_loss,
     reconstruct_frames,

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..host.edit_run import Edit
 from ..host.editing import apply_edit, sample_edit
-from ..host.families.start import as_latent
+from ..host.families.latents import as_latent, to_latent
 from ..host.measuring.cropping import as_encoded, mask_as_encoded
 from ..host.validation.checks import (
     check_frames,
@@ -328,7 +328,7 @@ class Sampler(io.ComfyNode):
         latents = (
             as_latent(model, start_at, sigmas[0])
             if noise == INVERTED
-            else model.get_model_object("latent_format").process_out(start_at)
+            else to_latent(model, start_at)
         )
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
         added = _noise(noise, latents, seed)

@@ -15,7 +15,7 @@ from comfy import model_management
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host.families.start import as_latent
+from ..host.families.latents import as_latent, from_latent
 from ..host.files.folders import new_path, stored_names, stored_path
 from ..host.validation.checks import (
     check_inverted_clip,
@@ -197,7 +197,7 @@ class LoadInversion(io.ComfyNode):
         mask, others = inversion.mask, others_kept(latents or {})
         if latents is not None:
             check_inverted_clip(
-                LOAD, latent_format.process_in(check_latents(LOAD, model, latents)), inversion
+                LOAD, from_latent(model, check_latents(LOAD, model, latents)), inversion
             )
             set_now = noise_mask(LOAD, latents, inversion.frames)
             mask = mask if set_now is None else set_now

@@ -18,6 +18,7 @@ from ...tokenflow_ops.backbone import Backbone
 from ..calls import Handover
 from ..validation.errors import NodeError
 from .joint_attention import QUERIES_AND_KEYS, Block, DeepBlock, Layout, attention_override
+from .latents import of_frames
 
 TEXT, IMAGE = "text", "image"
 # How the blocks of each class are called, and what they return.
@@ -243,7 +244,7 @@ def watch(clone: Any, key: str, backbone: Backbone) -> None:
         now = Handover.of(options)
         if now is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        now.entrance.check(x, options)
+        now.entrance.check(of_frames(x), options)
         if now.work.skips_deep and control is not None:
             control = outer_control(control, backbone)
         out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

@@ -16,6 +16,7 @@ from ...reporting.grid import captioned_grid
 from ...tokenflow_ops import Inversion, spread
 from ...tokenflow_ops.measuring.metrics import psnr
 from ...tokenflow_ops.passes import Pass
+from ..families.latents import to_latent
 from ..memory import is_oom
 from ..patching import ModelCall, patch
 from ..progress import Progress
@@ -171,9 +172,9 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
     Raises: NodeError if the VAE cannot decode them.
     """
     try:
-        pictures: Tensor = (
-            vae.decode(model.get_model_object("latent_format").process_out(latents)).float().cpu()
-        )
+        pictures: Tensor = vae.decode(to_latent(model, latents)).float().cpu()
+        if pictures.ndim == 5:  # videos of one frame
+            pictures = pictures.flatten(0, 1)
         if pictures.ndim != 4:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
         if not torch.isfinite(pictures).all():
@@ -230,9 +231,8 @@ def describe_loss(model: Any, vae: Any | None, found: Tensor, wanted: Tensor) ->
     ratio = f"latents {_mean_and_lowest(_signal_to_error(found, wanted))} signal to error"
     if vae is None:
         return ratio
-    process_out = model.get_model_object("latent_format").process_out
     try:
-        pictures, pure = (vae.decode(process_out(part)).float() for part in (found, wanted))
+        pictures, pure = (vae.decode(to_latent(model, part)).float() for part in (found, wanted))
         decoded = _mean_and_lowest(psnr(pictures, pure))
         return f"{decoded} PSNR to the autoencoder's own pictures; {ratio}"
     except model_management.InterruptProcessingException:

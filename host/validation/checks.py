@@ -11,6 +11,7 @@ from torch import Tensor
 from ...tokenflow_ops import Injection, Inversion
 from ...tokenflow_ops.backbone import Backbone
 from ..families import backbone_of
+from ..families.latents import for_host, of_frames
 from ..families.transformer import refusal
 from .errors import NodeError
 from .fingerprint import is_same_model
@@ -76,13 +77,20 @@ def check_latents(
         NodeError: If they are no batch of image latents that this model takes.
     """
     samples = latents["samples"]
-    if getattr(samples, "is_nested", False) or samples.ndim != 4:
-        shape = "nested" if getattr(samples, "is_nested", False) else tuple(samples.shape)
+    nested = getattr(samples, "is_nested", False)
+    pictures = for_host(model, torch.empty(1, 1, 1, 1)).ndim == 5
+    if pictures and not nested and samples.ndim == 5 and samples.shape[2] == 1:
+        samples = of_frames(samples)
+    if nested or samples.ndim != 4:
+        shape = "nested" if nested else tuple(samples.shape)
         raise NodeError(
             node,
             socket,
-            f"latents of shape {shape}, which are a video model's.",
-            "Encode the frames with the VAE of an image model: (N, C, h, w).",
+            f"latents of shape {shape}, which are a video's.",
+            "Encode the frames one by one and join them (Rebatch Images to 1, VAE Encode, Rebatch "
+            "Latents): (N, C, 1, h, w)."
+            if pictures
+            else "Encode the frames with the VAE of an image model: (N, C, h, w).",
         )
     if len(samples) == 0 or samples.numel() == 0:
         raise NodeError(

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...host.families.latents import to_latent
 from ...host.measuring.cropping import as_encoded
 from ...host.measuring.reconstruction import (
     ALONE,
@@ -145,7 +146,7 @@ class CheckReconstruction(io.ComfyNode):
             frames, cut = as_encoded(NAME, frames, inversion)
         check_vae(NAME, model, vae, inversion, frames)
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]
-        latents = model.get_model_object("latent_format").process_out(clean)
+        latents = to_latent(model, clean)
         progress = Progress(len(inversion.sigmas) - 1 + len(shown))
         found = reconstruct_frames(
             NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass, progress

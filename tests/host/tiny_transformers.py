@@ -31,6 +31,7 @@ GAINS = {
     "feed_forward.w2": 0.5,
     "final_layer.linear": 0.15,
     "final_linear": 0.3,
+    "proj_out": 0.15,
 }
 
 
@@ -179,6 +180,17 @@ LAYOUTS = {
         },
         channels=4,
     ),
+    "Qwen-Image": Layout(
+        "QwenImage",
+        QWEN,
+        {
+            "num_layers": 5,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "joint_attention_dim": CONTEXT,
+            "axes_dims_rope": (8, 12, 12),
+        },
+    ),
     "Flux.2": Layout(
         "Flux2",
         FLUX,
@@ -253,8 +265,11 @@ def prompt(name: str, seed: int, words: int = WORDS) -> list:
 
 
 def clip(name: str, frames: int = 5, height: int = 12, width: int = 16) -> dict[str, Tensor]:
-    """A LATENT of a random plane that moves by a latent pixel a frame."""
+    """A LATENT of a random plane that moves by a latent pixel a frame; Qwen-Image's frames are
+    videos of one picture.
+    """
     channels = LAYOUTS[name].channels
     generator = torch.Generator().manual_seed(channels)
     plane = torch.randn(1, channels, height, width + frames, generator=generator)
-    return {"samples": torch.cat([plane[..., i : i + width] for i in range(frames)])}
+    latents = torch.cat([plane[..., i : i + width] for i in range(frames)])
+    return {"samples": latents.unsqueeze(2) if name == "Qwen-Image" else latents}

@@ -116,7 +116,7 @@ def test_one_frame_is_edited_as_the_plain_host_does(name: str, propagation: str)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_equal_frames_stay_equal_and_carrying_changes_others(name: str) -> None:
     """Three copies of a frame are one picture three times: whatever is carried is the same."""
-    copies = clip(name, 1, *SIZE)["samples"].repeat(FRAMES, 1, 1, 1)
+    copies = torch.cat([clip(name, 1, *SIZE)["samples"]] * FRAMES)
     inversion = call(
         InvertVideo.execute,
         tiny_transformer(name),

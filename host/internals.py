@@ -207,7 +207,14 @@ USES = (
         ("SDClipModel", "SD1ClipModel", "SDTokenizer", "SD1Tokenizer"),
         "the embedded model's text encoder",
     ),
-    Use("comfy.supported_models", ("SD15", "SD3",), "the embedded model's layout"),
+    Use(
+        "comfy.supported_models",
+        (
+            "SD15",
+            "SD3",
+        ),
+        "the embedded model's layout",
+    ),
     Use(
         "comfy.supported_models_base",
         ("ClipTarget(tokenizer, encoder)",),

@@ -160,20 +160,6 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     return run.over_frames(call, make)
 
 
-def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Edits keyframes jointly, and every frame from their tokens: the method.
-
-    Args:
-        run: The sampling run.
-        call: The evaluation.
-        now: Where the sampler stands.
-
-    Returns:
-        The denoised frames (N, C, h, w) for each list of conditionings.
-    """
-    return run.edit_jointly(call, now)
-
-
 def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     """Makes the denoised frames of the keyframes' in early steps.
 
@@ -189,7 +175,7 @@ def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
 
 
 MODES: dict[str, Mode] = {
-    "tokenflow": Mode(tokenflow, settle=settle_tokenflow),
+    "tokenflow": Mode(EditRun.edit_jointly, settle=settle_tokenflow),
     "joint attention": Mode(joint_attention),
     "first frame": Mode(first_frame),
     "sparse-causal": Mode(sparse_causal),

@@ -41,14 +41,16 @@ class Mode:
     Attributes:
         passes: Runs the passes of one evaluation; returns the denoised frames (N, C, h, w) for each
             list of conditionings.
-        settle: What becomes of the denoised frames (N, C, h, w), guidance included.
+        after_guidance: What becomes of the denoised frames (N, C, h, w), guidance included.
         needs_frames: Whether it needs the source's pictures.
         per_frame: Whether frames know nothing of each other.
         needs: The libraries that it cannot do without, by their modules.
     """
 
     passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
-    settle: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: denoised
+    after_guidance: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: (
+        denoised
+    )
     needs_frames: bool = False
     per_frame: bool = False
     needs: tuple[str, ...] = ()
@@ -174,7 +176,7 @@ class EditRun(Run):
             )
             self.source_conds = conds["source"]
 
-    def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Denoises the frames; outside the mask they are the source's.
 
         There the model sees the source's own path, and the clean source counts as what
@@ -189,11 +191,11 @@ class EditRun(Run):
             The denoised frames, (N, C, h, w).
         """
         self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
-        settle = partial(self.edit.mode.settle, self, self.moment(self.step_sigma))
+        after_guidance = partial(self.edit.mode.after_guidance, self, self.moment(self.step_sigma))
         if self.mask is None:
-            return settle(predict(x))
+            return after_guidance(predict(x))
         path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
-        return torch.lerp(clean, settle(predict(torch.lerp(path, x, self.mask))), self.mask)
+        return torch.lerp(clean, after_guidance(predict(torch.lerp(path, x, self.mask))), self.mask)
 
     def reported(self, callback: Any) -> Any:
         """Returns the host's callback with a preview of several frames."""
@@ -270,7 +272,7 @@ class EditRun(Run):
         if stored is not None:
             return stored
         capture = CapturePass(frames, names=frozenset(names))
-        self.look_at_source(call, capture)
+        self.run_on_source(call, capture)
         return capture.kept
 
     @property
@@ -312,7 +314,7 @@ class EditRun(Run):
             )
         return self.source_conds
 
-    def look_at_source(self, call: ModelCall, capture: CapturePass) -> None:
+    def run_on_source(self, call: ModelCall, capture: CapturePass) -> None:
         """Runs a pass over the source at the evaluation's noise level, with the source prompt.
 
         Args:

@@ -26,7 +26,7 @@ CUDA_OUT_OF_MEMORY = 2
 BLOCK_BYTES = 16 << 20
 
 
-def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
+def frames_at_once(model: Any, shape: Sequence[int], frames_per_pass: int = 0) -> int:
     """Returns how many frames a pass may take.
 
     The estimate counts cond and uncond, and half as much again, which the host wants free before it
@@ -36,15 +36,15 @@ def frames_per_pass(model: Any, shape: Sequence[int], asked: int = 0) -> int:
     Args:
         model: The ModelPatcher.
         shape: The latents' (N, C, h, w).
-        asked: Frames that the user asks for, 0 for an estimate.
+        frames_per_pass: Frames that the user asks for, 0 for an estimate.
 
     Returns:
         1 to N.
     """
     if replaces_attention(model):
         return shape[0]
-    if asked > 0:
-        return min(asked, shape[0])
+    if frames_per_pass > 0:
+        return min(frames_per_pass, shape[0])
     device = model.load_device
     if model_management.is_device_cpu(device):
         free = model_management.get_free_memory(device)

@@ -26,7 +26,7 @@ from .conditioning.conds import Conds, PassConds, cut_conds
 from .families import Family, backbone_of
 from .families.latents import of_frames, shaped_as, start_noise
 from .families.wraps import ForwardWraps
-from .memory import frames_per_pass, is_oom
+from .memory import frames_at_once, is_oom
 from .validation.conflicts import DOWNSCALE, check_controls, check_every_pass_runs
 from .validation.entrance import Entrance
 from .validation.errors import NodeError
@@ -42,12 +42,12 @@ class Run:
 
     Args:
         node: The node's name, for errors.
-        asked: Frames in one pass, 0 for the host's estimate.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
     """
 
-    def __init__(self, node: str, asked: int = 0) -> None:
+    def __init__(self, node: str, frames_per_pass: int = 0) -> None:
         self.node = node
-        self.asked = asked
+        self.frames_per_pass = frames_per_pass
         self.most = sys.maxsize
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
@@ -86,7 +86,7 @@ class Run:
         """
         return x
 
-    def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    def denoise(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """Denoises the frames: one evaluation that the sampler asks for.
 
         Args:
@@ -102,7 +102,7 @@ class Run:
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """Denoises the frames for each list of conditionings.
 
-        Guidance may ask for this several times in one `look`.
+        Guidance may ask for this several times in one `denoise`.
         """
         return self.over_frames(call, lambda frames: Pass(frames))
 
@@ -124,7 +124,7 @@ class Run:
         Returns:
             The denoised frames (n, C, h, w) for each list of conditionings.
         """
-        frames = shards.own(torch.arange(len(call.x)) if frames is None else frames)
+        frames = shards.here(torch.arange(len(call.x)) if frames is None else frames)
         parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
         return joined([part for machine in shards.gather(parts) for part in machine])
 
@@ -143,7 +143,9 @@ class Run:
         """
         done: list[T] = []
         while len(frames):
-            part = frames[: min(frames_per_pass(self.model, call.x.shape, self.asked), self.most)]
+            part = frames[
+                : min(frames_at_once(self.model, call.x.shape, self.frames_per_pass), self.most)
+            ]
             try:
                 done.append(work(part))
             except Exception as error:
@@ -179,10 +181,10 @@ class Run:
         name = f"{kind} {first}-{last}"
         entries = [entry for listed in conds for entry in listed or ()]
         key = (name, *(len(listed or ()) for listed in conds))
-        known, cut = self._cut.get(key, ((), None))
+        before, cut = self._cut.get(key, ((), None))
         # Held and compared by identity: guiders may make new ones at every evaluation, at the
         # address of those they dropped.
-        if cut is None or any(one is not other for one, other in zip(known, entries, strict=True)):
+        if cut is None or any(one is not other for one, other in zip(before, entries, strict=True)):
             cut = cut_conds(conds, frames, total, name)
             self._cut[key] = entries, cut
         return cut
@@ -322,7 +324,9 @@ def run_of(model_options: Mapping[str, Any]) -> Run:
     return run
 
 
-def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: bool = False) -> Any:
+def patch(
+    model: Any, new_run: Callable[[], Run], frames_per_pass: int = 0, with_deep: bool = False
+) -> Any:
     """Makes a clone of a ModelPatcher that is evaluated through runs of ours.
 
     The given model is not touched.
@@ -330,7 +334,7 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
     Args:
         model: The ModelPatcher.
         new_run: Makes the run of one sampling: a new one each time, which nothing else holds.
-        asked: Frames in one pass, 0 for the host's estimate.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
         with_deep: Whether passes are asked for the model's deep layers.
 
     Returns:
@@ -344,13 +348,15 @@ def patch(model: Any, new_run: Callable[[], Run], asked: int = 0, with_deep: boo
         backbone = replace(backbone, deep=())
     wraps = ForwardWraps(family.wrapped(backbone), partial(family.wrapper, backbone))
     clone.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
-    _add_wrappers(clone, family, new_run, asked)
+    _add_wrappers(clone, family, new_run, frames_per_pass)
     wraps.during_sampling(clone, KEY)
     family.watch(clone, KEY, backbone)
     return clone
 
 
-def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked: int) -> None:
+def _add_wrappers(
+    clone: Any, family: Family, new_run: Callable[[], Run], frames_per_pass: int
+) -> None:
     def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         run = new_run()
         options = executor.class_obj.model_options["transformer_options"]
@@ -365,7 +371,7 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
         executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
     ) -> Any:
         # The host would make room for the whole clip at once.
-        frames = frames_per_pass(model, noise_shape, asked)
+        frames = frames_at_once(model, noise_shape, frames_per_pass)
         return executor(model, [frames, *noise_shape[1:]], *args, **kwargs)
 
     def sampler_sample(
@@ -401,7 +407,7 @@ def _add_wrappers(clone: Any, family: Family, new_run: Callable[[], Run], asked:
             )
 
         sigma = float(timestep.detach().flatten()[0])
-        return shaped_as(run_of(model_options).look(of_frames(x), sigma, predict), x)
+        return shaped_as(run_of(model_options).denoise(of_frames(x), sigma, predict), x)
 
     def calc_cond_batch(
         executor: Any,

@@ -216,11 +216,11 @@ class CaptureRun(SourceRun):
     Args:
         node: The node's name, for errors.
         names: The layers to record.
-        asked: Frames in one pass, 0 for the host's estimate.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
     """
 
-    def __init__(self, node: str, names: frozenset[str], asked: int) -> None:
-        super().__init__(node, asked)
+    def __init__(self, node: str, names: frozenset[str], frames_per_pass: int) -> None:
+        super().__init__(node, frames_per_pass)
         self.names = names
         self.passes: dict[int, CapturePass] = {}  # by their first frame
 

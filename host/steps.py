@@ -46,7 +46,7 @@ def _close(one: float, other: float) -> bool:
 
 
 # Adaptive samplers may never stop evaluating a model that finds nothing.
-MOST_LOOKS_PER_STEP = 10
+MOST_EVALUATIONS_PER_STEP = 10
 
 
 class _Nothing:
@@ -54,13 +54,13 @@ class _Nothing:
 
     def __init__(self, guider: Any, steps: int) -> None:
         self.inner_model = guider
-        self.looks: list[float] = []  # the noise levels it was asked for
-        self.most = steps * MOST_LOOKS_PER_STEP
+        self.levels: list[float] = []  # the noise levels it was asked for
+        self.most = steps * MOST_EVALUATIONS_PER_STEP
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], **_: Any) -> Tensor:
-        if len(self.looks) == self.most:
+        if len(self.levels) == self.most:
             raise RuntimeError("too many evaluations for a sampler of fixed steps")
-        self.looks.append(float(sigma[0]))
+        self.levels.append(float(sigma[0]))
         denoised = torch.zeros_like(x)
         # The CFG++ samplers bring functions of their own.
         for function in model_options.get("sampler_post_cfg_function", []):
@@ -84,11 +84,11 @@ def rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, flo
         Both levels of every evaluation; nothing if they cannot be known beforehand.
     """
     nothing = _Nothing(guider, len(sigmas) - 1)
-    looks, firsts = nothing.looks, list[int]()
+    levels, firsts = nothing.levels, list[int]()
 
     def report(info: dict[str, Any]) -> None:
-        if looks and "sigma" in info and _close(float(info["sigma"]), looks[-1]):
-            firsts.append(len(looks) - 1)
+        if levels and "sigma" in info and _close(float(info["sigma"]), levels[-1]):
+            firsts.append(len(levels) - 1)
 
     try:
         with torch.random.fork_rng(devices=[]):
@@ -110,5 +110,7 @@ def rehearse(sampler: Any, guider: Any, sigmas: Tensor) -> list[tuple[float, flo
         return []
     if not firsts or firsts[0] != 0:
         return []
-    begins = [looks[max(first for first in firsts if first <= look)] for look in range(len(looks))]
-    return list(zip(looks, begins, strict=True))
+    begins = [
+        levels[max(first for first in firsts if first <= number)] for number in range(len(levels))
+    ]
+    return list(zip(levels, begins, strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..host.edit_run import EditRun, Mode, Moment
 from ..host.patching import ModelCall
 from ..host.shards import together
-from ..tokenflow_ops.baselines.reference import chunk_neighbours
+from ..tokenflow_ops.baselines.public_code import chunk_neighbours
 from ..tokenflow_ops.edit import carry_denoised
 from ..tokenflow_ops.passes import (
     JointPass,
@@ -117,7 +117,7 @@ def sparse_causal(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
 
 
 def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Makes the choices of the method's public code: see `tokenflow_ops.baselines.reference`.
+    """Makes the choices of the method's public code: see `tokenflow_ops.baselines.public_code`.
 
     The public code runs the source as a row beside the edit's two and searches in every layer on
     that row, which is propagated like the others; so do we, one pass after the other. Of the stored
@@ -134,7 +134,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
     near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
     source = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.injected)))
-    run.look_at_source(call, source)
+    run.run_on_source(call, source)
     features = source.kept
     joint = KeyframePass(
         keyframes,
@@ -152,7 +152,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
             near=near.of(frames),
             keyframe_features=features,
         )
-        run.look_at_source(call, seen)
+        run.run_on_source(call, seen)
         return PropagationPass(
             frames, source=seen.kept, bank=joint.bank, near=near.of(frames), tokens=seen.tokens
         )
@@ -160,21 +160,7 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     return run.over_frames(call, make)
 
 
-def tokenflow(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
-    """Edits keyframes jointly, and every frame from their tokens: the method.
-
-    Args:
-        run: The sampling run.
-        call: The evaluation.
-        now: Where the sampler stands.
-
-    Returns:
-        The denoised frames (N, C, h, w) for each list of conditionings.
-    """
-    return run.edit_jointly(call, now)
-
-
-def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
+def carry_in_early_steps(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     """Makes the denoised frames of the keyframes' in early steps.
 
     Args:
@@ -189,7 +175,7 @@ def settle_tokenflow(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
 
 
 MODES: dict[str, Mode] = {
-    "tokenflow": Mode(tokenflow, settle=settle_tokenflow),
+    "tokenflow": Mode(EditRun.edit_jointly, after_guidance=carry_in_early_steps),
     "joint attention": Mode(joint_attention),
     "first frame": Mode(first_frame),
     "sparse-causal": Mode(sparse_causal),
@@ -198,7 +184,7 @@ MODES: dict[str, Mode] = {
     "fatezero": Mode(fatezero.fatezero),
     "rerender": Mode(
         rerender.rerender,
-        settle=rerender.settle_rerender,
+        after_guidance=rerender.fuse_with_first_frame,
         needs_frames=True,
         needs=("cv2", "kornia"),
     ),

@@ -64,18 +64,18 @@ def fatezero(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         if not now.before(CROSS_UNTIL):
             injected_now = run.source(call, frames, now.injected)
             return SparseCausalPass(frames, source=injected_now, layers=layers, before=before)
-        looked_at = _coarsest(run)
+        word_layers = _coarsest(run)
         source = _words(run.source_prompt()[0], frames)
         seen = SourceMapsPass(
             frames,
-            names=frozenset((*own, *cross, *looked_at, *now.injected)),
+            names=frozenset((*own, *cross, *word_layers, *now.injected)),
             words=source.shape[1],
         )
-        run.look_at_source(call, seen)
+        run.run_on_source(call, seen)
         _check_seen(run.node, seen)
         kept = seen.kept
         attention = (
-            torch.stack([kept[layer].mean(1) for layer in looked_at]).mean(0).to(source.device)
+            torch.stack([kept[layer].mean(1) for layer in word_layers]).mean(0).to(source.device)
         )
         grid = token_grid(attention.shape[1], *call.x.shape[2:])
         changes = {

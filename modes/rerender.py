@@ -46,7 +46,7 @@ def rerender(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     )
 
 
-def settle_rerender(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
+def fuse_with_first_frame(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     """Gives the denoised frames the first one's shapes in early steps, its colours in late ones.
 
     Shapes are taken along the source's flow. The paper fuses with the first frame alone, which it

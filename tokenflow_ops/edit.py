@@ -304,7 +304,7 @@ def _propagate(
         )
         result.run_here.append(part)
 
-    denoiser.in_parts(result.shards.own(following.nonzero().flatten()), work)
+    denoiser.in_parts(result.shards.here(following.nonzero().flatten()), work)
 
 
 def _hidden_of_frames(
@@ -342,8 +342,8 @@ def _rows(bank: Bank, rows: Tensor | slice) -> Bank:
         return tokens[rows].clone() if isinstance(rows, slice) else tokens[rows.to(tokens.device)]
 
     return {
-        key: chosen(held) if isinstance(held, Tensor) else [chosen(part) for part in held]
-        for key, held in bank.items()
+        key: chosen(tokens) if isinstance(tokens, Tensor) else [chosen(part) for part in tokens]
+        for key, tokens in bank.items()
     }
 
 

@@ -390,7 +390,7 @@ class SourceFeatures(Counted):
 
     def nearest_step(self, step: int) -> int:
         """Returns the step with features closest to `step`; of two the earlier (noisier) one."""
-        return min(self.steps, key=lambda known: (abs(known - step), known))
+        return min(self.steps, key=lambda kept: (abs(kept - step), kept))
 
 
 def compute_at(

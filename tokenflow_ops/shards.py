@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Shards(Protocol):
     """This machine's place among those that share a clip."""
 
-    def own(self, frames: Tensor) -> Tensor:
+    def here(self, frames: Tensor) -> Tensor:
         """Returns those of some frames (n,) that are this machine's, in order; there may be none.
 
         Taken together, machine after machine, they are all of the frames.
@@ -45,7 +45,7 @@ class Shards(Protocol):
 class Alone:
     """The whole clip on this machine."""
 
-    def own(self, frames: Tensor) -> Tensor:
+    def here(self, frames: Tensor) -> Tensor:
         return frames
 
     def once(self, make: Callable[[], T]) -> T:

@@ -63,7 +63,7 @@ GAINS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
     """A model and a clip for it, with the stages of an edit.
 

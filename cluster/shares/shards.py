@@ -60,7 +60,7 @@ class RayShards:
     errors: Mapping[str, Failure]
     figures: Figures = field(default_factory=Figures)
 
-    def own(self, frames: Tensor) -> Tensor:
+    def here(self, frames: Tensor) -> Tensor:
         return frames.tensor_split(self.count)[self.rank]
 
     def once(self, make: Callable[[], Any]) -> Any:

@@ -48,7 +48,7 @@ def reconstruct_frames(
     cfg: float,
     latents: Tensor,
     frames: Tensor,
-    asked: int = 0,
+    frames_per_pass: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Samples some frames from the noisy end by the host's euler, with the source prompt.
@@ -63,7 +63,7 @@ def reconstruct_frames(
         cfg: Scale of the guidance, 1 for none.
         latents: The source, (N, C, h, w) as on a LATENT socket.
         frames: Numbers of the frames to sample, (n,).
-        asked: Frames in one pass, 0 for the host's estimate.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
         progress: Counts the steps, if given.
 
     Returns:
@@ -83,7 +83,7 @@ def reconstruct_frames(
         reached = sample_euler(model_k, reached.to(x), sigmas, extra_args, callback, disable)
         return x
 
-    patched = patch(model, lambda: SomeFramesRun(node, asked, frames), asked)
+    patched = patch(model, lambda: SomeFramesRun(node, frames_per_pass, frames), frames_per_pass)
     run_as_sampler(
         descend, patched, inversion.conditioning, negative, cfg, inversion.sigmas, latents, progress
     )
@@ -97,12 +97,12 @@ class SomeFramesRun(SourceRun):
 
     Args:
         node: The node's name, for errors.
-        asked: Frames in one pass, 0 for the host's estimate.
+        frames_per_pass: Frames in one pass, 0 for the host's estimate.
         frames: Numbers of the frames that go through the model, (n,).
     """
 
-    def __init__(self, node: str, asked: int, frames: Tensor) -> None:
-        super().__init__(node, asked)
+    def __init__(self, node: str, frames_per_pass: int, frames: Tensor) -> None:
+        super().__init__(node, frames_per_pass)
         self.frames = frames
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:

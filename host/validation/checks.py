@@ -334,19 +334,18 @@ def check_same_clip(node: str, shape: tuple[int, ...], inversion: Inversion, soc
     Raises:
         NodeError: If they have another one.
     """
-    known = tuple(inversion.latents.shape[1:])
-    if shape == known:
+    inverted = tuple(inversion.latents.shape[1:])
+    if shape == inverted:
         return
-    if shape[0] != known[0]:
-        found = f"{shape[0]} frames here, {known[0]} in the inversion."
+    if shape[0] != inverted[0]:
+        found = f"{shape[0]} frames here, {inverted[0]} in the inversion."
         remedy = "Sample all frames of the inverted clip in one batch, without context windows."
-    elif len(shape) != len(known) or shape[1] != known[1]:
-        found = f"latents of shape {shape} here, {known} in the inversion."
+    elif len(shape) != len(inverted) or shape[1] != inverted[1]:
+        found = f"latents of shape {shape} here, {inverted} in the inversion."
         remedy = "Encode the frames with the VAE that belongs to the model."
     else:
-        found = (
-            f"latents of {shape[3]} x {shape[2]} here, {known[3]} x {known[2]} in the inversion."
-        )
+        here, there = (f"{sizes[3]} x {sizes[2]}" for sizes in (shape, inverted))
+        found = f"latents of {here} here, {there} in the inversion."
         remedy = "Use the same resolution for both."
     raise NodeError(node, socket, found, remedy)
 

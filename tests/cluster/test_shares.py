@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_every_frame_is_one_hosts_and_they_come_in_order(frames: int, count: int) -> None:
     numbers = torch.arange(frames) * 3
     shares = [
-        RayShards(rank, count, None, CPU, lambda: None, {}).own(numbers) for rank in range(count)
+        RayShards(rank, count, None, CPU, lambda: None, {}).here(numbers) for rank in range(count)
     ]
     assert torch.cat(shares).equal(numbers)
     sizes = [len(part) for part in shares]

@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import comfy.model_detection
@@ -18,6 +17,8 @@ import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from .once import once_a_session
 
 CONTEXT, POOLED, WORDS = 32, 48, 7
 # Branches small enough that rounding errors do not grow with every step.
@@ -239,7 +240,7 @@ def weights(layout: Layout, seed: int = 0) -> tuple[Any, dict[str, Tensor]]:
     return network, filled
 
 
-@cache
+@once_a_session
 def tiny_transformer(name: str, seed: int = 0) -> ModelPatcher:
     """A MODEL of one of LAYOUTS in float32, through the host's own class of its family."""
     layout = LAYOUTS[name]

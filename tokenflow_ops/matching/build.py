@@ -8,7 +8,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from ..baselines.reference import chunk_neighbours
+from ..baselines.public_code import chunk_neighbours
 from ..features import Descriptor, SourceFeatures
 from ..keyframes import ONE_SHOT, Neighbours, choose_keyframes, neighbours
 from .correspondence import Correspondences, PairMatches, StepMatches, index_type
@@ -96,18 +96,18 @@ def build_correspondences(
         for step in range(steps)
     ]
     near = [blend_of(blend, frames, drawn, interval, shots) for drawn in keyframes]
-    level = [features.nearest_step(step) for step in range(steps)]
+    levels = [features.nearest_step(step) for step in range(steps)]
     matches = {
-        known: _empty(
+        level: _empty(
             features,
             [
                 keyframes[step][side]
                 for step in range(steps)
-                if level[step] == known
+                if levels[step] == level
                 for side in _sides(near[step])
             ],
         )
-        for known in features.steps
+        for level in features.steps
     }
     search = _Search(
         features,
@@ -118,25 +118,27 @@ def build_correspondences(
     )
     done, total = 0, sum(len(part.pairs) for part in matches.values())
 
-    def consume(block: range, held: range, known: int, layers: dict[str, Tensor]) -> None:
+    def consume(block: range, loaded: range, level: int, layers: dict[str, Tensor]) -> None:
         nonlocal done
         for layer, tensor in layers.items():
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"NaN or infinite features in layer {layer} at step {known}")
-        for rows, tokens in search.nearest(matches[known], block, held, layers):
+                raise ValueError(f"NaN or infinite features in layer {layer} at step {level}")
+        for rows, tokens in search.nearest(matches[level], block, loaded, layers):
             for descriptor, found in tokens.items():
-                matches[known].tokens[descriptor][rows] = found
+                matches[level].tokens[descriptor][rows] = found
             done += len(rows)
             on_pairs(done, total)
 
     try:
         reach = interval if len(shots) == 1 else 2 * interval
-        for block, held in _blocks(frames, interval, reach):
-            features.stream(torch.arange(held.start, held.stop), partial(consume, block, held))
+        for block, loaded in _blocks(frames, interval, reach):
+            features.stream(
+                torch.arange(loaded.start, loaded.stop), partial(consume, block, loaded)
+            )
     finally:
         release_scratch()
     found = (
-        StepMatches(keyframes[step], near[step], matches[level[step]]) for step in range(steps)
+        StepMatches(keyframes[step], near[step], matches[levels[step]]) for step in range(steps)
     )
     backends = str(search.backends)
     return Correspondences(features, tuple(found), interval, fixed, backends, tuple(shots))
@@ -196,9 +198,9 @@ class _Search:
         self.allowed = allowed
 
     def nearest(
-        self, matches: PairMatches, block: range, held: range, layers: dict[str, Tensor]
+        self, matches: PairMatches, block: range, loaded: range, layers: dict[str, Tensor]
     ) -> Iterator[tuple[Tensor, dict[Descriptor, Tensor]]]:
-        """Searches for a block's pairs in the features of the frames `held`.
+        """Searches for a block's pairs in the features of the frames `loaded`.
 
         Yields: keyframe by keyframe the rows (n,) of its pairs in `matches`, and their tokens
         (n, P).
@@ -215,7 +217,7 @@ class _Search:
             tokens = {}
             for descriptor in matches.tokens:
                 found = self._match(
-                    descriptor, frames[users] - held.start, keyframe - held.start, layers
+                    descriptor, frames[users] - loaded.start, keyframe - loaded.start, layers
                 )
                 # Even where two of its own tokens are equal.
                 found[frames[users] == keyframe] = torch.arange(found.shape[1], dtype=found.dtype)

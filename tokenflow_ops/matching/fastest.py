@@ -32,15 +32,15 @@ class Backends:
     chosen and why.
 
     Args:
-        asked: One of `search.BACKENDS`.
+        backend: One of `search.BACKENDS`.
         device: Where the search runs.
         timings: What is known; what is measured is added to it.
     """
 
     def __init__(
-        self, asked: str, device: torch.device | str = "cpu", timings: Timings | None = None
+        self, backend: str, device: torch.device | str = "cpu", timings: Timings | None = None
     ) -> None:
-        self._asked, self._device = asked, torch.device(device)
+        self._backend, self._device = backend, torch.device(device)
         self._timings: Timings = {} if timings is None else timings
         self._chosen: dict[tuple[int, int], str] = {}
         self._seconds: dict[tuple[int, int], dict[str, float]] = {}
@@ -51,7 +51,7 @@ class Backends:
         shape = features.shape[1], features.shape[2]
         if shape not in self._chosen:
             self._chosen[shape] = (
-                self._faster(features, shape) if self._asked == "auto" else self._asked
+                self._faster(features, shape) if self._backend == "auto" else self._backend
             )
         return self._chosen[shape]
 
@@ -87,7 +87,7 @@ class Backends:
         try:
             return nearest_tokens(queries, targets, self.choose(targets[None]), window)
         except LibraryError as error:
-            if self._asked != "auto":
+            if self._backend != "auto":
                 raise
             self._without, self._chosen = str(error), dict.fromkeys(self._chosen, "torch")
             return nearest_tokens(queries, targets, "torch", window)
@@ -96,7 +96,7 @@ class Backends:
         names = " and ".join(
             NAMES[backend] for backend in NAMES if backend in self._chosen.values()
         )
-        if self._asked != "auto":
+        if self._backend != "auto":
             return names
         if self._without:
             return f"torch, {self._without}"

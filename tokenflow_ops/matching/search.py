@@ -82,12 +82,12 @@ def _search_cpu(queries: Tensor, targets: Tensor, window: Tensor | None) -> Tens
     found = torch.empty(len(queries), dtype=torch.int64)
     for start in range(0, len(queries), rows):
         part = queries[start : start + rows]
-        held = scores[: len(part)]
-        torch.mm(part.float(), targets.T, out=held[:, :count])
+        products = scores[: len(part)]
+        torch.mm(part.float(), targets.T, out=products[:, :count])
         if window is not None:
-            held[:, :count].masked_fill_(_outside(window, start, len(part)), -torch.inf)
-        best, block = held.view(-1, blocks, BLOCK).amax(-1).max(-1)
-        inside = held.view(-1, BLOCK).index_select(
+            products[:, :count].masked_fill_(_outside(window, start, len(part)), -torch.inf)
+        best, block = products.view(-1, blocks, BLOCK).amax(-1).max(-1)
+        inside = products.view(-1, BLOCK).index_select(
             0, block + torch.arange(0, len(part) * blocks, blocks)
         )
         # Of the maxima in the block the first has the highest mark.

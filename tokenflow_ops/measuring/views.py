@@ -205,12 +205,12 @@ def match_similarity(
     Returns:
         (n, rows, columns) float32 up to 1, which keyframes have and tokens with the same features.
     """
-    known, found = features.nearest_step(step), []
+    level, found = features.nearest_step(step), []
     for block in frames.split(COMPARED_FRAMES):
         near = matches.near.of(block)
         sides = [matches.keyframes[side] for side in (near.past, near.future)]
-        held = torch.cat([block, *sides]).unique()
-        described = _describer(features, descriptor, features.at(known, descriptor, held), held)
+        loaded = torch.cat([block, *sides]).unique()
+        described = _describer(features, descriptor, features.at(level, descriptor, loaded), loaded)
         for i, frame in enumerate(block.tolist()):
             pair = zip(sides, matches.tokens(descriptor, block[i : i + 1]), strict=True)
             past, future = (
@@ -227,16 +227,16 @@ def match_similarity(
 
 
 def _describer(
-    features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor], held: Tensor
+    features: SourceFeatures, descriptor: Descriptor, layers: Mapping[str, Tensor], loaded: Tensor
 ) -> Callable[[int], Tensor]:
-    """Gives a frame's (P, C) float32 from the rows of the frames `held`.
+    """Gives a frame's (P, C) float32 from the rows of the frames `loaded`.
 
     Keeps the last few: neighbouring frames share their keyframes.
     """
 
     @lru_cache(maxsize=3)
     def described(frame: int) -> Tensor:
-        row = int(torch.searchsorted(held, frame))
+        row = int(torch.searchsorted(loaded, frame))
         return features.describe(
             {layer: layers[layer][row : row + 1] for layer in descriptor}, descriptor
         )[0].float()

@@ -6,7 +6,7 @@ from .calls import AttentionCall, DeepCall, FeatureMismatch, Place
 from .cross_frame import SparseCausalPass
 from .joint import JointPass, KeyframePass
 from .propagation import PropagationPass
-from .reference import SourceKeyframePass, SourceMatchPass
+from .public_code import SourceKeyframePass, SourceMatchPass
 
 __all__ = [
     "DEEP",

@@ -20,7 +20,7 @@ TYPES = torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16
 # sums in float32 differ by less.
 FINEST, SMALLEST = 2.0**-16, 2.0**-6
 # Numbers of each weight that are kept, and that are looked at to see how finely it is stored.
-KEPT, LOOKED_AT = 2, 1024
+KEPT, SAMPLED = 2, 1024
 # The exponent of a step that says nothing is known.
 UNKNOWN = 127
 
@@ -52,13 +52,13 @@ class Numbers:
         flat = weight.detach().reshape(-1)
         if not len(flat):
             return cls.unknown()
-        looked_at = flat[:: -(-len(flat) // LOOKED_AT)].to("cpu").float().as_subclass(Tensor)
-        values = looked_at[torch.linspace(0, len(looked_at) - 1, KEPT + 2)[1:-1].round().long()]
-        if not torch.isfinite(looked_at).all():
+        sample = flat[:: -(-len(flat) // SAMPLED)].to("cpu").float().as_subclass(Tensor)
+        values = sample[torch.linspace(0, len(sample) - 1, KEPT + 2)[1:-1].round().long()]
+        if not torch.isfinite(sample).all():
             return cls.unknown()
         steps = _steps(values, FINEST, SMALLEST)
         for kind in TYPES:
-            if torch.equal(looked_at.to(kind).float(), looked_at):
+            if torch.equal(sample.to(kind).float(), sample):
                 limits = torch.finfo(kind)
                 steps = torch.maximum(steps, _steps(values, limits.eps, limits.tiny))
         return cls(values, steps)

@@ -17,7 +17,7 @@ from ..helpers import FRAMES, SIZE, call, edit, invert, matched, moving_clip, ti
 def carried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The matches along which denoised frames are carried, one for each time."""
     seen: list[Any] = []
-    carry = MODES["tokenflow"].settle
+    carry = MODES["tokenflow"].after_guidance
 
     def watched(run: Any, now: Any, denoised: Any) -> Any:
         settled = carry(run, now, denoised)
@@ -25,7 +25,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             seen.append(now.matches)
         return settled
 
-    monkeypatch.setitem(MODES, "tokenflow", replace(MODES["tokenflow"], settle=watched))
+    monkeypatch.setitem(MODES, "tokenflow", replace(MODES["tokenflow"], after_guidance=watched))
     return seen
 
 

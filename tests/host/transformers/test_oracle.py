@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
 from ..helpers import call, relative_error
+from ..once import once_a_module
 from ..oracles import transformers as oracle
 from ..tiny_transformers import clip, prompt, tiny_transformer
 
@@ -30,7 +30,7 @@ FRAMES, HEIGHT, WIDTH, STEPS, CFG, INTERVAL = 5, 10, 12, 3, 3.0, 2
 SOURCE, POSITIVE, NEGATIVE = 1, 2, 3
 
 
-@cache
+@once_a_module
 def network(name: str) -> Any:
     return NETWORKS[name](tiny_transformer(name).model.diffusion_model.state_dict())
 
@@ -41,7 +41,7 @@ def read(name: str, seed: int) -> oracle.Prompt:
     return oracle.Prompt(tokens[0], None if pooled is None else pooled[0])
 
 
-@cache
+@once_a_module
 def inverted(name: str) -> Any:
     return call(
         InvertVideo.execute,
@@ -56,7 +56,7 @@ def inverted(name: str) -> Any:
     )[0]
 
 
-@cache
+@once_a_module
 def matched(name: str) -> Any:
     features = call(ExtractFeatures.execute, tiny_transformer(name), inverted(name))[0]
     return call(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenflow_ops import neighbours
-from tokenflow_ops.baselines.reference import chunk_neighbours, match_to_keyframes
+from tokenflow_ops.baselines.public_code import chunk_neighbours, match_to_keyframes
 from tokenflow_ops.matching.build import BLENDS, blend_of
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..baselines.reference import match_to_keyframes
+from ..baselines.public_code import match_to_keyframes
 from ..keyframes import Neighbours
 from ..propagation import propagate
 from .base import Bank, CapturePass, first_of

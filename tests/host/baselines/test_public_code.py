@@ -30,7 +30,7 @@ from ..helpers import (
     watch,
 )
 from ..once import once_a_module
-from ..oracles.reference import ReferenceEdit
+from ..oracles.public_code import ReferenceEdit
 
 MODE = "tokenflow, public code"
 INTERVAL = 3

@@ -102,7 +102,7 @@ class Moment:
         step: Step of the inversion, the same for all evaluations of one sampling step.
         matches: The step's keyframes and matches.
         attention: The self-attention layers that take the source's features now.
-        hidden: The layers whose hidden features are the source's now (one or none).
+        hidden: The layers whose hidden features are the source's now.
         place: Number of this step in the inversion's whole schedule, counted from 0.
         steps: How many steps that schedule has.
     """
@@ -235,8 +235,12 @@ class EditRun(Run):
         attention = (
             backbone.injected_attention(injection.layers) if injection.attention_at(noise) else ()
         )
-        hidden = backbone.injected_hidden if injection.features_at(noise) else None
-        return Moment(step, matches, attention, (hidden,) if hidden else (), place, steps)
+        hidden = (
+            backbone.hidden_layers(self.features.shapes, injection.features_in)
+            if injection.features_at(noise)
+            else ()
+        )
+        return Moment(step, matches, attention, hidden, place, steps)
 
     @cached_property
     def motion(self) -> FirstFrameMotion:
@@ -335,14 +339,15 @@ class EditRun(Run):
         Returns:
             The step's plan.
         """
-        own = self.every_level or not now.hidden
+        backbone = self.edit.backbone
+        along = None if self.every_level else {path: backbone.beside(path) for path in now.hidden}
         return StepPlan(
             self.edit.correspondences,
             now.step,
             now.attention,
             now.hidden,
-            None if own else self.edit.backbone.injected_attention()[0],
-            self.edit.backbone.shallow if deep else None,
+            along,
+            backbone.shallow if deep else None,
             now.place < round(self.edit.carry_until * now.steps),
             self.jointly,
             # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and

@@ -20,6 +20,7 @@ from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMat
 from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.edit import StepPlan, edit_step
+from ..tokenflow_ops.injection import before
 from ..tokenflow_ops.passes import CapturePass, Pass
 from .families.latents import for_host
 from .memory import is_oom, replaces_attention
@@ -73,6 +74,8 @@ class Edit:
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
         mask: (N, H, W) in [0, 1], or one for all frames: 1 where frames are edited;
             None for everywhere.
+        mask_from: From which share of SD's schedule on the mask holds. What stands where is decided
+            before: a model that is shown the source's own ground all around goes on with it.
         frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
             flow need them.
     """
@@ -87,6 +90,7 @@ class Edit:
     deep: bool
     frames_per_pass: int
     mask: Tensor | None = None
+    mask_from: float = 0.0
     frames: Tensor | None = None
 
 
@@ -175,7 +179,7 @@ class EditRun(Run):
             self.source_conds = conds["source"]
 
     def look(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Denoises the frames; outside the mask they are the source's.
+        """Denoises the frames; outside the mask, once it holds, they are the source's.
 
         There the model sees the source's own path, and the clean source counts as what
         it has found.
@@ -190,10 +194,23 @@ class EditRun(Run):
         """
         self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
         settle = partial(self.edit.mode.settle, self, self.moment(self.step_sigma))
-        if self.mask is None:
+        mask = self.mask_at(self.step_sigma)
+        if mask is None:
             return settle(predict(x))
         path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
-        return torch.lerp(clean, settle(predict(torch.lerp(path, x, self.mask))), self.mask)
+        return torch.lerp(clean, settle(predict(torch.lerp(path, x, mask))), mask)
+
+    def mask_at(self, sigma: float) -> Tensor | None:
+        """Returns the mask, (N, 1, h, w), in a step that begins at a noise level.
+
+        Args:
+            sigma: The level.
+
+        Returns:
+            None as long as everything is edited.
+        """
+        noise = self.edit.backbone.parameterization.noise_over_signal(sigma)
+        return None if before(self.edit.mask_from, noise) and sigma else self.mask
 
     def reported(self, callback: Any) -> Any:
         """Returns the host's callback with a preview of several frames."""
@@ -211,9 +228,10 @@ class EditRun(Run):
         Returns:
             (N, C, h, w).
         """
-        if self.mask is None:
+        mask = self.mask_at(sigma)
+        if mask is None:
             return x
-        return torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
+        return torch.where(mask > 0, x, self.inversion.latents_at(sigma).to(x))
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """Runs the mode's passes, or the plain host where nothing is to be changed."""

@@ -56,13 +56,21 @@ class Injection:
 
     def attention_at(self, noise_over_signal: float) -> bool:
         """Tells whether queries and keys are injected in a step that begins at a noise level."""
-        return _before(self.attention_until, noise_over_signal)
+        return before(self.attention_until, noise_over_signal)
 
     def features_at(self, noise_over_signal: float) -> bool:
         """Tells whether ResBlock features are injected in a step that begins at a noise level."""
-        return _before(self.features_until, noise_over_signal)
+        return before(self.features_until, noise_over_signal)
 
 
-def _before(share: float, noise_over_signal: float) -> bool:
-    """Whether a noise level lies within the first `share` of the schedule; with 1 every one."""
+def before(share: float, noise_over_signal: float) -> bool:
+    """Tells whether a step that begins at a noise level is within the first part of SD's schedule.
+
+    Args:
+        share: How large a part, 0 to 1; with 1 every level is within it.
+        noise_over_signal: The level.
+
+    Returns:
+        Whether it is.
+    """
     return share == 1 or passed(noise_over_signal) < share - ROUNDING

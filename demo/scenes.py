@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -84,6 +85,12 @@ class Texture:
         return (
             self.paint(self, (x * c - y * s) * self.scale, (x * s + y * c) * self.scale) + self.tint
         ).clamp(0, 1)
+
+    def of(self, name: str) -> Texture:
+        """Another material with the same parameters."""
+        other = copy(self)
+        other.paint = MATERIALS[name]
+        return other
 
     def noise(self, u: Tensor, v: Tensor, octaves: int = 2) -> Tensor:
         """Fractal noise in [0, 1]; each octave twice as fine and half as strong."""
@@ -254,6 +261,12 @@ class Scene:
         self.start = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3), uniform(g, -0.4, 0.4)
         self.velocity = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3), uniform(g, -0.6, 0.6)
         self.pan = uniform(g, -0.3, 0.3), uniform(g, -0.3, 0.3)
+
+    def dressed(self, surface: str) -> Scene:
+        """The same scene, its sprite of another surface."""
+        other = copy(self)
+        other.surface, other.surface_texture = surface, self.surface_texture.of(surface)
+        return other
 
     def caption(self) -> str:
         """What the scene shows, whether or not all of it is in the picture."""

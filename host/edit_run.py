@@ -20,6 +20,7 @@ from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMat
 from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.edit import StepPlan, edit_step
+from ..tokenflow_ops.injection import before
 from ..tokenflow_ops.passes import CapturePass, Pass
 from .families.latents import for_host
 from .memory import is_oom, replaces_attention
@@ -75,6 +76,8 @@ class Edit:
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
         mask: (N, H, W) in [0, 1], or one for all frames: 1 where frames are edited;
             None for everywhere.
+        mask_from: From which share of SD's schedule on the mask holds. What stands where is decided
+            before: a model that is shown the source's own ground all around goes on with it.
         frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
             flow need them.
     """
@@ -89,6 +92,7 @@ class Edit:
     deep: bool
     frames_per_pass: int
     mask: Tensor | None = None
+    mask_from: float = 0.0
     frames: Tensor | None = None
 
 
@@ -104,7 +108,7 @@ class Moment:
         step: Step of the inversion, the same for all evaluations of one sampling step.
         matches: The step's keyframes and matches.
         attention: The self-attention layers that take the source's features now.
-        hidden: The layers whose hidden features are the source's now (one or none).
+        hidden: The layers whose hidden features are the source's now.
         place: Number of this step in the inversion's whole schedule, counted from 0.
         steps: How many steps that schedule has.
     """
@@ -177,7 +181,7 @@ class EditRun(Run):
             self.source_conds = conds["source"]
 
     def denoise(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Denoises the frames; outside the mask they are the source's.
+        """Denoises the frames; outside the mask, once it holds, they are the source's.
 
         There the model sees the source's own path, and the clean source counts as what
         it has found.
@@ -192,10 +196,23 @@ class EditRun(Run):
         """
         self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
         after_guidance = partial(self.edit.mode.after_guidance, self, self.moment(self.step_sigma))
-        if self.mask is None:
+        mask = self.mask_at(self.step_sigma)
+        if mask is None:
             return after_guidance(predict(x))
         path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
-        return torch.lerp(clean, after_guidance(predict(torch.lerp(path, x, self.mask))), self.mask)
+        return torch.lerp(clean, after_guidance(predict(torch.lerp(path, x, mask))), mask)
+
+    def mask_at(self, sigma: float) -> Tensor | None:
+        """Returns the mask, (N, 1, h, w), in a step that begins at a noise level.
+
+        Args:
+            sigma: The level.
+
+        Returns:
+            None as long as everything is edited.
+        """
+        noise = self.edit.backbone.parameterization.noise_over_signal(sigma)
+        return None if before(self.edit.mask_from, noise) and sigma else self.mask
 
     def reported(self, callback: Any) -> Any:
         """Returns the host's callback with a preview of several frames."""
@@ -213,9 +230,10 @@ class EditRun(Run):
         Returns:
             (N, C, h, w).
         """
-        if self.mask is None:
+        mask = self.mask_at(sigma)
+        if mask is None:
             return x
-        return torch.where(self.mask > 0, x, self.inversion.latents_at(sigma).to(x))
+        return torch.where(mask > 0, x, self.inversion.latents_at(sigma).to(x))
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """Runs the mode's passes, or the plain host where nothing is to be changed."""
@@ -237,8 +255,12 @@ class EditRun(Run):
         attention = (
             backbone.injected_attention(injection.layers) if injection.attention_at(noise) else ()
         )
-        hidden = backbone.injected_hidden if injection.features_at(noise) else None
-        return Moment(step, matches, attention, (hidden,) if hidden else (), place, steps)
+        hidden = (
+            backbone.hidden_layers(self.features.shapes, injection.features_in)
+            if injection.features_at(noise)
+            else ()
+        )
+        return Moment(step, matches, attention, hidden, place, steps)
 
     @cached_property
     def motion(self) -> FirstFrameMotion:
@@ -337,14 +359,15 @@ class EditRun(Run):
         Returns:
             The step's plan.
         """
-        own = self.every_level or not now.hidden
+        backbone = self.edit.backbone
+        along = None if self.every_level else {path: backbone.beside(path) for path in now.hidden}
         return StepPlan(
             self.edit.correspondences,
             now.step,
             now.attention,
             now.hidden,
-            None if own else self.edit.backbone.injected_attention()[0],
-            self.edit.backbone.shallow if deep else None,
+            along,
+            backbone.shallow if deep else None,
             now.place < round(self.edit.carry_until * now.steps),
             self.jointly,
             # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..tokenflow_ops import Injection
+from ..tokenflow_ops.injection import FEATURES_IN, ONE_BLOCK
 from .inputs import checked
 from .schema import InjectionSocket, schema
 
@@ -47,6 +48,14 @@ class PlugAndPlay(io.ComfyNode):
                     tooltip="decoder: as in the paper. late decoder: only its finer half holds on "
                     "to the source's attention.",
                 ),
+                io.Combo.Input(
+                    "features_in",
+                    options=list(FEATURES_IN),
+                    default=ONE_BLOCK,
+                    optional=True,
+                    tooltip="one block: the paper's. every resolution: one block of each below the "
+                    "full one; holds places and outlines far better where one block does not.",
+                ),
             ],
             outputs=[
                 InjectionSocket.Output(
@@ -58,6 +67,10 @@ class PlugAndPlay(io.ComfyNode):
     @classmethod
     @checked()
     def execute(
-        cls, attention_until: float = 0.5, features_until: float = 0.8, layers: str = "decoder"
+        cls,
+        attention_until: float = 0.5,
+        features_until: float = 0.8,
+        layers: str = "decoder",
+        features_in: str = ONE_BLOCK,
     ) -> io.NodeOutput:
-        return io.NodeOutput(Injection(attention_until, features_until, layers))
+        return io.NodeOutput(Injection(attention_until, features_until, layers, features_in))

@@ -40,7 +40,9 @@ from .schema import (
 
 SAMPLER, APPLY = "TokenFlow Sampler", "Apply TokenFlow"
 # Edits go well without them: by the preset, or by the best there is.
-FINER = ("attended_keyframes", "frames_per_pass", "carry_until", "propagation")
+FINER = ("attended_keyframes", "frames_per_pass", "carry_until", "propagation", "mask_from")
+# From this share of the schedule on the mask holds, if nothing else is asked for.
+MASK_FROM = 0.2
 INVERTED, FRESH, FRESH_FOR_ALL = NOISES = "inverted", "fresh", "fresh, one for all frames"
 
 
@@ -113,6 +115,17 @@ def _late_inputs() -> list[Any]:
             "resolution; steadier, faster. attention: self-attention's output, as in the paper. as "
             "preset: the preset decides.",
         ),
+        io.Float.Input(
+            "mask_from",
+            default=MASK_FROM,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="Share of SD's schedule, by its noise, from which on the mask holds. Before it "
+            "the whole frame is edited, so that what is new fits in. 0: always, and the edit may "
+            "fade into the ground.",
+        ),
     ]
 
 
@@ -124,6 +137,7 @@ def _edit(
     consistency: str,
     frames_per_pass: int,
     mask: torch.Tensor | None,
+    mask_from: float,
     frames: torch.Tensor | None,
     chosen: Preset,
 ) -> tuple[Edit, str]:
@@ -160,6 +174,7 @@ def _edit(
         chosen.propagation == DEEP_FEATURES,
         frames_per_pass,
         mask,
+        mask_from,
         frames,
     )
     return edit, lines(frames_cut, mask_cut)
@@ -312,9 +327,10 @@ class Sampler(io.ComfyNode):
         carry_until: float = NUMBER_BY_PRESET,
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
+        mask_from: float = MASK_FROM,
     ) -> io.NodeOutput:
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
-        asked = (consistency, frames_per_pass, mask, frames, chosen)
+        asked = (consistency, frames_per_pass, mask, mask_from, frames, chosen)
         edit, cut = _edit(SAMPLER, model, correspondences, injection, *asked)
         check_prompts(SAMPLER, model, positive)
         if negative or cfg != 1:  # with 1 it is not looked at
@@ -438,8 +454,9 @@ class Apply(io.ComfyNode):
         carry_until: float = NUMBER_BY_PRESET,
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
+        mask_from: float = MASK_FROM,
     ) -> io.NodeOutput:
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
-        asked = (consistency, frames_per_pass, mask, frames, chosen)
+        asked = (consistency, frames_per_pass, mask, mask_from, frames, chosen)
         edit, cut = _edit(APPLY, model, correspondences, injection, *asked)
         return io.NodeOutput(apply_edit(model, edit), ui=said(cut))

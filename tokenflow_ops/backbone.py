@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
+from .injection import ONE_BLOCK
 from .parameterization import Parameterization
 from .passes import DEEP
 
@@ -76,6 +78,33 @@ class Backbone:
         """
         injected = self.injected_attention()
         return self.hidden.get(injected[0]) if injected else None
+
+    def hidden_layers(self, shapes: Mapping[str, tuple[int, int]], choice: str) -> tuple[str, ...]:
+        """Names the layers whose hidden features Plug-and-Play takes from the source.
+
+        The paper's, `injected_hidden`, is in the middle of the coarsest blocks. With "every
+        resolution" the middle one of every finer resolution below the full one joins it: SD 1.5's
+        output blocks 4 and 7, SDXL's 1 and 4.
+
+        Args:
+            shapes: Tokens and width of every self-attention layer.
+            choice: As `Injection.features_in`.
+
+        Returns:
+            Paths in order; empty for models without such a layer.
+        """
+        if self.injected_hidden is None:
+            return ()
+        if choice == ONE_BLOCK:
+            return (self.injected_hidden,)
+        blocks = [block[0] for block in self.decoder if block[0] not in self.shallow]
+        groups = [list(group) for _, group in groupby(blocks, lambda layer: shapes[layer][0])]
+        middle = (self.hidden[group[len(group) // 2]] for group in groups if blocks[0] not in group)
+        return tuple(dict.fromkeys((self.injected_hidden, *middle)))
+
+    def beside(self, hidden: str) -> str:
+        """Returns the first self-attention layer beside a layer with hidden features."""
+        return next(layer for layer, path in self.hidden.items() if path == hidden)
 
     @property
     def shallow(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ behind `Denoiser`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -81,9 +81,9 @@ class StepPlan:
         correspondences: The clip's matches.
         step: Step of the inversion, from 0.
         attention: The self-attention layers whose queries and keys are the source's.
-        hidden: The layers whose hidden features are the source's (one or none).
-        hidden_along: The self-attention layer along whose matches those are carried to the frames;
-            None if every frame has its own.
+        hidden: The layers whose hidden features are the source's.
+        hidden_along: By these the self-attention layers along whose matches they are carried to the
+            frames; None if every frame has its own.
         shallow: What frames take from keyframes if they take all that lies deeper as a whole (the
             paper takes none of it); None for attention's output of every layer.
         carries: Whether the denoised frames are made of the keyframes' as well
@@ -97,7 +97,7 @@ class StepPlan:
     step: int
     attention: tuple[str, ...]
     hidden: tuple[str, ...]
-    hidden_along: str | None
+    hidden_along: Mapping[str, str] | None
     shallow: frozenset[str] | None
     carries: bool
     jointly: int
@@ -319,11 +319,11 @@ def _hidden_of_frames(
     """
     if plan.hidden_along is None:
         return denoiser.source(frames, plan.hidden)
-    tokens = plan.correspondences.tokens(plan.step, plan.hidden_along, frames)
-    return {
-        name: carry(part, near, tokens, (part.shape[2], part.shape[3]))
-        for name, part in hidden.items()
-    }
+    found = {}
+    for name, part in hidden.items():
+        tokens = plan.correspondences.tokens(plan.step, plan.hidden_along[name], frames)
+        found[name] = carry(part, near, tokens, (part.shape[2], part.shape[3]))
+    return found
 
 
 def _with_own_tokens(matches: StepMatches) -> Tensor:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .parameterization import passed
 
+# Where ResBlock features are taken over: in the paper's block, or in one block of every resolution
+# below the full one.
+ONE_BLOCK, EVERY_RESOLUTION = FEATURES_IN = "one block", "every resolution"
 # Levels in float32 that lie on a share's end are beyond it.
 ROUNDING = 1e-5
 
@@ -24,9 +27,10 @@ class Injection:
         features_until: Share of the schedule with the source's ResBlock features, 0 to 1.
         layers: "decoder" (every decoder self-attention block but the first, the paper's 4 to 11 of
             SD 1.5) or "late decoder" (the later half of those: a looser hold on the layout).
+        features_in: Where ResBlock features are taken over, one of FEATURES_IN.
 
     Raises:
-        ValueError: For a share outside 0 to 1 or another choice of layers.
+        ValueError: For a share outside 0 to 1 or another choice of layers or blocks.
 
     Examples:
         >>> injection = Injection(attention_until=0.5, features_until=0.8)
@@ -39,6 +43,7 @@ class Injection:
     attention_until: float = 0.5
     features_until: float = 0.8
     layers: str = "decoder"
+    features_in: str = ONE_BLOCK
 
     def __post_init__(self) -> None:
         for name in ("attention_until", "features_until"):
@@ -46,16 +51,26 @@ class Injection:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.layers not in ("decoder", "late decoder"):
             raise ValueError(f"layers must be 'decoder' or 'late decoder', got {self.layers!r}")
+        if self.features_in not in FEATURES_IN:
+            raise ValueError(f"features_in must be one of {FEATURES_IN}, got {self.features_in!r}")
 
     def attention_at(self, noise_over_signal: float) -> bool:
         """Tells whether queries and keys are injected in a step that begins at a noise level."""
-        return _before(self.attention_until, noise_over_signal)
+        return before(self.attention_until, noise_over_signal)
 
     def features_at(self, noise_over_signal: float) -> bool:
         """Tells whether ResBlock features are injected in a step that begins at a noise level."""
-        return _before(self.features_until, noise_over_signal)
+        return before(self.features_until, noise_over_signal)
 
 
-def _before(share: float, noise_over_signal: float) -> bool:
-    """Whether a noise level lies within the first `share` of the schedule; with 1 every one."""
+def before(share: float, noise_over_signal: float) -> bool:
+    """Tells whether a step that begins at a noise level is within the first part of SD's schedule.
+
+    Args:
+        share: How large a part, 0 to 1; with 1 every level is within it.
+        noise_over_signal: The level.
+
+    Returns:
+        Whether it is.
+    """
     return share == 1 or passed(noise_over_signal) < share - ROUNDING

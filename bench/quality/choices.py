@@ -4,7 +4,8 @@
 
 The default, the default with one choice changed at a time, then the way to the public code's:
 everything as in the paper; with its weights; with the keyframes of the own and the previous chunk;
-with matches searched again in every layer on rows that were propagated. Columns: end-point error of
+with matches searched again in every layer on rows that were propagated, from its own inversion and
+noise levels. Columns: end-point error of
 the matches against the world's true flow, mean in pixels over visible tokens (a token of the finest
 layer is 4 pixels wide), of all layers and steps, and of the last layer in the cleaner half of the
 steps; warp error x1e-3 along DIS flow and the true flow; fidelity; sharpness and the time of
@@ -28,6 +29,7 @@ from tokenflow_pack.tokenflow_ops.passes import SourceMatchPass
 from torch import Tensor
 
 from bench.tools.case import SURFACES, Case, Settings, World, true_flow
+from bench.tools.public_code import public_inversion
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Choice:
     features: dict[str, Any] = field(default_factory=dict)
     build: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
+    public: bool = False
 
 
 PAPER: dict[str, Any] = {
@@ -69,6 +72,7 @@ ROWS = (
         PAPER["features"],
         {"blend": BLENDS[2]},
         {"consistency": "tokenflow, public code"},
+        public=True,
     ),
 )
 
@@ -93,13 +97,16 @@ def main() -> None:
 
 def compare(case: Case, surface: str, rows: list[Choice]) -> None:
     """Prints the table in Markdown."""
-    inversion = case.invert()
+    inversions = {False: case.invert()}
+    if any(row.public for row in rows):
+        inversions[True] = public_inversion(case)
     columns = "end-point error | last layer | warp error | true flow | fidelity | sharpness | time"
     print(f"\n{case.settings}\n\n| {case.scene.surface} to {surface} | {columns} |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     sharpest = longest = 0.0
     for row in rows:
-        found = case.match(case.features(inversion, storage="memory", **row.features), **row.build)
+        features = case.features(inversions[row.public], storage="memory", **row.features)
+        found = case.match(features, **row.build)
         errors = EndPointErrors(case, found)
         start = time.perf_counter()
         with errors.watching():

@@ -11,12 +11,20 @@ Warp error is x1e-3. Excess: warp error above the autoencoder's own; its mean ov
 the share of per frame's. Intervals are those that hold 95 % of 2,000 resamplings of clips and of
 their edits. Fidelity: how sure a classifier of this world's surfaces is of the prompt's. Sharpness,
 seconds of sampling and peak memory of sampling are shares of per frame's.
+
+Against the ideal edit, the same scene drawn with the other surface. Structure: overlap (IoU) of
+the asked surface with the object's true outline. Distance: PSNR of all but the object's inside, in
+dB. Drift: how far the ground's mean colour moves from the first quarter of the frames to the last,
+in 1/255.
+
+The public code is as its authors run it: with its own inversion and noise levels.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +38,7 @@ from tokenflow_pack.nodes.tuning import TuneAVideo
 
 from bench.tools.case import Case, Settings, World
 from bench.tools.memory import peak_memory
+from bench.tools.public_code import public_inversion
 from bench.tools.summary import COLUMNS, FLOOR, Line, summarize, write
 
 
@@ -38,8 +47,8 @@ class Row:
     """One way of keeping frames together.
 
     injected: with Plug-and-Play. fixed: the same keyframes at every step. features, sampling:
-    further inputs of Extract SA Features and of TokenFlow Sampler. tuned:
-    with the model trained on the clip.
+    further inputs of Extract SA Features and of TokenFlow Sampler. tuned: with
+    the model trained on the clip. public: from the public code's own inversion and noise levels.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Row:
     features: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     tuned: bool = False
+    public: bool = False
 
 
 TUNING_RATE = 1e-3  # of the embedded model: see the node's tooltip
@@ -64,7 +74,7 @@ ROWS = (
     Row("Rerender-A-Video", "rerender", features=EVERY),
     Row("joint attention", "joint attention", features=EVERY),
     Row("TokenFlow, fixed keyframes", "tokenflow", fixed=True),
-    Row("TokenFlow, public code", "tokenflow, public code", features=EVERY),
+    Row("TokenFlow, public code", "tokenflow, public code", features=EVERY, public=True),
     Row(
         "TokenFlow, as in the paper, our weights",
         "tokenflow",
@@ -123,8 +133,11 @@ class Lines:
         if not path.exists():
             return cls(path, settings, [])
         with path.open(newline="") as file:
-            records = [record for record in csv.DictReader(file) if record["settings"] == settings]
-        return cls(path, settings, [Line.read(record) for record in records])
+            records = csv.DictReader(file)
+            if records.fieldnames != ["settings", *COLUMNS]:
+                sys.exit(f"{path} has other columns: it is of an older version. Move it away.")
+            lines = [Line.read(record) for record in records if record["settings"] == settings]
+        return cls(path, settings, lines)
 
     def has(self, clip: int, surface: str, row: str) -> bool:
         return any((line.clip, line.surface, line.row) == (clip, surface, row) for line in self.all)
@@ -139,8 +152,9 @@ class Lines:
                 writer.writeheader()
             writer.writerow({"settings": self.settings, **line.record()})
         took = "" if line.seconds is None else f", {line.seconds:.0f} s"
+        right = "" if line.structure is None else f", structure {line.structure:.2f}"
         edit = f"clip {line.clip}, to {line.surface or 'itself'}, {line.row}"
-        print(f"{edit}: warp error {line.warp:.2f}{took}", flush=True)
+        print(f"{edit}: warp error {line.warp:.2f}{right}{took}", flush=True)
 
 
 def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
@@ -183,8 +197,8 @@ class Prepared:
 
     def __init__(self, case: Case, seed: int, tuning: int) -> None:
         self.case, self.seed, self.tuning = case, seed, tuning
-        self.features: dict[tuple[str, bool], Any] = {}
-        self.found: dict[tuple[str, bool, bool], Any] = {}
+        self.features: dict[tuple[str, bool, bool], Any] = {}
+        self.found: dict[tuple[str, bool, bool, bool], Any] = {}
 
     def model(self, row: Row) -> Any:
         return self.tuned if row.tuned else self.case.world.model
@@ -198,11 +212,12 @@ class Prepared:
         ).args[0]
 
     def correspondences(self, row: Row) -> Any:
-        source = str(row.features), row.tuned
+        source = str(row.features), row.tuned, row.public
         if source not in self.features:
             model = self.model(row)
+            inversion = public_inversion(self.case) if row.public else self.case.invert(model)
             self.features[source] = self.case.features(
-                self.case.invert(model), model, **{"storage": "memory", **row.features}
+                inversion, model, **{"storage": "memory", **row.features}
             )
         inputs = (*source, row.fixed)
         if inputs not in self.found:

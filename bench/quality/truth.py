@@ -9,8 +9,9 @@ same prompts and seeds. Each edit is a line in OUT/cases.csv as soon as it is do
 already is not run again. From these lines come OUT/truth.md, truth.csv and worst.png: of each kind
 the frame that ours got most wrong, beside its ideal.
 
-Ours is the defaults with Find Edit Mask, used as its help page says: with the source prompt as
-negative prompt and cfg 2. without_mask is the defaults alone.
+Plug-and-Play takes the source's features in one block of every resolution; in one_block in the
+paper's alone. Ours is the defaults with Find Edit Mask, used as its help page says: with the source
+prompt as negative prompt and cfg 3. without_mask is the defaults alone.
 
 structure: overlap (IoU) of the pixels of the asked surface (bench/tools/materials.py) with the
     object's true outline, mean over the frames; what another object hides is left out.
@@ -44,8 +45,10 @@ from typing import Any
 import torch
 from clips import KINDS, Clip
 from tokenflow_pack.nodes.correspondences import FIXED
+from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.reporting.grid import captioned_grid
+from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
 
 from bench.tools.case import Settings, World
 from bench.tools.intervals import interval, resampled
@@ -61,7 +64,8 @@ class Row:
     """One way to edit.
 
     features, matches, sampling: inputs of Extract SA Features, Build NN Correspondences and
-    TokenFlow Sampler. public: from the public code's own inversion and noise levels.
+    TokenFlow Sampler. public: from the public code's own inversion and noise levels. masked: with
+    Find Edit Mask. features_in: of Plug-and-Play Injection.
     """
 
     name: str
@@ -70,14 +74,15 @@ class Row:
     sampling: dict[str, Any]
     public: bool = False
     masked: bool = False
+    features_in: str = EVERY_RESOLUTION
 
 
-# With a mask the negative prompt is the source's, and so much guidance is enough: else the model
-# goes on with the ground that it sees all around.
-MASKED_CFG = 2.0
+# With a mask and the source prompt as negative prompt so much guidance is enough.
+MASKED_CFG = 3.0
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
 ROWS = (
     Row(BASE, {}, {}, {"consistency": "per frame"}),
+    Row("one_block", {}, {}, {"consistency": "per frame"}, features_in=ONE_BLOCK),
     Row("joint_attention", {}, {}, {"consistency": "joint attention"}),
     Row("fixed_keyframes", {}, {"keyframes": FIXED}, {}),
     Row("paper", EVERY, {"blend": "nearest, sigmoid"}, PAPER),
@@ -126,6 +131,18 @@ MEASURED = [field.name for field in fields(Line)][4:]
 SHARES = {"excess": "excess", "sharpness": "sharpness", "seconds": "cost"}
 
 
+# Eleven clips of as few frames as every kind needs: about 270 s of one core.
+QUICK = {
+    "clips": 1,
+    "edits": 1,
+    "rows": [BASE, OURS],
+    "samples": 4,
+    "frames": 8,
+    "steps": 4,
+    "interval": 4,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -155,13 +172,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.quick:
-        options.clips, options.edits, options.rows, options.samples = 1, 1, [BASE, OURS], 16
-        options.frames, options.steps, options.interval, options.out = (
-            8,
-            8,
-            4,
-            options.out / "quick",
-        )
+        vars(options).update(QUICK, out=options.out / "quick")
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
     with torch.inference_mode():
         world = World()
@@ -203,7 +214,7 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
     known = {(*line.edit, line.row) for line in done}
     wanted = []
     for kind in options.kinds:
-        for number in range(options.first, options.first + options.clips):
+        for number in numbers(kind, options.first, options.clips):
             clip = Clip(kind, number, settings.frames)
             surfaces = clip.surfaces(options.edits)
             wanted += [
@@ -226,6 +237,12 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
                     edit = f"{kind} {number} to {line.surface}, {line.row}"
                     print(f"{edit}: {told}, {line.seconds:.0f} s", flush=True)
     return [line for line in done if (*line.edit, line.row) in set(wanted)]
+
+
+def numbers(kind: str, first: int, count: int) -> range:
+    """Which clips of a kind are edited: other ones than of other kinds, which have other words."""
+    start = first + list(KINDS).index(kind)
+    return range(start, start + count * len(KINDS), len(KINDS))
 
 
 def edits_of(
@@ -256,11 +273,12 @@ def edits_of(
                 )
                 prepared[first_stage] = case.match(features, seed=case.clip.number, **row.matches)
             start = time.process_time()
-            sampling = row.sampling
+            sampling = dict(row.sampling)
             if row.masked:
                 mask = case.edit_mask(inversions[row.public], surface)
-                sampling = {"mask": mask, "negative": case.source_prompt, "cfg": MASKED_CFG}
-            edited = case.edit(prepared[first_stage], surface, **sampling)
+                sampling |= {"mask": mask, "negative": case.source_prompt, "cfg": MASKED_CFG}
+            injection = PlugAndPlay.execute(features_in=row.features_in).args[0]
+            edited = case.edit(prepared[first_stage], surface, injection=injection, **sampling)
             seconds = time.process_time() - start
             line = Line.of(case.clip, surface, row.name, seconds, case.figures(edited, surface))
             pictures[row.name] = edited

@@ -5,16 +5,18 @@ Beside them everything that is measured on these edits.
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import av
+import judge
+import make_clip
 import torch
+from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.edit_mask import FindEditMask
@@ -26,12 +28,9 @@ from tokenflow_pack.tokenflow_ops.measuring.metrics import sharpness, source_mot
 from torch import Tensor
 
 import nodes
+from bench.tools.known import Known, decibels
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "demo"))
-import judge  # noqa: E402
-import make_clip  # noqa: E402
-from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow  # noqa: E402
 
 CLIP_FRAMES = 24
 FEW_STEPS = 30  # below, an extrapolated inversion needs its further iteration
@@ -58,13 +57,18 @@ class Figures:
     along the world's true flow.
 
     fidelity: how sure a classifier of this world's surfaces is of the prompt's, mean over the
-    frames; None where nothing is asked for.
+    frames. structure: overlap (IoU) of the pixels of the asked surface with the object's true
+    outline. distance: PSNR to the ideal edit of all but the inside of the object, in dB. drift: as
+    of `Known.drift`, in 1/255. These are None where nothing is asked for.
     """
 
     warp: float
     true: float
     sharpness: float
     fidelity: float | None = None
+    structure: float | None = None
+    distance: float | None = None
+    drift: float | None = None
 
 
 class World:
@@ -211,11 +215,14 @@ class Case(Editable):
             scene = Scene(torch.Generator().manual_seed(number)) if number else demo_clip()[0]
             count = settings.frames if slowed else CLIP_FRAMES
             times = [CLIP_LENGTH * i / count for i in range(count)]
-            with tempfile.TemporaryDirectory() as folder:
-                make_clip.write(Path(folder, "clip.mp4"), scene, times)
-                frames = read_video(Path(folder, "clip.mp4"))
+            frames = filmed(scene, times)
         count = settings.frames
         return cls(world, settings, scene, times[:count], frames[:count])
+
+    @cached_property
+    def known(self) -> Known:
+        shots = [self.scene] * len(self.times)
+        return Known.of(channels_first(self.source), shots, self.times)
 
     @cached_property
     def motion(self) -> list[tuple[Tensor, Tensor]]:
@@ -235,20 +242,41 @@ class Case(Editable):
     def asked(self, surface: str) -> str:
         return self.caption.replace(self.scene.surface, surface)
 
+    @cache  # noqa: B019 (a case lives as long as its edits)
+    def ideal(self, surface: str) -> Tensor:
+        """(N, h, w, 3): the same scene with another surface, encoded as the source is."""
+        return filmed(self.scene.dressed(surface), self.times)
+
     def figures(self, clip: Tensor, surface: str | None = None) -> Figures:
         """clip: (N, h, w, 3). surface: what was asked for."""
         pictures = channels_first(clip)
-        return Figures(
+        found = Figures(
             warp=float(warp_errors(pictures, self.motion).nanmean()),
             true=float(warp_errors(pictures, self.truth).nanmean()),
             sharpness=float(sharpness(pictures).mean()),
-            fidelity=None if surface is None else self.world.sureness(pictures, surface),
+        )
+        if surface is None:
+            return found
+        error, known = pictures - channels_first(self.ideal(surface)), self.known
+        return replace(
+            found,
+            fidelity=self.world.sureness(pictures, surface),
+            structure=float(known.overlaps(pictures, surface).mean()),
+            distance=decibels(error, known.away | known.band),
+            drift=known.drift(error),
         )
 
 
 def channels_first(clip: Tensor) -> Tensor:
     """(N, h, w, 3) to (N, 3, h, w), cut to [0, 1]."""
     return clip.movedim(-1, 1).clamp(0, 1)
+
+
+def filmed(scene: Scene, times: list[float]) -> Tensor:
+    """A scene as an encoded video shows it, (N, h, w, 3)."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_clip.write(Path(folder, "clip.mp4"), scene, times)
+        return read_video(Path(folder, "clip.mp4"))
 
 
 def read_video(path: Path) -> Tensor:

@@ -91,6 +91,7 @@ def public_inversion(case: Editable) -> Inversion:
         1.0,
         sigmas.flip(0),
         case.latents["samples"],
+        None,
     )
     return Inversion(
         sigmas.clone(),

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from tokenflow_pack.reporting.tables import DPI, MARGIN, ROW, draw_table
 
 from bench.tools.case import Figures
-from bench.tools.intervals import resampled
+from bench.tools.intervals import interval, resampled
 
 FLOOR = "autoencoder"
 BASE = "per frame (PnP-Diffusion)"
@@ -71,6 +72,9 @@ class Line:
     true: float
     sharpness: float
     fidelity: float | None = None
+    structure: float | None = None
+    distance: float | None = None
+    drift: float | None = None
     seconds: float | None = None
     memory: float | None = None
 
@@ -118,7 +122,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of the table. warp: mean warp error.
+    """A row of the table. warp: mean warp error. structure, distance, drift: means.
 
     All else as shares of the per-frame edits' mean; excess: warp error above the floor.
     """
@@ -129,6 +133,9 @@ class Summary:
     true_excess: Share
     fidelity: Share
     sharpness: Share
+    structure: Share
+    distance: Share
+    drift: Share
     seconds: float
     memory: float
 
@@ -173,6 +180,9 @@ def summarize(lines: Sequence[Line]) -> Table:
         spread = np.percentile(own[drawn].mean(1) / base[drawn].mean(1), [2.5, 97.5])
         return Share(own.mean() / base.mean(), *spread)
 
+    def mean(row: str, of: Callable[[Line], float | None]) -> Share:
+        return Share(*interval(torch.from_numpy(column(row, of)), None, drawn))
+
     def summary(row: str) -> Summary:
         return Summary(
             row,
@@ -181,6 +191,9 @@ def summarize(lines: Sequence[Line]) -> Table:
             share(row, excess("true")),
             share(row, lambda line: line.fidelity),
             share(row, lambda line: line.sharpness),
+            mean(row, lambda line: line.structure),
+            mean(row, lambda line: line.distance),
+            mean(row, lambda line: line.drift),
             share(row, lambda line: line.seconds).value,
             share(row, lambda line: line.memory).value,
         )
@@ -201,6 +214,9 @@ HEADINGS = (
     "excess, true flow",
     "fidelity",
     "sharpness",
+    "structure",
+    "distance (dB)",
+    "drift",
     "seconds",
     "memory",
 )
@@ -229,16 +245,17 @@ def cells(table: Table) -> list[list[str]]:
 
 def own(row: Summary) -> list[str]:
     shares = (row.excess, row.true_excess, row.fidelity, row.sharpness)
+    means = (row.structure, row.distance, row.drift)
     return [
         number(row.warp, ".2f"),
-        *map(str, shares),
+        *map(str, (*shares, *means)),
         number(row.seconds, ".2f"),
         number(row.memory, ".2f"),
     ]
 
 
 def missing(name: str, table: Table) -> list[str]:
-    return [number(table.floor, ".2f") if name == FLOOR else NONE, *[NONE] * 6]
+    return [number(table.floor, ".2f") if name == FLOOR else NONE, *[NONE] * (len(HEADINGS) - 2)]
 
 
 def published(paper: Paper | None) -> list[str]:
@@ -279,7 +296,8 @@ def draw(text: list[list[str]], table: Table, about: str) -> Figure:
     excess with its interval beside it.
     """
     heads = ["", *HEADINGS[1:3], *HEADINGS[4:], *PAPER_HEADINGS[:3]]
-    shown = [[row[0], *(cell.split(" ")[0] for cell in (*row[1:3], *row[4:11]))] for row in text]
+    last = len(HEADINGS) + 3
+    shown = [[row[0], *(cell.split(" ")[0] for cell in (*row[1:3], *row[4:last]))] for row in text]
     picture = draw_table(heads, [[[(cell, row[0] == OURS) for cell in row] for row in shown]])[0]
     height, width = picture.shape[:2]
     figure = Figure(figsize=((width + INTERVALS) / DPI, height / DPI), dpi=DPI)

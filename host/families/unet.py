@@ -45,7 +45,7 @@ def find(diffusion_model: Any) -> Backbone | None:
 
 def wrapped(backbone: Backbone) -> tuple[str, ...]:
     """Lists the modules whose forward is wrapped during a run."""
-    hidden = (backbone.injected_hidden,) if backbone.injected_hidden else ()
+    hidden = dict.fromkeys(backbone.hidden.values())  # layers of one block have one in common
     return *backbone.attention, *backbone.cross.values(), *hidden, *backbone.deep
 
 
@@ -100,7 +100,7 @@ def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
     Returns:
         A function that is called with (original forward, *args, **kwargs).
     """
-    if path == backbone.injected_hidden:
+    if path in backbone.hidden.values():
         return _wrap_hidden(path)
     if path in backbone.deep:
         return _wrap_deep(path, path == backbone.deep[-1])

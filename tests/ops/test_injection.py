@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tokenflow_ops import Injection
+from tokenflow_ops.backbone import Backbone
+from tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
 
 
 def schedule(steps: int) -> list[float]:
@@ -52,3 +56,36 @@ def test_shares_outside_zero_to_one_are_refused(name: str, share: float) -> None
 def test_unknown_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="'encoder'"):
         Injection(layers="encoder")
+
+
+def test_unknown_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="'all'"):
+        Injection(features_in="all")
+
+
+def sd15(first: int, last: int, deep: tuple[str, ...]) -> tuple[Backbone, dict[str, Any]]:
+    """Output blocks with self-attention, three of a resolution, and tokens and widths."""
+    blocks = range(first, last)
+    layers = {block: f"output_blocks.{block}.1.attn1" for block in blocks}
+    hidden = {layer: f"output_blocks.{block}.0.out_layers" for block, layer in layers.items()}
+    shapes = {layer: (64 * 4 ** (block // 3), 8) for block, layer in layers.items()}
+    decoder = tuple((layer,) for layer in layers.values())
+    return Backbone(tuple(layers.values()), decoder, hidden=hidden, deep=deep), shapes
+
+
+DEEP = tuple(f"output_blocks.{block}.{part}" for block in range(9) for part in range(3))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "deep", "wanted"),
+    [((3, 12), DEEP, [4, 7]), ((0, 6), DEEP, [1, 4]), ((3, 12), (), [4]), ((5, 6), DEEP, [])],
+    ids=["SD 1.5", "SDXL", "nothing below full resolution", "one block"],
+)
+def test_features_come_from_the_papers_block_and_the_middle_of_finer_ones(
+    blocks: tuple[int, int], deep: tuple[str, ...], wanted: list[int]
+) -> None:
+    backbone, shapes = sd15(*blocks, deep)
+    paths = tuple(f"output_blocks.{block}.0.out_layers" for block in wanted)
+    assert backbone.hidden_layers(shapes, EVERY_RESOLUTION) == paths
+    assert backbone.hidden_layers(shapes, ONE_BLOCK) == paths[:1]
+    assert all(backbone.beside(path) in shapes for path in paths)

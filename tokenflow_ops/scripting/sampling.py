@@ -128,15 +128,19 @@ def step_plan(
         if injection and injection.attention_at(noise)
         else ()
     )
-    hidden = backbone.injected_hidden if injection and injection.features_at(noise) else None
-    along = backbone.injected_attention()[0] if hidden else None
+    hidden = (
+        backbone.hidden_layers(correspondences.features.shapes, injection.features_in)
+        if injection and injection.features_at(noise)
+        else ()
+    )
+    along = {path: backbone.beside(path) for path in hidden}
     shallow = backbone.shallow if deep else None
     carries = place < round(carry_until * steps)
     return StepPlan(
         correspondences,
         step,
         attention,
-        (hidden,) if hidden else (),
+        hidden,
         along,
         shallow,
         carries,

@@ -144,7 +144,7 @@ def controlled() -> Tensor:
 def half_masked() -> Tensor:
     """Edited on the left, with a soft edge."""
     mask = torch.linspace(1.5, -0.5, 8 * SIZE[1]).clamp(0, 1).expand(8 * SIZE[0], -1)
-    return edited(mask=mask[None])
+    return edited(mask=mask[None], mask_from=0.0)
 
 
 def patched(cut: int | None = None, sampler: str = "euler", **inputs: Any) -> Tensor:

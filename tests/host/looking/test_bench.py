@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from bench.costs import search
+from bench.tools.materials import made_of
 from bench.tools.memory import kept
-from bench.tools.public_code import loop_over_heads
+from bench.tools.public_code import SCHEDULER, loop_over_heads
 
 from ..tiny_models import tiny_sd15
 
@@ -68,12 +70,7 @@ def test_the_bench_of_the_search_has_a_row_for_every_shape(
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_an_ideal_edit_is_of_the_asked_surface_where_the_object_is(number: int) -> None:
-    from bench.tools.case import Settings  # puts the world's modules on the path
-
-    assert Settings
-    from clips import Clip
-
-    from bench.tools.materials import made_of
+    from clips import Clip  # on the path once bench is imported
 
     clip = Clip("plain", number, 2)
     (surface,), masks, bare = clip.surfaces(1), clip.masks(), clip.bare()
@@ -87,3 +84,71 @@ def test_an_ideal_edit_is_of_the_asked_surface_where_the_object_is(number: int) 
     assert overlap(bare) < 0.05
     moved = clip.dressed(surface).pictures().roll(20, -1)
     assert overlap(moved) < 0.7
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    from bench.tools.case import Case, Settings, World
+
+    with torch.inference_mode():
+        return Case.numbered(World(), Settings(frames=4, steps=2, interval=4))
+
+
+def test_the_table_knows_the_ideal_from_the_source_and_from_what_stands_elsewhere(
+    clip: Any,
+) -> None:
+    ideal = clip.figures(clip.ideal("gold"), "gold")
+    assert ideal.structure > 0.9
+    assert ideal.distance > 60
+    assert ideal.drift == 0
+    source = clip.figures(clip.source, "gold")
+    assert source.structure < 0.05
+    assert source.distance < ideal.distance
+    moved = clip.figures(clip.ideal("gold").roll(12, 2), "gold")
+    assert moved.structure < 0.8
+    assert moved.distance < source.distance
+    fading = clip.ideal("gold") * torch.linspace(1, 0.9, 4).view(4, 1, 1, 1)
+    assert clip.figures(fading, "gold").drift > 3
+    assert clip.figures(clip.source).structure is None
+
+
+def test_the_public_code_is_run_from_its_own_inversion(clip: Any) -> None:
+    from bench.quality import choices, table
+
+    rows = {row.name: row for row in table.ROWS}
+    with torch.inference_mode():
+        prepared = table.Prepared(clip, seed=1, tuning=0)
+        public = prepared.correspondences(rows["TokenFlow, public code"]).features.inversion
+        ours = prepared.correspondences(rows["joint attention"]).features.inversion
+    assert public.scheduler == SCHEDULER != ours.scheduler
+    assert not torch.equal(public.latents[0], ours.latents[0])
+    assert [row.name for row in choices.ROWS if row.public] == ["public code"]
+
+
+def test_lines_of_edits_become_means_shares_and_intervals(tmp_path: Path) -> None:
+    from bench.tools.summary import BASE, FLOOR, OURS, Line, summarize, write
+
+    def line(row: str, clip: int, warp: float, structure: float | None) -> Line:
+        surface = "" if row == FLOOR else "gold"
+        drift = None if clip == 2 else 1.0
+        return Line(clip, surface, row, warp, warp, 1.0, 1.0, structure, 20.0 + clip, drift, 2.0, 3)
+
+    figures = {FLOOR: (1.0, None), BASE: (5.0, 0.5), OURS: (2.0, 0.9)}
+    lines = [line(row, clip, *found) for row, found in figures.items() for clip in (1, 2)]
+    again = [
+        Line.read({k: "" if v is None else str(v) for k, v in x.record().items()}) for x in lines
+    ]
+    assert again == lines
+    table = summarize(lines)
+    ours = {row.row: row for row in table.rows}[OURS]
+    assert (ours.excess.value, ours.structure.value) == (0.25, 0.9)
+    assert (ours.distance.value, ours.distance.low, ours.distance.high) == (21.5, 21, 22)
+    assert ours.drift.value == 1.0  # of the one clip that has ground to measure it on
+    write(tmp_path, table, "settings")
+    text = (tmp_path / "table.md").read_text().splitlines()
+    cells = dict(
+        zip(*([c.strip() for c in row.split("|")] for row in (text[2], text[-1])), strict=True)
+    )
+    assert cells["structure"] == "0.90 (0.90 to 0.90)"
+    assert cells["distance (dB)"] == "21.50 (21.00 to 22.00)"
+    assert (tmp_path / "table.png").stat().st_size > 0

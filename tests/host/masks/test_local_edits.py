@@ -15,6 +15,7 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host.edit_run import EditRun
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import MODES
+from tokenflow_pack.tokenflow_ops import SourceFeatures
 from torch import Tensor
 
 import nodes
@@ -89,9 +90,11 @@ def with_noise_mask(masks: Tensor) -> Any:
     )
     # The host's samplers would keep the noise outside of a mask.
     assert set(noisy) == {"samples", "batch_index"}
-    return dataclasses.replace(
-        matched(), features=dataclasses.replace(extracted(), inversion=inversion)
+    known = extracted()
+    features = SourceFeatures(
+        inversion, known.shapes, known.matched_by, known.steps, known.store, known.compute
     )
+    return dataclasses.replace(matched(), features=features)
 
 
 @pytest.mark.parametrize(
@@ -118,20 +121,54 @@ def test_the_source_stays_with_other_samplers(name: str) -> None:
     assert relative_error(outside(found, masks), outside(source(), masks)) < 1e-6
 
 
-def test_what_the_model_sees_outside_is_the_stored_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not noise of its own: the source at the very noise level of the evaluation."""
-    inversion, masks, levels = inverted()[0], moving_mask(), []
-    evaluate = EditRun.evaluate
+def shown(monkeypatch: pytest.MonkeyPatch, **inputs: Any) -> list[tuple[float, Tensor]]:
+    """The noise levels at which the model is asked during an edit, and the latents it is shown."""
+    calls, evaluate = [], EditRun.evaluate
 
     def seen(self: EditRun, model_call: Any) -> list[Tensor]:
-        path = inversion.latents_at(model_call.sigma)
-        assert relative_error(outside(model_call.x, masks), outside(path, masks)) < 1e-6
-        levels.append(model_call.sigma)
+        calls.append((model_call.sigma, model_call.x.clone()))
         return evaluate(self, model_call)
 
-    monkeypatch.setattr(EditRun, "evaluate", seen)
-    edit(mask=masks, sampler_name="dpm_2")
-    assert any(float((inversion.sigmas - level).abs().min()) > 0.01 for level in levels)
+    with monkeypatch.context() as patched:
+        patched.setattr(EditRun, "evaluate", seen)
+        edit(**inputs)
+    return calls
+
+
+def test_what_the_model_sees_outside_is_the_stored_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not noise of its own: the source at the very noise level of the evaluation."""
+    inversion, masks = inverted()[0], moving_mask()
+    calls = shown(monkeypatch, mask=masks, mask_from=0.0, sampler_name="dpm_2")
+    for level, latents in calls:
+        path = inversion.latents_at(level)
+        assert relative_error(outside(latents, masks), outside(path, masks)) < 1e-6
+    assert any(float((inversion.sigmas - level).abs().min()) > 0.01 for level, _ in calls)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpm_2"])
+def test_before_the_mask_holds_everything_is_edited(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The level at which a step begins decides, for all its evaluations."""
+    inversion, masks = inverted()[0], moving_mask()
+    masked = shown(monkeypatch, mask=masks, mask_from=0.5, sampler_name=sampler)
+    free = shown(monkeypatch, sampler_name=sampler)
+    for (level, latents), (_, others) in zip(masked, free, strict=True):
+        begins = min(known for known in inversion.sigmas.tolist() if known >= level - 1e-4)
+        if begins > 1.62:  # half of SD's schedule
+            assert torch.equal(latents, others)
+        else:
+            path = inversion.latents_at(level)
+            assert relative_error(outside(latents, masks), outside(path, masks)) < 1e-6
+
+
+def test_the_mask_holds_from_a_fifth_of_the_schedule_on() -> None:
+    masks = moving_mask()
+    assert torch.equal(edit(mask=masks), edit(mask=masks, mask_from=0.2))
+    found = edit(mask=masks, mask_from=1.0)
+    assert relative_error(outside(found, masks), outside(source(), masks)) < 1e-6
+    inside = cells(masks).expand_as(found)
+    assert torch.equal(found[inside], edit()[inside])
 
 
 def test_a_mask_of_everything_is_no_mask_and_of_nothing_is_the_source() -> None:

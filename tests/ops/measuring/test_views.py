@@ -33,14 +33,14 @@ def rolled(frames: int, grid: tuple[int, int], width: int) -> Tensor:
     """A random plane (frames, rows, columns, width) that moves right by a
     token a frame, round and round.
     """
-    plane = random(*grid, width)
+    plane = random(0, *grid, width)
     return torch.stack([plane.roll(i, 1) for i in range(frames)])
 
 
 def test_axes_are_those_of_most_variance_up_to_their_sign() -> None:
-    axes = torch.linalg.qr(random(6, 6)).Q.T
+    axes = torch.linalg.qr(random(0, 6, 6)).Q.T
     spread = torch.tensor([9.0, 5.0, 3.0, 0.5, 0.2, 0.1])
-    tokens = random(2000, 6, seed=1) * spread @ axes + 7
+    tokens = random(1, 2000, 6) * spread @ axes + 7
     found = ColourBasis.of(tokens.half())
     assert (found.axes * axes[:3]).sum(1).abs().min() > 0.99
     torch.testing.assert_close(found.axes @ found.axes.T, torch.eye(3), atol=1e-5, rtol=0)
@@ -74,18 +74,18 @@ def test_a_moving_plane_keeps_its_colours(
 
 
 def test_features_that_are_not_stored_are_computed_for_these_frames_and_this_step() -> None:
-    source = source_of(random(5, 6, 4), (2, 3))
+    source = source_of(random(0, 5, 6, 4), (2, 3))
     asked = []
 
     def compute(layers: object, steps: object, consume: object, frames: Tensor) -> None:
         asked.append((layers, steps, frames.tolist()))
-        consume(0, {"other": random(len(frames), 6, 4)})  # type: ignore[operator]
+        consume(0, {"other": random(0, len(frames), 6, 4)})  # type: ignore[operator]
 
     source.compute = compute
     assert source.at(0, ("other",), torch.tensor([1, 4]))["other"].shape == (2, 6, 4)
     assert asked == [(("other",), [0], [1, 4])]
     stored = source.at(0, ONLY, torch.tensor([3]))[LAYER]
-    assert torch.equal(stored, random(5, 6, 4)[3:4])
+    assert torch.equal(stored, random(0, 5, 6, 4)[3:4])
 
 
 @pytest.mark.parametrize(("frames", "interval", "grid"), CLIPS)
@@ -94,7 +94,7 @@ def test_a_clip_that_moves_by_whole_tokens_is_rebuilt_exactly(
     frames: int, interval: int, grid: tuple[int, int], patch: int
 ) -> None:
     found = matched(rolled(frames, grid, 8).flatten(1, 2), grid, interval)
-    images = random(3, grid[0] * patch, grid[1] * patch)
+    images = random(0, 3, grid[0] * patch, grid[1] * patch)
     clip = torch.stack([images.roll(i * patch, 2) for i in range(frames)])
     rebuilt = rebuild(clip, found.steps[0], ONLY, grid, torch.arange(frames))
     torch.testing.assert_close(rebuilt, clip)
@@ -106,7 +106,7 @@ def test_similarity_is_one_where_matches_have_the_same_features(
 ) -> None:
     for features in (
         rolled(frames, grid, 8).flatten(1, 2),
-        random(1, grid[0] * grid[1], 8).expand(frames, -1, -1),
+        random(0, 1, grid[0] * grid[1], 8).expand(frames, -1, -1),
     ):
         found = matched(features, grid, interval)
         similarity = match_similarity(found.features, found.steps[0], ONLY, 0, torch.arange(frames))
@@ -114,7 +114,7 @@ def test_similarity_is_one_where_matches_have_the_same_features(
 
 
 def test_similarity_is_the_weighted_cosine_of_both_matches(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, counted = random(7, 6, 8), []
+    features, counted = random(0, 7, 6, 8), []
     monkeypatch.setattr(views, "COMPARED_FRAMES", 2)
     found = matched(features, (2, 3), 3)
     step = found.steps[0]

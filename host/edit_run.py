@@ -46,6 +46,7 @@ class Mode:
         needs_frames: Whether it needs the source's pictures.
         per_frame: Whether frames know nothing of each other.
         needs: The libraries that it cannot do without, by their modules.
+        of_unets: Whether it is made for UNets alone.
     """
 
     passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
@@ -55,6 +56,7 @@ class Mode:
     needs_frames: bool = False
     per_frame: bool = False
     needs: tuple[str, ...] = ()
+    of_unets: bool = False
 
 
 @dataclass(frozen=True)

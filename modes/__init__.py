@@ -180,10 +180,11 @@ MODES: dict[str, Mode] = {
     "first frame": Mode(first_frame),
     "sparse-causal": Mode(sparse_causal),
     "per frame": Mode(per_frame, per_frame=True),
-    "tokenflow, public code": Mode(public_code),
-    "fatezero": Mode(fatezero.fatezero),
+    "tokenflow, public code": Mode(public_code, of_unets=True),
+    "fatezero": Mode(fatezero.fatezero, of_unets=True),
     "rerender": Mode(
         rerender.rerender,
+        of_unets=True,
         after_guidance=rerender.fuse_with_first_frame,
         needs_frames=True,
         needs=("cv2", "kornia"),

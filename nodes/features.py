@@ -147,7 +147,9 @@ class ExtractFeatures(io.ComfyNode):
             sum(shapes[name][0] * shapes[name][1] for name in kept) + (hidden if extra else 0)
         )
         store = _store(storage, inversion.frames * element * numbers)
-        features = SourceFeatures(inversion, shapes, matched_by, chosen, store, capture)
+        features = SourceFeatures(
+            inversion, shapes, matched_by, chosen, store, capture, backbone.matched_on_output
+        )
         progress = Progress((0 if store is None else len(chosen)) + 1)
         if store is not None:
             capture([*kept, *extra], chosen, _told_if_full()(store.put), progress=progress)

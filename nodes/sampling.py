@@ -150,6 +150,13 @@ def _edit(
     frames_cut = mask_cut = ""
     mask = inversion.mask if mask is None else mask
     _check_libraries(node, consistency)
+    if MODES[consistency].of_unets and backbone.matched_on_output:
+        raise NodeError(
+            node,
+            "consistency",
+            f"'{consistency}', which is made for the layers of a UNet, with a transformer.",
+            "Choose tokenflow, joint attention or per frame.",
+        )
     if MODES[consistency].needs_frames:
         frames, frames_cut = as_encoded(
             node, check_frames(node, frames, inversion, consistency), inversion

@@ -28,6 +28,8 @@ class Backbone:
             Plug-and-Play takes from the source.
         blocks: The blocks with self-attention in words, for errors.
         parameterization: What its noise levels mean.
+        matched_on_output: Whether frames are matched on what attention returns, with the
+            surroundings of every token, as a transformer's are; else on its inputs.
         deep: All that runs below the model's full resolution, in order; empty for models without
             such a part.
 
@@ -42,6 +44,7 @@ class Backbone:
     blocks: tuple[str, ...] = ()
     deep: tuple[str, ...] = ()
     parameterization: Parameterization = field(default_factory=Parameterization)
+    matched_on_output: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.decoder_layers) - set(self.attention):

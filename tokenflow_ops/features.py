@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .inversion import Inversion
+from .matching.surroundings import with_surroundings
 from .storage.counted import Counted
 
 Consumer = Callable[[int, dict[str, Tensor]], None]
@@ -227,6 +228,7 @@ class SourceFeatures(Counted):
         store: The kept features (N, P, C) by step and layer, or None for none.
         compute: Runs the model for features that are not stored; None if all that will be
             asked for is.
+        surroundings: Whether a token is described with its surroundings and its place.
 
     Raises:
         ValueError: If there are no layers or no steps, or layers, numbers of tokens or the order of
@@ -241,6 +243,7 @@ class SourceFeatures(Counted):
         steps: tuple[int, ...],
         store: FeatureStore | None,
         compute: Compute | None = None,
+        surroundings: bool = False,
     ) -> None:
         super().__init__()
         if not shapes or set(matched_by) != set(shapes):
@@ -258,6 +261,7 @@ class SourceFeatures(Counted):
             raise ValueError("steps must ascend and hold at least one step")
         self.inversion, self.shapes, self.matched_by = inversion, shapes, matched_by
         self.steps, self.store, self.compute = steps, store, compute
+        self.surroundings = surroundings
 
     # Of two with the same tensors each is itself.
     def __eq__(self, other: object) -> bool:
@@ -297,7 +301,10 @@ class SourceFeatures(Counted):
 
     def grid(self, descriptor: Descriptor) -> tuple[int, int]:
         """Returns rows and columns of the tokens of the descriptor's finest layer."""
-        return token_grid(self.tokens(descriptor), *self.inversion.latents.shape[-2:])
+        return self._grid_of(self.tokens(descriptor))
+
+    def _grid_of(self, tokens: int) -> tuple[int, int]:
+        return token_grid(tokens, *self.inversion.latents.shape[-2:])
 
     def stream(self, frames: Tensor, consume: Consumer) -> None:
         """Hands over the match layers' features of every step that has them, noisiest first.
@@ -373,6 +380,11 @@ class SourceFeatures(Counted):
         Returns:
             (n, P, C) with P of the finest layer and C of all layers together.
         """
+        if self.surroundings:
+            features = {
+                layer: with_surroundings(tokens, self._grid_of(tokens.shape[1]))
+                for layer, tokens in features.items()
+            }
         if len(descriptor) == 1:
             return features[descriptor[0]]
         rows, columns = self.grid(descriptor)
@@ -380,9 +392,7 @@ class SourceFeatures(Counted):
         for layer in descriptor:
             part = F.normalize(features[layer].float(), dim=-1)
             if part.shape[1] != rows * columns:
-                plane = part.transpose(1, 2).unflatten(
-                    2, token_grid(part.shape[1], *self.inversion.latents.shape[-2:])
-                )
+                plane = part.transpose(1, 2).unflatten(2, self._grid_of(part.shape[1]))
                 enlarged = F.interpolate(plane, (rows, columns), mode="bilinear")
                 part = F.normalize(enlarged.flatten(2).transpose(1, 2), dim=-1)
             parts.append(part.to(features[layer].dtype))

@@ -248,10 +248,17 @@ class JointAttention(AttentionCall):
     def injected(self) -> str:
         return f"{self.layer}{QUERIES_AND_KEYS}"
 
-    @property
-    def features(self) -> Mapping[str, Callable[[], Tensor]]:
+    def features(self, output: Tensor) -> Mapping[str, Callable[[], Tensor]]:
+        """Lists what can be recorded: the output, and queries with keys for Plug-and-Play.
+
+        Args:
+            output: What the call has returned, (rows * n, P, C).
+
+        Returns:
+            By name what makes it, (rows * n, P, C').
+        """
         return {
-            self.layer: lambda: self.value_tokens,
+            self.layer: lambda: output,
             self.injected: lambda: torch.cat([self.x, self.key_tokens], -1),
         }
 

@@ -121,6 +121,7 @@ def find(diffusion_model: Any) -> TransformerBackbone | None:
         decoder=tuple((layer,) for layer in attention[int(MATCHED_FROM * len(attention)) :]),
         blocks=tuple(blocks),
         deep=tuple(blocks[first:last]),
+        matched_on_output=True,
         patch=diffusion_model.patch_size,
         padded_to=getattr(diffusion_model, "pad_tokens_multiple", None) or 1,
     )

@@ -145,10 +145,11 @@ class CapturePass(Pass):
         return {name: first_of(found) for name, found in self._kept.items()}
 
     def attention(self, call: AttentionCall) -> Tensor:
-        for name, make in call.features.items():
+        output = super().attention(call)
+        for name, make in call.features(output).items():
             if name in self.names:
                 self.keep(name, make(), call.places)
-        return super().attention(call)
+        return output
 
     def hidden(self, path: str, hidden: Tensor, places: list[Place]) -> Tensor:
         """Records a ResBlock's residual branch, and returns it.

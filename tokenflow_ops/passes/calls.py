@@ -58,9 +58,15 @@ class AttentionCall(ABC):
         """The name of the source's features that Plug-and-Play makes queries and keys of."""
         return self.layer
 
-    @property
-    def features(self) -> Mapping[str, Callable[[], Tensor]]:
-        """What can be recorded of this call: by name what makes it, (rows * n, P, C)."""
+    def features(self, output: Tensor) -> Mapping[str, Callable[[], Tensor]]:
+        """Lists what can be recorded of this call.
+
+        Args:
+            output: What it has returned, (rows * n, P, C).
+
+        Returns:
+            By name what makes it, (rows * n, P, C').
+        """
         return {self.layer: lambda: self.x}
 
     def source_sides(self, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,8 +57,7 @@ class SourceMatchPass(CapturePass):
 
     def attention(self, call: AttentionCall) -> Tensor:
         places = call.places
-        features = call.features[call.layer]()
-        first = features.chunk(len(places))[places.index(min(places))]
+        first = call.x.chunk(len(places))[places.index(min(places))]
         keyframes = self.keyframe_features[call.layer].to(call.x.device)
         past, future = match_to_keyframes(first, keyframes, self.near.past, self.near.future)
         self._found.setdefault(call.layer, {})[min(places)] = past, future

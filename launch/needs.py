@@ -33,6 +33,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench cost": (),
     "bench graph": (*FIGURES, "matplotlib"),
     "bench inversion": FIGURES,
+    "bench layout": FIGURES,
     "bench length": (),
     "bench search": (),
     "bench shards": (),

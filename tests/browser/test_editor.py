@@ -111,12 +111,12 @@ def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> No
     labels = """() => app.graph.nodes.filter((node) => /Metrics|CompareClips/.test(node.type))
         .map((node) => node.inputs.slice(0, 3).map(
             (input) => input.label ?? input.localized_name ?? input.name))"""
-    editor.load(json.loads((ROOT / "workflows" / "quickstart.json").read_text()))
+    editor.load(json.loads((ROOT / "workflows" / "comparison.json").read_text()))
     saved = editor.page.evaluate(labels)
     editor.clear()
     for name in ("TokenFlowMetrics", "TokenFlowCompareClips"):
         editor.page.evaluate("(name) => { app.graph.add(LiteGraph.createNode(name)) }", name)
-    assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 5
+    assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 4
 
 
 def test_a_node_that_has_nothing_more_to_say_shows_nothing_of_before(

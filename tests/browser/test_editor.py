@@ -17,6 +17,16 @@ from .editor import Editor
 DROPS_TRANSLATIONS, KEEPS_TRANSLATIONS = (1, 32, 0), (1, 33, 14)
 KNOWS_ALIASES = (1, 38, 14)
 PICTURED = "TokenFlowBuildCorrespondences"
+# What of a help page the panel cuts off, or shows only to those who scroll sideways.
+TOO_WIDE = """() => {
+    const panel = document.querySelector('.node-help-content')
+    const right = panel.getBoundingClientRect().left + panel.clientWidth + 1
+    return [...panel.querySelectorAll('*')]
+        .filter((part) => part.getBoundingClientRect().right > right
+            || (part.scrollWidth > part.clientWidth + 1
+                && getComputedStyle(part).display !== 'inline'))
+        .map((part) => `${part.tagName}: ${part.textContent.slice(0, 60)}`)
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +262,7 @@ def test_help_opens_beside_the_graph(
         assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator(
             "img"
         ).count()
+        assert page.evaluate(TOO_WIDE) == [], name
     if with_pictures:
         edge = page.locator(".p-splitter-gutter").first.bounding_box()
         assert edge

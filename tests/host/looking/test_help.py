@@ -21,7 +21,7 @@ from ..once import once_a_module
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "web" / "docs"
-LANGUAGES = "en", "fr", "ja", "zh", "zh-TW"
+LANGUAGES = "ar", "en", "es", "fr", "ja", "ko", "ru", "zh", "zh-TW"
 LARGEST = 64 * 1024  # bytes of a picture, fetched whenever its page is opened
 LONGEST = 200  # signs of a tooltip; what else there is to say stands in the page
 

@@ -5,7 +5,7 @@ from .host.internals import check_host
 check_host()  # before anything that needs it is imported
 
 from .host.files.demo_clip import offer_clip  # noqa: E402
-from .nodes import TokenFlowExtension  # noqa: E402
+from .nodes import TokenFlowExtension, tell_renamed  # noqa: E402
 
 WEB_DIRECTORY = "./web"  # the help pages, and a script that shows on nodes what they say
 
@@ -13,4 +13,5 @@ WEB_DIRECTORY = "./web"  # the help pages, and a script that shows on nodes what
 async def comfy_entrypoint() -> TokenFlowExtension:
     """Gives ComfyUI the nodes, and the embedded clip to its input folder."""
     offer_clip()  # not in the extension's on_load: ComfyUI does not call it
+    await tell_renamed()
     return TokenFlowExtension()

@@ -239,6 +239,7 @@ NEWER = {
     "comfy.model_management.is_oom": "memory that runs out in other forms than OOM_EXCEPTION",
     "comfy.model_management.in_training": "weights and activations stay for gradients",
     "comfy_extras.nodes_train.TrainGuider": "training",
+    "comfy_api.latest.ComfyAPI": "telling the host which nodes have got another id",
 }
 
 # Imported only where it is used, because other nodes' modules take seconds to load. Tune-A-Video

@@ -1,9 +1,14 @@
-"""What a release holds: the files that git does not ignore, without those of .comfyignore."""
+"""What a release holds: the files that git does not ignore, without those of .comfyignore.
+
+`python -m launch.release v0.1.0` prints what it says to users.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -42,3 +47,31 @@ def copy_files(files: list[Path], folder: Path) -> None:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, target)
+
+
+def notes(version: str) -> str:
+    """Reads what a version's release says to users.
+
+    Args:
+        version: As pyproject.toml has it, or with a v before it as tags have.
+
+    Returns:
+        The changelog's section of that version, without its heading.
+
+    Raises:
+        ValueError: If pyproject.toml has another version, or the changelog no section of it.
+    """
+    version = version.removeprefix("v")
+    project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    if project is None or project[1] != version:
+        found = project[1] if project else "none"
+        raise ValueError(f"pyproject.toml has version {found}, not {version}")
+    sections = re.split(r"^## \[(.+)\].*$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    told = dict(zip(sections[1::2], sections[2::2], strict=True))
+    if not told.get(version, "").strip():
+        raise ValueError(f"CHANGELOG.md has no section [{version}]: name it before the release")
+    return told[version].strip()
+
+
+if __name__ == "__main__":
+    print(notes(sys.argv[1]))

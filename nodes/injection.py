@@ -21,7 +21,7 @@ class PlugAndPlay(io.ComfyNode):
             "Holds the layout of the source while the prompt changes what things are made of: the "
             "source's attention and features replace the edit's at first.",
             ["pnp", "plug and play", "feature injection", "structure", "tokenflow"],
-            advanced=("layers",),
+            advanced=("layers", "features_in"),
             inputs=[
                 io.Float.Input(
                     "attention_until",

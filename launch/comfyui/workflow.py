@@ -8,18 +8,17 @@ the user who opens it and the API.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypedDict
+
+from .subgraphs import BYPASSED, MUTED, SET, RecursionInSubgraphs, unpacked
 
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a list of choices that bring inputs of their own
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 NOTES = {"Note", "MarkdownNote"}
-UNSUPPORTED = {
-    "Reroute": "connect the two ends directly",
-    "PrimitiveNode": "write its value into the widget it feeds",
-}
+REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"  # they exist in the editor only
 UNKNOWN = "is unknown to the server. Is the pack that brings it installed, and did it load?"
-MUTED, BYPASSED = 2, 4
 
 Json = dict[str, Any]
 
@@ -45,7 +44,8 @@ class WorkflowError(ValueError):
 def to_prompt(workflow: Json, object_info: Json) -> Prompt:
     """Converts a saved workflow with the node definitions of `/object_info`.
 
-    Muted nodes and notes are left out, bypassed ones pass their inputs on by type.
+    Muted nodes and notes are left out, bypassed ones pass their inputs on by type, subgraphs are
+    replaced by what is in them.
 
     Args:
         workflow: As the editor saves it, or an API prompt.
@@ -73,11 +73,20 @@ def to_prompt(workflow: Json, object_info: Json) -> Prompt:
             raise WorkflowError("\n".join(f"{name} {UNKNOWN}" for name in unknown))
         return workflow
     try:
-        return Graph(workflow, object_info).prompt()
+        return Graph(unpacked(workflow), object_info).prompt()
+    except RecursionInSubgraphs as error:
+        raise WorkflowError(f"{error} holds itself") from error
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise WorkflowError(
             f"the file is no workflow as the editor saves it ({type(error).__name__}: {error})"
         ) from error
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """The value that a node of the editor's own writes into the widget it feeds."""
+
+    value: Any
 
 
 class Graph:
@@ -86,9 +95,6 @@ class Graph:
     def __init__(self, workflow: Json, object_info: Json) -> None:
         self.nodes: dict[Any, Json] = {node["id"]: node for node in workflow["nodes"]}
         self.links: dict[Any, list[Any]] = {link[0]: link for link in workflow.get("links", [])}
-        self.subgraphs = {
-            graph["id"] for graph in workflow.get("definitions", {}).get("subgraphs", [])
-        }
         self.object_info = object_info
 
     def prompt(self) -> Prompt:
@@ -96,7 +102,8 @@ class Graph:
         running = [
             n
             for n in self.nodes.values()
-            if n.get("mode", 0) not in (MUTED, BYPASSED) and n["type"] not in NOTES
+            if n.get("mode", 0) not in (MUTED, BYPASSED)
+            and n["type"] not in (*NOTES, REROUTE, PRIMITIVE)
         ]
         found, wrong = {}, []
         for node in running:
@@ -111,10 +118,12 @@ class Graph:
     def prompt_node(self, node: Json) -> PromptNode:
         """Converts one node with its widgets' values and, stronger than these, its links."""
         definition = self.definition(node)
-        inputs = dict(widget_inputs(node, definition))
+        inputs = dict(widget_inputs(node, definition)) | node.get(SET, {})
         for slot in node.get("inputs", []):
             source = self.source(slot.get("link"))
-            if source:
+            if isinstance(source, Primitive):
+                inputs[slot["name"]] = source.value
+            elif source:
                 inputs[slot["name"]] = source
         title = node.get("title") or definition.get("display_name") or node["type"]
         return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
@@ -122,27 +131,29 @@ class Graph:
     def definition(self, node: Json) -> Json:
         """Finds the server's definition of a node's type. Raises WorkflowError without one."""
         kind = node["type"]
-        if kind in self.subgraphs:
-            raise WorkflowError(
-                f"{label(node)} is a subgraph. Unpack it in the editor and save again."
-            )
-        if kind in UNSUPPORTED:
-            raise WorkflowError(f"{label(node)} exists in the editor only: {UNSUPPORTED[kind]}.")
         if kind not in self.object_info:
             raise WorkflowError(f"{label(node)} {UNKNOWN}")
         found: Json = self.object_info[kind]
         return found
 
-    def source(self, link_id: Any) -> list[Any] | None:
-        """Finds [node id, output index] at the other end of a link, through bypassed nodes.
+    def source(self, link_id: Any) -> list[Any] | Primitive | None:
+        """Finds what is at the other end of a link, through bypassed nodes and reroutes.
 
-        Returns None where nothing comes.
+        Args:
+            link_id: The link's id.
+
+        Returns:
+            [node id, output index], or a value; None where nothing comes.
         """
         if link_id is None or link_id not in self.links:
             return None
         _, origin_id, output = self.links[link_id][:3]
         origin = self.nodes[origin_id]
         mode = origin.get("mode", 0)
+        if origin["type"] == REROUTE:
+            return self.source(origin["inputs"][0].get("link"))
+        if origin["type"] == PRIMITIVE:
+            return Primitive(origin["widgets_values"][0])
         if mode == BYPASSED:
             return self.source(bypass_link(origin, output))
         if mode == MUTED:

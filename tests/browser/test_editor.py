@@ -17,6 +17,16 @@ from .editor import Editor
 DROPS_TRANSLATIONS, KEEPS_TRANSLATIONS = (1, 32, 0), (1, 33, 14)
 KNOWS_ALIASES = (1, 38, 14)
 PICTURED = "TokenFlowBuildCorrespondences"
+# What of a help page the panel cuts off, or shows only to those who scroll sideways.
+TOO_WIDE = """() => {
+    const panel = document.querySelector('.node-help-content')
+    const right = panel.getBoundingClientRect().left + panel.clientWidth + 1
+    return [...panel.querySelectorAll('*')]
+        .filter((part) => part.getBoundingClientRect().right > right
+            || (part.scrollWidth > part.clientWidth + 1
+                && getComputedStyle(part).display !== 'inline'))
+        .map((part) => `${part.tagName}: ${part.textContent.slice(0, 60)}`)
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +121,12 @@ def test_inputs_are_called_alike_on_new_and_on_saved_nodes(editor: Editor) -> No
     labels = """() => app.graph.nodes.filter((node) => /Metrics|CompareClips/.test(node.type))
         .map((node) => node.inputs.slice(0, 3).map(
             (input) => input.label ?? input.localized_name ?? input.name))"""
-    editor.load(json.loads((ROOT / "workflows" / "quickstart.json").read_text()))
+    editor.load(json.loads((ROOT / "workflows" / "comparison.json").read_text()))
     saved = editor.page.evaluate(labels)
     editor.clear()
     for name in ("TokenFlowMetrics", "TokenFlowCompareClips"):
         editor.page.evaluate("(name) => { app.graph.add(LiteGraph.createNode(name)) }", name)
-    assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 5
+    assert saved + editor.page.evaluate(labels) == [["source", "edit_1", "edit_2"]] * 4
 
 
 def test_a_node_that_has_nothing_more_to_say_shows_nothing_of_before(
@@ -252,6 +262,7 @@ def test_help_opens_beside_the_graph(
         assert (ROOT / "web" / "docs" / f"{name}.md").read_text().count("![") == panel.locator(
             "img"
         ).count()
+        assert page.evaluate(TOO_WIDE) == [], name
     if with_pictures:
         edge = page.locator(".p-splitter-gutter").first.bounding_box()
         assert edge

@@ -18,6 +18,7 @@ from launch.comfyui.workflow import to_prompt
 
 from .editor import Editor
 
+BLUEPRINTS = sorted((Path(__file__).resolve().parents[2] / "subgraphs").glob("*.json"))
 FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 WEIGHTS = ".ckpt", ".pt", ".pth", ".safetensors"
 # Nodes on which pictures appear, and how high these make them at least beyond their widgets.
@@ -81,6 +82,24 @@ def test_the_page_sends_what_the_scripts_send_and_the_server_takes_it(
     assert not [error for error in refused(server, prompt) if not names_missing_weights(error)]
 
 
+def test_a_blueprint_runs_as_the_scripts_run_it_with_what_is_set_on_its_node(
+    editor: Editor, server: Any
+) -> None:
+    offered = server.get("/global_subgraphs")
+    for file in BLUEPRINTS:
+        assert file.stem in {entry["name"] for entry in offered.values()}
+        blueprint = json.loads(file.read_text())
+        (standing,) = blueprint["nodes"]
+        standing["widgets_values"][1:3] = ["an ice star on sand", 0.8]
+        known = server.get("/object_info")
+        editor.load(blueprint)
+        prompt = editor.prompt()
+        assert prompt == to_prompt(blueprint, known)
+        assert prompt["1:7"]["inputs"]["text"] == "an ice star on sand"
+        assert prompt["1:14"]["inputs"]["start"] == 0.8
+        assert to_prompt(editor.serialized(), known) == prompt
+
+
 def unknown_choices(prompt: dict[str, Any], known: dict[str, Any]) -> list[str]:
     """Values that are not in their lists. The server looks at lists of old nodes only."""
     return [
@@ -142,6 +161,44 @@ def test_nothing_covers_anything(editor: Editor, workflow: dict[str, Any]) -> No
         for group in groups
         if overlap(node, group) and not inside(node, group)
     ] == []
+
+
+# How much room the page's bars take at the left, above and, in a corner, below.
+BARS = {"left": 58, "top": 92}
+PLACES = """() => {
+    const place = ([x, y]) => app.canvasPosToClientPos([x, y])
+    const note = app.graph.nodes.find((node) => node.type === 'MarkdownNote')
+    note.updateArea()
+    return {
+        note: [place(note.boundingRect), note.boundingRect[2] * app.canvas.ds.scale],
+        groups: app.graph.groups.map((group) => [group.title, place(group.boundingRect)]),
+        scale: app.canvas.ds.scale,
+    }
+}"""
+LARGE = {"width": 1600, "height": 1000}
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["1280 x 800", "1600 x 1000"])
+def test_it_opens_with_the_note_readable_and_nothing_under_the_bars(
+    editor: Editor, workflow: dict[str, Any], large: bool
+) -> None:
+    kept = editor.page.viewport_size
+    assert kept is not None
+    if large:
+        editor.page.set_viewport_size(LARGE)  # type: ignore[arg-type]
+    try:
+        editor.load(workflow)
+        seen = editor.page.evaluate(PLACES)
+    finally:
+        editor.page.set_viewport_size(kept)
+    (note, width), groups = seen["note"], seen["groups"]
+    assert seen["scale"] >= 0.6  # below, older pages draw no text
+    assert all(x >= BARS["left"] and y >= BARS["top"] for x, y in (note, *(p for _, p in groups)))
+    assert all(note[0] <= x and note[1] <= y for _, (x, y) in groups)
+    assert note[0] + width < kept["width"] / 2
+    window = LARGE if large else kept
+    hidden = [title for title, (x, y) in groups if x > window["width"] - 60 or y > window["height"]]
+    assert not [title for title in hidden if "muted" not in title and len(groups) < 7]
 
 
 def overlap(a: list[Any], b: list[Any]) -> bool:

@@ -25,7 +25,7 @@ from launch.comfyui.server import Server
 from launch.comfyui.workflow import to_prompt
 from launch.environment import ROOT
 from launch.needs import requirements
-from launch.release import copy_files, released_files
+from launch.release import copy_files, notes, released_files
 
 from ..conftest import COMFYUI
 
@@ -46,6 +46,7 @@ TOP |= {
     "modes",
     "nodes",
     "reporting",
+    "subgraphs",
     "tokenflow_ops",
     "web",
     "workflows",
@@ -70,6 +71,7 @@ def test_a_release_holds_what_users_need_and_nothing_else() -> None:
     for folder in (
         "web",
         "locales",
+        "subgraphs",
         "workflows",
         "host",
         "modes",
@@ -112,6 +114,22 @@ def test_versions_are_semantic_and_told_in_the_changelog() -> None:
     assert told == sorted(
         told, key=lambda version: [int(part) for part in version.split(".")], reverse=True
     )
+
+
+def test_a_release_says_what_the_changelog_says_of_it() -> None:
+    version = PROJECT["project"]["version"]
+    told = notes(f"v{version}")
+    assert told in (ROOT / "CHANGELOG.md").read_text()
+    assert not re.search(r"^## ", told, re.MULTILINE)
+    with pytest.raises(ValueError, match=rf"has version {re.escape(version)}, not 9.9.9"):
+        notes("v9.9.9")
+
+
+def test_publishing_checks_the_tag_first_and_has_its_key_from_the_repositorys_secrets() -> None:
+    action = (ROOT / ".github" / "workflows" / "publish.yml").read_text()
+    assert re.search(r"tags: \[\"v\*\"\]", action)
+    assert action.index("launch.release") < action.index("publish-node-action")
+    assert "secrets.REGISTRY_ACCESS_TOKEN" in action
 
 
 def test_requirements_are_the_projects_and_loose() -> None:
@@ -209,13 +227,9 @@ def test_the_quickstart_runs_as_it_is_offered(installed: Server) -> None:
                 entry["class_type"], {}
             )
         )
-    videos = [
-        name for name in run_prompt(installed.address, offered).files() if name.endswith(".mp4")
-    ]
-    assert len(videos) == 3
-    for video in videos:
-        with av.open(str(installed.output / video)) as opened:
-            assert sum(1 for _ in opened.decode(video=0)) == 3
+    (video,) = run_prompt(installed.address, offered).files()
+    with av.open(str(installed.output / video)) as opened:
+        assert sum(1 for _ in opened.decode(video=0)) == 3
 
 
 def test_the_embedded_model_of_a_release_draws(installed: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -160,28 +161,110 @@ def test_a_muted_node_leaves_its_readers_unconnected() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("Reroute", "connect the two ends"),
-        ("PrimitiveNode", "editor only"),
-        ("Nowhere", "unknown to the server"),
+def test_what_cannot_run_is_refused_by_name() -> None:
+    with pytest.raises(WorkflowError, match=r"node 3 \(Nowhere\) is unknown to the server"):
+        to_prompt(graph(node(3, "Nowhere")), INFO)
+
+
+def test_a_reroute_passes_on_and_a_primitive_gives_its_value() -> None:
+    saved = graph(
+        node(1, "Source", [4], {"size": 7}),
+        node(2, "Reroute", [], {"": 5}),
+        node(3, "Save", ["a"], {"latent": 6}),
+        node(4, "PrimitiveNode", [11, "fixed"]),
+        links=(LINK_12, LINK_23, [7, 4, 0, 1, 0, "INT"]),
+    )
+    prompt = to_prompt(saved, INFO)
+    assert set(prompt) == {"1", "3"}
+    assert prompt["3"]["inputs"]["latent"] == ["1", 0]
+    assert prompt["1"]["inputs"] == {"size": 11}
+
+
+# A subgraph: what comes in is sampled, with a cfg that is set from outside.
+INSIDE: dict[str, Any] = {
+    "id": "11-22",
+    "name": "Sampled",
+    "inputs": [{"name": "latent"}, {"name": "strength"}],
+    "outputs": [{"name": "LATENT"}, {"name": "as it came"}],
+    "nodes": [
+        node(1, "Sample", [7, "fixed", 1.0, "ddim"], {"latent": 1, "cfg": 2}),
+        node(2, "Sample", [8, "fixed", 1.0, "ddim"], {"latent": 3}),
     ],
-)
-def test_what_cannot_run_is_refused_by_name(kind: str, message: str) -> None:
-    with pytest.raises(WorkflowError, match=rf"node 3 \({kind}\).*{message}"):
-        to_prompt(graph(node(3, kind)), INFO)
+    "links": [
+        {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 1, "target_slot": 0},
+        {"id": 2, "origin_id": -10, "origin_slot": 1, "target_id": 1, "target_slot": 1},
+        {"id": 3, "origin_id": 1, "origin_slot": 0, "target_id": 2, "target_slot": 0},
+        {"id": 4, "origin_id": 2, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+        {"id": 5, "origin_id": -10, "origin_slot": 0, "target_id": -20, "target_slot": 1},
+    ],
+}
 
 
-def test_a_link_from_a_reroute_is_refused_before_its_own_turn() -> None:
-    saved = graph(node(2, "Save", ["a"], {"latent": 5}), node(1, "Reroute"), links=(LINK_12,))
-    with pytest.raises(WorkflowError, match="Reroute"):
-        to_prompt(saved, INFO)
+def around(values: Any = (), slot: int = 0, **more: Any) -> dict[str, Any]:
+    """A graph that has it between a source and a saver, which takes one of its outputs."""
+    standing = node(2, "11-22", values, {"latent": 5, "strength": None}, **more)
+    standing["inputs"][1]["widget"] = {"name": "strength"}
+    standing["outputs"] *= 2
+    saved = graph(
+        node(1, "Source", [4]),
+        standing,
+        node(3, "Save", ["a"], {"latent": 6}),
+        links=(LINK_12, [6, 2, slot, 3, 0, "LATENT"]),
+    )
+    return saved | {"definitions": {"subgraphs": [INSIDE]}}
 
 
-def test_subgraphs_are_refused() -> None:
-    saved = graph(node(1, "11-22")) | {"definitions": {"subgraphs": [{"id": "11-22"}]}}
-    with pytest.raises(WorkflowError, match="Unpack"):
+def test_a_subgraph_is_replaced_by_what_is_in_it() -> None:
+    saved = around([2.5])
+    kept = json.dumps(saved)
+    prompt = to_prompt(saved, INFO)
+    assert json.dumps(saved) == kept
+    assert set(prompt) == {"1", "2:1", "2:2", "3"}
+    assert prompt["2:1"]["inputs"] | {"order": 0} == {
+        "seed": 7,
+        "cfg": 2.5,
+        "method": "ddim",
+        "latent": ["1", 0],
+        "order": 0,
+    }
+    assert prompt["2:2"]["inputs"]["latent"] == ["2:1", 0]
+    assert prompt["3"]["inputs"]["latent"] == ["2:2", 0]
+    assert to_prompt(around(), INFO)["2:1"]["inputs"]["cfg"] == 1.0
+    proxied = around([9], properties={"proxyWidgets": [["2", "seed"]]})
+    assert to_prompt(proxied, INFO)["2:2"]["inputs"]["seed"] == 9
+    assert to_prompt(around(slot=1), INFO)["3"]["inputs"]["latent"] == ["1", 0]
+
+
+def test_a_subgraph_in_a_subgraph_has_both_ids_before_its_nodes() -> None:
+    nested = {
+        **INSIDE,
+        "id": "33",
+        "nodes": [node(7, "11-22", [], {"latent": 1})],
+        "links": [
+            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 0},
+            {"id": 2, "origin_id": 7, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+        ],
+    }
+    saved = around()
+    saved["nodes"][1]["type"] = "33"
+    saved["definitions"] = {"subgraphs": [INSIDE, nested]}
+    prompt = to_prompt(saved, INFO)
+    assert set(prompt) == {"1", "2:7:1", "2:7:2", "3"}
+    assert prompt["2:7:1"]["inputs"]["latent"] == ["1", 0]
+    assert prompt["3"]["inputs"]["latent"] == ["2:7:2", 0]
+
+
+def test_a_subgraph_that_is_off_is_off_with_all_that_is_in_it() -> None:
+    assert set(to_prompt(around(mode=2), INFO)) == {"1", "3"}
+    bypassed = to_prompt(around(mode=4), INFO)
+    assert set(bypassed) == {"1", "3"}
+    assert bypassed["3"]["inputs"]["latent"] == ["1", 0]
+
+
+def test_a_subgraph_that_holds_itself_is_refused() -> None:
+    saved = around()
+    saved["definitions"] = {"subgraphs": [{**INSIDE, "nodes": [node(1, "11-22")], "links": []}]}
+    with pytest.raises(WorkflowError, match="Sampled holds itself"):
         to_prompt(saved, INFO)
 
 
@@ -217,7 +300,7 @@ def test_all_nodes_that_cannot_run_are_told_at_once() -> None:
                 node(1, "Gone", []),
                 node(2, "Sample", []),
                 node(3, "Lost", []),
-                node(4, "Reroute", []),
+                node(4, "Nowhere", []),
             ),
             INFO,
         )

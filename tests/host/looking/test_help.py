@@ -21,7 +21,7 @@ from ..once import once_a_module
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "web" / "docs"
-LANGUAGES = "en", "fr", "ja", "zh"
+LANGUAGES = "ar", "en", "es", "fr", "ja", "ko", "ru", "zh", "zh-TW"
 LARGEST = 64 * 1024  # bytes of a picture, fetched whenever its page is opened
 LONGEST = 200  # signs of a tooltip; what else there is to say stands in the page
 
@@ -159,10 +159,10 @@ def test_a_page_names_every_input_and_output_and_no_others(node: str) -> None:
 
 
 def listed(node: str, heading: str) -> list[str]:
-    """The names in the first column of a section's table; `x_3` to `x_12` are all between."""
+    """The names of a section's list; `x_3` to `x_12` are all between."""
     section = page(node).split(f"## {heading}\n")[1].split("\n## ")[0]
     names: list[str] = []
-    for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+    for cell in re.findall(r"^- (`[^:]*`): ", section, re.MULTILINE):
         first, *last = re.findall(r"`(\w+)`", cell)
         stem, numbers = (
             first.rstrip("0123456789"),
@@ -179,7 +179,7 @@ def test_every_value_of_a_choice_is_explained(node: str) -> None:
             missing = [
                 option
                 for option in socket.options
-                if not re.search(rf"(\*|\| ){re.escape(option)}(\*| \|)", page(node))
+                if not re.search(rf"\*{re.escape(option)}\*", page(node))
             ]
             assert not missing or "explained in the help of" in page(node), socket.id
 
@@ -189,14 +189,22 @@ HOSTS_CHOICES = "scheduler", "sampler_name", "flow", "file"
 
 @pytest.mark.parametrize("node", NODES)
 def test_a_page_starts_with_the_defaults(node: str) -> None:
-    """Other good values stand in brackets behind them."""
+    """In bold, and other good values in brackets behind them."""
     for socket in nodes()[node].inputs:
         if (default := getattr(socket, "default", None)) in (None, "") or socket.id == "seed":
             continue
-        told = re.findall(rf"^\| `{socket.id}` \| (.*?)(?: \(.*?)? \|", page(node), re.MULTILINE)
+        told = re.findall(rf"^- `{socket.id}`: \*\*(.*?)\*\*", page(node), re.MULTILINE)
         number = isinstance(default, float | int) and not isinstance(default, bool)
         wanted = {True: "on", False: "off"}[default] if isinstance(default, bool) else default
         assert [float(text.split()[0]) if number else text for text in told] == [wanted], socket.id
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_nothing_is_wider_than_the_panel(node: str) -> None:
+    """The panel is 274 pixels wide and cuts tables off; the page itself is measured in
+    tests/browser/test_editor.py.
+    """
+    assert not re.findall(r"^\|.*", page(node), re.MULTILINE)
 
 
 @pytest.mark.parametrize("node", NODES)

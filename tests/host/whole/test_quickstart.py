@@ -16,6 +16,7 @@ import pytest
 from launch.comfyui.workflow import to_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
+FRAMES = 10  # few enough for a first look
 ONCE_PER_CLIP = {
     "TokenFlowInvertVideo",
     "TokenFlowExtractFeatures",
@@ -34,13 +35,35 @@ def of_type(prompt: dict[str, Any], kind: str) -> list[str]:
     return [node for node, entry in prompt.items() if entry["class_type"] == kind]
 
 
+def beside_the_baseline(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The quickstart with the same edit frame by frame, both measured."""
+    (sampler,), (edit,) = of_type(prompt, "TokenFlowSampler"), of_type(prompt, "VAEDecode")
+    (scaled,), (encoded,) = of_type(prompt, "ImageScale"), of_type(prompt, "VAEEncode")
+
+    def node(kind: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+    given = prompt[sampler]["inputs"] | {"consistency": "per frame"}
+    vae = prompt[edit]["inputs"]["vae"]
+    clips = {"source": [scaled, 0], "edited": ["decoded", 0], "reference": [edit, 0]}
+    names = "frame by frame, TokenFlow"
+    return prompt | {
+        "alone": node("TokenFlowSampler", **given),
+        "decoded": node("VAEDecode", samples=["alone", 0], vae=vae),
+        "floor": node("VAEDecode", samples=[encoded, 0], vae=vae),
+        "measured": node(
+            "TokenFlowMetrics", **clips, names=names, reconstruction=["floor", 0], flow="DIS"
+        ),
+        "shown": node("PreviewAny", source=["measured", 0]),
+    }
+
+
 def test_the_quickstart_edits_the_clip_and_a_second_prompt_only_samples(
     server: Any, queue: Callable[..., Any], prompt: dict[str, Any]
 ) -> None:
-    result = queue(prompt)
+    result = queue(beside_the_baseline(prompt))
 
-    (metrics,) = of_type(prompt, "TokenFlowMetrics")
-    lines = result.texts()[metrics][0].splitlines()
+    lines = result.texts()["measured"][0].splitlines()
     errors = {
         name: float(error)
         for line in lines
@@ -48,40 +71,18 @@ def test_the_quickstart_edits_the_clip_and_a_second_prompt_only_samples(
     }
     floor = errors["reconstruction"]
     assert errors["source"] < errors["TokenFlow"] < errors["frame by frame"]
-    assert errors["TokenFlow"] - floor <= 0.6 * (errors["frame by frame"] - floor)
+    assert errors["TokenFlow"] - floor <= 0.75 * (errors["frame by frame"] - floor)
 
-    files = [server.output / name for name in result.files()]
-    videos = [file for file in files if file.suffix == ".mp4"]
-    assert len(videos) == 3
-    for video in videos:
-        with av.open(str(video)) as opened:
-            assert sum(1 for _ in opened.decode(video=0)) == 24
-    assert any(file.name.startswith("strip") for file in files)
+    (video,) = (server.output / name for name in result.files())
+    with av.open(str(video)) as opened:
+        assert sum(1 for _ in opened.decode(video=0)) == FRAMES
 
-    (sampler,) = (
-        node
-        for node in of_type(prompt, "TokenFlowSampler")
-        if prompt[node]["inputs"]["consistency"] == "tokenflow"
-    )
+    (sampler,) = of_type(prompt, "TokenFlowSampler")
     source, _ = prompt[sampler]["inputs"]["positive"]
     changed = json.loads(json.dumps(prompt))
     changed[source]["inputs"]["text"] = changed[source]["inputs"]["text"].replace("gold", "marble")
     assert changed[source] != prompt[source]
-    kept = needed(changed, "Save the TokenFlow edit")
-    again = queue(kept)
-    ran = {entry["class_type"] for node, entry in kept.items() if node not in again.cached}
+    again = queue(changed)
+    ran = {entry["class_type"] for node, entry in changed.items() if node not in again.cached}
     assert "TokenFlowSampler" in ran
     assert not ran & ONCE_PER_CLIP
-
-
-def needed(prompt: dict[str, Any], title: str) -> dict[str, Any]:
-    """The part of a prompt that one output node needs."""
-    waiting = [node for node, entry in prompt.items() if entry["_meta"]["title"] == title]
-    found: dict[str, Any] = {}
-    while waiting:
-        node = waiting.pop()
-        found[node] = prompt[node]
-        waiting += [
-            value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list)
-        ]
-    return found

@@ -27,7 +27,8 @@ from tokenflow_pack.nodes.looking.clips import EDITS, called
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from launch.comfyui.workflow import BYPASSED, Prompt, to_prompt
+from launch.comfyui.subgraphs import BYPASSED
+from launch.comfyui.workflow import Prompt, to_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -180,7 +181,7 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
     size: tuple[int, int],
     told: int,
 ) -> None:
-    run = workflow("quickstart", *bypassed)(LoadVideo={"file": own_clip})
+    run = workflow("public_code", *bypassed)(LoadVideo={"file": own_clip})
     run.check_videos()
     edits = set()
     for name in run.result.files():
@@ -194,11 +195,47 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
                 edits.add((video.width, video.height))
     assert size in edits
     words = "\n".join(text for texts in run.result.texts().values() for text in texts)
-    # Two comparisons, the figures.
+    # Beside the figures.
     assert (
-        words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops")
-        == 3 * told
+        words.count("source: the middle 132 x 68 of 134 x 70 pixels, as VAE Encode crops") == told
     )
+
+
+def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> None:
+    """Between a loader and a saver, as users put it."""
+    (file,) = (ROOT / "subgraphs").glob("*.json")
+    saved = json.loads(file.read_text())
+    (standing,) = saved["nodes"]
+    values = ["a wood star on grass", "an ice star on grass", 0.5, 5.0, 4, FRAMES, 64, 64]
+    standing |= {"id": 5, "widgets_values": values}
+    (matching,) = (
+        node
+        for node in saved["definitions"]["subgraphs"][0]["nodes"]
+        if node["type"] == "TokenFlowBuildCorrespondences"
+    )
+    matching["widgets_values"][3] = "torch"
+    for slot, link in zip(standing["inputs"], (1, 2, 3, 4), strict=False):
+        slot["link"] = link
+    saved["nodes"] += [
+        {"id": 6, "type": "LoadVideo", "widgets_values": ["tokenflow_star.mp4"]},
+        {"id": 7, "type": "TokenFlowLoadDemoModel"},
+        {
+            "id": 8,
+            "type": "SaveVideo",
+            "widgets_values": ["blueprint", "auto", "auto"],
+            "inputs": [{"name": "video", "type": "VIDEO", "link": 5}],
+        },
+    ]
+    saved["links"] = [
+        [1, 6, 0, 5, 0, "VIDEO"],
+        *([2 + i, 7, i, 5, 1 + i, kind] for i, kind in enumerate(("MODEL", "CLIP", "VAE"))),
+        [5, 5, 0, 8, 0, "VIDEO"],
+    ]
+    result = queue(to_prompt(saved, server.get("/object_info")))
+    (video,) = (server.output / name for name in result.files())
+    with av.open(str(video)) as written:
+        assert sum(1 for _ in written.decode(video=0)) == FRAMES
+        assert written.streams.video[0].width == 64
 
 
 def opened(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:

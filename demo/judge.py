@@ -201,6 +201,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, help="the demo model's, if not the shipped ones")
+    parser.add_argument("--model", choices=("unet", "transformer"), default="unet")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
@@ -224,27 +225,35 @@ def main() -> None:
 
 
 def samples(
-    count: int, weights: Path | None = None, steps: int = 25, cfg: float = 4.0, seed: int = 1
+    count: int,
+    weights: Path | None = None,
+    steps: int = 25,
+    cfg: float = 4.0,
+    seed: int = 1,
+    kind: str = "unet",
 ) -> tuple[Tensor, Tensor]:
     """Pictures (count, 3, 128, 128) by the demo model, and what they shall show, (count, 3), the
     index of each name.
 
     Every prompt of the world in a shuffled order, as often as needed.
     """
-    from model import WEIGHTS as SHIPPED
-    from model import load as load_model
-    from model import sample
+    # Imported late: both import ComfyUI.
+    import model as unet
+    import transformer
 
+    made_by = transformer if kind == "transformer" else unet
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.cartesian_prod(*(torch.arange(len(names)) for names in NAMES.values()))
     rounds = -(-count // len(prompts))
     wanted = torch.cat(
         [prompts[torch.randperm(len(prompts), generator=generator)] for _ in range(rounds)]
     )[:count]
-    model, texts = load_model(weights or SHIPPED), [caption(names) for names in wanted.tolist()]
-    return torch.cat(
-        [sample(model, texts[at : at + 8], steps, cfg, seed=at) for at in range(0, count, 8)]
-    ), wanted
+    model = made_by.load(weights) if weights else made_by.load()
+    texts = [caption(names) for names in wanted.tolist()]
+    pictures = [
+        made_by.sample(model, texts[at : at + 8], steps, cfg, seed=at) for at in range(0, count, 8)
+    ]
+    return torch.cat(pictures), wanted
 
 
 def caption(names: list[int]) -> str:
@@ -259,7 +268,12 @@ def judge_samples(judge: Judge, options: argparse.Namespace) -> None:
     from sample import save_sheet
 
     pictures, wanted = samples(
-        options.samples, options.weights, options.steps, options.cfg, options.seed
+        options.samples,
+        options.weights,
+        options.steps,
+        options.cfg,
+        options.seed,
+        options.model,
     )
     found = judge.verdict(pictures)
     report(f"{options.samples} samples", found, wanted)

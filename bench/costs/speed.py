@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenflow_pack.host.files.demo_model import TRANSFORMER
 from tokenflow_pack.nodes.inversion import (
     EVERY_OTHER,
     EXTRAPOLATED,
@@ -99,11 +100,13 @@ class Settings:
 
 ON_CPU = {
     "embedded": Settings(128, 16, 50, 3),
+    "transformer": Settings(128, 16, 28, 3),
     "sd15": Settings(128, 8, 4, 1),
     "sdxl": Settings(256, 4, 2, 1),
 }
 ON_DEVICE = {
     "embedded": Settings(128, 16, 50, 3),
+    "transformer": Settings(128, 16, 28, 3),
     "sd15": Settings(512, 40, 50, 3),
     "sdxl": Settings(1024, 16, 50, 3),
 }
@@ -132,26 +135,31 @@ def main() -> None:
 def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], Any]]:
     """All that is measured. What a line builds on is made here."""
     steps, cfg, interval = settings.steps, settings.cfg, settings.interval
-    inversion, looping = subject.invert(steps), loop_over_heads(subject.model)
+    inversion = subject.invert(steps)
     features = subject.extract(inversion)
     found = subject.build(features, interval)
-    # Of which the public code's mode takes the keyframes; it searches itself.
-    chunks = subject.build(subject.extract(subject.invert(steps, refinement=PLAIN)), interval)
-    public = {"cfg": cfg, "consistency": "tokenflow, public code", "frames_per_pass": interval}
-    return {
+    ours = {
         HOST: lambda: subject.sample_plainly(inversion, cfg),
         FREE: lambda: subject.sample(found, cfg=cfg, injection=None),
         INJECTED: lambda: subject.sample(found, cfg=cfg),
-        FUSED_SAMPLING: lambda: subject.sample(chunks, **public),
-        LOOPS_SAMPLING: lambda: subject.sample(chunks, model=looping, **public),
         **{
             name: lambda how=how: subject.invert(steps, refinement=how[0], iterations=how[1])
             for name, how in INVERTS.items()
         },
-        LOOPS: lambda: subject.invert(steps, refinement=PLAIN, model=looping),
         PASS: lambda: subject.sample_plainly(inversion, 1.0),
         EXTRACT: lambda: subject.extract(inversion),
         BUILD: lambda: subject.build(features, interval),
+    }
+    if subject.kind == TRANSFORMER:  # the public code knows none
+        return ours
+    looping = loop_over_heads(subject.model)
+    # Of which the public code's mode takes the keyframes; it searches itself.
+    chunks = subject.build(subject.extract(subject.invert(steps, refinement=PLAIN)), interval)
+    public = {"cfg": cfg, "consistency": "tokenflow, public code", "frames_per_pass": interval}
+    return ours | {
+        FUSED_SAMPLING: lambda: subject.sample(chunks, **public),
+        LOOPS_SAMPLING: lambda: subject.sample(chunks, model=looping, **public),
+        LOOPS: lambda: subject.invert(steps, refinement=PLAIN, model=looping),
     }
 
 
@@ -208,11 +216,25 @@ def report(measured: Measured, steps: int) -> None:
 
     print("\nStages of an edit\n")
     stages = [*FIRST_EDIT, *dict.fromkeys(stage for both in PUBLIC.values() for stage in both)]
+    stages = [stage for stage in stages if stage in measured.spent]
     table(
         ["", "seconds", *memory],
         ([name, middle(took(name)), *measured.memory(name)] for name in stages),
     )
 
+    if LOOPS in measured.spent:
+        compare(measured, steps)
+
+    print("\nInversion\n")
+    table(
+        ["", "seconds", "in plain passes"],
+        ([name, middle(took(name)), middle(took(name) / took(PASS))] for name in (PASS, *INVERTS)),
+    )
+
+
+def compare(measured: Measured, steps: int) -> None:
+    """Prints the table of edits to the public code's."""
+    took = measured.seconds
     print("\nEdits to the public code's\n")
     scaled = PUBLIC_INVERSION_STEPS / PUBLIC_STEPS  # for `steps` of sampling instead of 50
     public = {
@@ -237,12 +259,6 @@ def report(measured: Measured, steps: int) -> None:
             [name, *(middle(ratio(*stages)) for stages in public.values())]
             for name, ratio in ratios.items()
         ),
-    )
-
-    print("\nInversion\n")
-    table(
-        ["", "seconds", "in plain passes"],
-        ([name, middle(took(name)), middle(took(name) / took(PASS))] for name in (PASS, *INVERTS)),
     )
 
 

@@ -84,15 +84,19 @@ def main() -> None:
     )
     parser.add_argument("--clip", type=int, default=0)
     parser.add_argument("--surface", default="gold", choices=SURFACES)
-    parser.add_argument("--frames", type=int, default=Settings().frames)
-    parser.add_argument("--steps", type=int, default=Settings().steps)
+    Settings.add_to(parser)
     parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW")
     options = parser.parse_args()
     with torch.inference_mode():
-        case = Case.numbered(
-            World(), Settings(frames=options.frames, steps=options.steps), options.clip
-        )
-        compare(case, options.surface, [row for row in ROWS if row.name in options.rows])
+        world = World(options.model)
+        case = Case.numbered(world, Settings.of(options), options.clip)
+        rows = [
+            row
+            for row in ROWS
+            if row.name in options.rows
+            and world.takes(row.sampling.get("consistency", "tokenflow"))
+        ]
+        compare(case, options.surface, rows)
 
 
 def compare(case: Case, surface: str, rows: list[Choice]) -> None:

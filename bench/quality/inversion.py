@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from comfy.utils import common_upscale
+from tokenflow_pack.host.files.demo_model import MODELS, UNET
 from tokenflow_pack.host.measuring.reconstruction import reconstruct_frames
 from tokenflow_pack.nodes.inversion import (
     EVERY_OTHER,
@@ -56,10 +57,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--clip", type=Path, default=ROOT / "demo" / "tokenflow_star.mp4")
     parser.add_argument("--prompt", default=demo_clip()[0].caption())
-    parser.add_argument("--scheduler", default="normal")
+    parser.add_argument("--model", choices=MODELS, default=UNET)
+    parser.add_argument("--scheduler", help="what suits the model if not given")
     parser.add_argument("--edited", type=int, default=3, help="clips of the second table")
     options = parser.parse_args()
-    world = World()
+    world = World(options.model)
+    options.scheduler = options.scheduler or world.scheduler
     with torch.inference_mode():
         reconstructions(world, options)
         if options.clip == parser.get_default("clip"):
@@ -122,7 +125,7 @@ def spread(path: Path, count: int) -> Tensor:
 
 def edits(world: World, options: argparse.Namespace) -> None:
     """Prints the second table."""
-    settings = Settings(frames=EDITED_FRAMES, steps=options.steps)
+    settings = Settings(frames=EDITED_FRAMES, steps=options.steps, model=options.model)
     cases = [Case.numbered(world, settings, number) for number in range(options.edited)]
     columns = "warp error | true flow | fidelity | sharpness"
     print(f"\n{settings}, {options.edited} clips\n\n| edited after | {columns} |")

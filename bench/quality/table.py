@@ -97,8 +97,7 @@ def main() -> None:
         help="the first clip's number: two processes may share the work and the output",
     )
     parser.add_argument("--edits", type=int, default=2, help="of every clip")
-    for name, default in vars(Settings()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    Settings.add_to(parser)
     parser.add_argument(
         "--tuning",
         type=int,
@@ -114,7 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("output/table"))
     options = parser.parse_args()
-    settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
+    settings = Settings.of(options)
     lines = Lines.read(options.out / "cases.csv", str(settings))
     with torch.inference_mode():
         run(options, settings, lines)
@@ -159,12 +158,16 @@ class Lines:
 
 def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
     """Every edit that is not done yet."""
-    world = World()
+    world = World(settings.model)
     for number in range(options.first, options.first + options.clips):
         case = Case.numbered(world, settings, number)
         surfaces = case.other_surfaces(options.edits, seed=number)
         chosen = [
-            row for row in ROWS if row.name in options.rows and (options.tuning or not row.tuned)
+            row
+            for row in ROWS
+            if row.name in options.rows
+            and (options.tuning or not row.tuned)
+            and world.takes(row.mode)
         ]
         missing = [
             (surface, row)

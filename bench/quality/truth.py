@@ -161,8 +161,7 @@ def main() -> None:
         default=400,
         help="of the model, for the judge's rates; 0 leaves them out",
     )
-    for name, default in vars(Settings()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    Settings.add_to(parser)
     parser.add_argument("--out", type=Path, default=Path("output/truth"))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
@@ -173,9 +172,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK, out=options.out / "quick")
-    settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
+    settings = Settings.of(options)
     with torch.inference_mode():
-        world = World()
+        world = World(settings.model)
         lines = run(world, options, settings)
         rates = world.rates(options.samples) if options.samples else {}
     groups = groups_of(lines)
@@ -210,7 +209,11 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(",".join(head) + "\n")
-    rows = [row for row in ROWS if row.name in options.rows]
+    rows = [
+        row
+        for row in ROWS
+        if row.name in options.rows and world.takes(row.sampling.get("consistency", "tokenflow"))
+    ]
     known = {(*line.edit, line.row) for line in done}
     wanted = []
     for kind in options.kinds:

@@ -5,6 +5,7 @@ Beside them everything that is measured on these edits.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -17,7 +18,8 @@ import judge
 import make_clip
 import torch
 from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow
-from tokenflow_pack.host.files.demo_model import load_demo_model
+from tokenflow_pack.host.files.demo_model import MODELS, TRANSFORMER, UNET, load_demo_model
+from tokenflow_pack.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
@@ -38,17 +40,30 @@ FEW_STEPS = 30  # below, an extrapolated inversion needs its further iteration
 
 @dataclass(frozen=True)
 class Settings:
-    """How clips are inverted and edited; interval: frames per keyframe."""
+    """How clips are inverted and edited; interval: frames per keyframe. model: one of MODELS."""
 
     frames: int = 16
     steps: int = 12
     cfg: float = 5.0
     interval: int = 8
+    model: str = UNET
 
     def __str__(self) -> str:
-        return (
+        words = (
             f"{self.frames} frames, {self.steps} steps, cfg {self.cfg:g}, interval {self.interval}"
         )
+        return words if self.model == UNET else f"{words}, {self.model}"
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """An option for each."""
+        for name, default in vars(cls()).items():
+            choices = MODELS if name == "model" else None
+            parser.add_argument(f"--{name}", type=type(default), default=default, choices=choices)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Settings:
+        return cls(**{name: getattr(options, name) for name in vars(cls())})
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,20 @@ class Figures:
 
 
 class World:
-    """The embedded model, and the judge of its world."""
+    """An embedded model, and the judge of its world. kind: one of MODELS."""
 
-    def __init__(self) -> None:
-        self.model, self.clip, self.vae = load_demo_model()
+    def __init__(self, kind: str = UNET) -> None:
+        self.kind = kind
+        self.model, self.clip, self.vae = load_demo_model(kind)
+
+    @property
+    def scheduler(self) -> str:
+        """What suits the model."""
+        return "simple" if self.kind == TRANSFORMER else "normal"
+
+    def takes(self, mode: str) -> bool:
+        """Whether a mode of consistency is made for the model."""
+        return self.kind == UNET or not MODES[mode].of_unets
 
     @cached_property
     def critic(self) -> judge.Judge:
@@ -96,7 +121,7 @@ class World:
         """Shares of the model's own samples that show the surface,
         shape and ground of their prompts.
         """
-        found, wanted = judge.samples(count)
+        found, wanted = judge.samples(count, kind=self.kind)
         shares = (self.critic.verdict(found) == wanted).float().mean(0).tolist()
         return dict(zip(judge.NAMES, shares, strict=True))
 
@@ -133,7 +158,8 @@ class Editable:
     def invert(self, model: Any = None, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
         few = {"iterations": 1} if self.settings.steps < FEW_STEPS else {}
-        choices = {"steps": self.settings.steps, "check_reconstruction": False} | few | choices
+        usual = {"steps": self.settings.steps, "scheduler": self.world.scheduler}
+        choices = {**usual, "check_reconstruction": False, **few, **choices}
         return InvertVideo.execute(
             model=model or self.world.model,
             latents=self.latents,

@@ -15,6 +15,7 @@ import torch
 from comfy import model_management, supported_models
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
+from tokenflow_pack.host.files.demo_model import TRANSFORMER, UNET
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
@@ -47,7 +48,7 @@ SDXL: dict[str, Any] = {
     "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3,
 }
 LAYOUTS = {"sd15": (supported_models.SD15, SD15), "sdxl": (supported_models.SDXL, SDXL)}
-MODELS = ("embedded", *LAYOUTS)
+MODELS = ("embedded", TRANSFORMER, *LAYOUTS)
 TOKENS = 77  # of a prompt
 POOLED = 1280
 POOL = 1 << 25  # more than any layer has weights
@@ -67,9 +68,11 @@ GAINS = {
 class Subject:
     """A model and a clip for it, with the stages of an edit.
 
-    name: with size and frames, for people. clip: a LATENT. source, edit, negative: CONDITIONINGs.
+    kind: one of MODELS. name: with size and frames, for people. clip: a LATENT. source, edit,
+    negative: CONDITIONINGs.
     """
 
+    kind: str
     name: str
     model: Any
     clip: dict[str, Tensor]
@@ -84,6 +87,7 @@ class Subject:
             "latents": self.clip,
             "positive": self.source,
             "steps": steps,
+            "scheduler": "simple" if self.kind == TRANSFORMER else "normal",
             "check_reconstruction": False,
         }
         return InvertVideo.execute(**inputs | choices).args[0]
@@ -110,8 +114,10 @@ class Subject:
     def sample_plainly(self, inversion: Any, cfg: float) -> Tensor:
         """The host's own sampling, frame by frame, from the inverted latents."""
         noisy = self.model.get_model_object("latent_format").process_out(inversion.latents[0])
+        # A flow model's host drops the latents at pure noise: there they are the noise.
+        noise = noisy if self.kind == TRANSFORMER else torch.zeros_like(noisy)
         inputs = (
-            torch.zeros_like(noisy),
+            noise,
             cfg,
             comfy.samplers.sampler_object("euler"),
             inversion.sigmas,
@@ -131,20 +137,19 @@ def _finite(latents: dict[str, Tensor]) -> Tensor:
 def make_subject(model: str, frames: int, size: int) -> Subject:
     """model: one of MODELS. size: height and width in pixels."""
     name = f"{model} model, {size} x {size} pixels, {frames} frames"
-    return (
-        _embedded(name, frames, size) if model == "embedded" else _random(name, model, frames, size)
-    )
+    make = _random if model in LAYOUTS else _embedded
+    return make(name, model, frames, size)
 
 
-def _embedded(name: str, frames: int, size: int) -> Subject:
-    world = World()
+def _embedded(name: str, kind: str, frames: int, size: int) -> Subject:
+    world = World(TRANSFORMER if kind == TRANSFORMER else UNET)
     scene, times = demo_clip()
     pictures = torch.stack([scene.render(t, size) for t in times]).movedim(1, -1)
     latents = world.vae.encode(pictures)
     source = scene.caption()
     prompts = (world.encode(text) for text in (source, source.replace(scene.surface, "gold"), ""))
     return Subject(
-        name, world.model, {"samples": latents[to_and_fro(len(times), frames)]}, *prompts
+        kind, name, world.model, {"samples": latents[to_and_fro(len(times), frames)]}, *prompts
     )
 
 
@@ -161,6 +166,7 @@ def _random(name: str, layout: str, frames: int, size: int) -> Subject:
     latents = _moving_plane(frames, size // 8) / family.latent_format().scale_factor
     prompts = (_prompt(seed, family.unet_config["context_dim"], pooled) for seed in range(3))
     return Subject(
+        layout,
         name.replace("model", "layout"),
         _random_unet(family, blocks),
         {"samples": latents},

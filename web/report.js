@@ -78,6 +78,11 @@ api.addEventListener("execution_start", () => {
   failed.clear()
 })
 
+// Long names break in the help's narrow panel.
+const style = document.createElement("style")
+style.textContent = ".node-help-content code { overflow-wrap: anywhere }"
+document.head.append(style)
+
 app.registerExtension({
   name: "TokenFlow.Report",
   beforeRegisterNodeDef(nodeType, nodeData) {

@@ -205,6 +205,7 @@ def test_nothing_is_wider_than_the_panel(node: str) -> None:
     tests/browser/test_editor.py.
     """
     assert not re.findall(r"^\|.*", page(node), re.MULTILINE)
+    assert not re.findall(r"`[^` ]{24,}`", page(node)), "words that no line breaks"
 
 
 @pytest.mark.parametrize("node", NODES)

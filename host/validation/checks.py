@@ -86,7 +86,7 @@ def check_latents(
         raise NodeError(
             node,
             socket,
-            f"latents of shape {shape}, which are a video's.",
+            f"latents of shape {shape}, which are a video model's.",
             "Encode the frames one by one and join them (Rebatch Images to 1, VAE Encode, Rebatch "
             "Latents): (N, C, 1, h, w)."
             if pictures

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
+from tokenflow_pack.tokenflow_ops import SourceFeatures
 from torch import Tensor, nn
 
 from ..helpers import POSITIVE, call, extracted, inverted, matched, tiny_model
@@ -41,13 +42,14 @@ from .bad_input import (
 )
 
 CPU = torch.device("cpu")
-IMAGE_MODELS = "SD 1.x, SD 2.x or SDXL"
+IMAGE_MODELS = "SD 1.x, SD 2.x, SDXL, SD 3"
+UNKNOWN = "no image model whose attention TokenFlow knows"
 SAME = "same checkpoint"
 
 
 @once_a_session
 def no_unet() -> Any:
-    """A model that has no UNet, such as a diffusion transformer."""
+    """A model that is neither a UNet nor a transformer of the host."""
     model = nn.Module()
     model.diffusion_model = nn.Sequential(nn.Linear(4, 4))
     return ModelPatcher(model, CPU, CPU)
@@ -124,7 +126,7 @@ def caching() -> Any:
 
 MODELS = [
     *(
-        wrong(f"no UNet: {node}", node, "model", no_unet, "no self-attention layers", IMAGE_MODELS)
+        wrong(f"no UNet: {node}", node, "model", no_unet, UNKNOWN, IMAGE_MODELS)
         for node in (INVERT, EXTRACT, APPLY, FIND_MASK)
     ),
     *(
@@ -133,7 +135,7 @@ MODELS = [
             node,
             "model",
             autoencoder,
-            "no self-attention",
+            UNKNOWN,
             IMAGE_MODELS,
         )
         for node in (SAMPLER, CHECK)
@@ -145,8 +147,10 @@ MODELS = [
         for node in (INVERT, TUNE)
     ),
     *(
-        wrong(f"a flow model: {node}", node, "model", flow_model, "flow model", IMAGE_MODELS)
-        for node in (INVERT, APPLY, LOAD)
+        wrong(
+            f"a flow model: {node}", node, "model", flow_model, "not the one the source was", SAME
+        )
+        for node in (APPLY, LOAD)
     ),
     *(
         wrong(
@@ -231,9 +235,10 @@ def other_layers() -> Any:
     features = extracted(*CLIP)
     shapes = dict(list(features.shapes.items())[1:])
     matched_by = {name: features.matched_by[name] for name in shapes}
-    return dataclasses.replace(
-        matched(*CLIP), features=dataclasses.replace(features, shapes=shapes, matched_by=matched_by)
+    fewer = SourceFeatures(
+        features.inversion, shapes, matched_by, features.steps, features.store, features.compute
     )
+    return dataclasses.replace(matched(*CLIP), features=fewer)
 
 
 def stage(node: str, socket: str, value: Any, kind: str) -> Row:

@@ -307,11 +307,14 @@ class EditRun(Run):
     def carries_deep(self, call: ModelCall) -> bool:
         """Tells whether frames need nothing below full resolution.
 
-        They do need it where patches on the UNet's blocks (FreeU, downscaling) want to see it run,
-        and where self-attention is replaced.
+        They do need it where patches on the model's blocks (FreeU, downscaling, skipped layers)
+        want to see it run, and where self-attention is replaced.
         """
-        patches = call.options["transformer_options"].get("patches", {})
-        patched = any(kind.endswith(("block_patch", "after_skip")) for kind in patches)
+        options = call.options["transformer_options"]
+        patched = bool(options.get("patches_replace", {}).get("dit")) or any(
+            kind.endswith(("block_patch", "after_skip", "_block"))
+            for kind in options.get("patches", {})
+        )
         return (
             self.edit.deep
             and bool(self.edit.backbone.deep)

@@ -1,0 +1,93 @@
+"""Transformers with what users put on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingFlux, ModelSamplingSD3
+from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
+from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from torch import Tensor
+
+from ..helpers import call, relative_error, watch
+from ..tiny_transformers import clip, prompt, tiny_transformer
+
+FRAMES, SIZE, STEPS = 3, (6, 8), 2
+
+
+def correspondences(model: Any, name: str = "SD 3") -> Any:
+    inversion = call(
+        InvertVideo.execute,
+        model,
+        clip(name, FRAMES, *SIZE),
+        prompt(name, 1),
+        steps=STEPS,
+        scheduler="simple",
+        check_reconstruction=False,
+    )[0]
+    features = call(ExtractFeatures.execute, model, inversion)[0]
+    return call(
+        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+    )[0]
+
+
+def edited(model: Any, found: Any, name: str = "SD 3", **inputs: Any) -> Tensor:
+    inputs = {"cfg": 3.0, "carry_until": 0.0, **inputs}
+    prompts = prompt(name, 2), prompt(name, 3)
+    return call(Sampler.execute, model, *prompts, found, **inputs)[0]["samples"]
+
+
+@pytest.mark.parametrize("layers", ["1", "0, 2"])
+def test_skipped_layers_guide(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation that skips them leaves no bank of them, and asks for none."""
+    model = tiny_transformer("SD 3")
+    found = correspondences(model)
+    guided = call(SkipLayerGuidanceSD3.execute, model, layers, 3.0, 0.0, 1.0)[0]
+    by_propagation = {
+        propagation: edited(guided, found, propagation=propagation)
+        for propagation in (ATTENTION, DEEP_FEATURES)
+    }
+    for propagation, clip_ in by_propagation.items():
+        assert torch.isfinite(clip_).all()
+        assert relative_error(clip_, edited(model, found, propagation=propagation)) > 1e-3
+
+
+def test_no_guidance_asks_for_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_transformer("SD 3")
+    found = correspondences(model)
+    lists: list[int] = []
+    watch(monkeypatch, lambda asked, work: lists.append(sum(bool(part) for part in asked.conds)))
+    assert torch.isfinite(edited(model, found, cfg=1.0)).all()
+    assert set(lists) == {1}
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_patched_weight_is_sampled(strength: float) -> None:
+    """As LoRA loaders put it on a model, which gets its own weights back."""
+    model = tiny_transformer("SD 3")
+    found = correspondences(model)
+    name = "diffusion_model.joint_blocks.1.x_block.attn.qkv.weight"
+    before = model.model.state_dict()[name].clone()
+    generator = torch.Generator().manual_seed(0)
+    more = 0.05 * torch.randn(before.shape, generator=generator)
+    with_lora = model.clone()
+    with_lora.add_patches({name: ("diff", (more,))}, strength)
+    difference = relative_error(edited(with_lora, found), edited(model, found))
+    assert 1e-4 * strength < difference < 1
+    assert torch.equal(model.model.state_dict()[name], before)
+
+
+def test_another_shift_is_another_schedule() -> None:
+    for name, shifted in (
+        ("SD 3", ModelSamplingSD3().patch(tiny_transformer("SD 3"), 1.0)[0]),
+        ("Flux", ModelSamplingFlux().patch(tiny_transformer("Flux"), 1.15, 0.5, 1024, 1024)[0]),
+    ):
+        found = correspondences(shifted, name)
+        assert found.features.inversion.sigmas[0] == 1
+        assert torch.isfinite(edited(shifted, found, name)).all()

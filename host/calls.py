@@ -20,9 +20,9 @@ from .validation.entrance import Entrance
 PASS_KEY, HANDOVER_KEY = "tokenflow_pass", "tokenflow_handover"  # nosec B105
 
 
-@dataclass(frozen=True)
+@dataclass
 class Handover:
-    """What a pass hands to the layers.
+    """What a pass hands to the layers, and what they leave to each other while it runs.
 
     Attributes:
         work: The pass.

@@ -26,13 +26,19 @@ class StoredTimings(UserDict[str, dict[str, float]]):
     as not measured.
 
     Args:
-        path: The JSON file.
+        path: The JSON file. It is not read here: see `read`.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self.data = _read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> StoredTimings:
+        """Reads a file's timings."""
+        found = cls(path)
+        found.data = _read(path)
+        return found
 
     def __setitem__(self, key: str, timing: dict[str, float]) -> None:
         # Another process may have written meanwhile.
@@ -49,7 +55,7 @@ class StoredTimings(UserDict[str, dict[str, float]]):
 @cache
 def search_timings() -> StoredTimings:
     """Returns this machine's timings, read once."""
-    return StoredTimings(Path(folder_paths.get_user_directory(), FILE))
+    return StoredTimings.read(Path(folder_paths.get_user_directory(), FILE))
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:

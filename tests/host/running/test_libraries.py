@@ -78,7 +78,7 @@ StandIn = Callable[[str, str | None], None]
 @pytest.fixture
 def timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredTimings:
     """What Build NN Correspondences has measured: nothing."""
-    found = StoredTimings(tmp_path / "timings.json")
+    found = StoredTimings.read(tmp_path / "timings.json")
     monkeypatch.setattr(correspondences, "search_timings", lambda: found)
     return found
 

@@ -30,10 +30,10 @@ def build(window: int = 0) -> str:
 
 
 def test_timings_are_read_again_and_those_of_other_processes_kept(tmp_path: Path) -> None:
-    mine, other = StoredTimings(tmp_path / FILE), StoredTimings(tmp_path / FILE)
+    mine, other = StoredTimings.read(tmp_path / FILE), StoredTimings.read(tmp_path / FILE)
     assert not mine
     mine["a"], other["b"] = TIMING, SLOWER
-    assert StoredTimings(tmp_path / FILE) == {"a": TIMING, "b": SLOWER}
+    assert StoredTimings.read(tmp_path / FILE) == {"a": TIMING, "b": SLOWER}
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
@@ -78,7 +78,7 @@ def test_a_file_that_holds_no_timings_counts_as_empty_and_is_written_anew(
 ) -> None:
     path = tmp_path / FILE
     path.write_bytes(content)
-    found = StoredTimings(path)
+    found = StoredTimings.read(path)
     assert not found
     found["b"] = TIMING
     assert json.loads(path.read_text()) == {"b": TIMING}
@@ -90,7 +90,7 @@ def test_what_is_no_file_or_cannot_be_written_stays_in_memory(tmp_path: Path) ->
     (places[1] / "kept").touch()
     os.mkfifo(places[2])
     for place in places:
-        found = StoredTimings(place)
+        found = StoredTimings.read(place)
         found["a"] = TIMING
         found["b"] = TIMING
         assert found == {"a": TIMING, "b": TIMING}
@@ -108,7 +108,8 @@ def test_the_node_measures_once_and_says_what_it_went_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(correspondences, "search_timings", lambda: StoredTimings(tmp_path / FILE))
+    kept = tmp_path / FILE
+    monkeypatch.setattr(correspondences, "search_timings", lambda: StoredTimings.read(kept))
     first = build()
     assert "matched by " in first
     assert "(this CPU, a frame: torch " in first

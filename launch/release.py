@@ -1,6 +1,6 @@
 """What a release holds: the files that git does not ignore, without those of .comfyignore.
 
-`python -m launch.release v0.1.0` prints what it says to users.
+`python -m launch.release v0.2.0` prints what it says to users.
 """
 
 from __future__ import annotations

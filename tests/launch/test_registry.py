@@ -51,13 +51,16 @@ TOP |= {
     "web",
     "workflows",
 }
-# Where a loader of the host looks for the file that its input names.
-MODELS = {
-    "ckpt_name": "checkpoints",
-    "control_net_name": "controlnet",
-    "lora_name": "loras",
-    "clip_name": "clip_vision",
-}
+# Where the host's loaders look for the files that their inputs name.
+MODELS = (
+    "checkpoints",
+    "clip_vision",
+    "controlnet",
+    "diffusion_models",
+    "loras",
+    "text_encoders",
+    "vae",
+)
 
 
 def test_a_release_holds_what_users_need_and_nothing_else() -> None:
@@ -167,7 +170,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     copy_files(released_files(), folder / "custom_nodes" / "tokenflow")
     for workflow in (ROOT / "workflows").glob("*.json"):
         for name in re.findall(r'"([^"\\]+\.(?:safetensors|pth))"', workflow.read_text()):
-            for models in MODELS.values():
+            for models in MODELS:
                 file = folder / "models" / models / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()

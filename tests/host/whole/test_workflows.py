@@ -2,7 +2,7 @@
 on few small frames in few steps.
 
 Where a workflow asks for Stable Diffusion 1.5, the embedded model takes its place, which has that
-layout; where it asks for SDXL a tiny model of SDXL's.
+layout; where it asks for SDXL a tiny model of SDXL's; where for a transformer the embedded one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ from launch.comfyui.workflow import Prompt, to_prompt
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 FRAMES = 3
+TRANSFORMERS = ["flux", "sd35", "transformer"]
+SIZES = {"flux": 768, "sd35": 1024, "sdxl": 1024}
+# Loaders of one part of a model, and which output of Load Demo Model that part is.
+PARTS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
 SMALL: dict[str, dict[str, Any]] = {
     "ImageFromBatch": {"length": FRAMES},
     "TokenFlowInvertVideo": {"steps": 3},
@@ -56,6 +60,7 @@ class Run:
             entry["inputs"].update(SMALL.get(entry["class_type"], {}))
             if entry["class_type"] == "CheckpointLoaderSimple":
                 self.replace_checkpoint(entry)
+        self.replace_parts()
         for node in [*self.nodes("TokenFlowSampler"), *self.nodes("VAEEncode")]:
             inputs = {"samples": [node, 0], "filename_prefix": "latents/test"}
             self.prompt[f"latents of {node}"] = {
@@ -66,10 +71,11 @@ class Run:
 
     def replace_checkpoint(self, loader: Any) -> None:
         """By a model that can be had, of the same layout, on smaller pictures."""
-        for node in self.nodes("ImageScale"):
-            self.prompt[node]["inputs"].update({"width": 64, "height": 64})
-        if "xl" not in loader["inputs"]["ckpt_name"]:
-            loader.update({"class_type": "TokenFlowLoadDemoModel", "inputs": {}})
+        self.make_smaller()
+        name = loader["inputs"]["ckpt_name"]
+        if "xl_" not in name:
+            kind = {"model": "transformer"} if name.startswith("sd3") else {}
+            loader.update({"class_type": "TokenFlowLoadDemoModel", "inputs": kind})
             return
         self.prompt["words"] = {
             "class_type": "TokenFlowLoadDemoModel",
@@ -79,6 +85,28 @@ class Run:
         loader.update(
             {"class_type": "TinyCheckpoint", "inputs": {"layout": "SDXL", "clip": ["words", 1]}}
         )
+
+    def replace_parts(self) -> None:
+        """Model, text encoder and autoencoder in files of their own: by the embedded ones."""
+        parts = {node: PARTS[kind] for kind in PARTS for node in self.nodes(kind)}
+        if not parts:
+            return
+        self.make_smaller()
+        for entry in self.prompt.values():
+            for name, value in entry["inputs"].items():
+                if isinstance(value, list) and value[0] in parts:
+                    entry["inputs"][name] = ["model", parts[value[0]]]
+        for node in parts:
+            del self.prompt[node]
+        self.prompt["model"] = {
+            "class_type": "TokenFlowLoadDemoModel",
+            "inputs": {"model": "transformer"},
+            "_meta": {"title": "Model"},
+        }
+
+    def make_smaller(self) -> None:
+        for node in self.nodes("ImageScale"):
+            self.prompt[node]["inputs"].update({"width": 64, "height": 64})
 
     def __call__(self, **changes: dict[str, Any]) -> Run:
         """Runs it with other inputs of a type's nodes: `run(TokenFlowSampler={"start": 0.5})`."""
@@ -279,7 +307,7 @@ def test_every_clip_is_cut_to_its_first_frames_and_scaled() -> None:
         )
         assert scale == [
             "lanczos",
-            *([128] * 2 if ours else [1024 if file.stem == "sdxl" else 512] * 2),
+            *[128 if ours else SIZES.get(file.stem, 512)] * 2,
             "center",
         ]
 
@@ -329,9 +357,51 @@ def test_prompts_and_names_are_those_of_the_clips(server: Any, file: Path) -> No
 
 
 def text_of(prompt: Prompt, link: Any) -> str:
-    """What a link to a prompt says, through ControlNets."""
+    """What a link to a prompt says, through ControlNets and guidance."""
     inputs = prompt[link[0]]["inputs"]
-    return inputs["text"] if "text" in inputs else text_of(prompt, inputs["positive"])
+    if "text" in inputs:
+        return str(inputs["text"])
+    return text_of(prompt, inputs["positive"] if "positive" in inputs else inputs["conditioning"])
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_flow_models_are_inverted_and_guided_as_suits_them(server: Any, name: str) -> None:
+    saved = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    prompt = to_prompt(saved, server.get("/object_info"))
+
+    def only(kind: str) -> Any:
+        (entry,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == kind)
+        return entry
+
+    source, edit = only("TokenFlowInvertVideo"), only("TokenFlowSampler")
+    assert (source["steps"], source["scheduler"], source["cfg"]) == (28, "simple", 1)
+    guidance = [prompt[one["positive"][0]]["inputs"].get("guidance") for one in (source, edit)]
+    if name == "flux":
+        assert (guidance, edit["cfg"]) == ([1, 3.5], 1)
+        assert prompt[edit["negative"][0]]["class_type"] == "ConditioningZeroOut"
+    else:
+        assert guidance == [None, None]
+        assert 4 <= edit["cfg"] <= 4.5
+    if name == "transformer":
+        assert only("TokenFlowLoadDemoModel") == {"model": "transformer"}
+
+
+def test_every_loader_names_the_files_to_get_and_where_they_belong() -> None:
+    folders = {
+        "CheckpointLoaderSimple": "checkpoints",
+        "UNETLoader": "diffusion_models",
+        "DualCLIPLoader": "text_encoders",
+        "VAELoader": "vae",
+    }
+    for file in FILES:
+        for node in opened(file)[1].values():
+            if node["type"] in folders:
+                models = node["properties"]["models"]
+                assert {model["directory"] for model in models} == {folders[node["type"]]}
+                names = [model["name"] for model in models]
+                assert node["widgets_values"][: len(names)] == names
+                assert [name for name in node["widgets_values"] if "." in name] == names
+                assert all(model["url"].endswith(f"/{model['name']}") for model in models)
 
 
 def test_sdedit_comes_closer_to_the_source_with_a_lower_start(workflow: Callable[..., Run]) -> None:
@@ -431,8 +501,8 @@ def test_a_bad_inversion_is_seen_before_anything_is_edited(workflow: Callable[..
     assert 0 < (source - rebuilt).square().mean() < 0.02
 
 
-@pytest.mark.parametrize("name", ["sd15_pnp", "sdxl"])
-def test_stable_diffusion_with_plug_and_play_and_a_lora_left_out(
+@pytest.mark.parametrize("name", ["sd15_pnp", "sdxl", *TRANSFORMERS])
+def test_plug_and_play_holds_the_layout_and_a_lora_is_left_out(
     workflow: Callable[..., Run], name: str
 ) -> None:
     run = workflow(name)()

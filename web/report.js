@@ -80,7 +80,7 @@ api.addEventListener("execution_start", () => {
 
 // Long names break in the help's narrow panel.
 const style = document.createElement("style")
-style.textContent = ".node-help-content code { overflow-wrap: anywhere }"
+style.textContent = ".node-help-content { overflow-wrap: anywhere }"
 document.head.append(style)
 
 app.registerExtension({

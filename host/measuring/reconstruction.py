@@ -172,8 +172,9 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
     Raises: NodeError if the VAE cannot decode them.
     """
     try:
-        pictures: Tensor = vae.decode(to_latent(model, latents)).float().cpu()
-        if pictures.ndim == 5:  # videos of one frame
+        samples = to_latent(model, latents)
+        pictures: Tensor = vae.decode(samples).float().cpu()
+        if samples.ndim == 5 and pictures.ndim == 5:  # videos of one frame
             pictures = pictures.flatten(0, 1)
         if pictures.ndim != 4:
             raise ValueError(f"pictures of shape {tuple(pictures.shape)}")

@@ -32,9 +32,7 @@ def correspondences(model: Any, name: str = "SD 3") -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    return call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
-    )[0]
+    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
 
 
 def edited(model: Any, found: Any, name: str = "SD 3", **inputs: Any) -> Tensor:

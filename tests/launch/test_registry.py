@@ -70,6 +70,7 @@ def test_a_release_holds_what_users_need_and_nothing_else() -> None:
         "README.md",
         "tokenflow_star.mp4",
         "model.safetensors",
+        "transformer.safetensors",
     }
     for folder in (
         "web",

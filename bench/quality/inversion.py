@@ -65,7 +65,7 @@ def main() -> None:
     options.scheduler = options.scheduler or world.scheduler
     with torch.inference_mode():
         reconstructions(world, options)
-        if options.clip == parser.get_default("clip"):
+        if options.edited and options.clip == parser.get_default("clip"):
             edits(world, options)
 
 

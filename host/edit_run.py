@@ -311,7 +311,9 @@ class EditRun(Run):
         want to see it run, and where self-attention is replaced.
         """
         options = call.options["transformer_options"]
-        patched = bool(options.get("patches_replace", {}).get("dit")) or any(
+        # The host puts them on UNets too, where they change nothing.
+        replaced = options.get("patches_replace", {}).get("dit")
+        patched = bool(replaced and self.edit.backbone.matched_on_output) or any(
             kind.endswith(("block_patch", "after_skip", "_block"))
             for kind in options.get("patches", {})
         )

@@ -5,8 +5,11 @@ see the image's alone. Their queries, keys and values come from the host project
 rotated, so what passes call tokens are these; all frames' image tokens have the same positions, and
 keep them where they are joined or carried.
 
-Text goes on attending to itself and to all the image tokens that its frame attends to. Frames that
-attend to nothing, because they take what keyframes have found, need no text: theirs is zero.
+Text goes on attending to itself and to all the image tokens that its frame attends to. Beside the
+image tokens of several frames it counts as many times as there are frames: else it would have the
+less to say the more keyframes are edited together, and equal frames would not be edited as one of
+them. Frames that attend to nothing, because they take what keyframes have found, need no text:
+theirs is zero.
 """
 
 from __future__ import annotations
@@ -287,17 +290,11 @@ class JointAttention(AttentionCall):
         ]
         return parts[0] if frames == 1 else torch.cat(parts, 1)
 
+    # What passes hand over is projected already, the source's as well.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.run(q, k, v)
+
     def run_injected(self, q_source: Tensor, k_source: Tensor, value: Tensor) -> Tensor:
-        """Attends with the source's queries and keys, which come projected like the call's own.
-
-        Args:
-            q_source: Queries, (b, P, C).
-            k_source: Keys, (b, K, C).
-            value: Values, (b, K, C).
-
-        Returns:
-            (b, P, C).
-        """
         return self.run(q_source, k_source, value)
 
     def run_windows(
@@ -325,19 +322,6 @@ class JointAttention(AttentionCall):
         ]
         return torch.stack(out, 1).flatten(0, 1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attends; as `run`, since what comes is projected already.
-
-        Args:
-            q: Queries, (b, P, C).
-            k: Keys, (b, K, C).
-            v: Values, (b, K, C).
-
-        Returns:
-            (b, P, C).
-        """
-        return self.run(q, k, v)
-
     def project_out(self, tokens: Tensor) -> Tensor:
         """Returns the tokens as they are: the block projects what it gets back."""
         return tokens
@@ -364,12 +348,19 @@ class JointAttention(AttentionCall):
         call's. Returns (b, P, C).
         """
         begin, end = self.place.start, self.place.stop
-        q, k, v = (
-            torch.cat([whole[rows, :begin], part, whole[rows, end:]], 1)
-            for whole, part in zip(self.whole_sides, (queries, keys, values), strict=True)
-        )
         size = queries.shape[1]
-        out = self.function(q, k, v, self._mask(rows, keys.shape[1] // size))
+        frames = keys.shape[1] // size
+
+        def among(whole: Tensor, part: Tensor, times: int) -> Tensor:
+            before, behind = whole[rows, :begin], whole[rows, end:]
+            return torch.cat([*[before] * times, part, *[behind] * times], 1)
+
+        q = among(self.whole_sides[0], queries, 1)
+        k, v = (
+            among(whole, part, frames)
+            for whole, part in zip(self.whole_sides[1:], (keys, values), strict=True)
+        )
+        out = self.function(q, k, v, self._mask(rows, frames))
         if begin or end < self.whole_sides[0].shape[1]:
             if self.others is None:
                 self.others = torch.zeros_like(self.whole_sides[0])
@@ -384,10 +375,8 @@ class JointAttention(AttentionCall):
             return None
         if mask.ndim > 2 and mask.shape[0] == len(self.whole_sides[0]):
             mask = mask[rows]
-        image = mask[..., self.place]
-        return torch.cat(
-            [mask[..., : self.place.start], *[image] * frames, mask[..., self.place.stop :]], -1
-        )
+        parts = mask[..., : self.place.start], mask[..., self.place], mask[..., self.place.stop :]
+        return torch.cat([part for part in parts for _ in range(frames)], -1)
 
 
 @dataclass

@@ -137,6 +137,8 @@ class _TextModel(sd1_clip.SDClipModel):
 
 
 class _TextEncoder(sd1_clip.SD1ClipModel):
+    inner = _TextModel
+
     def __init__(
         self,
         device: str = "cpu",
@@ -144,7 +146,7 @@ class _TextEncoder(sd1_clip.SD1ClipModel):
         model_options: dict | None = None,
     ) -> None:
         super().__init__(
-            device=device, dtype=dtype, model_options=model_options or {}, clip_model=_TextModel
+            device=device, dtype=dtype, model_options=model_options or {}, clip_model=self.inner
         )
 
 
@@ -154,17 +156,8 @@ class _ShortTextModel(_TextModel):
         return tokens[:, :TRANSFORMER_WORDS], *rest
 
 
-class _ShortTextEncoder(sd1_clip.SD1ClipModel):
-    def __init__(
-        self,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-        model_options: dict | None = None,
-    ) -> None:
-        options = model_options or {}
-        super().__init__(
-            device=device, dtype=dtype, model_options=options, clip_model=_ShortTextModel
-        )
+class _ShortTextEncoder(_TextEncoder):
+    inner = _ShortTextModel
 
 
 class _WordTokenizer(sd1_clip.SDTokenizer):

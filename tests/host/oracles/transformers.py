@@ -11,6 +11,7 @@ how many of them are the text's; it is sent the attention's output (T + P, heads
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -85,7 +86,7 @@ def rows_and_columns(height: int, width: int) -> Tensor:
     return torch.stack([rows.flatten(), columns.flatten()], 1).float()
 
 
-class Network:
+class Network(ABC):
     """Weights by name, and what all families compute alike."""
 
     blocks: tuple[str, ...]
@@ -113,15 +114,17 @@ class Network:
                 return self.weights[f"{name}.{ending}"]
         raise KeyError(name)
 
+    @abstractmethod
     def enter(self, x: Tensor, sigma: float, prompt: Prompt) -> State:
-        raise NotImplementedError
+        """A noisy frame (C, h, w) before the first block."""
 
+    @abstractmethod
     def run(self, block: str, state: State) -> Running:
-        raise NotImplementedError
+        """One block, which changes the state."""
 
+    @abstractmethod
     def leave(self, state: State) -> Tensor:
         """The velocity, (C, h, w)."""
-        raise NotImplementedError
 
 
 class SD3(Network):
@@ -388,9 +391,11 @@ class ZImage(Network):
         return -patches.reshape(-1, height, width)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(T, heads, d) each: (T, heads * d)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None = None) -> Tensor:
+    """(T, heads, d) each: (T, heads * d). extra: added to the scores of every key."""
     scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
+    if extra is not None:
+        scores = scores + extra
     return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1)
 
 
@@ -430,7 +435,9 @@ def keyframes_velocity(
     prompt: Prompt,
     inner: Sequence[str] = (),
 ) -> tuple[list[Tensor], Bank]:
-    """Keyframes attend to their own text and to all keyframes' image tokens (equation 5)."""
+    """Keyframes attend to their own text and to all keyframes' image tokens (equation 5); the text
+    counts as often as there are keyframes.
+    """
     bank, states = Bank(), [net.enter(x, sigma, prompt) for x in frames]
     before: list[Tensor] = []
     for name in net.blocks:
@@ -462,7 +469,10 @@ def keyframes_velocity(
                         v[span.stop :],
                     ]
                 )
-                out.append(attend(q, keys, values))
+                # Text and padding count once for every keyframe.
+                extra = torch.full((len(keys),), math.log(len(frames)))
+                extra[words : len(keys) - (len(k) - span.stop)] = 0
+                out.append(attend(q, keys, values, extra))
             bank.attention[name, count] = [o[span] for o, span in zip(out, spans, strict=True)]
             asked, count = _sent(running, out), count + 1
         if inner and name == inner[-1]:

@@ -42,7 +42,7 @@ def edited(model: Any, found: Any, name: str = "SD 3", **inputs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("layers", ["1", "0, 2"])
-def test_skipped_layers_guide(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_layers_guide(layers: str) -> None:
     """The evaluation that skips them leaves no bank of them, and asks for none."""
     model = tiny_transformer("SD 3")
     found = correspondences(model)

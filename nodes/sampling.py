@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..host.edit_run import Edit
 from ..host.editing import apply_edit, sample_edit
+from ..host.families import backbone_of
 from ..host.families.latents import as_latent, to_latent
 from ..host.measuring.cropping import as_encoded, mask_as_encoded
 from ..host.validation.checks import (
@@ -25,7 +26,14 @@ from ..host.validation.checks import (
 from ..host.validation.errors import NodeError, library_error
 from ..host.validation.prompts import check_prompts
 from ..modes import MODES
-from ..tokenflow_ops import DEEP_FEATURES, PROPAGATIONS, Correspondences, Injection, Inversion
+from ..tokenflow_ops import (
+    ATTENTION,
+    DEEP_FEATURES,
+    PROPAGATIONS,
+    Correspondences,
+    Injection,
+    Inversion,
+)
 from ..tokenflow_ops.libraries import LibraryError, library
 from .inputs import UNCONNECTED, before_run, checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
@@ -200,6 +208,16 @@ def _before_run(
     return before_run(node, {"consistency": consistency}, check)
 
 
+def _propagation(model: Any, propagation: str) -> str:
+    """What was chosen. Presets' deep features are a UNet's: what a transformer's inner blocks add
+    holds the keyframe's own noise, and leaves it on other frames.
+    """
+    found = backbone_of(model)
+    if propagation == BY_PRESET and found is not None and found[1].matched_on_output:
+        return ATTENTION
+    return propagation
+
+
 def _check_libraries(node: str, consistency: str) -> None:
     """Raises: NodeError if the mode's libraries are not there.
 
@@ -336,6 +354,7 @@ class Sampler(io.ComfyNode):
         preset: str = BALANCED,
         mask_from: float = MASK_FROM,
     ) -> io.NodeOutput:
+        propagation = _propagation(model, propagation)
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, mask_from, frames, chosen)
         edit, cut = _edit(SAMPLER, model, correspondences, injection, *asked)
@@ -463,6 +482,7 @@ class Apply(io.ComfyNode):
         preset: str = BALANCED,
         mask_from: float = MASK_FROM,
     ) -> io.NodeOutput:
+        propagation = _propagation(model, propagation)
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, mask_from, frames, chosen)
         edit, cut = _edit(APPLY, model, correspondences, injection, *asked)

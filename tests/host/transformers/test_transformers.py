@@ -141,6 +141,12 @@ def test_equal_frames_stay_equal_and_carrying_changes_others(name: str) -> None:
         assert relative_error(moved, edited(name, consistency="per frame")) > 1e-3
 
 
+def test_the_preset_carries_attention_alone() -> None:
+    found = edited("SD 3")
+    assert torch.equal(found, edited("SD 3", propagation=ATTENTION))
+    assert not torch.equal(found, edited("SD 3", propagation=DEEP_FEATURES))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_model_is_left_as_it_was(name: str) -> None:
     model = tiny_transformer(name)

@@ -209,8 +209,17 @@ def _before_run(
 
 
 def _propagation(model: Any, propagation: str) -> str:
-    """What was chosen. Presets' deep features are a UNet's: what a transformer's inner blocks add
-    holds the keyframe's own noise, and leaves it on other frames.
+    """Resolves "as preset" where the model is none of a preset's.
+
+    Presets' deep features are a UNet's: what a transformer's inner blocks add holds the keyframe's
+    own noise, and leaves it on other frames.
+
+    Args:
+        model: The ModelPatcher.
+        propagation: What was chosen.
+
+    Returns:
+        The same, or "attention" for a transformer.
     """
     found = backbone_of(model)
     if propagation == BY_PRESET and found is not None and found[1].matched_on_output:

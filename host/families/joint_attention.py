@@ -290,11 +290,30 @@ class JointAttention(AttentionCall):
         ]
         return parts[0] if frames == 1 else torch.cat(parts, 1)
 
-    # What passes hand over is projected already, the source's as well.
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Runs the module: what passes hand over is projected already.
+
+        Args:
+            q: Queries, (b, P, C).
+            k: Keys, (b, K, C).
+            v: Values, (b, K, C).
+
+        Returns:
+            (b, P, C).
+        """
         return self.run(q, k, v)
 
     def run_injected(self, q_source: Tensor, k_source: Tensor, value: Tensor) -> Tensor:
+        """Runs the module: the source's queries and keys are projected already, too.
+
+        Args:
+            q_source: Queries, (b, P, C).
+            k_source: Keys, (b, K, C).
+            value: Values, (b, K, C).
+
+        Returns:
+            (b, P, C).
+        """
         return self.run(q_source, k_source, value)
 
     def run_windows(

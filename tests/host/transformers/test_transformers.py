@@ -142,9 +142,9 @@ def test_equal_frames_stay_equal_and_carrying_changes_others(name: str) -> None:
 
 
 def test_the_preset_carries_attention_alone() -> None:
-    found = edited("SD 3")
-    assert torch.equal(found, edited("SD 3", propagation=ATTENTION))
-    assert not torch.equal(found, edited("SD 3", propagation=DEEP_FEATURES))
+    found = edited("Flux")
+    assert torch.equal(found, edited("Flux", propagation=ATTENTION))
+    assert not torch.equal(found, edited("Flux", propagation=DEEP_FEATURES))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

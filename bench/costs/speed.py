@@ -1,6 +1,7 @@
 """Seconds and memory of an edit.
 
-    python3 run.py bench speed [--model embedded|sd15|sdxl] [--size 128 --frames 16 --steps 50 ...]
+    python3 run.py bench speed [--model embedded transformer sd15 ...] [--quick] [--json FILE]
+        [--size 128 --frames 16 --steps 50 ...]
 
 Against the host's plain sampling, and against the schedule of the method's public code on the same
 UNet. sd15 and sdxl are the published layouts with random weights: small clips on a CPU, at full
@@ -29,6 +30,10 @@ measured, 20 for each of --steps. By its attention:
 
 Inversion: each refinement in plain passes over the source, which are sampled with as many steps and
 no guidance. Few steps make the extrapolated one look dear: its first step alone takes more calls.
+
+--quick leaves out all that --json does not tell, and takes fewer steps: minutes a model on a CPU.
+--json FILE adds to FILE the flat figures of bench/tools/ratios.py, of 50 + 50 steps; names of
+others than the embedded UNet begin with the model's.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +61,7 @@ from bench.tools.markdown import figure, middle, table
 from bench.tools.memory import Spent, highest, kept, spent_on
 from bench.tools.models import MODELS, Subject, make_subject
 from bench.tools.public_code import loop_over_heads
+from bench.tools.ratios import Stages, write
 
 # Names of what is measured. Sampling:
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
@@ -79,6 +86,7 @@ PUBLIC = {
 }
 PUBLIC_STEPS, PUBLIC_INVERSION_STEPS = 50, 500 + 500
 PASS = "plain pass"
+IN_RATIOS = (HOST, FREE, *FIRST_EDIT, FUSED, FUSED_SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -110,26 +118,50 @@ ON_DEVICE = {
     "sd15": Settings(512, 40, 50, 3),
     "sdxl": Settings(1024, 16, 50, 3),
 }
+# A fifth of the steps carries pictures, four fifths inject, as of fifty.
+QUICK = {
+    "embedded": Settings(128, 16, 10, 1),
+    "transformer": Settings(128, 16, 10, 1),
+    "sd15": Settings(128, 16, 5, 1),
+    "sdxl": Settings(128, 16, 5, 1),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=MODELS, default="embedded")
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=["embedded"])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
     for name in vars(ON_CPU["embedded"]):
         parser.add_argument(f"--{name}", type=float if name == "cfg" else int)
-    options = {
-        name: value for name, value in vars(parser.parse_args()).items() if value is not None
-    }
-    model = options.pop("model")
-    settings = Settings(
-        **vars((ON_DEVICE if torch.cuda.is_available() else ON_CPU)[model]) | options
-    )
-    with torch.inference_mode():
-        subject = make_subject(model, settings.frames, settings.size)
-        print(f"\n{subject.name}, {settings}", flush=True)
-        report(measure(make_lines(subject, settings), settings.rounds), settings.steps)
+    options = vars(parser.parse_args())
+    models, quick, file = (options.pop(name) for name in ("model", "quick", "json"))
+    usual = QUICK if quick else ON_DEVICE if torch.cuda.is_available() else ON_CPU
+    given = {name: value for name, value in options.items() if value is not None}
+    for model in models:
+        settings = Settings(**vars(usual[model]) | given)
+        with torch.inference_mode():
+            stages = measure_model(model, settings, quick)
+        if file is not None:
+            write(file, stages.ratios(), model)
+
+
+def measure_model(model: str, settings: Settings, quick: bool) -> Stages:
+    """Measures a model, and prints what was found."""
+    subject = make_subject(model, settings.frames, settings.size)
+    print(f"\n{subject.name}, {settings}", flush=True)
+    lines = make_lines(subject, settings)
+    if quick:
+        lines = {name: line for name, line in lines.items() if name in IN_RATIOS}
+    measured = measure(lines, settings.rounds)
+    stages = measured.stages(settings)
+    if quick:
+        table(["", "ratio"], ([name, middle(found)] for name, found in stages.ratios().items()))
+    else:
+        report(measured, settings.steps)
+    return stages
 
 
 def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], Any]]:
@@ -191,6 +223,12 @@ class Measured:
         return torch.tensor([[spent.seconds for spent in self.spent[name]] for name in names]).sum(
             0
         )
+
+    def stages(self, settings: Settings) -> Stages:
+        """What ratios are made of."""
+        ours = (self.seconds(name) for name in (HOST, FREE, INJECTED, INVERSION, EXTRACT, BUILD))
+        public = self.seconds(FUSED, FUSED_SAMPLING) if FUSED_SAMPLING in self.spent else None
+        return Stages(settings.steps, settings.interval, *ours, public)
 
     def memory(self, name: str) -> list[str]:
         """Cells: the process's peak and the device's in MiB,

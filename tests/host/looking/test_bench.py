@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from bench.costs import search
 from bench.tools.materials import made_of
 from bench.tools.memory import kept
 from bench.tools.public_code import SCHEDULER, loop_over_heads
+from bench.tools.ratios import Stages
+from bench.tools.ratios import write as write_ratios
 
 from ..tiny_models import tiny_sd15
 
@@ -66,6 +69,45 @@ def test_the_bench_of_the_search_has_a_row_for_every_shape(
     # Without FAISS there is no second table.
     assert [row[:3] for row in rows[4:]] in ([], [["9", "4", "3"], ["70", "4", "8"]])
     assert len({len(row) for row in rows[:4]}) == 1
+
+
+def measured(steps: int, slower: float = 1.0, public: bool = True) -> Stages:
+    """As if a model call of 16 frames took a second."""
+    times = [2.0 * steps, 0.5 * steps, 0.6 * steps, 3.0 + steps, 1.0, min(2 * steps, 20) / 4]
+    rounds = [torch.tensor([seconds, seconds * slower]) for seconds in times]
+    return Stages(steps, 8, *rounds, torch.full((2,), 4.0 * steps) if public else None)
+
+
+def test_ratios_of_few_steps_are_those_of_fifty() -> None:
+    fifty = {name: found[0].item() for name, found in measured(50).ratios().items()}
+    expected = {
+        "sampling": 0.25,
+        "sampling_injected": 0.3,
+        "second_edit_8_steps": 0.048,
+        "first_edit": (53 + 1 + 5 + 30) / 200,
+        "first_edit_every_other": (29 + 1 + 5 + 30) / 200,
+        "second_edit": 30 / 200,
+    }
+    assert fifty == pytest.approx(expected)
+    for steps in (5, 10):
+        few = {name: found[0].item() for name, found in measured(steps).ratios().items()}
+        assert few == pytest.approx(expected)
+
+
+def test_ratios_of_several_models_go_into_one_flat_file(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "ratios.json"
+    write_ratios(file, measured(10).ratios(), "embedded")
+    plain = torch.tensor([8.0, 4.0])
+    found = {"sampling": torch.tensor([2.0, 2.0]) / plain}
+    write_ratios(file, found, "transformer")
+    flat = json.loads(file.read_text())
+    assert flat["sampling"] == 0.25
+    assert flat["transformer.sampling"] == 0.375
+    assert (flat["transformer.sampling.low"], flat["transformer.sampling.high"]) == (0.25, 0.5)
+    assert "first_edit" in flat
+    assert not {name for name in measured(10, public=False).ratios() if "edit" in name} - {
+        "second_edit_8_steps"
+    }
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])

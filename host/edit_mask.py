@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion
-from ..tokenflow_ops.edit_mask import disagreement
+from ..tokenflow_ops.masking.disagreement import DRAWS, LEVELS, disagreement, noised
+from ..tokenflow_ops.parameterization import Parameterization
 from .patching import patch
 from .progress import Progress
 from .source import SourceRun, visit_steps
@@ -19,7 +20,7 @@ def prompts_apart(
     model: Any,
     inversion: Inversion,
     positive: Any,
-    steps: list[int],
+    parameterization: Parameterization,
     frames_per_pass: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -30,29 +31,31 @@ def prompts_apart(
         model: The user's ModelPatcher, which is not touched.
         inversion: The source's path, with its prompt.
         positive: The edit prompt, a CONDITIONING.
-        steps: Steps of the inversion at which they are compared.
+        parameterization: What the model's noise levels mean.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
-        progress: Counts two steps for each of `steps`.
+        progress: Counts two steps for each of LEVELS and DRAWS.
 
     Returns:
-        (N, h, w) float32, the mean over the steps.
+        (N, h, w) float32, the mean over LEVELS.
 
     Raises:
         NodeError: For what cannot be combined with TokenFlow.
     """
+    levels = list(range(len(LEVELS)))
+    apart: list[Any] = [0.0] * len(LEVELS)
+    for source in noised(inversion, parameterization):
+        for sign, prompt in ((1, positive), (-1, inversion.conditioning)):
 
-    def denoised(prompt: Any) -> list[Tensor]:
-        """The source's frames as the model sees them at each step, under one prompt."""
-        found: list[Tensor] = []
-        visit_steps(
-            patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass),
-            inversion,
-            prompt,
-            steps,
-            lambda step, frames, run: found.append(frames),
-            progress=progress,
-        )
-        return found
+            def add(step: int, frames: Tensor, run: Any, sign: int = sign) -> None:
+                """Adds what the model makes of all frames at a level under one prompt."""
+                apart[step] = apart[step] + sign * frames.float().cpu() / DRAWS
 
-    pairs = zip(denoised(positive), denoised(inversion.conditioning), strict=True)
-    return torch.stack([disagreement(edit, source) for edit, source in pairs]).mean(0)
+            visit_steps(
+                patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass),
+                source,
+                prompt,
+                levels,
+                add,
+                progress=progress,
+            )
+    return disagreement(torch.stack(apart))

@@ -14,7 +14,8 @@ from ..host.validation.checks import check_frame_count, check_model, check_same_
 from ..host.validation.errors import NodeError
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
-from ..tokenflow_ops.edit_mask import compared_steps, edit_masks
+from ..tokenflow_ops.masking.disagreement import DRAWS, LEVELS
+from ..tokenflow_ops.masking.outlines import ROUNDS, edit_masks, grown, softened
 from .inputs import before_run, checked
 from .schema import InversionSocket, frames_per_pass_input, lines, preview, schema, shown_frames
 
@@ -71,6 +72,11 @@ class FindEditMask(io.ComfyNode):
                 io.Image.Output(
                     display_name="preview", tooltip="The frames, dimmed where nothing is edited."
                 ),
+                io.Mask.Output(
+                    display_name="outlines",
+                    tooltip="The same without grow, with soft edges: for ImageCompositeMasked, to "
+                    "lay the edit over the source frames pixel by pixel.",
+                ),
             ],
             is_output_node=True,
         )
@@ -96,9 +102,16 @@ class FindEditMask(io.ComfyNode):
         check_prompts(NAME, model, positive)
         check_frame_count(NAME, frames, inversion)
         frames, cut = as_encoded(NAME, frames, inversion)
-        steps = compared_steps(inversion, backbone.parameterization)
-        progress = Progress(2 * len(steps) + len(frames))
-        apart = prompts_apart(NAME, model, inversion, positive, steps, frames_per_pass, progress)
+        progress = Progress(2 * len(LEVELS) * DRAWS + ROUNDS + len(frames))
+        apart = prompts_apart(
+            NAME,
+            model,
+            inversion,
+            positive,
+            backbone.parameterization,
+            frames_per_pass,
+            progress,
+        )
         if not torch.isfinite(apart).all():
             remedy = "Run it in a higher precision (--force-fp32 or --bf16-unet)."
             raise NodeError(NAME, "model", "it sees NaN or infinite values.", remedy)
@@ -109,7 +122,8 @@ class FindEditMask(io.ComfyNode):
                 "a prompt that says the same to the model as the inversion's.",
                 "Connect the edit prompt, not the source prompt.",
             )
-        masks = edit_masks(frames, apart, sensitivity, grow, progress)
+        outlines = edit_masks(frames, apart, sensitivity, progress)
+        masks = grown(outlines, grow)
         seen = masks.flatten(1).mean(1)
         text = (
             f"edited in {int((seen > 0).sum())} of {len(masks)} frames, "
@@ -117,4 +131,4 @@ class FindEditMask(io.ComfyNode):
         )
         dimmed = frames[..., :3].float().cpu() * (DIMMED + (1 - DIMMED) * masks)[..., None]
         few = dimmed[shown_frames(len(dimmed), MOST_SHOWN)]
-        return io.NodeOutput(masks, dimmed, ui=preview(few, lines(text, cut)))
+        return io.NodeOutput(masks, dimmed, softened(outlines), ui=preview(few, lines(text, cut)))

@@ -25,6 +25,8 @@ class Parameterization:
         1.5
         >>> Parameterization(flow=True).noise_over_signal(0.75)
         3.0
+        >>> Parameterization(flow=True).sigma(3.0)
+        0.75
     """
 
     flow: bool = False
@@ -34,6 +36,23 @@ class Parameterization:
         if not self.flow:
             return sigma
         return sigma / (1 - sigma) if sigma < 1 else float("inf")
+
+    def sigma(self, noise_over_signal: float) -> float:
+        """Returns the noise level where the noise's scale over the picture's is this."""
+        return noise_over_signal / (1 + noise_over_signal) if self.flow else noise_over_signal
+
+    def noised(self, clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Adds noise to clean latents, as the model family does.
+
+        Args:
+            clean: Latents of any shape.
+            noise: Of deviation 1, in the same shape.
+            sigma: The noise level.
+
+        Returns:
+            Noisy latents in the same shape.
+        """
+        return (1 - sigma if self.flow else 1.0) * clean + sigma * noise
 
 
 def passed(noise_over_signal: float) -> float:

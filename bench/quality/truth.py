@@ -10,8 +10,9 @@ already is not run again. From these lines come OUT/truth.md, truth.csv and wors
 the frame that ours got most wrong, beside its ideal.
 
 Plug-and-Play takes the source's features in one block of every resolution; in one_block in the
-paper's alone. Ours is the defaults with Find Edit Mask, used as its help page says: with the source
-prompt as negative prompt and cfg 3. without_mask is the defaults alone.
+paper's alone. Ours is the defaults with Find Edit Mask, used as its help page says: the mask grown
+by a latent's side, with the source prompt as negative prompt and cfg 3, and the edit laid over the
+source by the host's ImageCompositeMasked. without_mask is the defaults alone.
 
 structure: overlap (IoU) of the pixels of the asked surface (bench/tools/materials.py) with the
     object's true outline, mean over the frames; what another object hides is left out.
@@ -50,7 +51,7 @@ from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.reporting.grid import captioned_grid
 from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
 
-from bench.tools.case import Settings, World
+from bench.tools.case import Settings, World, composited
 from bench.tools.intervals import interval, resampled
 from bench.tools.public_code import public_inversion
 from bench.tools.truth import Figures, TruthCase
@@ -79,6 +80,7 @@ class Row:
 
 # With a mask and the source prompt as negative prompt so much guidance is enough.
 MASKED_CFG = 3.0
+CELL = 4  # pixels of a latent's side, by which the mask grows
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
 ROWS = (
     Row(BASE, {}, {}, {"consistency": "per frame"}),
@@ -278,10 +280,12 @@ def edits_of(
             start = time.process_time()
             sampling = dict(row.sampling)
             if row.masked:
-                mask = case.edit_mask(inversions[row.public], surface)
+                mask, outlines = case.edit_mask(inversions[row.public], surface, grow=CELL)
                 sampling |= {"mask": mask, "negative": case.source_prompt, "cfg": MASKED_CFG}
             injection = PlugAndPlay.execute(features_in=row.features_in).args[0]
             edited = case.edit(prepared[first_stage], surface, injection=injection, **sampling)
+            if row.masked:
+                edited = composited(case.source, edited, outlines)
             seconds = time.process_time() - start
             line = Line.of(case.clip, surface, row.name, seconds, case.figures(edited, surface))
             pictures[row.name] = edited

@@ -17,6 +17,7 @@ import av
 import judge
 import make_clip
 import torch
+from comfy_extras.nodes_mask import ImageCompositeMasked
 from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow
 from tokenflow_pack.host.files.demo_model import MODELS, TRANSFORMER, UNET, load_demo_model
 from tokenflow_pack.modes import MODES
@@ -178,15 +179,19 @@ class Editable:
         choices = {"keyframe_interval": self.settings.interval, "seed": 1} | choices
         return BuildCorrespondences.execute(features=features, **choices).args[0]
 
-    def edit_mask(self, inversion: Any, surface: str, **choices: Any) -> Tensor:
-        """Where the edit to a surface is to happen. choices: inputs of Find Edit Mask."""
-        return FindEditMask.execute(
+    def edit_mask(self, inversion: Any, surface: str, **choices: Any) -> tuple[Tensor, Tensor]:
+        """Where the edit to a surface is to happen, and its outlines.
+
+        choices: inputs of Find Edit Mask.
+        """
+        mask, _, outlines = FindEditMask.execute(
             model=self.world.model,
             inversion=inversion,
             positive=self.edit_prompt(surface),
             frames=self.source,
             **choices,
-        ).args[0]
+        ).args
+        return mask, outlines
 
     def edit(
         self,
@@ -291,6 +296,12 @@ class Case(Editable):
             distance=decibels(error, known.away | known.band),
             drift=known.drift(error),
         )
+
+
+def composited(source: Tensor, edited: Tensor, outlines: Tensor) -> Tensor:
+    """An edit (N, h, w, 3) laid over its source where outlines (N, h, w) say so, by the host."""
+    laid: Tensor = ImageCompositeMasked().composite(source, edited, 0, 0, False, outlines)[0]
+    return laid
 
 
 def channels_first(clip: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
-from tokenflow_pack.tokenflow_ops.edit_mask import compared_steps
-from tokenflow_pack.tokenflow_ops.parameterization import Parameterization
+from tokenflow_pack.tokenflow_ops.masking.disagreement import DRAWS, LEVELS
+from tokenflow_pack.tokenflow_ops.masking.outlines import ROUNDS
 from torch import Tensor
 
 import nodes
@@ -117,11 +117,12 @@ def overlap(found: Tensor, true: Tensor) -> float:
     return float((found & true).sum() / (found | true).sum())
 
 
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("kind", ["plain", "enter"])
+@pytest.mark.parametrize(
+    ("kind", "number"), [("plain", 1), ("plain", 2), ("enter", 1), ("enter", 2), ("pass", 8)]
+)
 def test_the_mask_is_the_object_that_the_edit_changes(kind: str, number: int) -> None:
     clip = source(kind, number)
-    masks, preview = clip.masks(grow=0)
+    masks, preview, outlines = clip.masks(grow=0)
     assert masks.shape == clip.frames.shape[:3]
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     found, true = masks > 0.5, clip.clip.masks()
@@ -135,6 +136,16 @@ def test_the_mask_is_the_object_that_the_edit_changes(kind: str, number: int) ->
             assert overlap(mask, object_) > 0.8
     torch.testing.assert_close(preview[found], clip.frames[found])
     torch.testing.assert_close(preview[~found], 0.3 * clip.frames[~found])
+    assert overlap(outlines > 0.5, found) > 0.95
+    soft = (outlines > 0) & (outlines < 1)
+    assert 0 < float(soft.float().mean()) < 0.1
+
+
+def test_outlines_do_not_grow() -> None:
+    clip = source("plain", 1)
+    masks, _, outlines = clip.masks(grow=4)
+    assert torch.equal(outlines, clip.masks(grow=0)[2])
+    assert float(masks.mean()) > 1.2 * float(outlines.mean())
 
 
 def test_outside_of_the_mask_the_edit_is_the_source() -> None:
@@ -161,21 +172,20 @@ def test_outside_of_the_mask_the_edit_is_the_source() -> None:
 # On the tiny one
 
 
-def passes() -> int:
-    """Steps at which the tiny model's clip is looked at."""
-    return len(compared_steps(inverted()[0], Parameterization()))
+# Calls of the model under each prompt, and all of them.
+CALLS, ALL = len(LEVELS), 2 * DRAWS * len(LEVELS)
 
 
 def test_the_model_stays_as_it_was() -> None:
     with untouched(tiny_model()):
-        masks, preview = find()
-    assert len(masks) == len(preview) == FRAMES
+        masks, preview, outlines = find()
+    assert len(masks) == len(preview) == len(outlines) == FRAMES
 
 
 @pytest.mark.parametrize("prompt", [0, 1], ids=["edit", "source"])
 def test_an_interrupt_ends_it_within_one_call_of_the_model(prompt: int) -> None:
     made: list[int] = []
-    last = prompt * passes() + 1
+    last = prompt * CALLS + 1
 
     def see(_: Any) -> None:
         made.append(1)
@@ -188,8 +198,8 @@ def test_an_interrupt_ends_it_within_one_call_of_the_model(prompt: int) -> None:
 
 
 def test_an_interrupt_while_outlines_are_followed_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = 2 * passes()
-    counted = interrupt_after(2, before + FRAMES, monkeypatch)
+    before = ALL
+    counted = interrupt_after(2, before + ROUNDS + FRAMES, monkeypatch)
     with interrupted():
         find()
     assert counted == [before + 1, before + 2]

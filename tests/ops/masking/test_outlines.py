@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenflow_ops import Inversion
-from tokenflow_ops.edit_mask import compared_steps, disagreement, edit_masks, otsu
-from tokenflow_ops.parameterization import Parameterization
+from tokenflow_ops.masking.outlines import ROUNDS, edit_masks, grown, otsu, softened
 
 
 def clip(frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,14 +56,34 @@ def test_an_edit_of_everything_is_one() -> None:
     assert edit_masks(pictures, torch.ones(2, 8, 8), sensitivity=2.0).all()
 
 
-def test_it_grows_by_pixels_and_is_more_or_less_sensitive() -> None:
+def test_it_is_more_or_less_sensitive() -> None:
     pictures, masks = clip(1, 64, 64)
     apart = rough(masks)
-    wider = edit_masks(pictures, apart, grow=3)
-    assert torch.equal(
-        wider, torch.nn.functional.max_pool2d(edit_masks(pictures, apart)[:, None], 7, 1, 3)[:, 0]
-    )
     assert not edit_masks(pictures, apart, sensitivity=0.1).any()
+    assert edit_masks(pictures, apart, sensitivity=10.0).all()
+
+
+def test_what_some_frames_tell_apart_is_found_in_all() -> None:
+    pictures, masks = clip(5, 64, 64)
+    apart = rough(masks)
+    apart[2] = 0.1 + 0.32 * (apart[2] - 0.1)
+    assert 0.6 * otsu(apart) < float(apart[2].max()) < otsu(apart)  # too little, but not nothing
+    assert overlap(edit_masks(pictures, apart)[2], masks[2]) > 0.9
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 3])
+def test_masks_grow_by_pixels(pixels: int) -> None:
+    masks = clip(2, 64, 61)[1].float()
+    side = 2 * pixels + 1
+    wanted = torch.nn.functional.max_pool2d(masks[:, None], side, 1, pixels)[:, 0]
+    assert torch.equal(grown(masks, pixels), wanted)
+
+
+def test_soft_edges_are_two_pixels_wide() -> None:
+    masks = torch.zeros(1, 5, 8)
+    masks[..., 4:] = 1
+    wanted = torch.tensor([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1]).expand(1, 5, 8)
+    torch.testing.assert_close(softened(masks), wanted)
 
 
 def test_the_same_clip_has_the_same_mask_each_time() -> None:
@@ -73,42 +91,22 @@ def test_the_same_clip_has_the_same_mask_each_time() -> None:
     assert torch.equal(edit_masks(pictures, rough(masks)), edit_masks(pictures, rough(masks)))
 
 
-def test_each_frame_can_end_it() -> None:
+@pytest.mark.parametrize("last", [1, ROUNDS, ROUNDS + 2])
+def test_each_round_and_frame_can_end_it(last: int) -> None:
     pictures, masks = clip(3, 32, 32)
     calls: list[int] = []
 
     def stop() -> None:
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == last:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        edit_masks(pictures, rough(masks), on_frame=stop)
-    assert len(calls) == 2
+        edit_masks(pictures, rough(masks), on_step=stop)
+    assert len(calls) == last
 
 
 def test_the_threshold_lies_between_two_groups() -> None:
     low, high = torch.linspace(0.1, 0.2, 50), torch.linspace(0.8, 0.9, 9)
     assert 0.2 < otsu(torch.cat([low, high])) < 0.8
     assert otsu(torch.zeros(4)) > 0
-
-
-def test_predictions_differ_by_the_norm_over_channels() -> None:
-    edit, source = torch.zeros(1, 4, 5, 5), torch.zeros(1, 4, 5, 5)
-    edit[:, :2, 2, 2] = torch.tensor([3.0, 4.0])
-    found = disagreement(edit, source)
-    assert found[0, 2, 2] == pytest.approx(5 / 9)
-    assert found[0, 0, 0] == 0
-
-
-def inversion(levels: list[float]) -> Inversion:
-    latents = torch.zeros(len(levels), 1, 4, 8, 8)
-    return Inversion(torch.tensor(levels), latents, None, "", len(levels) - 1, "normal")
-
-
-def test_steps_are_chosen_by_their_noise() -> None:
-    levels = [14.6, 6.5, 5.0, 3.0, 2.6, 1.6, 1.2, 0.6, 0.0]
-    assert compared_steps(inversion(levels), Parameterization()) == [1, 4, 6]
-    assert compared_steps(inversion([14.6, 0.0]), Parameterization()) == [0]
-    flow = [level / (1 + level) for level in levels]
-    assert compared_steps(inversion(flow), Parameterization(flow=True)) == [1, 4, 6]

@@ -1,0 +1,1 @@
+"""Where an edit is to happen, found by the prompts alone."""

@@ -1,0 +1,143 @@
+"""The outlines of what an edit changes.
+
+Where the prompts disagree is known on the latents' grid; GrabCut (Rother et al., SIGGRAPH 2004)
+follows the pictures' own outlines from there. Its colours of what is edited and what is not are the
+clip's: an object that some frames tell apart is found in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..libraries import library
+
+CERTAIN = 0.6  # below this share of the threshold a pixel is surely not edited
+EMPTY = 0.003  # a clip with less of it above the threshold shows nothing to edit
+LONGEST = 512  # pixels of a side that outlines are followed on
+ROUNDS = 4  # of GrabCut
+LEARNT_ON, LEARNT_AT = 16, 192  # frames that colours are learnt on, and pixels of their longer side
+
+
+def otsu(values: Tensor) -> float:
+    """Finds the threshold that parts values into two groups best (Otsu 1979).
+
+    Args:
+        values: Any shape, 0 or more.
+
+    Returns:
+        A value between the groups.
+    """
+    cv2 = library("cv2")
+    scale = float(values.max()) / 255 or 1.0
+    grey = (values.flatten() / scale).round().byte().numpy()[None]
+    return scale * (0.5 + float(cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)[0]))
+
+
+def edit_masks(
+    frames: Tensor,
+    apart: Tensor,
+    sensitivity: float = 1.0,
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Finds the pixels that two prompts disagree about, with the pictures' own outlines.
+
+    The threshold is the clip's, so that a frame without the object has an empty mask.
+
+    Args:
+        frames: The source, (N, H, W, 3 or more), 0 to 1.
+        apart: As of `disagreement`, (N, h, w).
+        sensitivity: Above 1 more is found, below 1 less.
+        on_step: Called ROUNDS times and after each frame; may raise to stop.
+
+    Returns:
+        (N, H, W) float32, 1 where the frames are to be edited, else 0.
+    """
+    cv2, size = library("cv2"), frames.shape[1:3]
+    level = otsu(apart) / sensitivity
+    above = apart > level
+    if float(above.float().mean()) < EMPTY or bool(above.all()):
+        return above.all().float().expand(len(frames), *size).clone()
+    colours = _learnt(frames, apart, level, on_step)
+    found = []
+    for frame, there in zip(frames, apart, strict=True):
+        picture, labels = _labelled(frame, there, level, LONGEST)
+        if colours is not None:
+            cv2.grabCut(picture, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
+        inside = torch.from_numpy(_inside(labels)).float()[None, None]
+        found.append(F.interpolate(inside, size, mode="bilinear").round()[0, 0])
+        on_step()
+    return torch.stack(found)
+
+
+def grown(masks: Tensor, pixels: int) -> Tensor:
+    """Adds to masks what lies near them.
+
+    Args:
+        masks: (N, H, W), 0 to 1.
+        pixels: How near, across and down.
+
+    Returns:
+        (N, H, W).
+    """
+    if not pixels:
+        return masks
+    # A square's rows, then its columns: the whole square at once is slow where it is large.
+    across = F.max_pool2d(masks[:, None], (1, 2 * pixels + 1), 1, (0, pixels))
+    return F.max_pool2d(across, (2 * pixels + 1, 1), 1, (pixels, 0))[:, 0]
+
+
+def softened(masks: Tensor) -> Tensor:
+    """Makes the edge of masks (N, H, W) two pixels wide, as pictures have it."""
+    return F.avg_pool2d(masks[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+
+
+def _learnt(
+    frames: Tensor, apart: Tensor, level: float, on_step: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The colours of what is edited and of the rest, in OpenCV's form, by frames of all the clip.
+
+    None where all of the clip is one of the two.
+    """
+    cv2 = library("cv2")
+    few = torch.linspace(0, len(frames) - 1, min(LEARNT_ON, len(frames))).round().long().tolist()
+    parts = [_labelled(frames[i], apart[i], level, LEARNT_AT) for i in few]
+    # One below the other: GrabCut takes a single picture.
+    picture, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
+    colours = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(0)  # its clusters start at random
+    for start in [cv2.GC_INIT_WITH_MASK] + [cv2.GC_EVAL] * (ROUNDS - 1):
+        # Then a side has no pixels to learn from; the colours of the round before stay.
+        if _inside(labels).all() or not _inside(labels).any():
+            return None if start == cv2.GC_INIT_WITH_MASK else colours
+        cv2.grabCut(picture, labels, None, *colours, 1, start)
+        on_step()
+    return colours
+
+
+def _labelled(
+    frame: Tensor, there: Tensor, level: float, longest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A frame (H, W, 3) as OpenCV has pictures, and what is likely or sure of its pixels."""
+    cv2 = library("cv2")
+    height, width = frame.shape[:2]
+    shrink = min(1.0, longest / max(height, width))
+    size = max(1, round(height * shrink)), max(1, round(width * shrink))
+    small = F.interpolate(frame[..., :3].movedim(-1, 0)[None].float().cpu(), size, mode="area")
+    likely = F.interpolate(there[None, None], size, mode="bilinear")[0, 0]
+    labels = np.full(size, cv2.GC_PR_BGD, np.uint8)
+    labels[(likely > level).numpy()] = cv2.GC_PR_FGD
+    labels[(likely < CERTAIN * level).numpy()] = cv2.GC_BGD
+    picture = (small[0].movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()[..., ::-1].copy()
+    return picture, labels
+
+
+def _inside(labels: np.ndarray) -> np.ndarray:
+    """What GrabCut takes for the foreground, bool."""
+    cv2 = library("cv2")
+    found: np.ndarray = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    return found

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMatches
 from ..tokenflow_ops.backbone import Backbone
 from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
-from ..tokenflow_ops.edit import StepPlan, edit_step
+from ..tokenflow_ops.edit import Left, StepPlan, edit_again, edit_step
 from ..tokenflow_ops.injection import before
 from ..tokenflow_ops.passes import CapturePass, Pass
 from .families.latents import for_host
@@ -82,6 +82,8 @@ class Edit:
             before: a model that is shown the source's own ground all around goes on with it.
         frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
             flow need them.
+        guides_along: Whether frames between keyframes take the guidance of these.
+        repeats: Whether every second step takes what keyframes have left in the step before.
     """
 
     node: str
@@ -96,6 +98,8 @@ class Edit:
     mask: Tensor | None = None
     mask_from: float = 0.0
     frames: Tensor | None = None
+    guides_along: bool = False
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ class EditRun(Run):
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
+        self.left: dict[Any, _Kept] = {}
+        self.evaluations = 0  # of the sampler's running call
         self.source_conds: list[dict[str, Any]] | None = None
         self.positive: list[dict[str, Any]] | None = None
 
@@ -197,6 +203,7 @@ class EditRun(Run):
             The denoised frames, (N, C, h, w).
         """
         self.step_sigma = sigma if self.steps is None else self.steps.begins_at(sigma)
+        self.evaluations = 0
         after_guidance = partial(self.edit.mode.after_guidance, self, self.moment(self.step_sigma))
         mask = self.mask_at(self.step_sigma)
         if mask is None:
@@ -356,18 +363,23 @@ class EditRun(Run):
         latents = self.inversion.latents_at(call.sigma)[capture.frames].to(call.x)
         call.run(self, capture, latents, [self.source_prompt()])
 
-    def plan(self, now: Moment, deep: bool = False) -> StepPlan:
+    def plan(self, now: Moment, deep: bool = False, guided: bool = False) -> StepPlan:
         """Makes the plan of what TokenFlow does at a step.
 
         Args:
             now: Where the sampler stands.
             deep: Whether frames take all that lies below full resolution as a whole.
+            guided: Whether every list of conditionings has something in it.
 
         Returns:
             The step's plan.
         """
         backbone = self.edit.backbone
         along = None if self.every_level else {path: backbone.beside(path) for path in now.hidden}
+        carries = now.place < round(self.edit.carry_until * now.steps)
+        # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes
+        # it for all frames.
+        at_once = replaces_attention(self.model)
         return StepPlan(
             self.edit.correspondences,
             now.step,
@@ -375,11 +387,11 @@ class EditRun(Run):
             now.hidden,
             along,
             backbone.shallow if deep else None,
-            now.place < round(self.edit.carry_until * now.steps),
+            carries,
             self.jointly,
-            # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and
-            # takes it for all frames.
-            replaces_attention(self.model),
+            at_once,
+            guides_along=self.edit.guides_along and guided and not at_once,
+            keeps=self.edit.repeats and not carries and not at_once,
         )
 
     def edit_jointly(self, call: ModelCall, now: Moment) -> list[Tensor]:
@@ -394,10 +406,17 @@ class EditRun(Run):
         Returns:
             The denoised frames (N, C, h, w) for each list of conditionings.
         """
+        self.evaluations += 1
+        key = self.evaluations, len(call.conds)
+        kept = self.left.get(key)
+        if kept is not None and kept.serves(now.step):
+            kept.again = now.step
+            return edit_again(Evaluation(self, call), kept.left, together()).denoised
+        self.left.pop(key, None)  # before the next one is made
         while True:
-            plan = self.plan(now, self.carries_deep(call))
+            plan = self.plan(now, self.carries_deep(call), all(call.conds))
             try:
-                return edit_step(Evaluation(self, call), plan, together())
+                edited = edit_step(Evaluation(self, call), plan, together())
             except Exception as error:
                 keyframes = min(self.jointly, len(now.matches.keyframes))
                 if keyframes == 1 or not is_oom(error):
@@ -408,6 +427,26 @@ class EditRun(Run):
                     self.node,
                     self.jointly,
                 )
+            else:
+                if edited.left is not None:
+                    self.left[key] = _Kept(now.step, edited.left)
+                return edited.denoised
+
+
+@dataclass
+class _Kept:
+    """What the keyframes of a step have left for the next one.
+
+    again: the step that has taken it; its further evaluations take it as well.
+    """
+
+    step: int
+    left: Left
+    again: int | None = None
+
+    def serves(self, step: int) -> bool:
+        """Tells whether a step is to take it, instead of editing the keyframes anew."""
+        return step != self.step and self.again in (None, step)
 
 
 @dataclass
@@ -430,8 +469,17 @@ class Evaluation:
     def lists(self) -> int:
         return len(self.call.conds)
 
-    def run(self, work: Pass) -> list[Tensor]:
-        return self.call.run(self.edit_run, work)
+    def run(self, work: Pass, lists: int | None = None) -> list[Tensor]:
+        """Denoises a pass's frames.
+
+        Args:
+            work: The pass.
+            lists: For how many of the lists of conditionings, the first ones; None for all.
+
+        Returns:
+            For each of these the denoised frames (n, C, h, w).
+        """
+        return self.call.run(self.edit_run, work, conds=self.call.conds[:lists])
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Looks up the source's features of some frames at this noise level.

@@ -24,12 +24,16 @@ class Preset:
         carry_until: Until which share of the schedule pictures are carried, 0 to 1.
         steps: What share of the inverted steps TokenFlow Sampler takes, above 0 to 1.
         attended_keyframes: To how many a keyframe attends at most, 0 for the mode's own number.
+        guides_along: Whether frames take the guidance of the keyframes.
+        repeats: Whether every second step takes what keyframes have left in the step before.
     """
 
     propagation: str
     carry_until: float
     steps: float = 1.0
     attended_keyframes: int = 0
+    guides_along: bool = False
+    repeats: bool = False
 
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
         """Puts in what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
@@ -48,6 +52,8 @@ class Preset:
             self.carry_until if carry_until < 0 else carry_until,
             self.steps,
             attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
+            self.guides_along,
+            self.repeats,
         )
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:
@@ -66,4 +72,5 @@ PRESETS = {
     "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
     "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5),
     "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25),
+    "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=True),
 }

@@ -40,14 +40,15 @@ class Denoiser(Protocol):
     def lists(self) -> int:
         """How many lists of conditionings (prompt, negative prompt) the model is asked for."""
 
-    def run(self, work: Pass) -> list[Tensor]:
+    def run(self, work: Pass, lists: int | None = None) -> list[Tensor]:
         """Denoises a pass's frames.
 
         Args:
             work: The pass: its n frames, and what the model's layers do with them.
+            lists: For how many of the lists of conditionings, the first ones; None for all.
 
         Returns:
-            For each list of conditionings the denoised frames (n, C, h, w).
+            For each of these lists the denoised frames (n, C, h, w).
         """
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
@@ -91,6 +92,10 @@ class StepPlan:
         jointly: How many keyframes are edited together.
         at_once: Whether every pass must run over all frames, as guidance that reads what attention
             saw in the last pass asks for.
+        guides_along: Whether frames between keyframes are denoised for the first list of
+            conditionings alone, and what the others differ by is the keyframes', carried along the
+            matches. The paper denoises them for all.
+        keeps: Whether what keyframes leave is kept for `edit_again`.
     """
 
     correspondences: Correspondences
@@ -102,6 +107,8 @@ class StepPlan:
     carries: bool
     jointly: int
     at_once: bool = False
+    guides_along: bool = False
+    keeps: bool = False
 
     @property
     def matches(self) -> StepMatches:
@@ -135,7 +142,34 @@ class StepPlan:
         return NOTHING if self.carries and not self.at_once else self.shallow
 
 
-def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> list[Tensor]:
+@dataclass
+class Edited:
+    """What a step has made.
+
+    Attributes:
+        denoised: For each list of conditionings the denoised frames (N, C, h, w).
+        left: What the keyframes have left for `edit_again`, if the plan keeps it.
+    """
+
+    denoised: list[Tensor]
+    left: Left | None = None
+
+
+@dataclass
+class Left:
+    """What a step's keyframes have left for frames.
+
+    Attributes:
+        plan: The step's.
+        windows: Of every window which keyframes are its own, and what they and the last one before
+            them have left.
+    """
+
+    plan: StepPlan
+    windows: list[tuple[range, _Joint | None, _Joint]]
+
+
+def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> Edited:
     """Denoises all frames of a clip consistently.
 
     Windows of keyframes follow each other, each followed by the frames up to its last keyframe. Of
@@ -150,22 +184,43 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> lis
         shards: The machines that share the clip.
 
     Returns:
-        For each list of conditionings the denoised frames (N, C, h, w).
+        The denoised frames.
     """
     result = _Result(denoiser, ALONE if plan.at_once else shards)
     for first, windows in plan.windows:
         _edit_shot(result, plan, first, windows)
     result.exchange()
-    return (
-        [carry_denoised(plan, part) for part in result.denoised]
-        if plan.carries
-        else result.denoised
-    )
+    if plan.carries:
+        return Edited([carry_denoised(plan, part) for part in result.denoised])
+    return Edited(result.denoised, Left(plan, result.windows) if plan.keeps else None)
+
+
+def edit_again(denoiser: Denoiser, left: Left, shards: Shards = ALONE) -> Edited:
+    """Denoises all frames with what keyframes have left in another step, close to this one.
+
+    Not in the paper. Keyframes take their own tokens and features of that step like all other
+    frames: what lies deep changes little from step to step (DeepCache, 2312.00858), and only what
+    is left of the model runs.
+
+    Args:
+        denoiser: Evaluates the model on the clip's N noisy frames.
+        left: What that step's keyframes have left.
+        shards: The machines that share the clip, the same as then.
+
+    Returns:
+        The denoised frames.
+    """
+    result = _Result(denoiser, shards)
+    for own, before, joint in left.windows:
+        _propagate(result, left.plan, own, before, joint, again=True)
+    result.exchange()
+    return Edited(result.denoised)
 
 
 def _edit_shot(result: _Result, plan: StepPlan, first: int, windows: Windows) -> None:
     """Denoises a shot, whose keyframes are those from the `first` on."""
-    anchors, last = _Joint(), None
+    anchors = _Joint()
+    last: _Joint | None = None
     if len(windows.anchors):
         few = windows.anchors
         anchors = _edit_keyframes(result, plan, first + few, {}, NOTHING, len(few))
@@ -174,7 +229,12 @@ def _edit_shot(result: _Result, plan: StepPlan, first: int, windows: Windows) ->
         before, positions = last, torch.arange(first + own.start, first + own.stop)
         last = _edit_keyframes(result, plan, positions, context, plan.banked, windows.tail)
         if not plan.carries or plan.at_once:
-            _propagate(result, plan, range(first + own.start, first + own.stop), before, last)
+            whole = range(first + own.start, first + own.stop)
+            _propagate(result, plan, whole, before, last)
+            if plan.keeps:
+                away = len(windows.own) > 1 or len(plan.windows) > 1
+                left = _stored(before, slice(-1, None), away) if before else None
+                result.windows.append((whole, left, _stored(last, slice(None), away)))
 
 
 def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
@@ -209,12 +269,14 @@ class _Joint:
     """What a joint pass leaves.
 
     `bank` and the source's features `hidden` are for frames; `seen`, on its machine alone, is
-    for keyframes.
+    for keyframes. `guidance`: by how much every other list's denoised keyframes (k, C, h, w)
+    differ from the first one's; empty where frames are denoised for all.
     """
 
     bank: Bank = field(default_factory=dict)
     hidden: dict[str, Tensor] = field(default_factory=dict)
     seen: Bank = field(default_factory=dict)
+    guidance: list[Tensor] = field(default_factory=list)
 
 
 class _Result:
@@ -224,6 +286,7 @@ class _Result:
         self.denoiser, self.shards = denoiser, shards
         self.denoised = [torch.zeros_like(denoiser.x) for _ in range(denoiser.lists)]
         self.run_here: list[Tensor] = []
+        self.windows: list[tuple[range, _Joint | None, _Joint]] = []
 
     def keep(self, frames: Tensor, denoised: list[Tensor]) -> None:
         for whole, part in zip(self.denoised, denoised, strict=True):
@@ -262,27 +325,37 @@ def _edit_keyframes(
 
     bank, hidden, denoised = result.shards.once(edit)
     result.keep(frames, denoised)
-    return _Joint(bank, hidden, seen)
+    guidance = [part - denoised[0] for part in denoised[1:]] if plan.guides_along else []
+    return _Joint(bank, hidden, seen, guidance)
 
 
 def _propagate(
-    result: _Result, plan: StepPlan, own: range, before: _Joint | None, joint: _Joint
+    result: _Result,
+    plan: StepPlan,
+    own: range,
+    before: _Joint | None,
+    joint: _Joint,
+    again: bool = False,
 ) -> None:
     """Runs the frames whose future keyframe is one of the window's.
 
-    They take its tokens and those of the last keyframe before.
+    They take its tokens and those of the last keyframe before. again: keyframes take their own.
     """
     near, denoiser = plan.matches.near, result.denoiser
     first = own.start - (before is not None)
-    bank, hidden = joint.bank, joint.hidden
+    bank, hidden, guidance = joint.bank, joint.hidden, joint.guidance
     if before:
+        guidance = [
+            torch.cat([earlier[-1:], part])
+            for earlier, part in zip(before.guidance, guidance, strict=True)
+        ]
         bank = _joined(_rows(before.bank, slice(-1, None)), bank)
         hidden = {
             name: torch.cat([before.hidden[name][-1:].to(part.device), part])
             for name, part in hidden.items()
         }
     following = (near.future >= own.start) & (near.future < own.stop)
-    if not plan.at_once:
+    if not plan.at_once and not again:
         following &= ~_with_own_tokens(plan.matches)
     finest = (
         None
@@ -294,14 +367,16 @@ def _propagate(
         nearby = near.of(part).counted_from(first)
         tokens = partial(plan.correspondences.tokens, plan.step, frames=part)
         source = {} if finest else _hidden_of_frames(denoiser, plan, hidden, nearby, part)
-        result.keep(
-            part,
-            denoiser.run(
-                PropagationPass(
-                    part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest
-                )
-            ),
+        propagation = PropagationPass(
+            part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest
         )
+        denoised = denoiser.run(propagation, 1 if plan.guides_along else None)
+        if guidance:
+            layers = plan.features.finest
+            along = nearby, plan.matches.tokens(layers, part), plan.features.grid(layers)
+            alone = denoised[0]
+            denoised += [alone + carry(other.to(alone.device), *along) for other in guidance]
+        result.keep(part, denoised)
         result.run_here.append(part)
 
     denoiser.in_parts(result.shards.here(following.nonzero().flatten()), work)
@@ -345,6 +420,22 @@ def _rows(bank: Bank, rows: Tensor | slice) -> Bank:
         key: chosen(tokens) if isinstance(tokens, Tensor) else [chosen(part) for part in tokens]
         for key, tokens in bank.items()
     }
+
+
+def _stored(joint: _Joint, rows: slice, away: bool) -> _Joint:
+    """What some keyframes leave for frames alone, for another step.
+
+    away: in main memory, so that the device's does not grow with the clip.
+    """
+
+    def stored(part: Tensor) -> Tensor:
+        return part[rows].cpu() if away else part[rows]
+
+    return _Joint(
+        {key: stored(part) for key, part in joint.bank.items()},
+        {name: stored(part) for name, part in joint.hidden.items()},
+        guidance=[stored(part) for part in joint.guidance],
+    )
 
 
 def _joined(*banks: Bank) -> Bank:

@@ -67,6 +67,7 @@ ROWS = (
     Choice("preset faithful", sampling={"preset": "faithful"}),
     Choice("preset fast", sampling={"preset": "fast"}),
     Choice("preset draft", sampling={"preset": "draft"}),
+    Choice("preset lean", sampling={"preset": "lean"}),
     Choice(
         "public code",
         PAPER["features"],

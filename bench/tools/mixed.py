@@ -26,7 +26,7 @@ MODES = (
     "fatezero",
     "rerender",
 )
-PRESETS = ("balanced", "faithful", "fast", "draft")
+PRESETS = ("balanced", "faithful", "fast", "draft", "lean")
 STORAGES = ("auto", "memory", "disk", "recompute")
 STORED = "inversions/soak"
 

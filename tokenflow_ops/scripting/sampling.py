@@ -90,7 +90,7 @@ def sample_edit(
                 frames_per_pass,
             ),
             plan,
-        )
+        ).denoised
         prompted, plain = denoised[0], denoised[-1]
         guided = prompted if len(denoised) == 1 else plain + (prompted - plain) * guidance_scale
         x = x + (x - guided) / sigmas[step] * (sigmas[step + 1] - sigmas[step])
@@ -174,12 +174,20 @@ class Evaluation:
     def lists(self) -> int:
         return len(self.words)
 
-    def run(self, work: Pass) -> list[Tensor]:
-        layers = tuple(self.plan.features.shapes)
-        with replaced(
-            self.denoise.unet, forwards(work, list(range(self.lists)), layers, self.deep)
-        ):
-            return list(self.denoise(self.x[work.frames.to(self.x.device)], self.sigma, self.words))
+    def run(self, work: Pass, lists: int | None = None) -> list[Tensor]:
+        """Denoises a pass's frames.
+
+        Args:
+            work: The pass.
+            lists: For how many of the prompts, the first ones; None for all.
+
+        Returns:
+            For each of these the denoised frames (n, C, h, w).
+        """
+        words, layers = self.words[:lists], tuple(self.plan.features.shapes)
+        rows = list(range(len(words)))
+        with replaced(self.denoise.unet, forwards(work, rows, layers, self.deep)):
+            return list(self.denoise(self.x[work.frames.to(self.x.device)], self.sigma, words))
 
     def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Computes the source's features of some frames at this noise level.

@@ -268,6 +268,25 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
     )
 
 
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+def test_a_lean_edit_is_the_oracles(shares: tuple[float, float] | None) -> None:
+    """Of four steps the first is carried, and the third takes what the second has kept."""
+    inputs: dict[str, Any] = {"propagation": DEEP_FEATURES, "preset": "lean"}
+    found = edited(matched(Clip()), shares, **inputs)
+    assert relative_error(found, oracle_edit(Clip(), shares, deep=True, lean=True)) < 1e-4
+    assert relative_error(found, edited(matched(Clip()), shares, propagation=DEEP_FEATURES)) > 1e-3
+
+
+def test_a_lean_edit_in_windows_is_the_oracles() -> None:
+    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
+    clip = Clip(frames=13, interval=2)
+    found = edited(
+        matched(clip), None, propagation=DEEP_FEATURES, preset="lean", attended_keyframes=4
+    )
+    wanted = oracle_edit(clip, None, deep=True, lean=True, windows=windows)
+    assert relative_error(found, wanted) < 1e-4
+
+
 def test_starting_further_down_is_the_oracle_from_there() -> None:
     assert (
         relative_error(

@@ -47,7 +47,8 @@ class Edit:
     many keyframes: positions of the anchors, of every window's own keyframes, and of those that a
     window attends to beside its own and the anchors. carry_until: TokenFlow's share of the schedule
     in which denoised frames are carried as tokens are. skipped: steps that the schedule has before
-    the first of `sigmas`.
+    the first of `sigmas`. lean: whether, after that share, what the negative prompt differs by is
+    carried from the keyframes, and every second step is done with what the step before it has kept.
     """
 
     patcher: Any
@@ -68,6 +69,8 @@ class Edit:
     windows: tuple[list[int], list[list[int]], list[list[int]]] | None = None
     deep: bool = False
     coarse: bool = False
+    lean: bool = False
+    held: tuple | None = None
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -84,16 +87,32 @@ class Edit:
             self.skipped + step,
             self.skipped + len(self.sigmas) - 1,
         )
+        if self.held is not None:
+            return self.again(x, sigma)
         known = self.known(step)
         frames = self.blends(known, step) if self.consistency == "tokenflow" else {}
         ask = known.phi if within(self.attention_until, sigma) else {}
         hidden = known.hidden if within(self.features_until, sigma) else None
-        cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden)
+        kept: dict = {}
+        cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden, kept)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
+        if self.lean and place >= round(self.carry_until * steps):
+            carried = self.carried(uncond - cond, frames, step)
+            self.held = frames, kept, sigma * carried
+            for i in set(range(len(x))) - set(self.keyframes[step]):
+                uncond[i] = cond[i] + carried[i]
         noise = uncond + self.cfg * (cond - uncond)
         if self.consistency != "tokenflow" or place >= round(self.carry_until * steps):
             return noise
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
+
+    def again(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The noise that a step removes with what the one before it has kept."""
+        assert self.held is not None
+        frames, kept, difference = self.held
+        self.held = None
+        cond = self.noise(x, sigma, self.positive, [], frames, {}, None, kept)
+        return cond + (1 - self.cfg) * difference / sigma
 
     def carried(self, clean: Tensor, blends: dict[str, list], step: int) -> Tensor:
         """Every pixel of the clean latents (N, C, h, w) from the matched
@@ -190,13 +209,14 @@ class Edit:
         blends: dict,
         ask: dict[str, Tensor],
         hidden: Tensor | None,
+        kept: dict | None = None,
     ) -> Tensor:
         """The noise of all frames for one prompt.
 
         ask: the source's phi if queries and keys are injected. hidden: its ResBlock branch if that
-        is. blends: as from `blends`.
+        is. blends: as from `blends`. kept: is given what the keyframes leave, or has it already.
         """
-        kept: dict = {}
+        kept = {} if kept is None else kept
 
         def run(frames: list[int], attention: Callable, upsample: Callable | None = None) -> Tensor:
             resblock = None if hidden is None else lambda branch: hidden[frames]
@@ -209,7 +229,9 @@ class Edit:
             ):
                 return epsilon(self.patcher, x[frames], sigma, prompt, frames)
 
-        if self.consistency != "per frame" and self.windows is None:
+        if kept:
+            pass
+        elif self.consistency != "per frame" and self.windows is None:
             run(keyframes, self.jointly(keyframes, ask, kept), partial(self.keep_deep, kept))
         elif self.windows is not None:
             self.in_windows(run, keyframes, ask, kept)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, PRESETS, Preset
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from tokenflow_pack.tokenflow_ops.passes import KeyframePass, PropagationPass
 from torch import Tensor
 
 from ..helpers import (
@@ -22,6 +23,9 @@ from ..helpers import (
     injection,
     inverted,
     relative_error,
+    tiny_model,
+    watch,
+    watched,
 )
 from ..once import once_a_module
 
@@ -72,6 +76,32 @@ def test_fewer_steps_are_the_hosts_sampling_of_these_noise_levels(name: str) -> 
     )[0]["samples"]
     assert len(by_host) == FRAMES
     assert relative_error(preset(name), by_host) < ROUNDING
+
+
+@pytest.mark.parametrize(("sampler", "jointly"), [("euler", 2), ("heun", 3)])
+def test_lean_edits_keyframes_at_every_second_step(
+    sampler: str, jointly: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At two of three steps, the first of which heun evaluates twice."""
+    seen: list[tuple[type, int]] = []
+    watch(monkeypatch, lambda _, work: seen.append((type(work), len(work.frames))))
+    asked: list[int] = []
+    model = watched(tiny_model(), lambda args: asked.append(len(args["cond_or_uncond"])))
+    edit(model, preset="lean", carry_until=0.0, sampler_name=sampler, cfg=4.0)
+    assert [kind for kind, _ in seen].count(KeyframePass) == jointly
+    frames = [count for kind, count in seen if kind is PropagationPass]
+    # In between all frames take what the keyframes have left, also these.
+    assert FRAMES in frames
+    assert min(frames) < FRAMES
+    # Only keyframes are asked with both prompts.
+    assert asked.count(2) == jointly
+    assert asked.count(1) == len(frames)
+
+
+def test_lean_without_guidance_has_none_to_carry() -> None:
+    """With cfg 1 the negative prompt is not asked for."""
+    inputs = {"propagation": ATTENTION, "carry_until": 1.0, "cfg": 1.0}
+    assert torch.equal(edit(preset="lean", **inputs), edit(**inputs))
 
 
 @given(steps=st.integers(1, 1000), share=st.floats(0.01, 1))

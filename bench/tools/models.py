@@ -1,6 +1,6 @@
-"""What speed is measured on: the embedded model, or a published layout with random weights.
+"""What speed is measured on: an embedded model, or a published layout with random weights.
 
-Each comes with a moving clip and prompts.
+Each comes with a moving clip and prompts. Narrow layouts have few channels, to rehearse with.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy import model_management, supported_models
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from tokenflow_pack.host.files.demo_model import TRANSFORMER, UNET
@@ -48,9 +49,12 @@ SDXL: dict[str, Any] = {
     "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3,
 }
 LAYOUTS = {"sd15": (supported_models.SD15, SD15), "sdxl": (supported_models.SDXL, SDXL)}
-MODELS = ("embedded", TRANSFORMER, *LAYOUTS)
+SD3 = "sd3"  # medium
+MODELS = ("embedded", TRANSFORMER, *LAYOUTS, SD3)
+FLOWS = (TRANSFORMER, SD3)
 TOKENS = 77  # of a prompt
-POOLED = 1280
+POOLED = 1280  # SDXL's, whose vector holds six more numbers, 256 wide each
+NARROW = {"model_channels": 64}
 POOL = 1 << 25  # more than any layer has weights
 # Branches small enough that the noise changes no faster than the latents do,
 # attention neither flat nor one-hot.
@@ -61,7 +65,27 @@ GAINS = {
     "attn1.to_k.weight": 1.4,
     "attn1.to_out.0.weight": 1.4,
     "ff.net.2.weight": 0.5,
+    "adaLN_modulation.1.weight": 0.5,
+    "mlp.fc2.weight": 0.5,
+    "final_layer.linear.weight": 0.15,
 }
+
+
+def sd3_layout(depth: int) -> dict[str, Any]:
+    """SD 3 of so many blocks, each head 64 wide and as many heads as blocks."""
+    return {
+        "input_size": None,
+        "patch_size": 2,
+        "in_channels": 16,
+        "depth": depth,
+        "adm_in_channels": 2048,
+        "num_patches": 192 * 192,
+        "pos_embed_max_size": 192,
+        "context_embedder_config": {
+            "target": "torch.nn.Linear",
+            "params": {"in_features": 4096, "out_features": 64 * depth},
+        },
+    }
 
 
 @dataclass
@@ -80,6 +104,11 @@ class Subject:
     edit: Any
     negative: Any
 
+    @property
+    def flow(self) -> bool:
+        """Whether it is a flow model, and a transformer."""
+        return self.kind in FLOWS
+
     def invert(self, steps: int, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
         inputs = {
@@ -87,7 +116,7 @@ class Subject:
             "latents": self.clip,
             "positive": self.source,
             "steps": steps,
-            "scheduler": "simple" if self.kind == TRANSFORMER else "normal",
+            "scheduler": "simple" if self.flow else "normal",
             "check_reconstruction": False,
         }
         return InvertVideo.execute(**inputs | choices).args[0]
@@ -115,7 +144,7 @@ class Subject:
         """The host's own sampling, frame by frame, from the inverted latents."""
         noisy = self.model.get_model_object("latent_format").process_out(inversion.latents[0])
         # A flow model's host drops the latents at pure noise: there they are the noise.
-        noise = noisy if self.kind == TRANSFORMER else torch.zeros_like(noisy)
+        noise = noisy if self.flow else torch.zeros_like(noisy)
         inputs = (
             noise,
             cfg,
@@ -134,11 +163,14 @@ def _finite(latents: dict[str, Tensor]) -> Tensor:
     return latents["samples"]
 
 
-def make_subject(model: str, frames: int, size: int) -> Subject:
-    """model: one of MODELS. size: height and width in pixels."""
+def make_subject(model: str, frames: int, size: int, narrow: bool = False) -> Subject:
+    """model: one of MODELS. size: height and width in pixels. narrow: a layout's channels."""
     name = f"{model} model, {size} x {size} pixels, {frames} frames"
-    make = _random if model in LAYOUTS else _embedded
-    return make(name, model, frames, size)
+    if model == SD3:
+        return _random_transformer(name, frames, size, narrow)
+    if model in LAYOUTS:
+        return _random(name, model, frames, size, narrow)
+    return _embedded(name, model, frames, size)
 
 
 def _embedded(name: str, kind: str, frames: int, size: int) -> Subject:
@@ -160,25 +192,36 @@ def to_and_fro(length: int, frames: int) -> Tensor:
     return length - 1 - (torch.arange(frames) % (2 * length - 2) - (length - 1)).abs()
 
 
-def _random(name: str, layout: str, frames: int, size: int) -> Subject:
+def _random(name: str, layout: str, frames: int, size: int, narrow: bool) -> Subject:
     family, blocks = LAYOUTS[layout]
-    pooled = family.unet_config["adm_in_channels"] is not None
-    latents = _moving_plane(frames, size // 8) / family.latent_format().scale_factor
+    pooled = 0 if family.unet_config["adm_in_channels"] is None else POOLED
+    latents = _moving_plane(4, frames, size // 8) / family.latent_format().scale_factor
     prompts = (_prompt(seed, family.unet_config["context_dim"], pooled) for seed in range(3))
-    return Subject(
-        layout,
-        name.replace("model", "layout"),
-        _random_unet(family, blocks),
-        {"samples": latents},
-        *prompts,
-    )
-
-
-def _random_unet(family: type, blocks: dict[str, Any]) -> ModelPatcher:
-    """A model of true widths, in the type the host chooses for the device."""
-    layout = {**COMMON, **family.unet_config, **blocks}
-    config = family(layout)
+    settings = {**COMMON, **family.unet_config, **blocks, **(NARROW if narrow else {})}
+    config = family(settings)
     shell = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init)
+    model = _random_model(config, shell)
+    return Subject(layout, name.replace("model", "layout"), model, {"samples": latents}, *prompts)
+
+
+def _random_transformer(name: str, frames: int, size: int, narrow: bool) -> Subject:
+    layout, family = sd3_layout(3 if narrow else 24), supported_models.SD3
+    latents = _moving_plane(layout["in_channels"], frames, size // 8)
+    prompts = (_prompt(seed, 4096, layout["adm_in_channels"]) for seed in range(3))
+    config = family({**family.unet_config, **layout})
+    config.unet_config = layout
+    shell = OpenAISignatureMMDITWrapper(
+        **layout, device="meta", operations=comfy.ops.disable_weight_init
+    )
+    model = _random_model(config, shell)
+    return Subject(SD3, name.replace("model", "layout"), model, {"samples": latents}, *prompts)
+
+
+def _random_model(config: Any, shell: torch.nn.Module) -> ModelPatcher:
+    """A model of true widths, in the type the host chooses for the device.
+
+    config: of the host's class. shell: its network, without memory.
+    """
     count = sum(parameter.numel() for parameter in shell.parameters())
     device, supported = model_management.get_torch_device(), config.supported_inference_dtypes
     dtype = model_management.unet_dtype(model_params=count, supported_dtypes=supported)
@@ -199,7 +242,9 @@ def draw_weights(unet: torch.nn.Module) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     pool = torch.empty(POOL).uniform_(-1, 1, generator=generator)
-    for path, weight in unet.named_parameters():
+    for path, weight in (*unet.named_parameters(), *unet.named_buffers()):
+        if weight.numel() >= POOL or not weight.is_floating_point():
+            raise ValueError(f"{path} is no weight to draw, or has too many numbers")
         first = int(torch.randint(POOL - weight.numel(), (1,), generator=generator))
         numbers = pool[first : first + weight.numel()].view(weight.shape)
         if weight.ndim == 1:  # norms and biases
@@ -209,21 +254,24 @@ def draw_weights(unet: torch.nn.Module) -> None:
             weight.copy_(numbers).mul_(gain * (3 / weight[0].numel()) ** 0.5)
 
 
-def _prompt(seed: int, width: int, pooled: bool) -> list:
-    """A CONDITIONING; any two have most in common, as prompts have for a trained model."""
+def _prompt(seed: int, width: int, pooled: int) -> list:
+    """A CONDITIONING; any two have most in common, as prompts have for a trained model.
+
+    width: of its tokens. pooled: of the vector for the whole prompt, 0 for none.
+    """
 
     def embedding(*shape: int) -> Tensor:
         shared = torch.randn(1, *shape, generator=torch.Generator().manual_seed(2**32))
         return shared + 0.3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
 
-    return [[embedding(TOKENS, width), {"pooled_output": embedding(POOLED)} if pooled else {}]]
+    return [[embedding(TOKENS, width), {"pooled_output": embedding(pooled)} if pooled else {}]]
 
 
-def _moving_plane(frames: int, size: int) -> Tensor:
-    """(N, 4, size, size): a textured plane that moves one latent pixel a frame,
+def _moving_plane(channels: int, frames: int, size: int) -> Tensor:
+    """(N, channels, size, size): a textured plane that moves one latent pixel a frame,
     with a little noise.
     """
     generator = torch.Generator().manual_seed(0)
-    plane = torch.randn(4, size, size + frames, generator=generator)
+    plane = torch.randn(channels, size, size + frames, generator=generator)
     clip = torch.stack([plane[:, :, i : i + size] for i in range(frames)])
     return clip + 0.1 * torch.randn(clip.shape, generator=generator)

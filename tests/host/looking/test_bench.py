@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,15 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from bench.costs import search
+from bench.costs import gpu, search
+from bench.tools.gpu.sizes import REHEARSAL
 from bench.tools.materials import made_of
 from bench.tools.memory import kept
 from bench.tools.public_code import SCHEDULER, loop_over_heads
 from bench.tools.ratios import Stages
 from bench.tools.ratios import write as write_ratios
 
+from ...conftest import COMFYUI, ROOT
 from ..tiny_models import tiny_sd15
 
 
@@ -108,6 +113,52 @@ def test_ratios_of_several_models_go_into_one_flat_file(tmp_path: Path) -> None:
     assert not {name for name in measured(10, public=False).ratios() if "edit" in name} - {
         "second_edit_8_steps"
     }
+
+
+def test_what_fails_on_a_gpu_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+    def fails(_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: unknown")
+
+    def never_ends(_: Any) -> Any:
+        while True:
+            pass
+
+    def works(_: Any) -> Any:
+        return [{"one": 1.0}, {"other": "words"}]
+
+    sections = {"fails": fails, "works": works, "never ends": never_ends, "comes too late": works}
+    found = gpu.run(sections, REHEARSAL, 2.0, tmp_path)
+    assert "CUDA error: unknown" in found["fails"]["error"]
+    assert found["works"]["lines"] == works(None)
+    assert {name for name, part in found.items() if "no time left" in part.get("error", "")} == {
+        "never ends",
+        "comes too late",
+    }
+    kept = json.loads((tmp_path / "gpu.json").read_text())
+    assert kept == {"rehearsal": True, "sections": found}
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| one | other |\n| --- | --- |\n| 1 |  |\n|  | words |" in text
+    assert "in fails" in text
+
+
+def test_every_section_is_rehearsed_without_a_gpu(tmp_path: Path) -> None:
+    """In a process of its own: it compiles, trains, and changes how the host keeps weights."""
+    options = ["--rehearse", "--minutes", "60", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "launch", "bench", "gpu", *options]
+    environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert {name: part["error"] for name, part in found.items() if "error" in part} == {}
+    assert list(found) == list(gpu.SECTIONS)
+    lines = {name: part["lines"] for name, part in found.items()}
+    assert lines["halving"][0]["went on"] >= 1
+    assert lines["halving"][0]["error"] < 1e-4
+    assert all(line["error"] < 1e-4 for line in lines["offload"])
+    assert all(line["same"] > 0.99 for line in lines["search"] if line["same"] != "")
+    stages = {line["stage"] for line in lines["edit sd15"]}
+    assert {"inversion", "plain sampling", "first edit, balanced"} <= stages
+    assert all(line["pictures a second"] > 0 for line in lines["training"])
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])

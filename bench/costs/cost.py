@@ -29,7 +29,7 @@ from tokenflow_pack.tokenflow_ops.inversion import FIRST_STEP_CALLS
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.tools.markdown import figure, table
-from bench.tools.models import COMMON, LAYOUTS, MODELS, TOKENS
+from bench.tools.models import COMMON, LAYOUTS, TOKENS
 
 SIZES = {"embedded": 128, "sd15": 512, "sdxl": 1024}
 HALVED = "inversion, every other step"
@@ -158,11 +158,23 @@ class Edit:
             len(own) * parts.joint(count) for own, count in attended.items()
         )
 
+    def lean(self, together: float) -> float:
+        """A step of the preset lean, on average: keyframes while frames are carried and in half of
+        the steps after that, in the other half all frames, for one prompt, with what these left.
+        Beside it half of the later steps run the frames between keyframes for one prompt.
+
+        together: a step of the keyframes.
+        """
+        later = 1 - PRESETS["lean"].carry_until
+        return (1 - later / 2) * together + later / 2 * self.frames * self.parts.shallow
+
     def stages(self) -> dict[str, float]:
         """Operations of every stage."""
         parts, injection, steps = self.parts, Injection(), self.steps
         keyframes, rest = self.keyframes, self.frames - self.keyframes
-        source = keyframes * parts.all * max(injection.attention_until, injection.features_until)
+        injected = max(injection.attention_until, injection.features_until)
+        source = keyframes * parts.all * injected
+        lean_source = keyframes * parts.all * (injected + PRESETS["lean"].carry_until) / 2
         together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
         later = 1 - PRESETS[BALANCED].carry_until
         # Keyframes that are drawn again are not searched again.
@@ -180,6 +192,9 @@ class Edit:
             * (together + later * 2 * rest * parts.propagated),
             "sampling with Plug-and-Play": steps
             * (source + together + later * 2 * rest * parts.shallow),
+            "sampling, lean": steps * (self.lean(together) + later / 2 * rest * parts.shallow),
+            "sampling, lean, with Plug-and-Play": steps
+            * (self.lean(together) + later / 2 * rest * parts.shallow + lean_source),
             "public code: inversion": one_pass * steps,
             "public code: sampling": steps
             * (
@@ -195,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=MODELS, default="sd15")
+    parser.add_argument("--model", choices=list(SIZES), default="sd15")
     parser.add_argument("--size", type=int, help="pixels")
     for name, default in (("frames", 40), ("steps", 50), ("interval", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)

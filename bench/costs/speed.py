@@ -47,7 +47,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenflow_pack.host.files.demo_model import TRANSFORMER
 from tokenflow_pack.nodes.inversion import (
     EVERY_OTHER,
     EXTRAPOLATED,
@@ -65,6 +64,7 @@ from bench.tools.ratios import Stages, write
 
 # Names of what is measured. Sampling:
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
+LEAN, LEAN_INJECTED = "TokenFlow, lean", "TokenFlow, lean, with Plug-and-Play"
 # The first edit's other stages:
 REFINEMENTS = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1), (EVERY_OTHER, 0))
 INVERTS = {
@@ -86,7 +86,7 @@ PUBLIC = {
 }
 PUBLIC_STEPS, PUBLIC_INVERSION_STEPS = 50, 500 + 500
 PASS = "plain pass"
-IN_RATIOS = (HOST, FREE, *FIRST_EDIT, FUSED, FUSED_SAMPLING)
+IN_RATIOS = (HOST, FREE, LEAN, LEAN_INJECTED, *FIRST_EDIT, FUSED, FUSED_SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,14 @@ ON_CPU = {
     "transformer": Settings(128, 16, 28, 3),
     "sd15": Settings(128, 8, 4, 1),
     "sdxl": Settings(256, 4, 2, 1),
+    "sd3": Settings(128, 8, 4, 1),
 }
 ON_DEVICE = {
     "embedded": Settings(128, 16, 50, 3),
     "transformer": Settings(128, 16, 28, 3),
     "sd15": Settings(512, 40, 50, 3),
     "sdxl": Settings(1024, 16, 50, 3),
+    "sd3": Settings(1024, 16, 28, 3),
 }
 # A fifth of the steps carries pictures, four fifths inject, as of fifty.
 QUICK = {
@@ -124,6 +126,7 @@ QUICK = {
     "transformer": Settings(128, 16, 10, 1),
     "sd15": Settings(128, 16, 5, 1),
     "sdxl": Settings(128, 16, 5, 1),
+    "sd3": Settings(128, 16, 5, 1),
 }
 
 
@@ -143,25 +146,27 @@ def main() -> None:
     for model in models:
         settings = Settings(**vars(usual[model]) | given)
         with torch.inference_mode():
-            stages = measure_model(model, settings, quick)
+            found = measure_model(model, settings, quick)
         if file is not None:
-            write(file, stages.ratios(), model)
+            write(file, found, model)
 
 
-def measure_model(model: str, settings: Settings, quick: bool) -> Stages:
-    """Measures a model, and prints what was found."""
+def measure_model(model: str, settings: Settings, quick: bool) -> dict[str, Tensor]:
+    """Measures a model, and prints what was found. Returns: the ratios of bench/tools/ratios.py."""
     subject = make_subject(model, settings.frames, settings.size)
     print(f"\n{subject.name}, {settings}", flush=True)
     lines = make_lines(subject, settings)
     if quick:
         lines = {name: line for name, line in lines.items() if name in IN_RATIOS}
     measured = measure(lines, settings.rounds)
-    stages = measured.stages(settings)
+    ratios = measured.stages(settings).ratios()
+    lean = measured.stages(settings, LEAN, LEAN_INJECTED).ratios()
+    ratios |= {f"lean.{name}": found for name, found in lean.items()}
     if quick:
-        table(["", "ratio"], ([name, middle(found)] for name, found in stages.ratios().items()))
+        table(["", "ratio"], ([name, middle(found)] for name, found in ratios.items()))
     else:
         report(measured, settings.steps)
-    return stages
+    return ratios
 
 
 def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], Any]]:
@@ -174,6 +179,8 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
         HOST: lambda: subject.sample_plainly(inversion, cfg),
         FREE: lambda: subject.sample(found, cfg=cfg, injection=None),
         INJECTED: lambda: subject.sample(found, cfg=cfg),
+        LEAN: lambda: subject.sample(found, cfg=cfg, injection=None, preset="lean"),
+        LEAN_INJECTED: lambda: subject.sample(found, cfg=cfg, preset="lean"),
         **{
             name: lambda how=how: subject.invert(steps, refinement=how[0], iterations=how[1])
             for name, how in INVERTS.items()
@@ -182,7 +189,7 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
         EXTRACT: lambda: subject.extract(inversion),
         BUILD: lambda: subject.build(features, interval),
     }
-    if subject.kind == TRANSFORMER:  # the public code knows none
+    if subject.flow:  # a transformer: the public code knows none
         return ours
     looping = loop_over_heads(subject.model)
     # Of which the public code's mode takes the keyframes; it searches itself.
@@ -224,9 +231,9 @@ class Measured:
             0
         )
 
-    def stages(self, settings: Settings) -> Stages:
-        """What ratios are made of."""
-        ours = (self.seconds(name) for name in (HOST, FREE, INJECTED, INVERSION, EXTRACT, BUILD))
+    def stages(self, settings: Settings, free: str = FREE, injected: str = INJECTED) -> Stages:
+        """What ratios are made of. free, injected: lines of sampling."""
+        ours = (self.seconds(name) for name in (HOST, free, injected, INVERSION, EXTRACT, BUILD))
         public = self.seconds(FUSED, FUSED_SAMPLING) if FUSED_SAMPLING in self.spent else None
         return Stages(settings.steps, settings.interval, *ours, public)
 
@@ -248,7 +255,7 @@ def report(measured: Measured, steps: int) -> None:
     print("\nSampling\n")
     rows = (
         [name, middle(took(name)), middle(took(name) / took(HOST)), *measured.memory(name)]
-        for name in (HOST, FREE, INJECTED)
+        for name in (HOST, FREE, INJECTED, LEAN, LEAN_INJECTED)
     )
     table(["", "seconds", "to plain", *memory], rows)
 

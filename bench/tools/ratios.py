@@ -9,6 +9,7 @@ first_edit: inversion, features, matches and sampling with Plug-and-Play, to the
 inversion and sampling with attention fused; first_edit_every_other with the inversion that asks the
 model at every other step. second_edit: sampling with Plug-and-Play, to the same.
 second_edit_8_steps: eight steps of such sampling, to STEPS of the host's plain one.
+The same with lean. in front are of the preset lean.
 Transformers have no first_edit and no second_edit: the public code does not know them.
 """
 

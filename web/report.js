@@ -19,7 +19,9 @@ function show(node, output) {
     if (widget.element) widget.element.readOnly = true
   }
   widget.value = text
-  widget.options.getMinHeight = () => MARGIN + LINE * Math.min(lines(text, node.size[0]), MOST_LINES)
+  const rows = Math.min(lines(text, node.size[0]), MOST_LINES)
+  widget.options.getMinHeight = () => MARGIN + LINE * rows
+  widget.options.rows = rows // of a text that is an element of the page (Nodes 2.0)
   app.canvas?.setDirty(true, true)
 }
 

@@ -27,17 +27,17 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# No tour, nothing in front of the graph, nodes drawn on the canvas with all their inputs; two
-# clicks are a double click on a busy machine too.
+# No tour, nothing in front of the graph, nodes with all their inputs; two clicks are a double click
+# on a busy machine too.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
-    "Comfy.VueNodes.Enabled": False,
     "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Node.AlwaysShowAdvancedWidgets": True,
     "Comfy.Pointer.DoubleClickTime": 1000,
 }
+NODES_2 = "Comfy.VueNodes.Enabled"
 STORED = {"vueNodesBannerDismissed": "true"}
 WIDTH, HEIGHT = 1280, 800
 PATIENCE = 60_000  # milliseconds, on a machine that does much else
@@ -48,6 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pictures",
         action="store_true",
         help="write the documentation's pictures of the page into docs/screenshots",
+    )
+    parser.addoption(
+        "--nodes-2",
+        action="store_true",
+        help="draw nodes as elements of the page (Nodes 2.0), not on the canvas",
     )
 
 
@@ -72,8 +77,14 @@ def with_pictures(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--pictures", default=False))
 
 
+@pytest.fixture(scope="session")
+def nodes_2(request: pytest.FixtureRequest) -> bool:
+    """Whether nodes are drawn as elements of the page."""
+    return bool(request.config.getoption("--nodes-2", default=False))
+
+
 @pytest.fixture(scope="module")
-def editor(server: Any, chromium: str) -> Iterator[Editor]:
+def editor(server: Any, chromium: str, nodes_2: bool) -> Iterator[Editor]:
     """The open page.
 
     One browser for a module: Playwright keeps an event loop running,
@@ -82,7 +93,7 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE)
-    change_settings(server, SETTINGS)
+    change_settings(server, {**SETTINGS, NODES_2: nodes_2})
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))
         context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-US")
@@ -90,7 +101,7 @@ def editor(server: Any, chromium: str) -> Iterator[Editor]:
             context.add_init_script(f"localStorage.setItem({json.dumps(key)}, {json.dumps(value)})")
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
-        opened = Editor(page, server.address)
+        opened = Editor(page, server.address, nodes_2)
         opened.open()
         yield opened
         browser.close()

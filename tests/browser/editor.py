@@ -17,6 +17,7 @@ FADING = ".p-dialog-mask"  # of a box that is closed already; it catches clicks
 # The search box and what it offers, of older pages and of newer ones.
 SEARCH = ".comfy-vue-node-search-container, .p-dialog:has(#results-list, [data-testid=result-item])"
 OFFERED = "li.p-autocomplete-option, [data-testid=result-item]"
+TOOLTIP = ".node-tooltip"  # of what is drawn on the canvas
 TRIES = 4
 OWN_WIDGETS = "video-preview", "preview"  # the player of clips and the text of Preview as Text
 DROP = """([canvas, name, content]) => {
@@ -70,11 +71,12 @@ SHOW = """([ids, left, top, right, bottom, most]) => {
 class Editor:
     """ComfyUI's editor in a browser.
 
-    Nodes are named by the ids that they have in the graph, slots and widgets by their names.
+    Nodes are named by the ids that they have in the graph, slots and widgets by their names. They
+    are drawn on the canvas, or with `nodes_2` are elements of the page.
     """
 
-    def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
+    def __init__(self, page: Page, address: str, nodes_2: bool = False) -> None:
+        self.page, self.address, self.nodes_2 = page, address, nodes_2
 
     def open(self) -> None:
         """Loads the page, or loads it anew, and waits until it can be worked with."""
@@ -201,13 +203,33 @@ class Editor:
         found: Sequence[float] = self.page.evaluate(SLOT, [node, side, name])
         return found
 
+    def row(self, node: int, widget: str) -> Locator:
+        """A widget as an element of the page, its name beside it."""
+        rows = self.page.locator(f"[data-node-id='{node}'] [data-testid=node-widget]")
+        return rows.filter(has=self.page.get_by_text(widget, exact=True))
+
+    def tooltip(self) -> Locator:
+        """What the page says of that on which the mouse rests."""
+        return self.page.get_by_role("tooltip") if self.nodes_2 else self.page.locator(TOOLTIP)
+
     def place(self, node: int, widget: str) -> Sequence[float]:
-        """Where a widget's middle is in the window."""
+        """Where a widget's middle is in the window, or its name's if it is an element."""
+        if self.nodes_2:
+            box = self.row(node, widget).get_by_text(widget, exact=True).bounding_box()
+            assert box
+            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         found: Sequence[float] = self.page.evaluate(WIDGET, [node, widget])
         return found
 
     def type(self, node: int, widget: str, value: str) -> None:
         """Types a number, or a short text, into the box that a click on its widget opens."""
+        if self.nodes_2:
+            box = self.row(node, widget).locator("input")
+            box.click(force=True)  # what lies over it hands a click on
+            box.fill(value)
+            box.press("Enter")
+            self.settle()
+            return
         box = self.page.locator(".graphdialog input")
         # A page that moves its view to a new graph takes the click elsewhere.
         for _ in range(TRIES):
@@ -224,13 +246,21 @@ class Editor:
 
     def choose(self, node: int, widget: str, value: str) -> None:
         """Chooses from the list that a click on a widget opens."""
+        if self.nodes_2:
+            self.row(node, widget).get_by_role("combobox").click()
+            self.page.get_by_role("option", name=value, exact=True).click()
+            self.settle()
+            return
         self.page.mouse.click(*self.place(node, widget))
         self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
         self.settle()
 
     def click(self, node: int, widget: str) -> None:
         """Clicks on a widget, which turns a switch over."""
-        self.page.mouse.click(*self.place(node, widget))
+        if self.nodes_2:
+            self.row(node, widget).get_by_role("switch").click()
+        else:
+            self.page.mouse.click(*self.place(node, widget))
         self.settle()
 
     def select(self, node: int) -> None:

@@ -16,6 +16,7 @@ from .editor import Editor
 # Versions of the page
 DROPS_TRANSLATIONS, KEEPS_TRANSLATIONS = (1, 32, 0), (1, 33, 14)
 KNOWS_ALIASES = (1, 38, 14)
+TEXT = "textarea.comfy-multiline-input, [data-testid=node-widget] textarea"
 PICTURED = "TokenFlowBuildCorrespondences"
 # What of a help page the panel cuts off, or shows only to those who scroll sideways.
 TOO_WIDE = """() => {
@@ -80,7 +81,7 @@ def test_nodes_are_dragged_in_connected_and_set(
     empty.connect(model, "MODEL", inversion, "model")
     empty.connect(model, "CLIP", prompt, "clip")
     empty.connect(prompt, "CONDITIONING", inversion, "positive")
-    page.locator("textarea.comfy-multiline-input").fill("a wood star on grass")
+    page.locator(TEXT).fill("a wood star on grass")
     empty.type(inversion, "steps", "12")
     empty.choose(inversion, "refinement", "fixed point")
     empty.click(inversion, "check_reconstruction")
@@ -223,7 +224,7 @@ def essence(saved: dict[str, Any]) -> list[Any]:
 def test_what_the_mouse_rests_on_is_explained(
     empty: Editor, known: dict[str, Any], picture: Callable[..., None]
 ) -> None:
-    node, tooltip = empty.add("DDIM Invert Video", 500, 250), empty.page.locator(".node-tooltip")
+    node, tooltip = empty.add("DDIM Invert Video", 500, 250), empty.tooltip()
     definition = known["TokenFlowInvertVideo"]
     given = definition["input"]["required"] | definition["input"]["optional"]
     for place, text in (

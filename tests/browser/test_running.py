@@ -25,14 +25,17 @@ WATCH = """(id) => {
         const node = app.graph.getNodeById(id)
         if (!node || window.seen.done) return
         window.seen.progress = Math.max(window.seen.progress, node.progress ?? 0)
-        window.seen.preview ||= Boolean(node.imgs?.[0]?.naturalWidth)
+        const image = node.imgs?.[0] ?? document.querySelector(`[data-node-id='${id}'] img`)
+        window.seen.preview ||= Boolean(image?.naturalWidth)
         requestAnimationFrame(look)
     }
     look()
 }"""
 # The text that a node's widget shows, whether it is in the window and whether it can be typed into.
 REPORT = """(id) => {
-    const { element } = app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'report')
+    const { widgets } = app.graph.getNodeById(id)
+    const element = document.querySelector(`[data-node-id='${id}'] textarea[readonly]`)
+        ?? widgets.find((widget) => widget.name === 'report').element
     const { left, top, right, bottom } = element.getBoundingClientRect()
     const within = left > 0 && top > 0 && right < innerWidth && bottom < innerHeight
     const seen = element.checkVisibility() && within && bottom > top + 20
@@ -45,7 +48,8 @@ UNDONE = """([id, cfg]) => {
     const { widgets } = app.graph.getNodeById(id)
     return widgets.find((widget) => widget.name === 'cfg').value === cfg
 }"""
-PLAYER = "(id) => app.graph.getNodeById(id).videoContainer?.querySelector('video')"
+PLAYER = """(id) => document.querySelector(`[data-node-id='${id}'] video`)
+    ?? app.graph.getNodeById(id).videoContainer?.querySelector('video')"""
 
 
 @pytest.fixture(scope="module")

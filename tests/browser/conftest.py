@@ -31,6 +31,8 @@ OPTIONS = (
 # on a busy machine too.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
+    "Comfy.AppBuilder.VueNodeSwitchDismissed": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.Graph.CanvasInfo": False,

@@ -8,11 +8,13 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from launch.comfyui.workflow import to_prompt
 
@@ -20,6 +22,9 @@ from .editor import Editor
 
 BLUEPRINTS = sorted((Path(__file__).resolve().parents[2] / "subgraphs").glob("*.json"))
 FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+APP = Path(__file__).resolve().parents[2] / "workflows" / "quickstart.app.json"
+KNOWS_APPS = (1, 41, 0)  # the version of the page
+RUN = 240_000  # milliseconds
 WEIGHTS = ".ckpt", ".pt", ".pth", ".safetensors"
 # Nodes on which pictures appear, and how high these make them at least beyond their widgets.
 PICTURED = [
@@ -66,8 +71,9 @@ GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingR
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda file: file.stem)
 def workflow(editor: Editor, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A workflow, open in the page."""
+    """A workflow, open in the page as a graph."""
     saved: dict[str, Any] = json.loads(request.param.read_text())
+    saved["extra"].pop("linearMode", None)
     editor.load(saved)
     return saved
 
@@ -98,6 +104,38 @@ def test_a_blueprint_runs_as_the_scripts_run_it_with_what_is_set_on_its_node(
         assert prompt["1:7"]["inputs"]["text"] == "an ice star on sand"
         assert prompt["1:14"]["inputs"]["start"] == 0.8
         assert to_prompt(editor.serialized(), known) == prompt
+
+
+def test_the_app_shows_clip_prompts_and_strength_alone_and_runs(
+    editor: Editor, picture: Callable[..., None]
+) -> None:
+    if editor.version() < KNOWS_APPS:
+        pytest.skip("this version of the page knows no apps")
+    saved = json.loads(APP.read_text())
+    nodes = {node["type"]: node for node in saved["nodes"]}
+    nodes["ImageFromBatch"]["widgets_values"][1] = 3
+    nodes["TokenFlowInvertVideo"]["widgets_values"][1] = 4
+    page = editor.page
+    editor.load(saved)
+    try:
+        shown = page.get_by_test_id("linear-widgets").get_by_test_id("app-mode-widget-item")
+        expect(shown.get_by_test_id("builder-widget-label")).to_have_text(
+            ["clip", "what the clip shows", "what it shall show", "strength"]
+        )
+        shown.locator("textarea").last.fill("an ice star on grass")
+        sent = editor.prompt()
+        assert [node["inputs"]["text"] for node in sent.values() if "text" in node["inputs"]] == [
+            "a wood star on grass",
+            "an ice star on grass",
+            "",
+        ]
+        controls = page.get_by_test_id("linear-run-button")
+        controls.get_by_role("button", name="Run", exact=True).click()
+        edited = page.locator("video[src*='type=output']:visible")
+        edited.first.wait_for(timeout=RUN)
+        picture("app")
+    finally:
+        editor.open()
 
 
 def unknown_choices(prompt: dict[str, Any], known: dict[str, Any]) -> list[str]:

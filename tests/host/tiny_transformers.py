@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,41 +36,55 @@ GAINS = {
 
 
 @dataclass(frozen=True)
+class Network:
+    """The host's class of a network, by its module and name."""
+
+    path: str
+    name: str
+
+    def __call__(self, **settings: Any) -> Any:
+        """Makes one."""
+        return getattr(importlib.import_module(self.path), self.name)(**settings)
+
+    def knows(self, setting: str) -> bool:
+        """Whether this version of the host tells the class of it; where it lists what it tells."""
+        listed = getattr(importlib.import_module(self.path), f"{self.name}Params", None)
+        return listed is not None and setting in {
+            entry.name for entry in dataclasses.fields(listed)
+        }
+
+
+@dataclass(frozen=True)
 class Layout:
     """A transformer as published, made narrow.
 
     family: the host's class. build: makes the network. config: what the host's class is told of it.
-    extras: what a prompt holds beside its tokens. channels: of its latents.
+    extras: what a prompt holds beside its tokens. channels: of its latents. newer: what newer hosts
+    tell the class as well.
     """
 
     family: str
-    build: Callable[..., Any]
+    build: Network
     config: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     channels: int = 16
     context: int = CONTEXT
+    newer: dict[str, Any] = field(default_factory=lambda: {"txt_ids_dims": [], "vec_in_dim": None})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What this version of the host tells the class."""
+        return {key: value for key, value in self.newer.items() if self.build.knows(key)} | (
+            self.config
+        )
 
 
-def _network(path: str, name: str) -> Callable[..., Any]:
-    """The host's class, told only what this version of it asks for."""
-
-    def build(**settings: Any) -> Any:
-        module = importlib.import_module(path)
-        asked = getattr(module, f"{name}Params", None)
-        newer = {"txt_ids_dims": [], "vec_in_dim": None}
-        known = {field.name for field in dataclasses.fields(asked)} if asked else set()
-        more = {key: newer[key] for key in newer.keys() & known - settings.keys()}
-        return getattr(module, name)(**settings, **more)
-
-    return build
-
-
-MMDIT = _network("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")
-FLUX = _network("comfy.ldm.flux.model", "Flux")
-CHROMA = _network("comfy.ldm.chroma.model", "Chroma")
-QWEN = _network("comfy.ldm.qwen_image.model", "QwenImageTransformer2DModel")
-LUMINA = _network("comfy.ldm.lumina.model", "NextDiT")
-AURA = _network("comfy.ldm.aura.mmdit", "MMDiT")
+MMDIT = Network("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")
+FLUX = Network("comfy.ldm.flux.model", "Flux")
+CHROMA = Network("comfy.ldm.chroma.model", "Chroma")
+QWEN = Network("comfy.ldm.qwen_image.model", "QwenImageTransformer2DModel")
+LUMINA = Network("comfy.ldm.lumina.model", "NextDiT")
+AURA = Network("comfy.ldm.aura.mmdit", "MMDiT")
 
 
 def _sd3(**more: Any) -> dict[str, Any]:
@@ -211,6 +224,7 @@ LAYOUTS = {
         ),
         POOLED_OUTPUT,
         channels=128,
+        newer={"txt_ids_dims": [3]},
     ),
 }
 
@@ -218,7 +232,7 @@ LAYOUTS = {
 def weights(layout: Layout, seed: int = 0) -> tuple[Any, dict[str, Tensor]]:
     """The network on the meta device, and random weights for it."""
     network = layout.build(
-        **layout.config,
+        **layout.settings,
         device="meta",
         dtype=torch.float32,
         operations=comfy.ops.disable_weight_init,
@@ -246,7 +260,7 @@ def tiny_transformer(name: str, seed: int = 0) -> ModelPatcher:
     layout = LAYOUTS[name]
     _, filled = weights(layout, seed)
     family = getattr(comfy.supported_models, layout.family)
-    config = family({**family.unet_config, **layout.config})
+    config = family({**family.unet_config, **layout.settings})
     config.unet_config.pop("image_model", None)
     if layout.build is MMDIT:
         config.unet_config = dict(layout.config)

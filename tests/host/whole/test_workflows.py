@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import tomllib
 import torch
 from comfy.cldm.cldm import ControlNet
 from PIL import Image
@@ -389,6 +390,7 @@ def test_flow_models_are_inverted_and_guided_as_suits_them(server: Any, name: st
 def test_every_loader_names_the_files_to_get_and_where_they_belong() -> None:
     folders = {
         "CheckpointLoaderSimple": "checkpoints",
+        "ControlNetLoader": "controlnet",
         "UNETLoader": "diffusion_models",
         "DualCLIPLoader": "text_encoders",
         "VAELoader": "vae",
@@ -402,6 +404,17 @@ def test_every_loader_names_the_files_to_get_and_where_they_belong() -> None:
                 assert node["widgets_values"][: len(names)] == names
                 assert [name for name in node["widgets_values"] if "." in name] == names
                 assert all(model["url"].endswith(f"/{model['name']}") for model in models)
+
+
+def test_every_node_says_which_pack_and_version_it_is_of() -> None:
+    """So that the page offers the pack where a node is missing."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for file in FILES:
+        for node in opened(file)[1].values():
+            if node["type"] != "MarkdownNote":
+                ours = node["type"].startswith("TokenFlow")
+                assert node["properties"]["cnr_id"] == ("tokenflow" if ours else "comfy-core")
+                assert not ours or node["properties"]["ver"] == version
 
 
 def test_sdedit_comes_closer_to_the_source_with_a_lower_start(workflow: Callable[..., Run]) -> None:

@@ -135,7 +135,9 @@ def test_the_app_shows_clip_prompts_and_strength_alone_and_runs(
         edited.first.wait_for(timeout=RUN)
         picture("app")
     finally:
-        editor.open()
+        saved["extra"]["linearMode"] = False
+        editor.load(saved)
+        page.get_by_test_id("queue-button").wait_for()
 
 
 def unknown_choices(prompt: dict[str, Any], known: dict[str, Any]) -> list[str]:

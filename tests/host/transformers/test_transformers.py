@@ -46,7 +46,7 @@ def inverted(name: str, frames: int = FRAMES, depth: float = 1.0) -> tuple[Any, 
         steps=STEPS,
         scheduler="simple",
         refinement="fixed point",
-        iterations=12,
+        iterations=20,
         depth=depth,
         check_reconstruction=False,
     )

@@ -265,7 +265,7 @@ def test_help_opens_beside_the_graph(
         ).count()
         assert page.evaluate(TOO_WIDE) == [], name
     if with_pictures:
-        edge = page.locator(".p-splitter-gutter").first.bounding_box()
+        edge = page.locator(".p-splitter-gutter:visible").first.bounding_box()
         assert edge
         page.mouse.move(edge["x"] + edge["width"] / 2, 600)
         page.mouse.down()

@@ -37,6 +37,16 @@ class Use:
 USES = (
     Use("comfy_api.latest", ("ComfyExtension", "io", "ui"), "nodes by the V3 API"),
     Use(
+        "comfy_api.latest",
+        ("InputImpl.VideoFromFile",),
+        "videos read and written frame by frame (host/video)",
+    ),
+    Use(
+        "comfy.utils",
+        ("common_upscale(samples, width, height, method, crop)",),
+        "scaling frames as the host does",
+    ),
+    Use(
         "comfy.samplers",
         (
             "KSAMPLER(function)",
@@ -279,7 +289,9 @@ LIVE = {
     "forward(x, context, value, mask, transformer_options)",
     "a transformer": "patch_size, pad_tokens_multiple, skip_mmdit, skip_dit and its lists of "
     "blocks; the blocks' classes, arguments and returns (host/families/transformer.py)",
-    "VAE": "decode()",
+    "VAE": "encode(), decode(), spacial_compression_encode()",
+    "VIDEO": "get_stream_source(), get_components() with images, audio and frame_rate; on newer "
+    "hosts get_active_trim_window()",
 }
 
 

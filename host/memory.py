@@ -82,7 +82,13 @@ def replaces_attention(model: Any) -> bool:
     return bool(model.model_options["transformer_options"].get("patches_replace", {}).get("attn1"))
 
 
-def room(node: str, *shape: int) -> Tensor:
+def room(
+    node: str,
+    *shape: int,
+    socket: str = "latents",
+    what: str = "the path to noise",
+    remedy: str = "Make room on that disk, or invert fewer frames or steps.",
+) -> Tensor:
     """Makes an empty float32 tensor: in main memory or, where that would fill it, in a file.
 
     The file lies in the host's temp folder, and is removed with the tensor.
@@ -90,6 +96,9 @@ def room(node: str, *shape: int) -> Tensor:
     Args:
         node: The node's name, for errors.
         *shape: The tensor's shape.
+        socket: The input's name, for errors.
+        what: What is kept in it, for errors.
+        remedy: What else to do where the disk has no room.
 
     Returns:
         The tensor, its numbers not set.
@@ -114,12 +123,10 @@ def room(node: str, *shape: int) -> Tensor:
     except (OSError, RuntimeError) as error:
         _remove(file)
         found = (
-            f"the path to noise takes {size / 2**30:.1f} GiB, more than main memory has, "
+            f"{what} takes {size / 2**30:.1f} GiB, more than main memory has, "
             f"and {folder} cannot hold it ({error})."
         )
-        raise NodeError(
-            node, "latents", found, "Make room on that disk, or invert fewer frames or steps."
-        ) from error
+        raise NodeError(node, socket, found, remedy) from error
     logging.info(
         "TokenFlow: %.1f GiB that would fill main memory are kept in %s.", size / 2**30, folder
     )

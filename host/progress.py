@@ -30,12 +30,15 @@ class Progress:
         self.total, self.done = total, 0
         self._bar = ProgressBar(total)
 
-    def __call__(self) -> None:
+    def __call__(self, pieces: int = 1) -> None:
         """Moves the bar, and lets the user stop the node.
 
         To be called after each piece of work that is no step of sampling.
+
+        Args:
+            pieces: How many pieces of work that was.
         """
-        self.done += 1
+        self.done += pieces
         self._bar.update_absolute(self.done)
         model_management.throw_exception_if_processing_interrupted()
 

@@ -18,6 +18,8 @@ from .looking.views import PreviewCorrespondences, PreviewFeatures
 from .sampling import Apply, Sampler
 from .stored import LoadInversion, SaveInversion
 from .tuning import TuneAVideo
+from .video.decoding import DecodeToVideo
+from .video.encoding import EncodeVideo
 
 # Nodes that have got another id: by the old one what `io.NodeReplace` takes beside it. A release
 # that changes what workflows hold on to needs an entry (tests/host/looking/test_released.py).
@@ -54,4 +56,6 @@ class TokenFlowExtension(ComfyExtension):
             PreviewCorrespondences,
             TuneAVideo,
             LoadDemoModel,
+            EncodeVideo,
+            DecodeToVideo,
         ]

@@ -247,6 +247,7 @@ TYPES: Mapping[str, Callable[[Any], bool]] = {
     "CONDITIONING": _is_conditioning,
     "MODEL": _has("clone", "get_model_object", "model", "model_options"),
     "VAE": _has("decode"),
+    "VIDEO": _has("get_components", "save_to"),
     "CLIP": _has("tokenize", "encode_from_tokens"),
     "CLIP_VISION": _has("encode_image", "model"),
     str(InversionSocket.io_type): _is(Inversion),

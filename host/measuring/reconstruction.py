@@ -22,6 +22,7 @@ from ..patching import ModelCall, patch
 from ..progress import Progress
 from ..source import SourceRun, run_as_sampler
 from ..validation.errors import NodeError
+from ..video.autoencoder import decode
 from .cropping import in_words, size_of
 
 MOST_FRAMES = 4
@@ -171,25 +172,7 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
 
     Raises: NodeError if the VAE cannot decode them.
     """
-    try:
-        samples = to_latent(model, latents)
-        pictures: Tensor = vae.decode(samples).float().cpu()
-        if samples.ndim == 5 and pictures.ndim == 5:  # videos of one frame
-            pictures = pictures.flatten(0, 1)
-        if pictures.ndim != 4:
-            raise ValueError(f"pictures of shape {tuple(pictures.shape)}")
-        if not torch.isfinite(pictures).all():
-            raise ValueError("NaN or infinite values")
-    except model_management.InterruptProcessingException:
-        raise
-    except Exception as error:  # whatever a VAE of another kind does
-        if is_oom(error):
-            raise
-        found = f"it cannot decode the inverted latents ({type(error).__name__}: {error})."
-        raise NodeError(
-            node, "vae", found, "Connect the VAE that the frames were encoded with."
-        ) from error
-    return pictures.clamp(0, 1)
+    return decode(node, vae, to_latent(model, latents), "the inverted latents")
 
 
 def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Tensor | None) -> None:

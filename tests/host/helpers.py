@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import execution
 import pytest
 import torch
 from comfy import model_management
+from comfy_api.latest import InputImpl, Types
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host import progress
 from tokenflow_pack.host.calls import PASS_KEY
@@ -279,6 +281,21 @@ class Decoder:
             .repeat_interleave(8, 3)
             .movedim(1, -1)
         )
+
+
+class Coder(Decoder):
+    """A Decoder that encodes too: of each eight pixels the mean, and a fourth channel."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        small = torch.nn.functional.avg_pool2d(frames.movedim(-1, 1).float(), 8)
+        return torch.cat([(small - 0.5) * 20, small[:, :1]], 1)
+
+
+def video(frames: Tensor, rate: int = 8, sound: Tensor | None = None) -> Any:
+    """A VIDEO of frames (N, H, W, 3), with sound (channels, samples) at 8000 a second."""
+    audio = None if sound is None else {"waveform": sound[None], "sample_rate": 8000}
+    parts = Types.VideoComponents(images=frames, audio=audio, frame_rate=Fraction(rate))
+    return InputImpl.VideoFromComponents(parts)
 
 
 def frames_of(args: dict[str, Any]) -> list[int]:

@@ -28,7 +28,7 @@ MOST = 12  # modules side by side in a room
 
 # What no ComfyUI starts without. All else comes by `tokenflow_ops.libraries`, which says what is
 # missing where it is needed.
-HOSTS = {"PIL", "numpy", "safetensors", "torch"}
+HOSTS = {"PIL", "av", "numpy", "safetensors", "torch"}
 MODULES = {
     "comfy",
     "comfy_api",

@@ -30,6 +30,8 @@ from tokenflow_pack.nodes.looking.views import PreviewCorrespondences, PreviewFe
 from tokenflow_pack.nodes.sampling import Apply, Sampler
 from tokenflow_pack.nodes.stored import LoadInversion, SaveInversion
 from tokenflow_pack.nodes.tuning import TuneAVideo
+from tokenflow_pack.nodes.video.decoding import DecodeToVideo
+from tokenflow_pack.nodes.video.encoding import EncodeVideo
 from torch import Tensor
 
 import nodes
@@ -38,12 +40,14 @@ from ..helpers import (
     NEGATIVE,
     POSITIVE,
     SOURCE,
+    Coder,
     Decoder,
     call,
     extracted,
     inverted,
     matched,
     tiny_model,
+    video,
 )
 from ..once import once_a_session
 from ..tiny_models import moving_clip
@@ -75,6 +79,7 @@ FEATURES, CORRESPONDENCES, FIND_MASK, DEMO = (
     "Find Edit Mask",
     "Load Demo Model (TokenFlow)",
 )
+ENCODE, TO_VIDEO = "Encode Video", "Decode to Video"
 NODES: dict[str, Any] = {
     INVERT: InvertVideo,
     SAVE: SaveInversion,
@@ -92,6 +97,8 @@ NODES: dict[str, Any] = {
     CORRESPONDENCES: PreviewCorrespondences,
     FIND_MASK: FindEditMask,
     DEMO: LoadDemoModel,
+    ENCODE: EncodeVideo,
+    TO_VIDEO: DecodeToVideo,
 }
 
 
@@ -222,6 +229,8 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
         "frames": frames(),
     },
     DEMO: dict,
+    ENCODE: lambda: {"video": video(frames()), "vae": Coder()},
+    TO_VIDEO: lambda: {"samples": latents(), "vae": Coder(), "source": video(frames())},
 }
 
 
@@ -256,6 +265,8 @@ def bits(node: str) -> list[Tensor]:
         return [sampled(out[0], inverted(*CLIP)[1]["samples"])]
     if node == SAVE:
         return [inverted(*CLIP)[0].latents]
+    if node == TO_VIDEO:
+        return [out[0].get_components().images]
     if node == DEMO:
         return [weight.clone() for weight in out[0].model.diffusion_model.parameters()]
     return list(_numbers(out))

@@ -16,7 +16,7 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from tokenflow_pack.tokenflow_ops import SourceFeatures
 from torch import Tensor, nn
 
-from ..helpers import POSITIVE, call, extracted, inverted, matched, tiny_model
+from ..helpers import POSITIVE, Decoder, call, extracted, inverted, matched, tiny_model
 from ..once import once_a_session
 from ..tiny_models import SDXL, tiny_sd15, tiny_unet
 from .bad_input import (
@@ -25,6 +25,7 @@ from .bad_input import (
     CHECK,
     CLIP,
     CORRESPONDENCES,
+    ENCODE,
     EXTRACT,
     FEATURES,
     FIND_MASK,
@@ -35,6 +36,7 @@ from .bad_input import (
     NODES,
     SAMPLER,
     SAVE,
+    TO_VIDEO,
     TUNE,
     Row,
     frames,
@@ -45,6 +47,12 @@ CPU = torch.device("cpu")
 IMAGE_MODELS = "SD 1.x, SD 2.x, SDXL, SD 3"
 UNKNOWN = "no image model whose attention TokenFlow knows"
 SAME = "same checkpoint"
+
+
+class Empty:
+    """A VAE that decodes to nothing."""
+
+    decode = print
 
 
 @once_a_session
@@ -284,6 +292,9 @@ STAGES = [
         "type object, which is no VAE",
         "VAE",
     ),
+    wrong("a VAE that cannot encode", ENCODE, "vae", Decoder, "cannot encode", "image model"),
+    wrong("a VAE that gives nothing", TO_VIDEO, "vae", Empty, "cannot decode", "encoded with"),
+    wrong("pictures as a video", ENCODE, "video", frames, "Tensor, which is no VIDEO", "VIDEO"),
     wrong(
         "a model in place of a CLIP",
         METRICS,

@@ -20,6 +20,7 @@ from .bad_input import (
     CHECK,
     COMPARE,
     CORRESPONDENCES,
+    ENCODE,
     EXTRACT,
     FEATURES,
     FIND_MASK,
@@ -29,6 +30,7 @@ from .bad_input import (
     METRICS,
     SAMPLER,
     SAVE,
+    TO_VIDEO,
     TUNE,
 )
 
@@ -134,6 +136,17 @@ def sane_masks(given: dict[str, Any], masks: torch.Tensor, dimmed: torch.Tensor)
     assert set(masks.unique().tolist()) <= {0.0, 1.0}
 
 
+def sane_encoded(given: dict[str, Any], latent: dict[str, Any], rate: float, start: float) -> None:
+    wanted = range(len(given["video"].get_components().images))[given.get("start", 0) :]
+    wanted = wanted[:: given.get("every", 1)][: given.get("count") or None]
+    assert len(latent["samples"]) == len(wanted)
+    finite(latent["samples"], torch.tensor([rate, start]))
+
+
+def sane_video(given: dict[str, Any], video: Any) -> None:
+    pictures(video.get_components().images, len(given["samples"]["samples"]))
+
+
 SANE: dict[str, Callable[..., None]] = {
     INVERT: sane_path,
     LOAD: sane_path,
@@ -150,4 +163,6 @@ SANE: dict[str, Callable[..., None]] = {
     FEATURES: sane_view,
     CORRESPONDENCES: sane_view,
     FIND_MASK: sane_masks,
+    ENCODE: sane_encoded,
+    TO_VIDEO: sane_video,
 }

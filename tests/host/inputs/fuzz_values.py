@@ -16,7 +16,18 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.tokenflow_ops import Injection
 from torch import Tensor
 
-from ..helpers import NEGATIVE, POSITIVE, SOURCE, Decoder, extracted, inverted, matched, tiny_model
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    SOURCE,
+    Coder,
+    Decoder,
+    extracted,
+    inverted,
+    matched,
+    tiny_model,
+    video,
+)
 from ..once import once_a_session
 from . import bad_models
 from .bad_input import CLIP, stored
@@ -26,7 +37,7 @@ FLOATS = torch.float32, torch.float16, torch.bfloat16, torch.float64
 OTHERS = torch.uint8, torch.int64, torch.bool, torch.complex64
 FILLS = 0.0, 0.25, 1.0, -1.0, 1.2, 255.0, 1e30, math.nan, math.inf
 # Steps, and what multiplies them: more of them are good as well, and take long.
-FEW = {"steps": (1, 2), "iterations": (0, 1)}
+FEW = {"steps": (1, 2), "iterations": (0, 1), "width": (0, 24), "height": (0, 24)}
 SAMPLERS = "euler", "heun", "dpm_2", "uni_pc", "dpmpp_2m_sde", "lcm", "ddim"
 
 
@@ -268,12 +279,20 @@ def decoders(wanted: Any) -> Values:
     return st.sampled_from(
         [
             Decoder(),
+            Coder(),
             NanDecoder(),
             SmallDecoder(),
             NoDecoder(),
             SimpleNamespace(decode=lambda latents: "picture"),
         ]
     )
+
+
+def videos(wanted: Any) -> Values:
+    """Of any frames, with and without sound; one that is none."""
+    sound = st.sampled_from([None, torch.zeros(2, 9000), torch.ones(5, 30), torch.zeros(1, 0)])
+    broken = SimpleNamespace(get_components=lambda: None, save_to=print)
+    return st.one_of(st.builds(video, images(), st.just(8), sound), st.just(broken))
 
 
 CLIPS = (CLIP, (1, (8, 8)), (3, (8, 8)), (2, (8, 16)))
@@ -331,6 +350,7 @@ KINDS: dict[str, Callable[[Any], Values]] = {
     "CONDITIONING": prompts,
     "MODEL": models,
     "VAE": decoders,
+    "VIDEO": videos,
     "CLIP": lambda wanted: st.none(),
     "CLIP_VISION": lambda wanted: st.none(),
     "TOKENFLOW_INVERSION": inversions,

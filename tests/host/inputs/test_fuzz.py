@@ -29,6 +29,7 @@ from .bad_input import (
     COMPARE,
     CORRESPONDENCES,
     DEMO,
+    ENCODE,
     EXTRACT,
     FEATURES,
     FIND_MASK,
@@ -40,6 +41,7 @@ from .bad_input import (
     NODES,
     SAMPLER,
     SAVE,
+    TO_VIDEO,
     TUNE,
     run,
     still_good,
@@ -67,6 +69,8 @@ CALLS = {
     CORRESPONDENCES: 400,
     FIND_MASK: 400,
     DEMO: 100,
+    ENCODE: 400,
+    TO_VIDEO: 300,
 }
 FILES = 400
 EVERY = 100  # calls after which a good one is made, which has to give the same bits as before

@@ -1,0 +1,1 @@
+"""Videos read and written a few frames at a time."""

@@ -1,0 +1,1 @@
+"""Nodes that read and write videos a few frames at a time."""

@@ -187,7 +187,8 @@ def test_an_error_shows_on_its_node_with_our_words(
     opened.choose(inversion, "scheduler", "normal")
     opened.type(inversion, "steps", str(steps))
     opened.run()
-    opened.page.wait_for_function(SAYS, arg=[inversion, "3 frames inverted"])
+    frames = opened.prompt()[str(opened.node("ImageFromBatch"))]["inputs"]["length"]
+    opened.page.wait_for_function(SAYS, arg=[inversion, f"{frames} frames inverted"])
 
 
 def test_what_cannot_run_is_refused_in_our_words(opened: Editor) -> None:

@@ -84,6 +84,8 @@ class Edit:
             flow need them.
         guides_along: Whether frames between keyframes take the guidance of these.
         repeats: Whether every second step takes what keyframes have left in the step before.
+        given: What frames are outside of the mask instead of the source, in the model's latent
+            space, (N, C, h, w): made of keyframes that were edited elsewhere. None for the source.
     """
 
     node: str
@@ -100,6 +102,7 @@ class Edit:
     frames: Tensor | None = None
     guides_along: bool = False
     repeats: bool = False
+    given: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,25 @@ class Moment:
     def before(self, share: float) -> bool:
         """Tells whether this step is among the first `share` of the schedule's."""
         return self.place < int(share * self.steps)
+
+
+def kept_path(edit: Edit, sigma: float) -> Tensor:
+    """Finds what an edit leaves as it is, on its path to noise.
+
+    Args:
+        edit: The edit.
+        sigma: A noise level; 0 for what is kept itself.
+
+    Returns:
+        The source's path, or the given clip with the noise that the source has there,
+        (N, C, h, w).
+    """
+    inversion = edit.correspondences.features.inversion
+    source = inversion.latents_at(sigma)
+    if edit.given is None:
+        return source
+    signal = edit.backbone.parameterization.signal(sigma)
+    return source + signal * (edit.given.to(source) - inversion.latents[-1])
 
 
 class EditRun(Run):
@@ -189,10 +211,9 @@ class EditRun(Run):
             self.source_conds = conds["source"]
 
     def denoise(self, x: Tensor, sigma: float, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Denoises the frames; outside the mask, once it holds, they are the source's.
+        """Denoises the frames; outside the mask, once it holds, they are kept.
 
-        There the model sees the source's own path, and the clean source counts as what
-        it has found.
+        There the model sees the path of what is kept, and what is kept counts as what it has found.
 
         Args:
             x: Noisy frames, (N, C, h, w).
@@ -208,8 +229,21 @@ class EditRun(Run):
         mask = self.mask_at(self.step_sigma)
         if mask is None:
             return after_guidance(predict(x))
-        path, clean = self.inversion.latents_at(sigma).to(x), self.inversion.latents[-1].to(x)
+        path, clean = self.kept_at(sigma).to(x), self.kept_at(0.0).to(x)
         return torch.lerp(clean, after_guidance(predict(torch.lerp(path, x, mask))), mask)
+
+    def kept_at(self, sigma: float) -> Tensor:
+        """Returns what stays outside of the mask at a noise level, (N, C, h, w).
+
+        It is the source on its own path, or the given clip under the noise of that path.
+
+        Args:
+            sigma: The level.
+
+        Returns:
+            Latents in the model's latent space.
+        """
+        return kept_path(self.edit, sigma)
 
     def mask_at(self, sigma: float) -> Tensor | None:
         """Returns the mask, (N, 1, h, w), in a step that begins at a noise level.
@@ -228,9 +262,9 @@ class EditRun(Run):
         return show_frames(self.model, callback)
 
     def finish(self, x: Tensor, sigma: float) -> Tensor:
-        """Puts the source back outside the mask.
+        """Puts back what is kept outside the mask.
 
-        Some samplers end with a little noise left, and the source has none of it.
+        Some samplers end with a little noise left, and what is kept has none of it.
 
         Args:
             x: What the sampler ends with, (N, C, h, w).
@@ -242,7 +276,7 @@ class EditRun(Run):
         mask = self.mask_at(sigma)
         if mask is None:
             return x
-        return torch.where(mask > 0, x, self.inversion.latents_at(sigma).to(x))
+        return torch.where(mask > 0, x, self.kept_at(sigma).to(x))
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """Runs the mode's passes, or the plain host where nothing is to be changed."""

@@ -34,6 +34,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench gpu": (),
     "bench graph": (*FIGURES, "matplotlib"),
     "bench inversion": FIGURES,
+    "bench keyframes": FIGURES,
     "bench layout": FIGURES,
     "bench length": (),
     "bench search": (),

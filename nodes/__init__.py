@@ -11,6 +11,8 @@ from .edit_mask import FindEditMask
 from .features import ExtractFeatures
 from .injection import PlugAndPlay
 from .inversion import InvertVideo
+from .keyframes.carry import CarryKeyframes
+from .keyframes.pick import PickKeyframes
 from .looking.comparison import CompareClips
 from .looking.metrics import Metrics
 from .looking.reconstruction import CheckReconstruction
@@ -58,4 +60,6 @@ class TokenFlowExtension(ComfyExtension):
             LoadDemoModel,
             EncodeVideo,
             DecodeToVideo,
+            PickKeyframes,
+            CarryKeyframes,
         ]

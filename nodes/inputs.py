@@ -22,8 +22,15 @@ from torch import Tensor
 
 from ..host.validation.errors import NodeError, library_error
 from ..tokenflow_ops import Correspondences, Injection, Inversion, SourceFeatures
+from ..tokenflow_ops.carrying.given import GivenKeyframes
 from ..tokenflow_ops.libraries import LibraryError, library
-from .schema import CorrespondencesSocket, FeaturesSocket, InjectionSocket, InversionSocket
+from .schema import (
+    CorrespondencesSocket,
+    FeaturesSocket,
+    InjectionSocket,
+    InversionSocket,
+    KeyframesSocket,
+)
 
 # What `validate_inputs` sees of a socket without a link; of a linked one, or of a widget's that is
 # linked, it sees None.
@@ -254,6 +261,7 @@ TYPES: Mapping[str, Callable[[Any], bool]] = {
     str(FeaturesSocket.io_type): _is(SourceFeatures),
     str(CorrespondencesSocket.io_type): _is(Correspondences),
     str(InjectionSocket.io_type): _is(Injection),
+    str(KeyframesSocket.io_type): _is(GivenKeyframes),
 }
 
 

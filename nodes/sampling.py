@@ -10,10 +10,11 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..host.edit_run import Edit
+from ..host.edit_run import Edit, kept_path
 from ..host.editing import apply_edit, sample_edit
 from ..host.families import backbone_of
 from ..host.families.latents import as_latent, to_latent
+from ..host.keyframes.given import check_given, hidden_within, matched_to
 from ..host.measuring.cropping import as_encoded, mask_as_encoded
 from ..host.validation.checks import (
     check_frames,
@@ -34,12 +35,14 @@ from ..tokenflow_ops import (
     Injection,
     Inversion,
 )
+from ..tokenflow_ops.carrying.given import GivenKeyframes
 from ..tokenflow_ops.libraries import LibraryError, library
 from .inputs import UNCONNECTED, before_run, checked
 from .presets import BALANCED, BY_PRESET, MOST_KEYFRAMES, NUMBER_BY_PRESET, PRESETS, Preset
 from .schema import (
     CorrespondencesSocket,
     InjectionSocket,
+    KeyframesSocket,
     frames_per_pass_input,
     lines,
     said,
@@ -134,6 +137,12 @@ def _late_inputs() -> list[Any]:
             "the whole frame is edited, so that what is new fits in. 0: always, and the edit may "
             "fade into the ground.",
         ),
+        KeyframesSocket.Input(
+            "keyframes",
+            optional=True,
+            tooltip="From Carry Keyframes: edited pictures that the clip is made of. They stay as "
+            "they are; the model computes what none of them shows.",
+        ),
     ]
 
 
@@ -147,6 +156,7 @@ def _edit(
     mask: torch.Tensor | None,
     mask_from: float,
     frames: torch.Tensor | None,
+    keyframes: GivenKeyframes | None,
     chosen: Preset,
 ) -> tuple[Edit, str]:
     """The edit, and what of its pictures is left out, in words."""
@@ -178,6 +188,11 @@ def _edit(
             "they were built for other self-attention layers.",
             "Extract the features with this model.",
         )
+    given = None
+    if keyframes is not None:
+        given = check_given(node, model, keyframes, correspondences)
+        correspondences = matched_to(node, correspondences, keyframes.numbers)
+        mask, mask_from = hidden_within(keyframes, mask), 0.0
     edit = Edit(
         node,
         backbone,
@@ -193,6 +208,7 @@ def _edit(
         frames,
         chosen.guides_along,
         chosen.repeats,
+        given,
     )
     return edit, lines(frames_cut, mask_cut)
 
@@ -364,10 +380,11 @@ class Sampler(io.ComfyNode):
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
         mask_from: float = MASK_FROM,
+        keyframes: GivenKeyframes | None = None,
     ) -> io.NodeOutput:
         propagation = _propagation(model, propagation)
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
-        asked = (consistency, frames_per_pass, mask, mask_from, frames, chosen)
+        asked = (consistency, frames_per_pass, mask, mask_from, frames, keyframes, chosen)
         edit, cut = _edit(SAMPLER, model, correspondences, injection, *asked)
         check_prompts(SAMPLER, model, positive)
         if negative or cfg != 1:  # with 1 it is not looked at
@@ -375,9 +392,9 @@ class Sampler(io.ComfyNode):
         patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = chosen.sigmas(_sigmas(model, inversion, sampler_name, start))
-        start_at = (
-            inversion.latents_at(float(sigmas[0])) if noise == INVERTED else inversion.latents[-1]
-        )
+        if edit.given is not None and edit.mask is not None and not bool(edit.mask.any()):
+            return io.NodeOutput({"samples": to_latent(model, edit.given)}, ui=said(cut))
+        start_at = kept_path(edit, float(sigmas[0]) if noise == INVERTED else 0.0)
         latents = (
             as_latent(model, start_at, sigmas[0])
             if noise == INVERTED
@@ -492,9 +509,10 @@ class Apply(io.ComfyNode):
         propagation: str = BY_PRESET,
         preset: str = BALANCED,
         mask_from: float = MASK_FROM,
+        keyframes: GivenKeyframes | None = None,
     ) -> io.NodeOutput:
         propagation = _propagation(model, propagation)
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
-        asked = (consistency, frames_per_pass, mask, mask_from, frames, chosen)
+        asked = (consistency, frames_per_pass, mask, mask_from, frames, keyframes, chosen)
         edit, cut = _edit(APPLY, model, correspondences, injection, *asked)
         return io.NodeOutput(apply_edit(model, edit), ui=said(cut))

@@ -14,6 +14,7 @@ InversionSocket = io.Custom("TOKENFLOW_INVERSION")
 FeaturesSocket = io.Custom("TOKENFLOW_FEATURES")
 CorrespondencesSocket = io.Custom("TOKENFLOW_CORRESPONDENCES")
 InjectionSocket = io.Custom("TOKENFLOW_INJECTION")
+KeyframesSocket = io.Custom("TOKENFLOW_KEYFRAMES")
 
 MOST_SHOWN = 64
 CELL = 8  # pixels of a latent pixel's side in pictures of latents and features

@@ -31,6 +31,10 @@ class Parameterization:
 
     flow: bool = False
 
+    def signal(self, sigma: float) -> float:
+        """Returns what the picture is multiplied by at a noise level."""
+        return 1 - sigma if self.flow else 1.0
+
     def noise_over_signal(self, sigma: float) -> float:
         """Returns the noise's scale over the picture's at a noise level."""
         if not self.flow:

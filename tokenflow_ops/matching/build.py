@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ def build_correspondences(
     blend: str = BLENDS[0],
     timings: Timings | None = None,
     shots: Sequence[int] = ONE_SHOT,
+    given: Sequence[int] | None = None,
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
@@ -79,6 +81,8 @@ def build_correspondences(
         blend: One of BLENDS, see `blend_of`.
         timings: How fast each backend is; what they lack is measured and added.
         shots: The first frame of each shot, see `find_cuts`; nothing is matched across them.
+        given: The frame numbers of the keyframes of every step, ascending, some in each shot;
+            None to draw them. `interval`, `seed` and `fixed` count for nothing then.
 
     Returns:
         The clip's matches for all steps.
@@ -91,10 +95,16 @@ def build_correspondences(
     if window > 0 and backend == "faiss":
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
     frames, steps = features.inversion.frames, len(features.inversion.sigmas) - 1
-    keyframes = [
-        choose_keyframes(frames, interval, seed, 0 if fixed else step, shots)
-        for step in range(steps)
-    ]
+    if given is not None:
+        fixed = True
+        ends = [0, *given, frames - 1]
+        interval = max(1, *(after - before for before, after in pairwise(ends)))
+        keyframes = [torch.tensor(list(given))] * steps
+    else:
+        keyframes = [
+            choose_keyframes(frames, interval, seed, 0 if fixed else step, shots)
+            for step in range(steps)
+        ]
     near = [blend_of(blend, frames, drawn, interval, shots) for drawn in keyframes]
     levels = [features.nearest_step(step) for step in range(steps)]
     matches = {

@@ -22,6 +22,8 @@ from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.keyframes.carry import CarryKeyframes
+from tokenflow_pack.nodes.keyframes.pick import PickKeyframes
 from tokenflow_pack.nodes.looking.clips import EDITS
 from tokenflow_pack.nodes.looking.comparison import CompareClips
 from tokenflow_pack.nodes.looking.metrics import Metrics
@@ -80,6 +82,7 @@ FEATURES, CORRESPONDENCES, FIND_MASK, DEMO = (
     "Load Demo Model (TokenFlow)",
 )
 ENCODE, TO_VIDEO = "Encode Video", "Decode to Video"
+PICK, CARRY = "Pick Keyframes", "Carry Keyframes"
 NODES: dict[str, Any] = {
     INVERT: InvertVideo,
     SAVE: SaveInversion,
@@ -99,6 +102,8 @@ NODES: dict[str, Any] = {
     DEMO: LoadDemoModel,
     ENCODE: EncodeVideo,
     TO_VIDEO: DecodeToVideo,
+    PICK: PickKeyframes,
+    CARRY: CarryKeyframes,
 }
 
 
@@ -231,6 +236,8 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     DEMO: dict,
     ENCODE: lambda: {"video": video(frames()), "vae": Coder()},
     TO_VIDEO: lambda: {"samples": latents(), "vae": Coder(), "source": video(frames())},
+    PICK: lambda: {"frames": frames()},
+    CARRY: lambda: {"frames": frames(), "keyframes": frames()[:1].flip(2), "vae": Coder()},
 }
 
 

@@ -17,6 +17,7 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from .bad_input import (
     APPLY,
     BUILD,
+    CARRY,
     CHECK,
     COMPARE,
     CORRESPONDENCES,
@@ -28,6 +29,7 @@ from .bad_input import (
     INVERT,
     LOAD,
     METRICS,
+    PICK,
     SAMPLER,
     SAVE,
     TO_VIDEO,
@@ -147,6 +149,21 @@ def sane_video(given: dict[str, Any], video: Any) -> None:
     pictures(video.get_components().images, len(given["samples"]["samples"]))
 
 
+def sane_pick(given: dict[str, Any], keyframes: torch.Tensor, numbers: str) -> None:
+    chosen = [int(word) for word in numbers.split(", ")]
+    assert chosen == sorted(set(chosen))
+    assert torch.equal(keyframes, given["frames"][chosen])
+
+
+def sane_carry(
+    given: dict[str, Any], carried: Any, clip: torch.Tensor, hidden: torch.Tensor
+) -> None:
+    pictures(clip, len(given["frames"]))
+    assert hidden.shape == clip.shape[:3]
+    finite(hidden)
+    assert carried is None or len(carried.latents) == len(clip)
+
+
 SANE: dict[str, Callable[..., None]] = {
     INVERT: sane_path,
     LOAD: sane_path,
@@ -165,4 +182,6 @@ SANE: dict[str, Callable[..., None]] = {
     FIND_MASK: sane_masks,
     ENCODE: sane_encoded,
     TO_VIDEO: sane_video,
+    PICK: sane_pick,
+    CARRY: sane_carry,
 }

@@ -14,6 +14,7 @@ import torch
 from hypothesis import strategies as st
 from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.tokenflow_ops import Injection
+from tokenflow_pack.tokenflow_ops.carrying.given import GivenKeyframes
 from torch import Tensor
 
 from ..helpers import (
@@ -338,6 +339,19 @@ def injections(wanted: Any) -> Values:
     return st.builds(Injection, share, share, st.sampled_from(["decoder", "late decoder"]))
 
 
+def keyframes(wanted: Any) -> Values:
+    """None, and of other clips; some of latents that are no numbers."""
+
+    def made(clip: Any, scale: float) -> GivenKeyframes:
+        samples = scale * inverted(*clip)[0].latents[-1]
+        return GivenKeyframes((0,), samples, torch.ones(len(samples), 8, 8))
+
+    return st.one_of(
+        st.none(),
+        st.builds(made, st.sampled_from(CLIPS), st.sampled_from([1.0, 0.0, math.nan, math.inf])),
+    )
+
+
 KINDS: dict[str, Callable[[Any], Values]] = {
     "INT": numbers,
     "FLOAT": numbers,
@@ -357,6 +371,7 @@ KINDS: dict[str, Callable[[Any], Values]] = {
     "TOKENFLOW_FEATURES": features,
     "TOKENFLOW_CORRESPONDENCES": found,
     "TOKENFLOW_INJECTION": injections,
+    "TOKENFLOW_KEYFRAMES": keyframes,
 }
 
 

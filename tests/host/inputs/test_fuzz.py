@@ -25,6 +25,7 @@ from .bad_files import demo, good_file
 from .bad_input import (
     APPLY,
     BUILD,
+    CARRY,
     CHECK,
     COMPARE,
     CORRESPONDENCES,
@@ -39,6 +40,7 @@ from .bad_input import (
     LOAD,
     METRICS,
     NODES,
+    PICK,
     SAMPLER,
     SAVE,
     TO_VIDEO,
@@ -71,6 +73,8 @@ CALLS = {
     DEMO: 100,
     ENCODE: 400,
     TO_VIDEO: 300,
+    PICK: 200,
+    CARRY: 150,
 }
 FILES = 400
 EVERY = 100  # calls after which a good one is made, which has to give the same bits as before

@@ -32,6 +32,7 @@ from ..helpers import call, extracted
 from ..inputs.bad_input import (
     APPLY,
     BUILD,
+    CARRY,
     CHECK,
     COMPARE,
     CORRESPONDENCES,
@@ -145,6 +146,7 @@ TAKEN: dict[str, list[tuple[str, str | None, dict[str, Any]]]] = {
     "cv2": [
         (METRICS, "flow", {}),
         (FIND_MASK, None, {}),
+        (CARRY, None, {}),
         (SAMPLER, "consistency", RERENDER),
         (APPLY, "consistency", RERENDER),
     ],

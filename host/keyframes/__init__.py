@@ -1,0 +1,1 @@
+"""Edits of keyframes that were edited elsewhere."""

@@ -1,0 +1,1 @@
+"""Keyframes that are edited elsewhere: which they are, and what becomes of them."""

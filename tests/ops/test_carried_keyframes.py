@@ -1,0 +1,112 @@
+"""Edited keyframes carried along a motion that is known exactly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokenflow_ops.carrying.given import GivenKeyframes
+from tokenflow_ops.carrying.motion import at, exposures, pixels
+from tokenflow_ops.carrying.picking import covering
+from tokenflow_ops.carrying.pictures import carry_pictures
+from tokenflow_ops.measuring.metrics import psnr
+
+SIDE, FRAMES, DEGREES = 64, 5, 40
+
+
+def texture(seed: int) -> Tensor:
+    """A smooth random plane, (3, SIDE, SIDE)."""
+    noise = torch.rand(1, 3, 14, 14, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bicubic")[0].clamp(0, 1)
+
+
+def turning(object_seed: int, degrees: float = DEGREES) -> Tensor:
+    """A disc that turns by so much from frame to frame on a still ground, (FRAMES, 3, h, w)."""
+    here, ground, disc, frames = pixels(SIDE, SIDE), texture(0), texture(object_seed), []
+    middle = (SIDE - 1) / 2
+    inside = (here - middle).norm(dim=0) < 22
+    for frame in range(FRAMES):
+        angle = math.radians(degrees * frame)
+        c, s = math.cos(angle), math.sin(angle)
+        turn = torch.tensor([[c, -s], [s, c]])
+        moved = middle + torch.einsum("ij,jhw->ihw", turn, here - middle)
+        frames.append(torch.where(inside, at(disc, moved), ground))
+    return torch.stack(frames)
+
+
+def test_a_turning_object_takes_the_keyframes_texture_and_the_ground_stays_the_source() -> None:
+    source, ideal = turning(1), turning(2)
+    found = carry_pictures(source, ideal[[0]], [0])
+    disc = (pixels(SIDE, SIDE) - (SIDE - 1) / 2).norm(dim=0) < 18
+    error = (found.pictures - ideal)[1:]
+    assert -10 * error[..., disc].square().mean().log10() > 24
+    corner = error[..., :8, :8]
+    assert corner.abs().max() < 1e-3
+    assert torch.equal(found.pictures[0], ideal[0])
+
+
+def test_what_a_keyframe_does_not_show_is_told() -> None:
+    source = turning(1, degrees=0)
+    source[3:, :, 4:20, 4:20] = texture(7)[:, 20:36, 20:36]
+    edited = (1 - source)[[0, 1]]
+    hidden = carry_pictures(source, edited, [0, 1]).hidden
+    assert hidden[3, 6:18, 6:18].mean() > 0.9
+    assert hidden[:3].max() == 0
+    assert hidden[3, 30:, 30:].mean() < 0.05
+    with_it = carry_pictures(source, (1 - source)[[0, 4]], [0, 4]).hidden
+    assert with_it[3].mean() < 0.01
+
+
+def test_keyframes_of_another_shot_are_not_taken() -> None:
+    source = torch.cat([turning(1, 5), turning(3, 5)])
+    edited = torch.stack([torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE)])
+    found = carry_pictures(source, edited, [2, 6], shots=(0, FRAMES))
+    assert found.pictures[:FRAMES].max() < 0.05
+    assert found.pictures[FRAMES:].min() > 0.95
+    with pytest.raises(ValueError, match="no keyframe"):
+        carry_pictures(source, edited[:1], [2], shots=(0, FRAMES))
+
+
+def test_the_light_of_each_frame_is_kept() -> None:
+    source = turning(1, 0) * torch.linspace(1, 0.6, FRAMES)[:, None, None, None]
+    light = exposures(source, (0,))
+    assert light.tolist() == pytest.approx(torch.linspace(1, 0.6, FRAMES).tolist(), rel=0.03)
+    edited = turning(2, 0) * torch.linspace(1, 0.6, FRAMES)[:, None, None, None]
+    found = carry_pictures(source, edited[[0]], [0])
+    assert psnr(found.pictures, edited)[1:].min() > 30
+
+
+def test_agreement_brings_keyframes_together_and_none_keeps_them() -> None:
+    source = turning(1, 5)
+    edited = torch.stack([turning(2, 5)[1], turning(3, 5)[3]])
+    kept = carry_pictures(source, edited, [1, 3])
+    agreed = carry_pictures(source, edited, [1, 3], agreement=1.0)
+    assert torch.equal(kept.pictures[[1, 3]], edited)
+    disc = (pixels(SIDE, SIDE) - (SIDE - 1) / 2).norm(dim=0) < 18
+    ideal = turning(3, 5)[1]
+    apart = (edited[0] - ideal)[:, disc].abs().mean()
+    assert (agreed.pictures[1] - ideal)[:, disc].abs().mean() < 0.3 * apart
+
+
+def test_a_frame_is_picked_for_each_thing_that_appears_in_each_shot() -> None:
+    clip = texture(0).repeat(12, 1, 1, 1)
+    clip[4:8, :, 10:50, 10:50] = texture(1)[:, 10:50, 10:50]
+    clip[8:] = texture(2)
+    assert len(covering(clip[:4], 5)) == 1
+    first, second, third = covering(clip, 5, shots=(0, 8))
+    assert {first < 4, second < 4} == {True, False}
+    assert third >= 8
+    assert len(covering(clip[:8], most=1)) == 1
+
+
+def test_numbers_must_be_frames_in_order() -> None:
+    latents, hidden = torch.zeros(3, 4, 2, 2), torch.zeros(3, 16, 16)
+    assert GivenKeyframes((0, 2), latents, hidden).numbers == (0, 2)
+    for wrong in ((), (2, 0), (0, 3), (1, 1)):
+        with pytest.raises(ValueError, match="ascending"):
+            GivenKeyframes(wrong, latents, hidden)
+    with pytest.raises(ValueError, match="masks"):
+        GivenKeyframes((0,), latents, hidden[:2])

@@ -131,11 +131,15 @@ def sane_view(given: dict[str, Any], *views: torch.Tensor) -> None:
         pictures(view, shown(made.inversion.frames, given.get("most_frames", 64)))
 
 
-def sane_masks(given: dict[str, Any], masks: torch.Tensor, dimmed: torch.Tensor) -> None:
+def sane_masks(
+    given: dict[str, Any], masks: torch.Tensor, dimmed: torch.Tensor, outlines: torch.Tensor
+) -> None:
     pictures(dimmed, given["inversion"].frames)
     assert masks.shape == dimmed.shape[:3]
     assert masks.dtype == torch.float32
     assert set(masks.unique().tolist()) <= {0.0, 1.0}
+    assert outlines.shape == masks.shape
+    finite(outlines)
 
 
 def sane_encoded(given: dict[str, Any], latent: dict[str, Any], rate: float, start: float) -> None:

@@ -28,6 +28,7 @@ class Together(oracle.Edit, ABC):
         blends: Any,
         ask: dict,
         hidden: Tensor | None,
+        kept: Any = None,
     ) -> Tensor:
         resblock = None if hidden is None else lambda branch: hidden
         with unet_oracle.replaced(

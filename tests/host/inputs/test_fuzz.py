@@ -69,12 +69,12 @@ CALLS = {
     TUNE: 150,
     FEATURES: 600,
     CORRESPONDENCES: 400,
-    FIND_MASK: 200,
+    FIND_MASK: 300,
     DEMO: 100,
     ENCODE: 400,
     TO_VIDEO: 300,
     PICK: 300,
-    CARRY: 200,
+    CARRY: 400,
 }
 FILES = 400
 EVERY = 100  # calls after which a good one is made, which has to give the same bits as before

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..keyframes import spread
 from ..libraries import library
 
 CERTAIN = 0.6  # below this share of the threshold a pixel is surely not edited
@@ -104,8 +105,8 @@ def _learnt(
     None where all of the clip is one of the two.
     """
     cv2 = library("cv2")
-    few = torch.linspace(0, len(frames) - 1, min(LEARNT_ON, len(frames))).round().long().tolist()
-    parts = [_labelled(frames[i], apart[i], level, LEARNT_AT) for i in few]
+    few = spread(len(frames), LEARNT_ON)
+    parts = [_labelled(frames[i], apart[i], level, LEARNT_AT) for i in few.tolist()]
     # One below the other: GrabCut takes a single picture.
     picture, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
     colours = np.zeros((1, 65)), np.zeros((1, 65))

@@ -142,11 +142,13 @@ def refusal(diffusion_model: Any) -> str | None:
 
 def _blocks(diffusion_model: Any, part: str) -> list[str]:
     """Paths of the blocks that run, all of a class that LAYOUTS knows."""
-    left_out = {"double_blocks": "skip_mmdit", "single_blocks": "skip_dit"}  # Chroma's
-    skipped = getattr(diffusion_model, left_out.get(part, ""), ())
+    skipped: Any = {
+        "double_blocks": getattr(diffusion_model, "skip_mmdit", ()),  # Chroma's
+        "single_blocks": getattr(diffusion_model, "skip_dit", ()),
+    }.get(part, ())
     return [
         f"{part}.{number}"
-        for number, block in enumerate(getattr(diffusion_model, part))
+        for number, block in enumerate(diffusion_model.get_submodule(part))
         if number not in skipped and type(block).__name__ in LAYOUTS
     ]
 

@@ -27,7 +27,7 @@ from wide import wide_scene
 
 SAVE_EVERY = 100
 DROPPED_CAPTIONS = 0.1
-DIMMED = 0.15  # share of the pictures in other light
+DIMMED = 0.25  # share of the pictures in other light
 SEEN = 0.004  # share of the picture from which on a caption names an object
 
 

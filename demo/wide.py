@@ -12,7 +12,7 @@ from scenes import Scene, uniform
 
 # Shares of the scenes: objects anywhere, also out of the picture; of any size; at any angle; a
 # second object in front.
-ANYWHERE, ANY_SIZE, ANY_ANGLE, TWO = 0.2, 0.25, 0.1, 0.12
+ANYWHERE, ANY_SIZE, ANY_ANGLE, TWO = 0.2, 0.25, 0.1, 0.25
 
 
 def wide_scene(generator: torch.Generator) -> Scene:

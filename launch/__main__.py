@@ -11,6 +11,7 @@ from pathlib import Path
 from . import checks, demo
 from .comfyui.inprocess import import_comfyui, import_pack
 from .commands import benchmarks, parser
+from .wanted import Wanted
 
 
 def main() -> int:
@@ -22,7 +23,8 @@ def main() -> int:
         return checks.run(rest)
     if options.command == "bench":
         return run_benchmark(options.name, rest)
-    return demo.run(Path(os.environ["COMFYUI_PATH"]), options.workflow, keep=options.keep)
+    comfyui = Path(os.environ["COMFYUI_PATH"])
+    return demo.run(comfyui, Wanted.read(options, comfyui), keep=options.keep)
 
 
 def run_benchmark(name: str, arguments: list[str]) -> int:

@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from .environment import ROOT, SetupError, prepare
+from .environment import COMFYUI, ROOT, SetupError, prepare
+from .wanted import Wanted, WantedError
 
 ENVIRONMENT = """\
 environment variables:
@@ -36,20 +38,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
-        "demo", help="edit the embedded clip in a real ComfyUI and show the result in output/"
-    )
-    demo.add_argument(
-        "--keep",
-        action="store_true",
-        help="leave the server running afterwards, to open the graph in a browser",
-    )
-    demo.add_argument(
-        "--workflow",
-        type=Path,
-        default=ROOT / "workflows" / "quickstart.json",
-        help="another workflow file",
-    )
+    _add_demo(commands)
     bench = commands.add_parser(
         "bench", help="a benchmark of bench/; further arguments go to it", add_help=False
     )
@@ -100,10 +89,45 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_demo(commands: Any) -> None:
+    """Adds `demo` to the commands."""
+    demo = commands.add_parser(
+        "demo", help="edit a clip in a real ComfyUI, the embedded one or yours; results in output/"
+    )
+    demo.add_argument("--clip", type=Path, help="a video of yours; needs both prompts")
+    demo.add_argument("--prompt", help="what the edit is to show")
+    demo.add_argument("--source-prompt", help="what the clip shows")
+    demo.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a checkpoint of yours: a file, or its name in ComfyUI's models/checkpoints. "
+        "Without one the embedded model of a made-up world edits",
+    )
+    demo.add_argument(
+        "--frames", type=positive, help="how many of the clip's first frames are edited"
+    )
+    demo.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the server running afterwards, to open the graph in a browser",
+    )
+    demo.add_argument(
+        "--workflow",
+        type=Path,
+        help="another workflow file; without one the quickstart, or the template that fits the "
+        "checkpoint",
+    )
+
+
 def benchmarks() -> dict[str, str]:
     """Finds the benchmarks by name, each with its module below bench/."""
     files = (path for path in (ROOT / "bench").glob("*/*.py") if path.parent.name != "tools")
     return {path.stem: f"bench.{path.parent.name}.{path.stem}" for path in files}
+
+
+def own_folder() -> Path:
+    """Returns the folder of the ComfyUI that the commands run, which need not be there yet."""
+    return Path(os.environ.get("COMFYUI_PATH") or COMFYUI).expanduser().absolute()
 
 
 def natural(text: str, least: int = 0) -> int:
@@ -135,15 +159,15 @@ def main(argv: list[str]) -> int:
     if rest and options.command in ("demo", "batch"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        wanted = Wanted.read(options, own_folder()) if options.command == "demo" else None
         host = prepare(
             [options.command, *([options.name] if options.command == "bench" else []), *rest]
         )
-    except SetupError as error:
+    except (SetupError, WantedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if options.command == "demo":
-        keep = ["--keep"] if options.keep else []
-        rest = ["--workflow", str(options.workflow.absolute()), *keep]
+    if wanted:
+        rest = [*wanted.words(), *(["--keep"] if options.keep else [])]
     if options.command == "bench":
         rest = [options.name, *rest]
     if options.command == "batch":

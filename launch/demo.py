@@ -1,4 +1,4 @@
-"""`run.py demo`: a workflow on the embedded clip in a real, headless ComfyUI."""
+"""`run.py demo`: a workflow in a real, headless ComfyUI, on the embedded clip or the user's."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from pathlib import Path
 from .comfyui.client import Progress, PromptError, Result, run_prompt
 from .comfyui.server import Server, ServerError
 from .comfyui.workflow import Prompt, WorkflowError, to_prompt
+from .cutting import put_clip
 from .environment import HOST, ROOT
+from .wanted import Wanted, WantedError
 
 OUTPUT = ROOT / "output"
 CLIP = ROOT / "demo" / "tokenflow_star.mp4"  # the pack itself puts it into the input folder
 
 
-def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
+def run(comfyui: Path, wanted: Wanted, keep: bool = False) -> int:
     """Runs a workflow file and prints what it shows and saves.
 
     Args:
         comfyui: The folder of the ComfyUI.
-        workflow: The file, as the editor saves it or as an API prompt.
+        wanted: The file, as the editor saves it or as an API prompt, and what is changed in it.
         keep: Whether the server stays up, and its address is printed, until Ctrl-C.
 
     Returns:
@@ -31,25 +33,37 @@ def run(comfyui: Path, workflow: Path, keep: bool = False) -> int:
     """
     start = time.monotonic()
     try:
-        saved = json.loads(workflow.read_text())
+        saved = json.loads(wanted.workflow.read_text())
+        work, log = HOST / "run", OUTPUT / "server.log"
+        work.mkdir(parents=True, exist_ok=True)
+        options = wanted.offered(work / "models")
+        if wanted.clip:
+            (work / "input").mkdir(exist_ok=True)
+            wished = wanted.frames or wanted.length(saved)
+            count = put_clip(wanted.clip, work / "input" / wanted.clip_name, wished)
+            few = f"the first {wished} of " if 0 < wished < count else ""
+            print(f"editing {few}{count or 'the'} frames of {wanted.clip.name}", flush=True)
         print("starting ComfyUI ...", flush=True)
-        with Server(comfyui, HOST / "run", OUTPUT, OUTPUT / "server.log") as server:
+        with Server(comfyui, work, OUTPUT, log, options=options) as server:
             # Its name in workflows that were saved before 0.2.
             shutil.copy(CLIP, server.input / "clip.mp4")
             device = server.get("/system_stats")["devices"][0]["name"]
             ready = f"ready on {device} after {time.monotonic() - start:.0f} s"
-            print(f"{ready}; running {workflow.name}", flush=True)
-            prompt = to_prompt(saved, server.get("/object_info"))
-            embedded = saved if "nodes" in saved else None
+            print(f"{ready}; running {wanted.workflow.name}", flush=True)
+            info = server.get("/object_info")
+            prompt = wanted.filled(to_prompt(saved, info), info)
+            # What is changed the editor opens from the prompt, which is saved in any case.
+            embedded = saved if "nodes" in saved and not wanted.own else None
             report(run_prompt(server.address, prompt, Progress(prompt), embedded), prompt)
             print(f"total {time.monotonic() - start:.0f} s", flush=True)
             if keep:
+                opened = "a saved video" if wanted.own else wanted.workflow
                 print(
-                    f"ComfyUI stays at {server.address} until Ctrl-C. Open {workflow} there.",
+                    f"ComfyUI stays at {server.address} until Ctrl-C. Open {opened} there.",
                     flush=True,
                 )
                 threading.Event().wait()
-    except (OSError, ValueError, WorkflowError, PromptError, ServerError) as error:
+    except (OSError, ValueError, WantedError, WorkflowError, PromptError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

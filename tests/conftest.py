@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -66,6 +67,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         COMFYUI, folder, folder / "output", folder / "server.log", options=options
     ) as running:
         yield running
+
+
+WRITE_SD1 = """
+import sys
+from pathlib import Path
+sys.path[:0] = [".", "tests/host"]
+from launch.comfyui.inprocess import import_comfyui
+import_comfyui(Path(sys.argv[1]))
+from checkpoint_files import write_sd1
+write_sd1(Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint that the host's loader takes, written by another process: ComfyUI is not
+    in this one.
+    """
+    path = tmp_path_factory.mktemp("checkpoint") / "sd1.safetensors"
+    subprocess.run([sys.executable, "-c", WRITE_SD1, COMFYUI, path], cwd=ROOT, check=True)
+    return path
 
 
 @pytest.fixture(scope="session")

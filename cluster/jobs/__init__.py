@@ -14,9 +14,9 @@ from typing import Any
 
 from launch.comfyui.workflow import Json, Prompt
 from launch.environment import ROOT
+from launch.graphs.columns import ColumnError, Columns, Place
+from launch.graphs.graph import STAGE_1, is_upload, label, of_types, upstream
 
-from .columns import ColumnError, Columns, Place
-from .graph import STAGE_1, is_upload, label, of_types, upstream
 from .table import Row, TableError, problem
 from .values import converted
 

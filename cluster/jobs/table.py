@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.graphs.columns import HEADS
+
 NAME = re.compile(r"\w[\w .+=,@-]{0,99}(?<![ .])")
 MANIFEST = "manifest.jsonl"  # lies beside the jobs' folders
-HEADS = ("name", "clip", "source", "prompt", "seed")  # columns that are known by themselves
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from launch.comfyui.workflow import DYNAMIC_COMBO
-
-from .columns import Place
+from launch.graphs.columns import Place
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 

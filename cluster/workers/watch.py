@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 
 from launch.comfyui.workflow import Prompt
+from launch.graphs.graph import title
 
-from ..jobs.graph import title
 from .events import Step
 
 

@@ -28,8 +28,8 @@ from filelock import FileLock
 from launch.comfyui.client import PromptError, Result, run_prompt
 from launch.comfyui.server import Server
 from launch.comfyui.workflow import Json, Prompt
+from launch.graphs.graph import title
 
-from ..jobs.graph import title
 from ..manifest import confined
 from .events import About, Done, Saved, Step
 from .watch import Watch

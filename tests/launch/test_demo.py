@@ -17,6 +17,7 @@ import pytest
 
 from launch import demo
 from launch.comfyui.server import Server
+from launch.wanted import Wanted
 
 from ..conftest import COMFYUI, ROOT
 
@@ -47,7 +48,7 @@ def test_it_shows_texts_files_and_the_address_it_keeps(
     monkeypatch.setattr(threading.Event, "wait", interrupt)
     path = folder / "stock.json"
     path.write_text(json.dumps(stock_workflow()))
-    assert demo.run(server.comfyui, path, keep=True) == 0
+    assert demo.run(server.comfyui, Wanted(path), keep=True) == 0
     shown = capsys.readouterr().out
     assert "\nFigures\ntwo frames\n" in shown
     assert "\n  output/clips/two_00001_.mp4\n" in shown
@@ -59,7 +60,7 @@ def test_it_shows_texts_files_and_the_address_it_keeps(
 def test_a_workflow_that_cannot_be_read_is_an_error_in_a_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo.run(folder, folder / "none.json") == 1
+    assert demo.run(folder, Wanted(folder / "none.json")) == 1
     assert "none.json" in capsys.readouterr().err
 
 

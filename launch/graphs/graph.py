@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from launch.comfyui.workflow import UNKNOWN, Json, Prompt, WorkflowError, widgets
+from ..comfyui.workflow import UNKNOWN, Json, Prompt, WorkflowError, widgets
 
 INVERSIONS = ("TokenFlowInvertVideo", "TokenFlowLoadInversion")
 # What is computed once per clip, whatever the edit.

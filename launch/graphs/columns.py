@@ -1,11 +1,10 @@
-"""Which inputs of which nodes a column of the table sets."""
+"""Which inputs of which nodes a name sets: the columns of a table of jobs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.comfyui.workflow import Json, Prompt, WorkflowError
-
+from ..comfyui.workflow import Json, Prompt, WorkflowError
 from .graph import (
     INVERSIONS,
     inputs_of,
@@ -19,8 +18,9 @@ from .graph import (
     title,
     upstream,
 )
-from .table import HEADS
 
+# Columns that are known by themselves.
+HEADS = ("name", "clip", "source", "prompt", "seed")
 SEEDS = ("seed", "noise_seed")
 BY_NAME = (
     "Name the column as the node's title, type or id, a dot and the input, e.g. 'Load Video.file'"

@@ -35,9 +35,9 @@ class Result:
     cached: frozenset[str]
 
     def texts(self) -> dict[str, list[str]]:
-        """Returns {node id: its text outputs}."""
+        """Returns {node id: its text outputs} of the nodes that say anything."""
         found = {
-            node: [t for t in shown.get("text", []) if isinstance(t, str)]
+            node: [t for t in shown.get("text", []) if isinstance(t, str) and t.strip()]
             for node, shown in self.outputs.items()
         }
         return {node: texts for node, texts in found.items() if texts}

@@ -36,6 +36,7 @@ PICTURED = [
     "MaskPreview",
 ]
 PICTURED += [
+    "TokenFlowPickKeyframes",
     "TokenFlowCheckReconstruction",
     "TokenFlowPreviewFeatures",
     "TokenFlowPreviewCorrespondences",
@@ -54,6 +55,7 @@ SAYING += [
     "TokenFlowPreviewCorrespondences",
 ]
 SAYING += ["TokenFlowMetrics", "TokenFlowTuneAVideo"]
+SAYING += ["TokenFlowPickKeyframes", "TokenFlowCarryKeyframes"]
 TEXT = 105
 AREAS = """([pictured, picture, saying, text]) => app.graph.nodes.map((node) => {
     node.updateArea()
@@ -88,22 +90,24 @@ def test_the_page_sends_what_the_scripts_send_and_the_server_takes_it(
     assert not [error for error in refused(server, prompt) if not names_missing_weights(error)]
 
 
+@pytest.mark.parametrize("file", BLUEPRINTS, ids=lambda file: file.stem)
 def test_a_blueprint_runs_as_the_scripts_run_it_with_what_is_set_on_its_node(
-    editor: Editor, server: Any
+    editor: Editor, server: Any, file: Path
 ) -> None:
     offered = server.get("/global_subgraphs")
-    for file in BLUEPRINTS:
-        assert file.stem in {entry["name"] for entry in offered.values()}
-        blueprint = json.loads(file.read_text())
-        (standing,) = blueprint["nodes"]
-        standing["widgets_values"][1:3] = ["an ice star on sand", 0.8]
-        known = server.get("/object_info")
-        editor.load(blueprint)
-        prompt = editor.prompt()
-        assert prompt == to_prompt(blueprint, known)
-        assert prompt["1:7"]["inputs"]["text"] == "an ice star on sand"
-        assert prompt["1:14"]["inputs"]["start"] == 0.8
-        assert to_prompt(editor.serialized(), known) == prompt
+    assert file.stem in {entry["name"] for entry in offered.values()}
+    blueprint = json.loads(file.read_text())
+    (standing,) = blueprint["nodes"]
+    widgets = [slot["name"] for slot in standing["inputs"] if "widget" in slot]
+    for name, value in (("edit_prompt", "an ice star on sand"), ("strength", 0.8)):
+        standing["widgets_values"][widgets.index(name)] = value
+    known = server.get("/object_info")
+    editor.load(blueprint)
+    prompt = editor.prompt()
+    assert prompt == to_prompt(blueprint, known)
+    assert prompt["1:7"]["inputs"]["text"] == "an ice star on sand"
+    assert prompt["1:14"]["inputs"]["start"] == 0.8
+    assert to_prompt(editor.serialized(), known) == prompt
 
 
 def test_the_app_shows_clip_prompts_and_strength_alone_and_runs(

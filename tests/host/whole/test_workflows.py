@@ -37,11 +37,13 @@ FRAMES = 3
 TRANSFORMERS = ["flux", "sd35", "transformer"]
 SIZES = {"flux": 768, "sd35": 1024, "sdxl": 1024}
 # Loaders of one part of a model, and which output of Load Demo Model that part is.
-PARTS = {"UNETLoader": 0, "DualCLIPLoader": 1, "VAELoader": 2}
+PARTS = {"UNETLoader": 0, "CLIPLoader": 1, "DualCLIPLoader": 1, "VAELoader": 2}
 SMALL: dict[str, dict[str, Any]] = {
     "ImageFromBatch": {"length": FRAMES},
     "TokenFlowInvertVideo": {"steps": 3},
     "TokenFlowBuildCorrespondences": {"keyframe_interval": 2, "backend": "torch"},
+    "ImageScaleToTotalPixels": {"megapixels": 0.01},
+    "KSampler": {"steps": 2},
 }
 
 
@@ -49,13 +51,20 @@ class Run:
     """A workflow that is run, changed and run again; what did not change the server keeps."""
 
     def __init__(
-        self, server: Any, queue: Callable[..., Any], name: str, bypassed: tuple[str, ...] = ()
+        self,
+        server: Any,
+        queue: Callable[..., Any],
+        name: str,
+        bypassed: tuple[str, ...] = (),
+        muted: bool = True,
     ) -> None:
         self.server, self.queue = server, queue
         workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
         for node in workflow["nodes"]:
             if node["type"] in bypassed:
                 node["mode"] = BYPASSED
+            elif not muted:
+                node["mode"] = 0
         self.prompt: Prompt = to_prompt(workflow, server.get("/object_info"))
         for entry in list(self.prompt.values()):
             entry["inputs"].update(SMALL.get(entry["class_type"], {}))
@@ -138,16 +147,7 @@ class Run:
     def pictures(self, kind: str) -> Tensor:
         """What the only node of a type showed, (N, 3, H, W) in [0, 1]."""
         (node,) = self.nodes(kind)
-        shown = self.result.outputs[node]["images"]
-        return torch.stack(
-            [
-                pil_to_tensor(
-                    Image.open(self.server.work / "temp" / one["filename"]).convert("RGB")
-                )
-                / 255
-                for one in shown
-            ]
-        )
+        return shown(self.server, self.result.outputs[node])
 
     def check_videos(self) -> None:
         """Every Save Video node has saved all frames."""
@@ -160,10 +160,16 @@ class Run:
                 assert sum(1 for _ in opened.decode(video=0)) == FRAMES
 
 
+def shown(server: Any, output: Any) -> Tensor:
+    """What a node showed, (N, 3, H, W) in [0, 1]."""
+    files = [server.work / "temp" / one["filename"] for one in output["images"]]
+    return torch.stack([pil_to_tensor(Image.open(file).convert("RGB")) / 255 for file in files])
+
+
 @pytest.fixture
 def workflow(server: Any, queue: Callable[..., Any]) -> Callable[..., Run]:
-    """`workflow(name, bypassed types)`: a workflow made small."""
-    return lambda name, *bypassed: Run(server, queue, name, bypassed)
+    """`workflow(name, bypassed types)`: a workflow made small. muted=False: what is muted runs."""
+    return lambda name, *bypassed, muted=True: Run(server, queue, name, bypassed, muted)
 
 
 @pytest.fixture
@@ -232,8 +238,7 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
 
 def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> None:
     """Between a loader and a saver, as users put it."""
-    (file,) = (ROOT / "subgraphs").glob("*.json")
-    saved = json.loads(file.read_text())
+    saved = json.loads((ROOT / "subgraphs" / "Edit a video (TokenFlow).json").read_text())
     (standing,) = saved["nodes"]
     values = ["a wood star on grass", "an ice star on grass", 0.5, 5.0, 4, FRAMES, 64, 64]
     standing |= {"id": 5, "widgets_values": values}
@@ -265,6 +270,58 @@ def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> N
     with av.open(str(video)) as written:
         assert sum(1 for _ in written.decode(video=0)) == FRAMES
         assert written.streams.video[0].width == 64
+
+
+def test_the_blueprint_carries_keyframes(server: Any, queue: Callable[..., Any]) -> None:
+    saved = json.loads((ROOT / "subgraphs" / "Edit from keyframes (TokenFlow).json").read_text())
+    (standing,) = saved["nodes"]
+    values = ["1", "a wood star on grass", "an ice star on grass", 0.5, 5.0, 3, 0.0]
+    standing |= {"id": 5, "widgets_values": values}
+    (matching,) = (
+        node
+        for node in saved["definitions"]["subgraphs"][0]["nodes"]
+        if node["type"] == "TokenFlowBuildCorrespondences"
+    )
+    matching["widgets_values"][3] = "torch"
+    for slot, link in zip(standing["inputs"], (4, 6, 7, 8, 9), strict=False):
+        slot["link"] = link
+
+    def node(id: int, kind: str, values: list[Any], **links: int) -> dict[str, Any]:
+        slots = [{"name": name, "type": "*", "link": link} for name, link in links.items()]
+        return {"id": id, "type": kind, "widgets_values": values, "inputs": slots}
+
+    saved["nodes"] += [
+        node(6, "LoadVideo", ["tokenflow_star.mp4"]),
+        node(7, "GetVideoComponents", [], video=1),
+        node(8, "ImageFromBatch", [0, FRAMES], image=2),
+        node(9, "ImageScale", ["lanczos", 64, 64, "center"], image=3),
+        node(10, "ImageFromBatch", [1, 1], image=10),
+        node(11, "ImageInvert", [], image=5),
+        {"id": 12, "type": "TokenFlowLoadDemoModel"},
+        node(13, "PreviewImage", [], images=11),
+        node(14, "PreviewImage", [], images=12),
+        node(15, "MaskPreview", [], mask=13),
+    ]
+    saved["links"] = [
+        [1, 6, 0, 7, 0, "VIDEO"],
+        [2, 7, 0, 8, 0, "IMAGE"],
+        [3, 8, 0, 9, 0, "IMAGE"],
+        [4, 9, 0, 5, 0, "IMAGE"],
+        [5, 10, 0, 11, 0, "IMAGE"],
+        [6, 11, 0, 5, 1, "IMAGE"],
+        *([7 + i, 12, i, 5, 2 + i, kind] for i, kind in enumerate(("MODEL", "CLIP", "VAE"))),
+        [10, 9, 0, 10, 0, "IMAGE"],
+        [11, 9, 0, 13, 0, "IMAGE"],
+        [12, 5, 0, 14, 0, "IMAGE"],
+        [13, 5, 1, 15, 0, "MASK"],
+    ]
+    outputs = queue(to_prompt(saved, server.get("/object_info"))).outputs
+    source, clip, hidden = (shown(server, outputs[node]) for node in ("13", "14", "15"))
+    assert len(source) == len(clip) == len(hidden) == FRAMES
+    seen = (hidden[:, :1] == 0).expand_as(clip)
+    assert seen.float().mean() > 0.9
+    assert (clip - (1 - source))[seen].abs().mean() < 0.03
+    assert (clip[1] - (1 - source[1])).abs().max() < 1 / 128
 
 
 def opened(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -392,6 +449,7 @@ def test_every_loader_names_the_files_to_get_and_where_they_belong() -> None:
         "CheckpointLoaderSimple": "checkpoints",
         "ControlNetLoader": "controlnet",
         "UNETLoader": "diffusion_models",
+        "CLIPLoader": "text_encoders",
         "DualCLIPLoader": "text_encoders",
         "VAELoader": "vae",
     }
@@ -453,6 +511,53 @@ def test_a_local_edit_leaves_everything_else_as_in_the_source(workflow: Callable
         TokenFlowSampler={"start": 0.75}
     )
     assert 0.15 < check_local(star) < 0.35
+
+
+def saved_frames(run: Run, title: str) -> Tensor:
+    """The frames of the video that a node of this title saved, (N, 3, H, W) in [0, 1]."""
+    (node,) = (n for n, entry in run.prompt.items() if entry["_meta"]["title"] == title)
+    (saved,) = run.result.outputs[node]["images"]
+    with av.open(str(run.server.output / saved["subfolder"] / saved["filename"])) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    return torch.from_numpy(np.stack(frames)).movedim(-1, 1) / 255
+
+
+def test_one_painted_frame_becomes_the_whole_clip(workflow: Callable[..., Run]) -> None:
+    run = workflow("keyframes")()
+    run.check_videos()
+    (painted,) = run.pictures("PreviewImage")
+    clip = saved_frames(run, "Save the edit")
+    blue = (painted[2] > painted[1] + 0.05).float()
+    assert 0.1 < blue.mean() < 0.3
+    # The paint in every frame, and the ground as it was.
+    for frame in clip:
+        on_star = ((frame[2] > frame[1]).float() * blue).sum() / blue.sum()
+        assert on_star > 0.8
+        assert (frame - painted)[:, :8].abs().mean() < 0.06
+    assert (clip[FRAMES // 2] - painted).abs().mean() < 0.04
+    assert run.pictures("MaskPreview").mean() < 0.05
+
+
+def test_keyframes_come_from_an_editor_that_takes_instructions(
+    workflow: Callable[..., Run],
+) -> None:
+    """The embedded transformer stands in for it: what it makes of the frame is no matter here."""
+    run = workflow("keyframes", muted=False)
+    (carried,), (edited,) = (
+        run.nodes("TokenFlowCarryKeyframes"),
+        [run.prompt[node]["inputs"]["images"][0] for node in run.nodes("PreviewImage")],
+    )
+    (editor,) = (n for n, e in run.prompt.items() if e["_meta"]["title"].startswith("To keyframes"))
+    run.prompt[carried]["inputs"]["keyframes"] = [editor, 0]
+    for entry in run.prompt.values():
+        if entry["inputs"].get("images") == [edited, 0]:
+            entry["inputs"]["images"] = [editor, 0]
+    run()
+    run.check_videos()
+    (painted,) = run.pictures("PreviewImage")
+    painted = torch.nn.functional.interpolate(painted[None], 64, mode="bicubic", antialias=True)[0]
+    middle = saved_frames(run, "Save the edit")[FRAMES // 2]
+    assert torch.corrcoef(torch.stack([middle.flatten(), painted.flatten()]))[0, 1] > 0.9
 
 
 def test_the_public_codes_choices_are_measured_beside_the_packs_own(

@@ -14,9 +14,10 @@ from typing import Any
 
 from launch.comfyui.workflow import Json, Prompt
 from launch.environment import ROOT
-from launch.graphs.columns import ColumnError, Columns, Place
+from launch.graphs.columns import KEYFRAMES, ColumnError, Columns, Place
 from launch.graphs.graph import STAGE_1, is_upload, label, of_types, upstream
 
+from .pictures import carrying, pictures_of, take_pictures
 from .table import Row, TableError, problem
 from .values import converted
 
@@ -138,6 +139,9 @@ class Draft:
     def fill(self) -> None:
         """Sets what the row sets, and finds the files."""
         for column, cell in self.row.cells.items():
+            if column == KEYFRAMES:
+                self._take_keyframes(self.table.parent / str(cell))
+                continue
             try:
                 for place in self.columns.places(column):
                     self._set(column, place, cell)
@@ -198,6 +202,23 @@ class Draft:
             )
         else:
             self.prompt[place.node]["inputs"][place.input] = value
+
+    def _take_keyframes(self, folder: Path) -> None:
+        """Has Carry Keyframes take the pictures of a folder."""
+        try:
+            node = carrying(self.prompt)
+        except ValueError as error:
+            remedy = "Give it a workflow with one Carry Keyframes, such as the template keyframes"
+            self._wrong(KEYFRAMES, f"the workflow has {error}", remedy)
+            return
+        try:
+            files = pictures_of(folder)
+            names = {number: self._file(file) for number, file in files.items()}
+        except ValueError as error:
+            remedy = "Name pictures by the numbers of their frames, counted from 0, such as 012.png"
+            self._wrong(KEYFRAMES, f"it {error}", remedy)
+        else:
+            take_pictures(self.prompt, node, names)
 
     def _adopt(self, place: Place) -> None:
         """Takes a file that the workflow itself names, as the editor means it.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..comfyui.workflow import Json, Prompt, WorkflowError
 from .graph import (
+    CARRY,
     INVERSIONS,
     inputs_of,
     is_link,
@@ -19,8 +20,9 @@ from .graph import (
     upstream,
 )
 
+KEYFRAMES = "keyframes"
 # Columns that are known by themselves.
-HEADS = ("name", "clip", "source", "prompt", "seed")
+HEADS = ("name", "clip", "source", "prompt", "seed", KEYFRAMES)
 SEEDS = ("seed", "noise_seed")
 BY_NAME = (
     "Name the column as the node's title, type or id, a dot and the input, e.g. 'Load Video.file'"
@@ -80,8 +82,10 @@ class Columns:
             ) from error
 
     def _clip(self) -> list[Place]:
-        """The file of what loads the clip that is inverted."""
-        reaching = upstream(self.prompt, of_types(self.prompt, INVERSIONS))
+        """The file of what loads the clip that is inverted or, without a model, carried to."""
+        reaching = upstream(
+            self.prompt, of_types(self.prompt, INVERSIONS) or of_types(self.prompt, (CARRY,))
+        )
         found = [
             place
             for node in sorted(reaching)

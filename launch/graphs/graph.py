@@ -19,6 +19,7 @@ STAGE_1 = (
     "TokenFlowTuneAVideo",
 )
 SAMPLER, APPLY = "TokenFlowSampler", "TokenFlowApply"
+CARRY = "TokenFlowCarryKeyframes"
 
 
 def links(prompt: Prompt, node: str) -> Iterator[tuple[str, str, int]]:

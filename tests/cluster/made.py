@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
 
 CLIP = "tokenflow_star.mp4"
 FRAMES, SIDE = 3, 32
@@ -73,6 +74,36 @@ def prompt() -> dict[str, Any]:
         ),
         "keep": node("SaveLatent", samples=["edit", 0], filename_prefix="edits/edited"),
     }
+
+
+def keyframes_prompt() -> dict[str, Any]:
+    """The edit from keyframes, its latents and the carried clip saved."""
+    made = prompt()
+    made["picked"] = node(
+        "TokenFlowPickKeyframes",
+        frames=["parts", 0],
+        choice="every n-th",
+        every=FRAMES,
+        most=1,
+        numbers="0",
+    )
+    made["carry"] = node(
+        "TokenFlowCarryKeyframes",
+        frames=["parts", 0],
+        keyframes=["picked", 0],
+        numbers=["picked", 1],
+        vae=["demo", 2],
+    )
+    made["edit"]["inputs"]["keyframes"] = ["carry", 0]
+    made["show"] = node("SaveImage", images=["carry", 1], filename_prefix="clip/frame")
+    return made
+
+
+def write_picture(path: Path, level: int) -> Path:
+    """A grey picture of the clips' size."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((SIDE, SIDE, 3), level, np.uint8)).save(path)
+    return path
 
 
 def write_clip(path: Path, level: int, frames: int = FRAMES) -> Path:

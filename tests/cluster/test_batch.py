@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cluster.jobs import Job, make_jobs
@@ -73,6 +75,7 @@ def run(
     table: Path,
     folder: Path,
     on_step: Callable[[str, str], None] = lambda worker, job: None,
+    prompt: Any = None,
 ) -> Night:
     from cluster.batch import Batch
     from cluster.progress import Progress
@@ -83,7 +86,8 @@ def run(
             on_step(worker, job)
 
     said = io.StringIO()
-    jobs = make_jobs(table, read_table(table), made.prompt(), pool.object_info(), folder)
+    rows, info = read_table(table), pool.object_info()
+    jobs = make_jobs(table, rows, prompt or made.prompt(), info, folder)
     with opened(folder) as results:
         good = Batch(pool, results, Watched(said), retries=1).run(jobs)
     return Night(folder, jobs, good, said.getvalue())
@@ -202,6 +206,26 @@ def test_a_second_run_does_what_is_not_done(night: Night, pool: Any, table: Path
     again = run(pool, table, night.folder)
     assert "5 jobs, 3 done before" in again.said
     assert {record["job"] for record in again.records()[before:]} == {"two seven", "one bad"}
+
+
+def test_edited_keyframes_are_a_folder_beside_the_row(
+    pool: Any, table: Path, tmp_path: Path
+) -> None:
+    painted = table.parent / "painted"
+    for number in (0, 2):
+        made.write_picture(painted / f"frame_{number}.png", 200 + 10 * number)
+    rows = [{"name": "painted", "clip": "one.mp4", "keyframes": painted.name}]
+    table = made.write_table(table.parent / "painted.csv", rows)
+    night = run(pool, table, tmp_path, prompt=made.keyframes_prompt())
+    assert night.good, night.said
+    names = [file["name"] for file in night.record("painted")["files"]]
+    (latents,) = (name for name in names if name.endswith(".latent"))
+    shown = sorted(name for name in names if name.endswith(".png"))
+    assert len(load_file(tmp_path / "painted" / latents)["latent_tensor"]) == made.FRAMES
+    levels = [int(np.asarray(Image.open(tmp_path / "painted" / name)).mean()) for name in shown]
+    assert levels[0] == 200
+    assert 200 < levels[1] < 220
+    assert levels[2] == 220
 
 
 def test_a_server_that_died_is_started_again(pool: Any, table: Path, tmp_path: Path) -> None:

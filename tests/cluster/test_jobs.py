@@ -93,6 +93,52 @@ def test_the_four_columns_find_their_nodes(make: Make, tmp_path: Path) -> None:
     assert inputs(make(cells | {"prompt": "x"}, through_apply()), "target")["text"] == "x"
 
 
+def test_keyframes_are_a_folder_of_pictures_named_by_their_frames(
+    make: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "painted").mkdir()
+    for name in ("wolf_2.png", "wolf 010.PNG", "notes.txt"):
+        (tmp_path / "painted" / name).write_bytes(name.encode())
+    prompt = made.keyframes_prompt()
+    job = make({"clip": "a.mp4", "keyframes": "painted"}, prompt)
+    carried = inputs(job, "carry")
+    assert carried["numbers"] == "2, 10"
+    batch = inputs(job, carried["keyframes"][0])
+    pictures = [inputs(job, batch[name][0])["image"] for name in ("image1", "image2")]
+    assert [job.files[name].name for name in pictures] == ["wolf_2.png", "wolf 010.PNG"]
+    assert "keyframe" not in "".join(prompt)
+    # Another picture is another job, of the same clip.
+    (tmp_path / "painted" / "wolf 011.png").write_bytes(b"another")
+    other = make({"clip": "a.mp4", "keyframes": "painted"}, prompt)
+    assert inputs(other, "carry")["numbers"] == "2, 10, 11"
+    assert other.key != job.key
+    assert other.group == job.group
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "has none"),
+        (["first.png"], "not first.png"),
+        (["a1.png", "b01.jpg"], "frame 1 twice, a1.png and b01.jpg"),
+    ],
+)
+def test_folders_that_are_no_keyframes_are_told(
+    make: Make, tmp_path: Path, names: list[str], words: str
+) -> None:
+    cells = {"clip": "a.mp4", "keyframes": "painted"}
+    (found,) = wrong(make, cells, made.keyframes_prompt())
+    assert "there is none at" in found
+    (tmp_path / "painted").mkdir()
+    for name in names:
+        (tmp_path / "painted" / name).write_bytes(b"")
+    (found,) = wrong(make, cells, made.keyframes_prompt())
+    assert words in found
+    assert "column 'keyframes'" in found
+    (found,) = wrong(make, cells)
+    assert "no Carry Keyframes" in found
+
+
 def test_the_hosts_own_samplers_behind_apply_are_found(make: Make) -> None:
     job = make(
         {"prompt": "a red ball", "source": "a grey ball", "seed": 9, "clip": "a.mp4"},

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from clips import KINDS, Clip
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from tokenflow_pack.nodes.correspondences import NO_CUTS
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION
@@ -32,7 +34,7 @@ GROWN = 2
 @dataclass(frozen=True)
 class Row:
     """injection, sampling: inputs of Plug-and-Play Injection and TokenFlow Sampler. negative: the
-    source prompt is the negative one.
+    source prompt is the negative one. guided: guides the model's clone.
     """
 
     name: str
@@ -40,10 +42,41 @@ class Row:
     sampling: dict[str, Any] = field(default_factory=dict)
     masked: bool = False
     negative: bool = False
+    guided: Callable[[Any], Any] | None = None
+
+
+def rescaled(model: Any) -> Any:
+    """Guidance whose deviation is brought back to the prompt's own, by the host's RescaleCFG."""
+    return RescaleCFG().patch(model, 0.7)[0]
+
+
+def limited(low: float, high: float) -> Callable[[Any], Any]:
+    """Guidance at noise levels between two alone, elsewhere the prompt's own prediction."""
+
+    def guided(model: Any) -> Any:
+        def guide(predicted: dict[str, Any]) -> Tensor:
+            wanted: Tensor = predicted["cond"]
+            if not low <= float(predicted["sigma"].max()) <= high:
+                return wanted
+            return predicted["uncond"] + predicted["cond_scale"] * (wanted - predicted["uncond"])
+
+        clone = model.clone()
+        clone.set_model_sampler_cfg_function(guide)
+        return clone
+
+    return guided
 
 
 EVERY = {"features_in": EVERY_RESOLUTION}
 ALWAYS = {"mask_from": 0.0}
+
+
+def guidance(name: str, cfg: float, guided: Callable[[Any], Any] | None = None) -> Row:
+    """Masked, with the source prompt as the negative one."""
+    name = f"every resolution, masked, {name}, negative: source"
+    return Row(name, EVERY, {"cfg": cfg}, masked=True, negative=True, guided=guided)
+
+
 ROWS = (
     Row("one block"),
     Row("one block, cfg 2, negative: source", {}, {"cfg": 2.0}, negative=True),
@@ -54,13 +87,17 @@ ROWS = (
     Row("one block, masked", masked=True),
     Row("every resolution, masked", EVERY, masked=True),
     Row("every resolution, masked from half", EVERY, {"mask_from": 0.5}, masked=True),
-    Row(
-        "every resolution, masked, cfg 3, negative: source",
-        EVERY,
-        {"cfg": 3.0},
-        masked=True,
-        negative=True,
-    ),
+    Row("every resolution, masked, cfg 1", EVERY, {"cfg": 1.0}, masked=True),
+    Row("every resolution, masked, cfg 3", EVERY, {"cfg": 3.0}, masked=True),
+    Row("every resolution, masked, cfg 5, rescaled", EVERY, masked=True, guided=rescaled),
+    guidance("cfg 2", 2.0),
+    guidance("cfg 3", 3.0),
+    guidance("cfg 3, rescaled", 3.0, rescaled),
+    guidance("cfg 3 above a noise of 3", 3.0, limited(3, 1e9)),
+    guidance("cfg 3 below a noise of 20", 3.0, limited(0, 20)),
+    guidance("cfg 4", 4.0),
+    guidance("cfg 5", 5.0),
+    guidance("cfg 5, rescaled", 5.0, rescaled),
 )
 
 
@@ -155,7 +192,8 @@ def compare(frames: Frames, rows: list[Row]) -> None:
             sampling["negative"] = frames.source_prompt
         sampling["injection"] = PlugAndPlay.execute(**row.injection).args[0]
         start = time.process_time()
-        edit = frames.edit(found, "", "per frame", **sampling)
+        model = row.guided(frames.world.model) if row.guided else None
+        edit = frames.edit(found, "", "per frame", model=model, **sampling)
         seconds = time.process_time() - start
         longest = longest or seconds
         structure, ghosts, ground, outline, fidelity = frames.figures(edit)

@@ -39,7 +39,7 @@ import csv
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,11 @@ from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
 
 from bench.tools.case import Settings, World, composited
 from bench.tools.intervals import interval, resampled
-from bench.tools.public_code import public_inversion
+from bench.tools.public_code import SCHEDULER, public_inversion
 from bench.tools.truth import Figures, TruthCase
 
 OURS, BASE, IDEAL = "ours", "per_frame", "autoencoder"
+PUBLIC = "public code"
 EVERY: dict[str, Any] = {"steps": "every", "layers": "all"}
 
 
@@ -65,15 +66,15 @@ class Row:
     """One way to edit.
 
     features, matches, sampling: inputs of Extract SA Features, Build NN Correspondences and
-    TokenFlow Sampler. public: from the public code's own inversion and noise levels. masked: with
-    Find Edit Mask. features_in: of Plug-and-Play Injection.
+    TokenFlow Sampler. inversion: of DDIM Invert Video; PUBLIC is the public code's own, at its
+    noise levels. masked: with Find Edit Mask. features_in: of Plug-and-Play Injection.
     """
 
     name: str
     features: dict[str, Any]
     matches: dict[str, Any]
     sampling: dict[str, Any]
-    public: bool = False
+    inversion: dict[str, Any] | str = field(default_factory=dict)
     masked: bool = False
     features_in: str = EVERY_RESOLUTION
 
@@ -88,13 +89,17 @@ ROWS = (
     Row("joint_attention", {}, {}, {"consistency": "joint attention"}),
     Row("fixed_keyframes", {}, {"keyframes": FIXED}, {}),
     Row("paper", EVERY, {"blend": "nearest, sigmoid"}, PAPER),
-    Row("public_code", {}, {}, {"consistency": "tokenflow, public code"}, public=True),
+    Row("public_code", {}, {}, {"consistency": "tokenflow, public code"}, inversion=PUBLIC),
     Row("without_mask", {}, {}, {}),
     Row(OURS, {}, {}, {}, masked=True),
     Row("lean", {}, {}, {"preset": "lean"}),
+    Row("plain_ddim", {}, {}, {}, {"refinement": "none", "iterations": 0}, masked=True),
+    Row("public_levels", {}, {}, {}, {"scheduler": SCHEDULER}, masked=True),
+    Row("public_inversion", {}, {}, {}, PUBLIC, masked=True),
 )
-# Only run where they are asked for; to be compared with without_mask.
-ASKED = ("lean",)
+# Only run where they are asked for: lean, to be compared with without_mask, and ours from other
+# inversions.
+ASKED = ("lean", "plain_ddim", "public_levels", "public_inversion")
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,7 @@ def edits_of(
 ) -> Any:
     """The lines of a clip that are not known yet, as they are made."""
     prepared: dict[str, Any] = {}
-    inversions: dict[bool, Any] = {}
+    inversions: dict[str, Any] = {}
     for surface in surfaces:
         pictures = {"source": case.source, "ideal": case.ideal(surface)}
         if (*case.key, surface, IDEAL) not in known:
@@ -273,18 +278,17 @@ def edits_of(
         for row in rows:
             if (*case.key, surface, row.name) in known:
                 continue
-            if row.public not in inversions:
-                inversions[row.public] = public_inversion(case) if row.public else case.invert()
-            first_stage = repr((row.features, row.matches, row.public))
+            path = repr(row.inversion)
+            if path not in inversions:
+                inversions[path] = inverted(case, row.inversion)
+            first_stage = repr((row.features, row.matches, row.inversion))
             if first_stage not in prepared:
-                features = case.features(
-                    inversions[row.public], storage="recompute", **row.features
-                )
+                features = case.features(inversions[path], storage="recompute", **row.features)
                 prepared[first_stage] = case.match(features, seed=case.clip.number, **row.matches)
             start = time.process_time()
             sampling = dict(row.sampling)
             if row.masked:
-                mask, outlines = case.edit_mask(inversions[row.public], surface, grow=CELL)
+                mask, outlines = case.edit_mask(inversions[path], surface, grow=CELL)
                 sampling |= {"mask": mask, "negative": case.source_prompt, "cfg": MASKED_CFG}
             injection = PlugAndPlay.execute(features_in=row.features_in).args[0]
             edited = case.edit(prepared[first_stage], surface, injection=injection, **sampling)
@@ -296,6 +300,11 @@ def edits_of(
             if row.name == OURS:
                 keep_worst(out, case, surface, pictures, line)
             yield line
+
+
+def inverted(case: TruthCase, how: dict[str, Any] | str) -> Any:
+    """A clip's path to noise. how: `Row.inversion`."""
+    return case.invert(**how) if isinstance(how, dict) else public_inversion(case)
 
 
 def keep_worst(

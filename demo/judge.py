@@ -23,6 +23,7 @@ NAMES = {"surface": SURFACES, "shape": SHAPES, "ground": GROUNDS}
 MATERIALS = (*SURFACES, *GROUNDS)
 WEIGHTS = Path(__file__).resolve().parent / "judge.safetensors"
 SIZE = 128
+TOLD = 0.04  # share of the picture from which on a shape can be told
 UNKNOWN = -100  # as of `cross_entropy`: nothing is learnt from it
 
 
@@ -32,8 +33,8 @@ def render(
     """Pictures (count, 3, SIZE, SIZE), their pixels' materials (count, SIZE, SIZE) and labels
     (count, 3), the index of each name.
 
-    wide: share of scenes from the wide world, whose shapes are UNKNOWN:
-    they may be cut off or hidden.
+    wide: share of scenes from the wide world. Its shapes are UNKNOWN where they are cut off, hidden
+    or small.
     """
     pictures, materials, labels = [], [], []
     for _ in range(count):
@@ -46,8 +47,15 @@ def render(
             pixels[sprite.mask(t, SIZE)] = SURFACES.index(sprite.surface)
         pictures.append(scene.render(t, SIZE))
         materials.append(pixels)
-        labels.append([UNKNOWN, UNKNOWN, label[2]] if drawn_wide else label)
+        told = not drawn_wide or (len(scene.sprites()) == 1 and _whole(scene.mask(t, SIZE)))
+        labels.append(label if told else [UNKNOWN, UNKNOWN, label[2]])
     return torch.stack(pictures), torch.stack(materials), torch.tensor(labels)
+
+
+def _whole(mask: Tensor) -> bool:
+    """Whether a sprite's mask (SIZE, SIZE) is large enough to be told and ends before the border."""
+    border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return bool(mask.float().mean() > TOLD and not border.any())
 
 
 def convolution(before: int, after: int, stride: int = 1) -> nn.Sequential:

@@ -38,6 +38,7 @@ PICTURED = [
 PICTURED += [
     "TokenFlowPickKeyframes",
     "TokenFlowCheckReconstruction",
+    "TokenFlowFindEditMask",
     "TokenFlowPreviewFeatures",
     "TokenFlowPreviewCorrespondences",
 ]
@@ -51,6 +52,7 @@ SAYING = [
 ]
 SAYING += [
     "TokenFlowCheckReconstruction",
+    "TokenFlowFindEditMask",
     "TokenFlowPreviewFeatures",
     "TokenFlowPreviewCorrespondences",
 ]

@@ -504,13 +504,15 @@ def check_local(run: Run) -> float:
 
 
 def test_a_local_edit_leaves_everything_else_as_in_the_source(workflow: Callable[..., Run]) -> None:
-    ground = workflow("local_edit")()
-    ground.check_videos()
-    assert 0.75 < check_local(ground) < 0.95
-    star = workflow("local_edit", "InvertMask", "TokenFlowPlugAndPlay")(
-        TokenFlowSampler={"start": 0.75}
-    )
-    assert 0.15 < check_local(star) < 0.35
+    star = workflow("local_edit")()
+    star.check_videos()
+    assert 0.15 < check_local(star) < 0.4
+    (side_by_side,) = (name for name in star.result.files() if "side-by-side" in name)
+    with av.open(str(star.server.output / side_by_side)) as written:
+        for frame in written.decode(video=0):
+            source, edit = np.split(frame.to_ndarray(format="rgb24").astype(float), 2, 1)
+            # The grass at the border, up to the video's own losses.
+            assert abs(source[:8] - edit[:8]).mean() < 6
 
 
 def saved_frames(run: Run, title: str) -> Tensor:

@@ -53,7 +53,7 @@ def render(
 
 
 def _whole(mask: Tensor) -> bool:
-    """Whether a sprite's mask (SIZE, SIZE) is large enough to be told and ends before the border."""
+    """Whether a mask (SIZE, SIZE) is large enough to be told and ends before the border."""
     border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     return bool(mask.float().mean() > TOLD and not border.any())
 

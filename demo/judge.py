@@ -150,11 +150,11 @@ def save(judge: Judge, path: Path = WEIGHTS) -> None:
     )
 
 
-def train(generator: torch.Generator, steps: int, batch: int = 32) -> Judge:
-    """A judge of renders that are mirrored, blurred, miscoloured and noisy, as samples of a model
-    are; all of them new.
+def train(judge: Judge, generator: torch.Generator, steps: int, batch: int = 32) -> Judge:
+    """Trains a judge on renders that are mirrored, blurred, miscoloured and noisy, as samples of a
+    model are; all of them new.
     """
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = judge.to(memory_format=torch.channels_last).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     for step in range(steps):
@@ -215,7 +215,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--train", action="store_true", help="make judge.safetensors anew, and judge no samples"
+        "--train",
+        action="store_true",
+        help="train judge.safetensors on, or from nothing where it is missing; judges no samples",
     )
     parser.add_argument(
         "--batches", type=int, default=1500, help="of 32 renders, to train the judge on"
@@ -225,7 +227,7 @@ def main() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(options.seed)
     if options.train:
-        save(train(generator, options.batches))
+        save(train(load() if WEIGHTS.exists() else Judge(), generator, options.batches))
     judge = load()
     report_judge(judge, generator)
     if not options.train:

@@ -37,70 +37,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from clips import KINDS, Clip
-from tokenflow_pack.nodes.correspondences import FIXED
-from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.reporting.grid import captioned_grid
-from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
+from torch import Tensor
 
-from bench.tools.case import Settings, World, composited
+from bench.tools.case import Settings, World
 from bench.tools.intervals import interval, resampled
-from bench.tools.public_code import SCHEDULER, public_inversion
 from bench.tools.truth import Figures, TruthCase
-
-OURS, BASE, IDEAL = "ours", "per_frame", "autoencoder"
-PUBLIC = "public code"
-EVERY: dict[str, Any] = {"steps": "every", "layers": "all"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to edit.
-
-    features, matches, sampling: inputs of Extract SA Features, Build NN Correspondences and
-    TokenFlow Sampler. inversion: of DDIM Invert Video; PUBLIC is the public code's own, at its
-    noise levels. masked: with Find Edit Mask. features_in: of Plug-and-Play Injection.
-    """
-
-    name: str
-    features: dict[str, Any]
-    matches: dict[str, Any]
-    sampling: dict[str, Any]
-    inversion: dict[str, Any] | str = field(default_factory=dict)
-    masked: bool = False
-    features_in: str = EVERY_RESOLUTION
-
-
-# With a mask and the source prompt as negative prompt so much guidance is enough.
-MASKED_CFG = 3.0
-CELL = 4  # pixels of a latent's side, by which the mask grows
-PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
-ROWS = (
-    Row(BASE, {}, {}, {"consistency": "per frame"}),
-    Row("one_block", {}, {}, {"consistency": "per frame"}, features_in=ONE_BLOCK),
-    Row("joint_attention", {}, {}, {"consistency": "joint attention"}),
-    Row("fixed_keyframes", {}, {"keyframes": FIXED}, {}),
-    Row("paper", EVERY, {"blend": "nearest, sigmoid"}, PAPER),
-    Row("public_code", {}, {}, {"consistency": "tokenflow, public code"}, inversion=PUBLIC),
-    Row("without_mask", {}, {}, {}),
-    Row(OURS, {}, {}, {}, masked=True),
-    Row("lean", {}, {}, {"preset": "lean"}),
-    Row("masked_per_frame", {}, {}, {"consistency": "per frame"}, masked=True),
-    Row("plain_ddim", {}, {}, {}, {"refinement": "none", "iterations": 0}, masked=True),
-    Row("public_levels", {}, {}, {}, {"scheduler": SCHEDULER}, masked=True),
-    Row("public_inversion", {}, {}, {}, PUBLIC, masked=True),
-)
-# Only run where they are asked for: lean, to be compared with without_mask, and what is to be
-# compared with ours: frame by frame, and from other inversions.
-ASKED = ("lean", "masked_per_frame", "plain_ddim", "public_levels", "public_inversion")
+from bench.tools.truth_rows import ASKED, BASE, IDEAL, OURS, ROWS, Row, Stages
 
 
 @dataclass(frozen=True)
@@ -262,40 +212,18 @@ def numbers(kind: str, first: int, count: int) -> range:
 
 def edits_of(
     case: TruthCase, surfaces: list[str], rows: list[Row], known: set[Any], out: Path
-) -> Any:
+) -> Iterator[Line]:
     """The lines of a clip that are not known yet, as they are made."""
-    prepared: dict[str, Any] = {}
-    inversions: dict[str, Any] = {}
+    stages = Stages(case)
     for surface in surfaces:
         pictures = {"source": case.source, "ideal": case.ideal(surface)}
         if (*case.key, surface, IDEAL) not in known:
-            yield Line.of(
-                case.clip,
-                surface,
-                IDEAL,
-                0.0,
-                case.figures(case.world.reconstruct(case.ideal(surface)), surface),
-            )
+            figures = case.figures(case.world.reconstruct(pictures["ideal"]), surface)
+            yield Line.of(case.clip, surface, IDEAL, 0.0, figures)
         for row in rows:
             if (*case.key, surface, row.name) in known:
                 continue
-            path = repr(row.inversion)
-            if path not in inversions:
-                inversions[path] = inverted(case, row.inversion)
-            first_stage = repr((row.features, row.matches, row.inversion))
-            if first_stage not in prepared:
-                features = case.features(inversions[path], storage="recompute", **row.features)
-                prepared[first_stage] = case.match(features, seed=case.clip.number, **row.matches)
-            start = time.process_time()
-            sampling = dict(row.sampling)
-            if row.masked:
-                mask, outlines = case.edit_mask(inversions[path], surface, grow=CELL)
-                sampling |= {"mask": mask, "negative": case.source_prompt, "cfg": MASKED_CFG}
-            injection = PlugAndPlay.execute(features_in=row.features_in).args[0]
-            edited = case.edit(prepared[first_stage], surface, injection=injection, **sampling)
-            if row.masked:
-                edited = composited(case.source, edited, outlines)
-            seconds = time.process_time() - start
+            edited, seconds = stages.edit(row, surface)
             line = Line.of(case.clip, surface, row.name, seconds, case.figures(edited, surface))
             pictures[row.name] = edited
             if row.name == OURS:
@@ -303,13 +231,8 @@ def edits_of(
             yield line
 
 
-def inverted(case: TruthCase, how: dict[str, Any] | str) -> Any:
-    """A clip's path to noise. how: `Row.inversion`."""
-    return case.invert(**how) if isinstance(how, dict) else public_inversion(case)
-
-
 def keep_worst(
-    out: Path, case: TruthCase, surface: str, clips: dict[str, torch.Tensor], line: Line
+    out: Path, case: TruthCase, surface: str, clips: dict[str, Tensor], line: Line
 ) -> None:
     """Keeps the frame that an edit got most wrong, if it is the kind's worst so far.
 

@@ -17,6 +17,10 @@ from .environment import HOST, ROOT
 from .wanted import Wanted, WantedError
 
 OUTPUT = ROOT / "output"
+MADE_UP = (
+    "The embedded model knows a made-up world alone: stars, balls, boxes and hearts of gold, ice "
+    "or marble. Give a --checkpoint for your clip's."
+)
 CLIP = ROOT / "demo" / "tokenflow_star.mp4"  # the pack itself puts it into the input folder
 
 
@@ -42,6 +46,8 @@ def run(comfyui: Path, wanted: Wanted, keep: bool = False) -> int:
             wished = wanted.frames or wanted.length(saved)
             count = put_clip(wanted.clip, work / "input" / wanted.clip_name, wished)
             few = f"the first {wished} of " if 0 < wished < count else ""
+            if wanted.made_up:
+                print(MADE_UP)
             print(f"editing {few}{count or 'the'} frames of {wanted.clip.name}", flush=True)
         print("starting ComfyUI ...", flush=True)
         with Server(comfyui, work, OUTPUT, log, options=options) as server:

@@ -37,6 +37,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench keyframes": FIGURES,
     "bench layout": FIGURES,
     "bench length": (),
+    "bench paper": (*FIGURES, "matplotlib"),
+    "bench paper --workers": ("ray",),
     "bench search": (),
     "bench shards": (),
     "bench shards --measure": ("ray",),

@@ -146,6 +146,13 @@ class Wanted:
         return any((self.clip, self.prompt, self.source, self.frames, self.checkpoint))
 
     @property
+    def made_up(self) -> bool:
+        """Whether the embedded model edits a clip that is not of its world."""
+        return self.workflow == WORKFLOWS / "quickstart.json" and (
+            self.checkpoint is None or self.checkpoint.family == EMBEDDED
+        )
+
+    @property
     def clip_name(self) -> str:
         """What the clip is called in ComfyUI's input folder."""
         assert self.clip

@@ -19,7 +19,8 @@ import make_clip
 import torch
 from comfy_extras.nodes_mask import ImageCompositeMasked
 from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow
-from tokenflow_pack.host.files.demo_model import MODELS, TRANSFORMER, UNET, load_demo_model
+from tokenflow_pack.host.families import backbone_of, unet
+from tokenflow_pack.host.files.demo_model import MODELS, UNET, load_demo_model
 from tokenflow_pack.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.edit_mask import FindEditMask
@@ -87,25 +88,27 @@ class Figures:
     drift: float | None = None
 
 
-class World:
-    """An embedded model, and the judge of its world. kind: one of MODELS."""
+class Loaded:
+    """A model with its text encoder and its autoencoder.
 
-    def __init__(self, kind: str = UNET) -> None:
-        self.kind = kind
-        self.model, self.clip, self.vae = load_demo_model(kind)
+    Raises: ValueError for a model that no family knows.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any) -> None:
+        self.model, self.clip, self.vae = model, clip, vae
+        found = backbone_of(model)
+        if found is None:
+            raise ValueError(f"{type(model.model).__name__} is a model that the pack does not take")
+        self.family, self.backbone = found
 
     @property
     def scheduler(self) -> str:
         """What suits the model."""
-        return "simple" if self.kind == TRANSFORMER else "normal"
+        return "simple" if self.backbone.parameterization.flow else "normal"
 
     def takes(self, mode: str) -> bool:
         """Whether a mode of consistency is made for the model."""
-        return self.kind == UNET or not MODES[mode].of_unets
-
-    @cached_property
-    def critic(self) -> judge.Judge:
-        return judge.load()
+        return self.family is unet or not MODES[mode].of_unets
 
     def encode(self, text: str) -> Any:
         return nodes.CLIPTextEncode().encode(self.clip, text)[0]
@@ -117,6 +120,18 @@ class World:
     def reconstruct(self, pictures: Tensor) -> Tensor:
         """Pictures (N, h, w, 3) through the autoencoder."""
         return self.decode(nodes.VAEEncode().encode(self.vae, pictures)[0])
+
+
+class World(Loaded):
+    """An embedded model, and the judge of its world. kind: one of MODELS."""
+
+    def __init__(self, kind: str = UNET) -> None:
+        self.kind = kind
+        super().__init__(*load_demo_model(kind))
+
+    @cached_property
+    def critic(self) -> judge.Judge:
+        return judge.load()
 
     def rates(self, count: int) -> dict[str, float]:
         """Shares of the model's own samples that show the surface,
@@ -137,7 +152,7 @@ class Editable:
     caption: what it shows.
     """
 
-    def __init__(self, world: World, settings: Settings, source: Tensor, caption: str) -> None:
+    def __init__(self, world: Loaded, settings: Settings, source: Tensor, caption: str) -> None:
         self.world, self.settings, self.source, self.caption = world, settings, source, caption
 
     @cached_property

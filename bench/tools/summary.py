@@ -61,15 +61,15 @@ ORDER: dict[str, Paper | None] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One edit: clip number, surface asked for, row of the table,
-    and what was measured; memory in MiB.
+    """One edit: the clip's number or name, the surface or the prompt asked for, row of the table,
+    and what was measured; memory in MiB. prompt, frames: CLIP's similarities.
     """
 
-    clip: int
+    clip: int | str
     surface: str
     row: str
     warp: float
-    true: float
+    true: float | None
     sharpness: float
     fidelity: float | None = None
     structure: float | None = None
@@ -77,6 +77,8 @@ class Line:
     drift: float | None = None
     seconds: float | None = None
     memory: float | None = None
+    prompt: float | None = None
+    frames: float | None = None
 
     @classmethod
     def of(
@@ -113,16 +115,19 @@ class Share:
     high: float
 
     def __str__(self) -> str:
-        return (
-            NONE
-            if np.isnan(self.value)
-            else f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
-        )
+        return self.format(".2f")
+
+    def format(self, form: str) -> str:
+        """Each number in this form."""
+        value, low, high = (format(number, form) for number in (self.value, self.low, self.high))
+        return NONE if np.isnan(self.value) else f"{value} ({low} to {high})"
 
 
 @dataclass(frozen=True)
 class Summary:
     """A row of the table. warp: mean warp error. structure, distance, drift: means.
+
+    prompt, frames: means of CLIP's similarities. took, held: means, in seconds and MiB.
 
     All else as shares of the per-frame edits' mean; excess: warp error above the floor.
     """
@@ -138,6 +143,10 @@ class Summary:
     drift: Share
     seconds: float
     memory: float
+    prompt: Share
+    frames: Share
+    took: float
+    held: float
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ class Table:
     floor: float
 
 
-Edit = tuple[int, str]
+Edit = tuple[int | str, str]
 
 
 def summarize(lines: Sequence[Line]) -> Table:
@@ -168,8 +177,12 @@ def summarize(lines: Sequence[Line]) -> Table:
         raise ValueError("no edit that all rows have; per frame must be one of them")
     drawn = resampled([clip for clip, _ in edits])
 
-    def excess(name: str) -> Callable[[Line], float]:
-        return lambda line: getattr(line, name) - getattr(floors[line.clip], name)
+    def excess(name: str) -> Callable[[Line], float | None]:
+        def above(line: Line) -> float | None:
+            own, floor = getattr(line, name), getattr(floors[line.clip], name)
+            return None if own is None or floor is None else own - floor
+
+        return above
 
     def column(row: str, of: Callable[[Line], float | None]) -> np.ndarray:
         values = (of(rows[row][edit]) for edit in edits)
@@ -177,8 +190,7 @@ def summarize(lines: Sequence[Line]) -> Table:
 
     def share(row: str, of: Callable[[Line], float | None]) -> Share:
         own, base = column(row, of), column(BASE, of)
-        spread = np.percentile(own[drawn].mean(1) / base[drawn].mean(1), [2.5, 97.5])
-        return Share(own.mean() / base.mean(), *spread)
+        return Share(*interval(torch.from_numpy(own), torch.from_numpy(base), drawn))
 
     def mean(row: str, of: Callable[[Line], float | None]) -> Share:
         return Share(*interval(torch.from_numpy(column(row, of)), None, drawn))
@@ -186,7 +198,7 @@ def summarize(lines: Sequence[Line]) -> Table:
     def summary(row: str) -> Summary:
         return Summary(
             row,
-            column(row, lambda line: line.warp).mean(),
+            mean(row, lambda line: line.warp).value,
             share(row, excess("warp")),
             share(row, excess("true")),
             share(row, lambda line: line.fidelity),
@@ -196,6 +208,10 @@ def summarize(lines: Sequence[Line]) -> Table:
             mean(row, lambda line: line.drift),
             share(row, lambda line: line.seconds).value,
             share(row, lambda line: line.memory).value,
+            mean(row, lambda line: line.prompt),
+            mean(row, lambda line: line.frames),
+            mean(row, lambda line: line.seconds).value,
+            mean(row, lambda line: line.memory).value,
         )
 
     clips = {clip for clip, _ in edits}
@@ -203,7 +219,7 @@ def summarize(lines: Sequence[Line]) -> Table:
         [summary(row) for row in ORDER if row in rows],
         len(edits),
         len(clips),
-        float(np.mean([floors[clip].warp for clip in clips])),
+        float(np.nanmean([floors[clip].warp for clip in clips])),
     )
 
 
@@ -217,8 +233,12 @@ HEADINGS = (
     "structure",
     "distance (dB)",
     "drift",
+    "CLIP prompt",
+    "CLIP frames",
+    "seconds, share",
+    "memory, share",
     "seconds",
-    "memory",
+    "MiB",
 )
 PAPER_HEADINGS = (
     "paper: warp error",
@@ -227,6 +247,10 @@ PAPER_HEADINGS = (
     "paper: seconds",
     "paper: users for TokenFlow",
 )
+
+
+# Columns that the figure leaves out.
+UNDRAWN = ("excess, true flow", "paper: seconds", "paper: users for TokenFlow")
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -249,8 +273,10 @@ def own(row: Summary) -> list[str]:
     return [
         number(row.warp, ".2f"),
         *map(str, (*shares, *means)),
-        number(row.seconds, ".2f"),
-        number(row.memory, ".2f"),
+        *(text.format(".3f") for text in (row.prompt, row.frames)),
+        *(number(share, ".2f") for share in (row.seconds, row.memory)),
+        number(row.took, ".1f"),
+        number(row.held, ".0f"),
     ]
 
 
@@ -282,22 +308,30 @@ def number(value: float | None, form: str = "g") -> str:
 def write(folder: Path, table: Table, settings: str) -> None:
     """table.md, table.csv and table.png in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    text, head = cells(table), [*HEADINGS, *PAPER_HEADINGS]
+    head, *text = laid_out(table)
     about = f"{table.edits} edits of {table.clips} clips, {settings}"
     rows = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *text)]
     (folder / "table.md").write_text("\n".join([about, "", *rows, ""]))
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *text])
-    draw(text, table, about).savefig(folder / "table.png", bbox_inches="tight")
+    draw([head, *text], table, about).savefig(folder / "table.png", bbox_inches="tight")
 
 
-def draw(text: list[list[str]], table: Table, about: str) -> Figure:
-    """The table as the metrics node draws it, the paper's figures at its end, and every row's
+def laid_out(table: Table) -> list[list[str]]:
+    """The head and the rows, without columns in which nothing was measured."""
+    rows = [[*HEADINGS, *PAPER_HEADINGS], *cells(table)]
+    own = [set(column) - {NONE} for column in zip(*rows[1:], strict=True)]
+    kept = [i for i, found in enumerate(own) if found]
+    return [[row[i] for i in kept] for row in rows]
+
+
+def draw(rows: list[list[str]], table: Table, about: str) -> Figure:
+    """The table as the metrics node draws it, without intervals and some columns, and every row's
     excess with its interval beside it.
     """
-    heads = ["", *HEADINGS[1:3], *HEADINGS[4:], *PAPER_HEADINGS[:3]]
-    last = len(HEADINGS) + 3
-    shown = [[row[0], *(cell.split(" ")[0] for cell in (*row[1:3], *row[4:last]))] for row in text]
+    kept = [i for i, heading in enumerate(rows[0]) if heading not in UNDRAWN]
+    heads, text = [rows[0][i] for i in kept], rows[1:]
+    shown = [[row[0], *(row[i].split(" (")[0] for i in kept[1:])] for row in text]
     picture = draw_table(heads, [[[(cell, row[0] == OURS) for cell in row] for row in shown]])[0]
     height, width = picture.shape[:2]
     figure = Figure(figsize=((width + INTERVALS) / DPI, height / DPI), dpi=DPI)

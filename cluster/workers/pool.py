@@ -76,7 +76,12 @@ class Pool:
 
     @classmethod
     def start(
-        cls, comfyui: Path, workers: int | None = None, cores: int | None = None, share: int = 1
+        cls,
+        comfyui: Path,
+        workers: int | None = None,
+        cores: int | None = None,
+        share: int = 1,
+        kind: type = Worker,
     ) -> Pool:
         """Starts the workers.
 
@@ -85,6 +90,8 @@ class Pool:
             workers: How many; None for as many as there is room for.
             cores: CPU cores of each; None for MOST_CORES, or all where a machine has fewer.
             share: How many ComfyUIs are a worker together.
+            kind: What a worker is: `Worker`, or anything else that can be started, runs jobs and
+                can be stopped.
 
         Returns:
             The pool.
@@ -101,8 +108,8 @@ class Pool:
                 f"{share} ComfyUIs are to share every clip, and the cluster has room for {count}."
             )
         names = [f"worker {number}" for number in range(1, (workers or count // share) + 1)]
-        kind, more = (Worker, ()) if share == 1 else (Sharded, (share, resources))
-        actor: Any = ray.remote(kind)
+        made, more = (kind, ()) if share == 1 else (Sharded, (share, resources))
+        actor: Any = ray.remote(made)
         # Two calls at once: a job, and what stops it.
         options = {"max_restarts": -1, "max_concurrency": 2, **resources}
         pool = cls(

@@ -5,11 +5,13 @@ The loader knows a family by its widths: they are the true ones. All else is as 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.ops
 import comfy.supported_models
 import torch
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
@@ -38,20 +40,48 @@ def write_sd1(path: Path) -> Path:
         device="meta",
         operations=comfy.ops.disable_weight_init,
     )
-    with torch.device("meta"):
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=LAYERS,
-                num_attention_heads=12,
-            )
-        )
     parts = {
         "model.diffusion_model.": unet,
-        "cond_stage_model.transformer.": text,
+        "cond_stage_model.transformer.": _text(),
         "first_stage_model.": TAESD(),
     }
+    return _write(path, parts)
+
+
+def write_sd3(path: Path) -> Path:
+    """An SD 3 of two blocks, with one of its text encoders."""
+    network = OpenAISignatureMMDITWrapper(
+        input_size=None,
+        patch_size=2,
+        in_channels=16,
+        depth=2,
+        adm_in_channels=2048,
+        num_patches=64 * 64,
+        pos_embed_max_size=64,
+        context_embedder_config={
+            "target": "torch.nn.Linear",
+            "params": {"in_features": 4096, "out_features": 2 * 64},
+        },
+        device="meta",
+        operations=comfy.ops.disable_weight_init,
+    )
+    parts = {
+        "model.diffusion_model.": network,
+        "text_encoders.clip_l.transformer.": _text(),
+        "first_stage_model.": TAESD(latent_channels=16),
+    }
+    return _write(path, parts)
+
+
+def _text() -> CLIPTextModel:
+    """CLIP ViT-L's text encoder, without memory."""
+    widths = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    with torch.device("meta"):
+        return CLIPTextModel(CLIPTextConfig(num_hidden_layers=LAYERS, **widths))
+
+
+def _write(path: Path, parts: Mapping[str, torch.nn.Module]) -> Path:
+    """parts: by what the names of their weights begin with."""
     draw = torch.Generator().manual_seed(0)
     pool = torch.empty(POOL).uniform_(-1, 1, generator=draw).half()
     weights = {

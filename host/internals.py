@@ -189,6 +189,7 @@ USES = (
             "get_user_directory()",
             "models_dir",
             "annotated_filepath(name)",
+            "filter_files_content_types(files, kinds)",
             "get_save_image_path(prefix, folder)",
             "get_folder_paths(kind)",
             "get_filename_list(kind)",

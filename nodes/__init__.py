@@ -22,6 +22,7 @@ from .stored import LoadInversion, SaveInversion
 from .tuning import TuneAVideo
 from .video.decoding import DecodeToVideo
 from .video.encoding import EncodeVideo
+from .video.folder import LoadFromFolder
 
 # Nodes that have got another id: by the old one what `io.NodeReplace` takes beside it. A release
 # that changes what workflows hold on to needs an entry (tests/host/looking/test_released.py).
@@ -60,6 +61,7 @@ class TokenFlowExtension(ComfyExtension):
             LoadDemoModel,
             EncodeVideo,
             DecodeToVideo,
+            LoadFromFolder,
             PickKeyframes,
             CarryKeyframes,
         ]

@@ -3,6 +3,7 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
 const PREFIX = "TokenFlow", REPORT = "report", CONTROL = "control_after_generate"
+const STEPPING = "TokenFlowLoadFromFolder" // the node that takes another clip with every run
 const LINE = 13, LETTER = 6, MARGIN = 14, MOST_LINES = 7 // in pixels, of the page's small text
 
 /** Writes what a node said into a text below its other widgets, which is neither saved nor sent to the server. */
@@ -98,7 +99,7 @@ app.registerExtension({
   nodeCreated(node) {
     // A seed that changes with every run would have the node work anew, mostly for the same result.
     const control = node.comfyClass?.startsWith(PREFIX) && node.widgets?.find((widget) => widget.name === CONTROL)
-    if (control) control.value = "fixed"
+    if (control) control.value = node.comfyClass === STEPPING ? "increment" : "fixed"
   },
   afterConfigureGraph: () => showAll(app.nodeOutputs),
   onNodeOutputsUpdated: showAll,

@@ -57,7 +57,7 @@ def stored_path(node: str, socket: str, name: str) -> Path:
     """
     name = str(name)  # prompts of the API may hold anything
     inner, root = folder_paths.annotated_filepath(name)
-    _check_name(node, socket, inner)
+    check_name(node, socket, inner)
     if root is not None and root not in (
         folder_paths.get_input_directory(),
         folder_paths.get_output_directory(),
@@ -76,7 +76,7 @@ def stored_path(node: str, socket: str, name: str) -> Path:
             f"{_shown(name)} does not end in {SUFFIX}.",
             "Choose a file that Save Inversion wrote.",
         )
-    _check_inside(node, socket, name, path, root or folder_paths.get_input_directory())
+    check_inside(node, socket, name, path, root or folder_paths.get_input_directory())
     if not os.path.isfile(path):
         raise NodeError(
             node,
@@ -104,9 +104,9 @@ def new_path(node: str, socket: str, prefix: str) -> Path:
         NodeError: If the prefix is no name or leads outside the output folder, or if the folder
             cannot be made.
     """
-    _check_name(node, socket, prefix)
+    check_name(node, socket, prefix)
     root = os.path.abspath(folder_paths.get_output_directory())
-    _check_inside(node, socket, prefix, Path(root, prefix), root)
+    check_inside(node, socket, prefix, Path(root, prefix), root)
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
     except OSError as error:
@@ -118,12 +118,21 @@ def new_path(node: str, socket: str, prefix: str) -> Path:
         ) from error
     path = Path(folder, f"{name}_{counter:05}_{SUFFIX}")
     # Once more, as the host has filled in the date.
-    _check_inside(node, socket, prefix, path, root)
+    check_inside(node, socket, prefix, path, root)
     return path
 
 
-def _check_name(node: str, socket: str, name: str) -> None:
-    """Raises: NodeError unless a name is a relative path of parts that any file system takes."""
+def check_name(node: str, socket: str, name: str) -> None:
+    """Checks that a name is a relative path of parts that any file system takes.
+
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        name: The name.
+
+    Raises:
+        NodeError: If it is not.
+    """
     parts = name.split("/")
     if not name or any(part.strip() in ("", ".", "..") for part in parts):
         raise NodeError(
@@ -148,8 +157,19 @@ def _check_name(node: str, socket: str, name: str) -> None:
         )
 
 
-def _check_inside(node: str, socket: str, name: str, path: Path, root: str) -> None:
-    """Raises: NodeError if a path leads, through links, out of a folder."""
+def check_inside(node: str, socket: str, name: str, path: Path, root: str) -> None:
+    """Checks that a path does not lead, through links, out of a folder.
+
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        name: The path as the user gave it.
+        path: The path.
+        root: The folder.
+
+    Raises:
+        NodeError: If it does.
+    """
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise NodeError(
             node,

@@ -108,7 +108,7 @@ def test_a_new_seed_stays_as_it_is_and_a_saved_one_does_as_it_was_told(
     page.evaluate(
         "(names) => names.forEach((name) => app.graph.add(LiteGraph.createNode(name)))", list(known)
     )
-    assert page.evaluate(controls) == ["fixed", "fixed"]
+    assert page.evaluate(controls) == ["fixed", "fixed", "increment"]
     saved = json.loads((ROOT / "workflows" / "sdedit.json").read_text())
     (sampler,) = (node for node in saved["nodes"] if node["type"] == "TokenFlowSampler")
     sampler["widgets_values"] = [

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -198,3 +200,37 @@ def test_what_cannot_run_is_refused_in_our_words(opened: Editor) -> None:
     opened.run()
     opened.page.wait_for_function(SAYS, arg=[sampler, "TokenFlow Sampler, input 'frames': nothing"])
     opened.dismiss()
+
+
+# A folder's clip, and a node that shows its name; queued so often.
+FOLDER = """async (runs) => {
+    const [load, show] = ["TokenFlowLoadFromFolder", "PreviewAny"].map(LiteGraph.createNode)
+    app.graph.add(load)
+    app.graph.add(show)
+    load.connect(load.outputs.findIndex(({ name }) => name === "name"), show, 0)
+    load.widgets.find(({ name }) => name === "folder").value = "night"
+    await app.queuePrompt(0, runs)
+}"""
+
+
+def test_queued_runs_take_the_clips_of_a_folder_one_after_another(
+    editor: Editor, server: Any
+) -> None:
+    folder = server.input / "night"
+    folder.mkdir()
+    for name in ("b.mp4", "a.mp4", "c.mp4"):
+        shutil.copy(ROOT / "demo" / "tokenflow_star.mp4", folder / name)
+    editor.clear()
+    before = set(server.get("/history"))
+    editor.page.evaluate(FOLDER, 3)
+
+    def shown() -> list[str]:
+        done = {key: run for key, run in server.get("/history").items() if key not in before}
+        runs = sorted(done.values(), key=lambda run: run["prompt"][0])
+        texts = [out["text"][0] for run in runs for out in run["outputs"].values()]
+        return [text for text in texts if " of 3" not in text]
+
+    end = time.monotonic() + RUN / 1000
+    while len(shown()) < 3 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert shown() == ["a", "b", "c"]

@@ -16,7 +16,7 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.nodes import demo_model
 
 from ..helpers import inverted
-from .bad_input import CLIP, DEMO, LOAD, SAVE, Row, run, stored, wrong
+from .bad_input import CLIP, DEMO, FOLDER, LOAD, SAVE, Row, clip_folder, run, stored, wrong
 
 
 def place(name: str) -> Path:
@@ -95,6 +95,34 @@ def demo(content: bytes | None) -> Callable[[], Any]:
     return load
 
 
+def tabled(text: str) -> Callable[[], str]:
+    """A folder with this table."""
+    return lambda: clip_folder("tabled", text)
+
+
+def without_videos() -> str:
+    Path(folder_paths.get_input_directory(), "bare").mkdir(exist_ok=True)
+    return "bare"
+
+
+def linked_folder() -> str:
+    """A link to the output folder, which is not the input folder."""
+    link = Path(folder_paths.get_input_directory(), "linked")
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder_paths.get_output_directory(), target_is_directory=True)
+    return link.name
+
+
+def linked_video() -> str:
+    clip = Path(folder_paths.get_input_directory(), clip_folder("links"), "a.mp4")
+    outside = Path(folder_paths.get_output_directory(), "a.mp4")
+    outside.write_bytes(clip.read_bytes())
+    clip.unlink()
+    clip.symlink_to(outside)
+    return "links"
+
+
+FROM_LIST_1, COLUMNS = "choose one from the list", "with the columns clip, source and prompt"
 AGAIN, FROM_LIST, INSIDE = "Save the inversion again", "from the list", r"without '\.\.'"
 ROWS = [
     wrong("a file that is not there", LOAD, "file", f"none{SUFFIX}", "is not there", FROM_LIST),
@@ -256,5 +284,43 @@ ROWS = [
         "pointer",
         "git lfs pull",
     ),
+    wrong("a folder that is not there", FOLDER, "folder", "none", "no folder 'none'", FROM_LIST_1),
+    wrong("a number as a folder", FOLDER, "folder", 5, "5, which is no STRING", "STRING"),
+    wrong("a folder above", FOLDER, "folder", "../input", "no name inside a folder", INSIDE),
+    wrong("a folder from the root", FOLDER, "folder", "/etc", "no name inside a folder", INSIDE),
+    wrong(
+        "a NUL in a folder's name", FOLDER, "folder", "x\0", "characters that no file", "letters"
+    ),
+    wrong("a folder without a video", FOLDER, "folder", without_videos, "no video in", "another"),
+    wrong(
+        "a link to a folder outside", FOLDER, "folder", linked_folder, "leads out", "without links"
+    ),
+    wrong(
+        "a link to a video outside", FOLDER, "folder", linked_video, "leads out", "without links"
+    ),
+    wrong("a table of other columns", FOLDER, "folder", tabled("a,b\n"), "lacks columns", COLUMNS),
+    wrong(
+        "a table without a row", FOLDER, "folder", tabled("clip,edit\n"), "no row in it", COLUMNS
+    ),
+    wrong(
+        "a table that names no clip",
+        FOLDER,
+        "folder",
+        tabled("clip,edit\nb,x\n"),
+        "row 1 names 'b', which is no video",
+        COLUMNS,
+    ),
+    wrong(
+        "a table that leads out",
+        FOLDER,
+        "folder",
+        tabled("clip,edit\n../good/a.mp4,x\n"),
+        "which is no video beside it",
+        COLUMNS,
+    ),
+    wrong(
+        "a table in another code", FOLDER, "folder", tabled("clip,edit\na,\xe9"), "UTF-8", COLUMNS
+    ),
+    wrong("a table of no CSV", FOLDER, "folder", tabled('clip,edit\n"a,b'), "no CSV", COLUMNS),
     Row("weights that were cut off", DEMO, None, demo(b"\xff" * 100), ".", "git lfs pull"),
 ]

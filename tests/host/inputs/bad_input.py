@@ -5,6 +5,7 @@ users connect by mistake.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
+from tokenflow_pack.host.files.clip_folders import TABLE
+from tokenflow_pack.host.files.demo_clip import CLIP as EMBEDDED_CLIP
 from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
@@ -34,6 +37,7 @@ from tokenflow_pack.nodes.stored import LoadInversion, SaveInversion
 from tokenflow_pack.nodes.tuning import TuneAVideo
 from tokenflow_pack.nodes.video.decoding import DecodeToVideo
 from tokenflow_pack.nodes.video.encoding import EncodeVideo
+from tokenflow_pack.nodes.video.folder import LoadFromFolder
 from torch import Tensor
 
 import nodes
@@ -81,7 +85,7 @@ FEATURES, CORRESPONDENCES, FIND_MASK, DEMO = (
     "Find Edit Mask",
     "Load Demo Model (TokenFlow)",
 )
-ENCODE, TO_VIDEO = "Encode Video", "Decode to Video"
+ENCODE, TO_VIDEO, FOLDER = "Encode Video", "Decode to Video", "Load Video from Folder"
 PICK, CARRY = "Pick Keyframes", "Carry Keyframes"
 NODES: dict[str, Any] = {
     INVERT: InvertVideo,
@@ -102,6 +106,7 @@ NODES: dict[str, Any] = {
     DEMO: LoadDemoModel,
     ENCODE: EncodeVideo,
     TO_VIDEO: DecodeToVideo,
+    FOLDER: LoadFromFolder,
     PICK: PickKeyframes,
     CARRY: CarryKeyframes,
 }
@@ -181,6 +186,17 @@ def stored(name: str = "good") -> str:
     return f"{file} [output]"
 
 
+def clip_folder(name: str, table: str = "", clip: str = "a.mp4") -> str:
+    """A folder of the input folder with a clip, or what is called so, and a table."""
+    place = Path(folder_paths.get_input_directory(), name)
+    place.mkdir(exist_ok=True)
+    shutil.copy(EMBEDDED_CLIP, place / clip)
+    (place / TABLE).unlink(missing_ok=True)
+    if table:
+        (place / TABLE).write_text(table, encoding="latin-1")
+    return name
+
+
 # The inputs of every node's good call: what makes them.
 GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     INVERT: lambda: {
@@ -236,6 +252,7 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     DEMO: dict,
     ENCODE: lambda: {"video": video(frames()), "vae": Coder()},
     TO_VIDEO: lambda: {"samples": latents(), "vae": Coder(), "source": video(frames())},
+    FOLDER: lambda: {"folder": clip_folder("good")},
     PICK: lambda: {"frames": frames()},
     CARRY: lambda: {"frames": frames(), "keyframes": frames()[:1].flip(2), "vae": Coder()},
 }
@@ -272,7 +289,7 @@ def bits(node: str) -> list[Tensor]:
         return [sampled(out[0], inverted(*CLIP)[1]["samples"])]
     if node == SAVE:
         return [inverted(*CLIP)[0].latents]
-    if node == TO_VIDEO:
+    if node in (TO_VIDEO, FOLDER):
         return [out[0].get_components().images]
     if node == DEMO:
         return [weight.clone() for weight in out[0].model.diffusion_model.parameters()]

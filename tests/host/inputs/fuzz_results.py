@@ -25,6 +25,7 @@ from .bad_input import (
     EXTRACT,
     FEATURES,
     FIND_MASK,
+    FOLDER,
     INJECTION,
     INVERT,
     LOAD,
@@ -153,6 +154,11 @@ def sane_video(given: dict[str, Any], video: Any) -> None:
     pictures(video.get_components().images, len(given["samples"]["samples"]))
 
 
+def sane_clip(given: dict[str, Any], video: Any, *texts: str) -> None:
+    assert texts == ("a", "", "")
+    assert video.get_dimensions()[0] > 0
+
+
 def sane_pick(given: dict[str, Any], keyframes: torch.Tensor, numbers: str) -> None:
     chosen = [int(word) for word in numbers.split(", ")]
     assert chosen == sorted(set(chosen))
@@ -186,6 +192,7 @@ SANE: dict[str, Callable[..., None]] = {
     FIND_MASK: sane_masks,
     ENCODE: sane_encoded,
     TO_VIDEO: sane_video,
+    FOLDER: sane_clip,
     PICK: sane_pick,
     CARRY: sane_carry,
 }

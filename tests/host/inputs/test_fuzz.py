@@ -34,6 +34,7 @@ from .bad_input import (
     EXTRACT,
     FEATURES,
     FIND_MASK,
+    FOLDER,
     GOOD,
     INJECTION,
     INVERT,
@@ -73,6 +74,7 @@ CALLS = {
     DEMO: 100,
     ENCODE: 400,
     TO_VIDEO: 300,
+    FOLDER: 300,
     PICK: 300,
     CARRY: 400,
 }

@@ -184,7 +184,7 @@ def test_every_value_of_a_choice_is_explained(node: str) -> None:
             assert not missing or "explained in the help of" in page(node), socket.id
 
 
-HOSTS_CHOICES = "scheduler", "sampler_name", "flow", "file"
+HOSTS_CHOICES = "scheduler", "sampler_name", "flow", "file", "folder"
 
 
 @pytest.mark.parametrize("node", NODES)

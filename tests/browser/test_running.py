@@ -204,7 +204,8 @@ def test_what_cannot_run_is_refused_in_our_words(opened: Editor) -> None:
 
 # A folder's clip, and a node that shows its name; queued so often.
 FOLDER = """async (runs) => {
-    const [load, show] = ["TokenFlowLoadFromFolder", "PreviewAny"].map(LiteGraph.createNode)
+    const [load, show] = ["TokenFlowLoadFromFolder", "PreviewAny"]
+        .map((kind) => LiteGraph.createNode(kind))
     app.graph.add(load)
     app.graph.add(show)
     load.connect(load.outputs.findIndex(({ name }) => name === "name"), show, 0)

@@ -36,7 +36,7 @@ from bench.tools.paper.page import write_page
 from bench.tools.paper.pairs import PairsError, read_pairs
 from bench.tools.paper.rows import ROWS
 from bench.tools.paper.running import run_here, run_on_ray
-from bench.tools.summary import BASE, TUNED
+from bench.tools.paper.summary import BASE, TUNED
 from cluster.manifest import OutputError, opened
 from launch.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from launch.commands import positive

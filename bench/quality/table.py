@@ -33,7 +33,7 @@ import torch
 from bench.tools.case import Case, Settings, World
 from bench.tools.memory import peak_memory
 from bench.tools.paper.rows import ROWS, Prepared
-from bench.tools.summary import COLUMNS, FLOOR, Line, summarize, write
+from bench.tools.paper.summary import COLUMNS, FLOOR, Line, summarize, write
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from tokenflow_pack.modes import MODES
 
 from bench.tools.case import Settings
-from bench.tools.summary import FLOOR
+from bench.tools.paper.summary import FLOOR
 from cluster.jobs import Job, content_digest
 from launch.checkpoint import EMBEDDED, FLUX, SD1, SD2, SD3, SDXL
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.tools.summary import FLOOR, Line, Table, laid_out, summarize, write
+from bench.tools.paper.summary import FLOOR, Line, Table, laid_out, summarize, write
 from cluster.jobs import Job
 
 FIGURES = ("warp", "sharpness", "prompt", "frames", "sampling", "memory", "preparing")

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.tools.summary import FLOOR, ORDER
+from bench.tools.paper.summary import FLOOR, ORDER
 
 from .outcome import Edit, Outcome
 

@@ -219,7 +219,7 @@ def test_the_public_code_is_run_from_its_own_inversion(clip: Any) -> None:
 
 
 def test_lines_of_edits_become_means_shares_and_intervals(tmp_path: Path) -> None:
-    from bench.tools.summary import BASE, FLOOR, OURS, Line, summarize, write
+    from bench.tools.paper.summary import BASE, FLOOR, OURS, Line, summarize, write
 
     def line(row: str, clip: int, warp: float, structure: float | None) -> Line:
         surface = "" if row == FLOOR else "gold"

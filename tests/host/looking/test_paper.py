@@ -33,7 +33,7 @@ from bench.tools.paper.clip import PaperClip, Prompted, read_clip
 from bench.tools.paper.jobs import Size, make_jobs
 from bench.tools.paper.models import Files, Judges, Scorers, find_judges
 from bench.tools.paper.pairs import TGVE_EDITS, PairsError, read_pairs
-from bench.tools.summary import BASE, FLOOR, OURS
+from bench.tools.paper.summary import BASE, FLOOR, OURS
 
 from ...conftest import COMFYUI, ROOT
 from ..checkpoint_files import write_sd1, write_sd3

@@ -6,7 +6,7 @@ What the run knows of the clip, and what it hands the method at every evaluation
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.edit import Left, StepPlan, edit_again, edit_step
 from ..tokenflow_ops.injection import before
 from ..tokenflow_ops.passes import CapturePass, Pass
+from .checkpoints.run import Checkpoints
 from .families.latents import for_host
 from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
@@ -104,6 +105,23 @@ class Edit:
     repeats: bool = False
     given: Tensor | None = None
 
+    def told(self) -> list[Any]:
+        """Lists what tells this edit of a clip from others: tensors and plain values."""
+        inversion, steps = self.correspondences.features.inversion, self.correspondences.steps
+        matches = {id(step.pairs): step.pairs.tokens for step in steps}
+        return [
+            repr(self.injection),
+            self.frames_per_pass,
+            self.mask,
+            self.mask_from,
+            self.given,
+            inversion.conditioning,
+            inversion.latents[0],
+            inversion.latents[-1],
+            [step.keyframes for step in steps],
+            *matches.values(),
+        ]
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -163,10 +181,11 @@ class EditRun(Run):
 
     Args:
         edit: What to sample.
+        checkpoints: Where the model's answers are kept, if they are.
     """
 
-    def __init__(self, edit: Edit) -> None:
-        super().__init__(edit.node, edit.frames_per_pass)
+    def __init__(self, edit: Edit, checkpoints: Checkpoints | None = None) -> None:
+        super().__init__(edit.node, edit.frames_per_pass, checkpoints)
         self.edit = edit
         self.features = edit.correspondences.features
         self.jointly = edit.attended_keyframes or JOINT_KEYFRAMES
@@ -196,7 +215,8 @@ class EditRun(Run):
         """
         super().begin(guider, sampler, sigmas, noise)
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
-        self.steps = Steps(rehearse(sampler, guider, sigmas))
+        rehearsed = rehearse(sampler, guider, sigmas)
+        self.steps, self.expected = Steps(rehearsed), len(rehearsed) or self.expected
         self.positive = guider.conds.get("positive")
         if self.edit.mask is not None:
             self.mask = prepare_mask(self.edit.mask.float().clamp(0, 1), noise.shape, noise.device)
@@ -285,6 +305,28 @@ class EditRun(Run):
         if not self.edit.mode.per_frame or now.injected:
             check_areas(self.node, "positive", call.conds)
         return self.edit.mode.passes(self, call, now)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether keyframes have left something for another step."""
+        return bool(self.left)
+
+    def needs_earlier(self, call: ModelCall) -> bool:
+        """Tells whether an evaluation takes what keyframes have left.
+
+        Further evaluations for one call of the sampler count on from the first.
+        """
+        now = self.moment(call.sigma if self.step_sigma is None else self.step_sigma)
+        return bool(self.evaluations) or any(kept.serves(now.step) for kept in self.left.values())
+
+    def state(self) -> dict[str, int]:
+        """Returns the numbers of a run, and how many keyframes are edited together."""
+        return {**super().state(), "jointly": self.jointly}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Takes over the numbers of a run that was stopped."""
+        super().restore(state)
+        self.jointly = state["jointly"]
 
     def moment(self, sigma: float) -> Moment:
         """Describes the sampling step that began at the noise level `sigma`."""

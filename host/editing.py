@@ -10,21 +10,25 @@ import comfy.sample
 import comfy.samplers
 from torch import Tensor
 
+from .checkpoints.run import Checkpoints
 from .edit_run import Edit, EditRun
 from .patching import patch
 
 
-def apply_edit(model: Any, edit: Edit) -> Any:
+def apply_edit(model: Any, edit: Edit, checkpoints: Checkpoints | None = None) -> Any:
     """Makes a clone of the model that samples the edit with any of the host's samplers.
 
     Args:
         model: The user's ModelPatcher, which is not touched.
         edit: What to sample.
+        checkpoints: Where the model's answers are kept, if they are: of one sampling.
 
     Returns:
         The clone.
     """
-    return patch(model, partial(EditRun, edit), edit.frames_per_pass, with_deep=edit.deep)
+    return patch(
+        model, partial(EditRun, edit, checkpoints), edit.frames_per_pass, with_deep=edit.deep
+    )
 
 
 def sample_edit(

@@ -190,6 +190,7 @@ USES = (
             "models_dir",
             "annotated_filepath(name)",
             "filter_files_content_types(files, kinds)",
+            "folder_names_and_paths",
             "get_save_image_path(prefix, folder)",
             "get_folder_paths(kind)",
             "get_filename_list(kind)",
@@ -197,6 +198,11 @@ USES = (
             "add_model_folder_path(kind, folder)",
         ),
         "where files lie",
+    ),
+    Use(
+        "comfy_execution.utils",
+        ("get_executing_context()",),
+        "which node of which prompt runs (host/checkpoints)",
     ),
     Use(
         "comfy.sd",
@@ -290,6 +296,8 @@ LIVE = {
     "forward(x, context, value, mask, transformer_options)",
     "a transformer": "patch_size, pad_tokens_multiple, skip_mmdit, skip_dit and its lists of "
     "blocks; the blocks' classes, arguments and returns (host/families/transformer.py)",
+    "server.PromptServer.instance": "loop, prompt_queue with get_history(), "
+    "send_progress_text(text, node_id); there is none in scripts (host/progress.py)",
     "VAE": "encode(), decode(), spacial_compression_encode()",
     "VIDEO": "get_stream_source(), get_components() with images, audio and frame_rate; on newer "
     "hosts get_active_trim_window()",

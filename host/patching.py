@@ -22,6 +22,7 @@ from torch import Tensor
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover
+from .checkpoints.run import Checkpoints
 from .conditioning.conds import Conds, PassConds, cut_conds
 from .families import Family, backbone_of
 from .families.latents import of_frames, shaped_as, start_noise
@@ -43,11 +44,16 @@ class Run:
     Args:
         node: The node's name, for errors.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
+        checkpoints: Where the model's answers are kept, if they are.
     """
 
-    def __init__(self, node: str, frames_per_pass: int = 0) -> None:
+    def __init__(
+        self, node: str, frames_per_pass: int = 0, checkpoints: Checkpoints | None = None
+    ) -> None:
         self.node = node
         self.frames_per_pass = frames_per_pass
+        self.checkpoints = checkpoints
+        self.expected = 0  # evaluations of the whole run, as far as they are known
         self.most = sys.maxsize
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
@@ -67,6 +73,7 @@ class Run:
             NodeError: For what cannot be combined with TokenFlow.
         """
         self.model = guider.model_patcher
+        self.expected = self.expected or len(sigmas) - 1
         check_every_pass_runs(self.node, guider.model_options)
         check_controls(self.node, guider.conds)
 
@@ -105,6 +112,27 @@ class Run:
         Guidance may ask for this several times in one `denoise`.
         """
         return self.over_frames(call, lambda frames: Pass(frames))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the run holds what later evaluations may take."""
+        return False
+
+    def needs_earlier(self, call: ModelCall) -> bool:
+        """Tells whether an evaluation takes what earlier ones have left in the run."""
+        return False
+
+    def state(self) -> dict[str, int]:
+        """Returns the numbers without which a run that goes on would come to other bits."""
+        return {"frames_per_pass": self.frames_per_pass, "most": self.most}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Takes over the numbers of a run that was stopped.
+
+        Args:
+            state: From `state`.
+        """
+        self.frames_per_pass, self.most = state["frames_per_pass"], state["most"]
 
     def over_frames(
         self,
@@ -387,6 +415,8 @@ def _add_wrappers(
     ) -> Any:
         run = run_of(extra_args["model_options"])
         run.begin(guider, executor.class_obj, sigmas, of_frames(noise))
+        if run.checkpoints is not None:
+            run.checkpoints.begin(run, of_frames(noise).shape)
         last = float(sigmas[-1])  # uni_pc writes into them
         noise = start_noise(guider.model_patcher, sigmas, noise, latent_image)
         callback = run.reported(callback)
@@ -424,7 +454,10 @@ def _add_wrappers(
             return [of_frames(part) for part in found]
 
         call = ModelCall(evaluate, family, model, conds, of_frames(x), timestep, model_options)
-        return [shaped_as(part, x) for part in run_of(model_options).evaluate(call)]
+        run = run_of(model_options)
+        kept = run.checkpoints
+        found = run.evaluate(call) if kept is None else kept.evaluate(run, call)
+        return [shaped_as(part, x) for part in found]
 
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, outer_sample),

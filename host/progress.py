@@ -5,6 +5,7 @@ It does not matter whether the work goes through the host's sampling.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,12 @@ from torch import Tensor
 
 # As the host calls it: step, predicted clean latents (N, C, h, w), noisy latents, number of steps.
 Callback = Callable[[int, Tensor, Tensor, int], None]
+
+
+def running_server() -> Any | None:
+    """Returns the ComfyUI's server that this process is; None in scripts and tests."""
+    module: Any = sys.modules.get("server")
+    return None if module is None else module.PromptServer.instance
 
 
 class Progress:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
 from ..tokenflow_ops.passes import CapturePass, Pass
+from .checkpoints.run import Checkpoints
 from .families.latents import for_host, of_frames, shaped_as
 from .memory import room
 from .patching import ModelCall, Run, patch, run_of
@@ -33,6 +34,7 @@ def invert_frames(
     extrapolate: int = 0,
     frames_per_pass: int = 0,
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Tensor:
     """Finds the source's path to noise by DDIM inversion.
 
@@ -48,6 +50,7 @@ def invert_frames(
         extrapolate: As `tokenflow_ops.invert` takes it.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
         progress: Counts the steps, if given.
+        checkpoints: Where the model's answers are kept, if they are.
 
     Returns:
         The path at `sigmas`, (S+1, N, C, h, w) float32 in the model's latent space.
@@ -88,10 +91,38 @@ def invert_frames(
                 )
         return torch.zeros_like(x)  # a flow model's host divides what a run ends with by 1 - sigma
 
-    patched = patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass)
+    def new_run() -> SourceRun:
+        run = SourceRun(node, frames_per_pass, checkpoints)
+        run.expected = evaluations(sigmas, iterations, extrapolate)
+        return run
+
+    patched = patch(model, new_run, frames_per_pass)
     run_as_sampler(climb, patched, positive, negative, cfg, sigmas.flip(0), latents, progress)
     assert path is not None, "the host has called the sampler"
     return path
+
+
+def evaluations(sigmas: Tensor, iterations: int, extrapolate: int) -> int:
+    """Counts the evaluations of the model that an inversion asks for.
+
+    Args:
+        sigmas: Noise levels, falling, (S+1,).
+        iterations: As `tokenflow_ops.invert` takes them.
+        extrapolate: As `tokenflow_ops.invert` takes it.
+
+    Returns:
+        Their number.
+    """
+    asked = 0
+
+    def count(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return x
+
+    for _ in invert(count, torch.zeros(1), sigmas.cpu(), iterations, extrapolate):
+        pass
+    return asked
 
 
 def capture_features(

@@ -8,6 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
+from ..host.checkpoints.folders import new_checkpoints, remove_when_done
 from ..host.families.latents import as_latent
 from ..host.measuring.reconstruction import (
     describe_loss,
@@ -29,7 +30,13 @@ from ..host.validation.fingerprint import model_fingerprint
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
 from .inputs import UNCONNECTED, before_run, checked
-from .schema import MASKED, InversionSocket, frames_per_pass_input, schema
+from .schema import (
+    MASKED,
+    InversionSocket,
+    checkpoints_input,
+    frames_per_pass_input,
+    schema,
+)
 
 NAME = "DDIM Invert Video"
 PLAIN, FIXED_POINT, EXTRAPOLATED, EVERY_OTHER = (
@@ -53,7 +60,16 @@ class InvertVideo(io.ComfyNode):
             "Finds the noise from which the model would paint each source frame, and keeps the "
             "whole path. Everything else builds on it.",
             ["ddim inversion", "unsample", "invert", "noise", "video edit", "tokenflow"],
-            advanced=("cfg", "scheduler", "refinement", "iterations", "depth", "frames_per_pass"),
+            advanced=(
+                "cfg",
+                "scheduler",
+                "refinement",
+                "iterations",
+                "depth",
+                "frames_per_pass",
+                "checkpoints",
+            ),
+            hidden=[io.Hidden.prompt],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -135,6 +151,7 @@ class InvertVideo(io.ComfyNode):
                     tooltip="Samples up to four frames back from the noise and says how close they "
                     "come to the source, in dB.",
                 ),
+                checkpoints_input(),
             ],
             outputs=[
                 InversionSocket.Output(
@@ -174,6 +191,7 @@ class InvertVideo(io.ComfyNode):
         negative: Any = None,
         vae: Any = None,
         check_reconstruction: bool = True,
+        checkpoints: bool = False,
     ) -> io.NodeOutput:
         check_model(NAME, model)
         samples = check_latents(NAME, model, latents)
@@ -186,19 +204,12 @@ class InvertVideo(io.ComfyNode):
         again, extrapolate = 0 if refinement == PLAIN else iterations, REFINEMENTS[refinement]
         negative = negative or []
         progress = Progress((len(sigmas) - 1) * (2 if check_reconstruction else 1))
-        path = invert_frames(
-            NAME,
-            model,
-            positive,
-            negative,
-            cfg,
-            samples,
-            sigmas,
-            again,
-            extrapolate,
-            frames_per_pass,
-            progress,
-        )
+        settings = (positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass)
+        graph = cls.hidden.prompt if cls.hidden else None
+        kept = None
+        if checkpoints:
+            kept = new_checkpoints(NAME, model, graph, 1 + (cfg != 1), settings)
+        path = invert_frames(NAME, model, *settings, progress, kept)
         if not torch.isfinite(path[0]).all():
             raise NodeError(
                 NAME,
@@ -206,6 +217,8 @@ class InvertVideo(io.ComfyNode):
                 "the model returned NaN or infinite values.",
                 "Run it in a higher precision (--force-fp32 or --bf16-unet).",
             )
+        if kept is not None:
+            remove_when_done(kept.journal, graph)
         inversion = Inversion(
             sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask
         )

@@ -10,6 +10,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from ..host.checkpoints.folders import new_checkpoints, remove_when_done
 from ..host.edit_run import Edit, kept_path
 from ..host.editing import apply_edit, sample_edit
 from ..host.families import backbone_of
@@ -43,6 +44,7 @@ from .schema import (
     CorrespondencesSocket,
     InjectionSocket,
     KeyframesSocket,
+    checkpoints_input,
     frames_per_pass_input,
     lines,
     said,
@@ -278,7 +280,8 @@ class Sampler(io.ComfyNode):
                 "consistent edit",
                 "ksampler",
             ],
-            advanced=("sampler_name", "seed", "noise", *FINER),
+            advanced=("sampler_name", "seed", "noise", *FINER, "checkpoints"),
+            hidden=[io.Hidden.prompt],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -343,6 +346,7 @@ class Sampler(io.ComfyNode):
                     "below 1); one for all frames flickers less.",
                 ),
                 *_late_inputs(),
+                checkpoints_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -381,6 +385,7 @@ class Sampler(io.ComfyNode):
         preset: str = BALANCED,
         mask_from: float = MASK_FROM,
         keyframes: GivenKeyframes | None = None,
+        checkpoints: bool = False,
     ) -> io.NodeOutput:
         propagation = _propagation(model, propagation)
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
@@ -389,7 +394,6 @@ class Sampler(io.ComfyNode):
         check_prompts(SAMPLER, model, positive)
         if negative or cfg != 1:  # with 1 it is not looked at
             check_prompts(SAMPLER, model, negative, "negative")
-        patched = apply_edit(model, edit)
         inversion = correspondences.features.inversion
         sigmas = chosen.sigmas(_sigmas(model, inversion, sampler_name, start))
         if edit.given is not None and edit.mask is not None and not bool(edit.mask.any()):
@@ -400,8 +404,14 @@ class Sampler(io.ComfyNode):
             if noise == INVERTED
             else to_latent(model, start_at)
         )
+        added, kept = _noise(noise, latents, seed), None
+        graph = cls.hidden.prompt if cls.hidden else None
+        if checkpoints:
+            sampling = (positive, negative, cfg, sampler_name, sigmas, seed, latents, added)
+            known = (*sampling, consistency, repr(chosen), *edit.told())
+            kept = new_checkpoints(SAMPLER, model, graph, 1 + (cfg != 1), *known)
+        patched = apply_edit(model, edit, kept)
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
-        added = _noise(noise, latents, seed)
         samples = sample_edit(
             patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback
         )
@@ -411,6 +421,8 @@ class Sampler(io.ComfyNode):
                 "look for NaN in what masks, hints and LoRA hold."
             )
             raise NodeError(SAMPLER, "model", "the edit has NaN or infinite values.", remedy)
+        if kept is not None:
+            remove_when_done(kept.journal, graph)
         return io.NodeOutput({"samples": samples}, ui=said(cut))
 
 

@@ -168,3 +168,14 @@ def frames_per_pass_input() -> Any:
         optional=True,  # API prompts may leave it out
         tooltip="Frames in one model call. 0: as many as the host's memory estimate allows.",
     )
+
+
+def checkpoints_input() -> Any:
+    """Makes the switch that nodes with long runs offer; it is the last of their inputs."""
+    return io.Boolean.Input(
+        "checkpoints",
+        default=False,
+        optional=True,
+        tooltip="Keeps every step on the disk until the graph is done: queued again after a crash "
+        "or an interrupt, the same graph goes on where it was. Takes disk space, see the help.",
+    )

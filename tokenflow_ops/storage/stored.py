@@ -15,22 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..inversion import Inversion
 from .prompt import Prompt
+from .whole import remove_leftovers, sha256, write_whole
 
 # Before format 2 a fingerprint was a digest alone.
 VERSION, READ = 2, (1, 2)
@@ -43,8 +38,6 @@ FIELDS = {
     "prompt": list,
     "tensors": dict,
 }
-# Folders of what is being written; after so many seconds without a change nobody writes there.
-PART, LEFT_AFTER = ".tokenflow-part-", 3600.0
 LARGE = "sigmas", "latents"
 LONGEST_RECORD = 2**20
 LONGEST_NAME = 100
@@ -76,8 +69,7 @@ def write_inversion(
 ) -> None:
     """Writes an inversion to a file: whatever happens, there is a whole file at `path` or none.
 
-    It writes beside `path` and renames. Beside it there is nothing but, if the process is killed, a
-    hidden folder that a later call for the same place removes.
+    What a process that was killed while it wrote has left there, a later call removes.
 
     float32, so that an edit is the same bits as without the file. Half precision, half as large,
     cost up to 0.6 dB of the reconstruction on a random network (50 steps).
@@ -107,40 +99,15 @@ def write_inversion(
             "steps": inversion.steps,
             "scheduler": inversion.scheduler,
             "prompt": prompt.plain,
-            "tensors": {name: _sha256(tensor) for name, tensor in tensors.items()},
+            "tensors": {name: sha256(tensor) for name, tensor in tensors.items()},
         }
     )
-    _remove_leftovers(path.parent)
-    try:
-        # The library has temporary files of its own.
-        with tempfile.TemporaryDirectory(prefix=PART, dir=path.parent) as folder:
-            part = Path(folder, "part")
-            part.touch()
-            # For whom the host's other files are; the library's own are their owner's alone.
-            mode = part.stat().st_mode
-            save_file(
-                tensors,
-                part,
-                {**metadata, RECORD: record, CHECKSUM: hashlib.sha256(record.encode()).hexdigest()},
-            )
-            part.chmod(mode)
-            with part.open("rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(part, path)
-    except SafetensorError as error:  # what the library makes of the file system's errors
-        raise OSError(str(error)) from error
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What processes that were killed while they wrote have left in a folder.
-
-    It would stay for ever.
-    """
-    for left in folder.glob(f"{PART}*"):
-        with suppress(OSError):  # another process may have come first
-            changed = max(path.stat().st_mtime for path in (left, *left.iterdir()))
-            if time.time() - changed > LEFT_AFTER:
-                shutil.rmtree(left)
+    remove_leftovers(path.parent)
+    write_whole(
+        path,
+        tensors,
+        {**metadata, RECORD: record, CHECKSUM: hashlib.sha256(record.encode()).hexdigest()},
+    )
 
 
 def read_inversion(path: Path, most_bytes: int) -> tuple[Inversion, Prompt]:
@@ -255,17 +222,10 @@ def _read_tensors(file: Any, checksums: Mapping[str, Any]) -> dict[str, Tensor]:
         raise StoredInversionError(f"a mask of shape {shapes['mask']}.")
     tensors = {name: file.get_tensor(name).clone() for name in slices}
     if damaged := sorted(
-        name for name, tensor in tensors.items() if checksums[name] != _sha256(tensor)
+        name for name, tensor in tensors.items() if checksums[name] != sha256(tensor)
     ):
         raise StoredInversionError(f"damaged {', '.join(damaged)}: the checksum is another.")
     return tensors
-
-
-def _sha256(tensor: Tensor) -> str:
-    """Of a contiguous float32 tensor on the CPU, its shape included."""
-    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _within(values: Tensor, least: float = -LARGEST, most: float = LARGEST) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from safetensors import SafetensorError
 from tokenflow_pack.host import memory
 from tokenflow_pack.tokenflow_ops import features
-from tokenflow_pack.tokenflow_ops.storage import stored
+from tokenflow_pack.tokenflow_ops.storage import whole
 
 from launch.comfyui.inprocess import ROOT
 
@@ -85,7 +85,7 @@ class Disk:
     def watched(self, full_at: int = 0) -> Iterator[None]:
         self.writes, self.full_at = 0, full_at
         with pytest.MonkeyPatch.context() as patched:
-            for module in (stored, features):
+            for module in (whole, features):
                 patched.setattr(module, "save_file", self.save_file)
             for owner, names in (
                 (os, ("fsync", "replace", "posix_fallocate")),
@@ -98,7 +98,7 @@ class Disk:
             yield
 
 
-SAVE_FILE = stored.save_file
+SAVE_FILE = whole.save_file
 
 
 def test_a_disk_that_gets_full_at_any_write_is_told_and_keeps_no_half(

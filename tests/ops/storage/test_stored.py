@@ -211,7 +211,7 @@ def test_a_stop_before_the_name_is_given_leaves_nothing(
     def stop(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(stored.os, call, stop)
+    monkeypatch.setattr(os, call, stop)
     with pytest.raises(type(error)):
         write(tmp_path / "one")
     assert os.listdir(tmp_path) == []

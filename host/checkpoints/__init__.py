@@ -1,0 +1,1 @@
+"""Checkpoints of long runs: what the model has answered, kept until the graph is done."""

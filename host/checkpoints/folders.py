@@ -47,19 +47,18 @@ def new_checkpoints(
         The checkpoints.
     """
     context = get_executing_context()
-    root = Path(folder_paths.get_output_directory(), FOLDER)
     key = run_key(model, graph, context.node_id if context else None, node, *parts)
-    remove_stale(root, {key})
-    return Checkpoints(node, Journal(root / key), lists)
+    remove_stale(key)
+    return Checkpoints(node, Journal(_root() / key), lists)
 
 
-def remove_stale(root: Path, needed: set[str] = frozenset()) -> None:
+def remove_stale(needed: str = "") -> None:
     """Removes runs that were stopped too long ago, or are too many.
 
     Args:
-        root: Where all runs have theirs.
-        needed: Names of those that stay.
+        needed: Name of one that stays.
     """
+    root = _root()
     with suppress(OSError):  # another process may have come first, or there is nothing
         now, changed = time.time(), {}
         for run in root.iterdir():
@@ -67,7 +66,7 @@ def remove_stale(root: Path, needed: set[str] = frozenset()) -> None:
         newest = sorted(changed, key=lambda run: changed[run], reverse=True)
         for place, run in enumerate(newest):
             idle = now - changed[run]
-            if run.name not in needed and (idle > STALE or (place >= KEPT and idle > BUSY)):
+            if run.name != needed and (idle > STALE or (place >= KEPT and idle > BUSY)):
                 Journal(run).remove()
 
 
@@ -107,3 +106,7 @@ async def _remove(
                 and above(ended[prompt_id]["prompt"][2]) == mine
             ):
                 await asyncio.to_thread(journal.remove)
+
+
+def _root() -> Path:
+    return Path(folder_paths.get_output_directory(), FOLDER)

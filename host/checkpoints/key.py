@@ -65,7 +65,7 @@ def nodes_above(graph: Mapping[str, Any], node_id: str | None) -> Any:
     Returns:
         Something to compare.
     """
-    if node_id not in graph:
+    if node_id is None or node_id not in graph:
         return [_described(graph, name, {}) for name in sorted(graph)]
     return _described(graph, node_id, {})
 
@@ -75,14 +75,16 @@ def _described(graph: Mapping[str, Any], name: str, known: dict[str, str]) -> st
     if name not in known:
         digest = hashlib.sha256(str(graph[name].get("class_type")).encode())
         for socket, value in sorted(graph[name].get("inputs", {}).items()):
-            linked = isinstance(value, list) and len(value) == 2 and str(value[0]) in graph
-            what = [_described(graph, str(value[0]), known), value[1]] if linked else value
+            # As the host tells links.
+            pair = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+            linked = pair and value[0] in graph
+            what = [_described(graph, value[0], known), value[1]] if linked else value
             _feed(digest, [socket, what, *_files(value)])
         known[name] = digest.hexdigest()
     return known[name]
 
 
-def _files(value: Any) -> Iterator[tuple[str, int, int]]:
+def _files(value: Any) -> Iterator[tuple[int, int]]:
     """What tells the files that a widget's text may name from others of that name."""
     if not isinstance(value, str):
         return
@@ -95,8 +97,8 @@ def _files(value: Any) -> Iterator[tuple[str, int, int]]:
     ]
     for path in places:
         if os.path.isfile(path):
-            found_there = os.stat(path)
-            yield path, found_there.st_size, found_there.st_mtime_ns
+            known = os.stat(path)
+            yield known.st_size, known.st_mtime_ns
 
 
 def _feed(digest: Any, value: Any) -> None:

@@ -63,7 +63,9 @@ class Checkpoints:
         last = self.journal.read(self.known - 1) if self.known else None
         if last is not None:
             run.restore(last.state)
-            logging.info("%s goes on after %d evaluations that are known.", self.node, self.known)
+            logging.info(
+                "%s goes on: %d of %d evaluations are known.", self.node, self.known, run.expected
+            )
         else:
             # The host's estimate may be another when the run goes on.
             run.frames_per_pass = frames_at_once(run.model, shape, run.frames_per_pass)
@@ -130,6 +132,9 @@ class Checkpoints:
 
         Args:
             shape: Of the clip's latents, (N, C, h, w).
+
+        Returns:
+            Their number.
         """
         return self.lists * math.prod(shape) * 4
 

@@ -32,6 +32,7 @@ HOSTS = {"PIL", "av", "numpy", "safetensors", "torch"}
 MODULES = {
     "comfy",
     "comfy_api",
+    "comfy_execution",
     "comfy_extras",
     "comfyui_version",
     "folder_paths",

@@ -75,7 +75,7 @@ class Journal:
         """
         try:
             with safe_open(self._file(number), framework="pt") as file:
-                record = _record(file.metadata() or {})
+                record = _whole_text(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in record["tensors"]}
             if any(sha256(tensors[name]) != known for name, known in record["tensors"].items()):
                 return None
@@ -131,7 +131,7 @@ class Journal:
         return self.folder / f"{number:05}.safetensors"
 
 
-def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _whole_text(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Raises: ValueError or KeyError for one that is not whole."""
     text = metadata[RECORD]
     if metadata[CHECKSUM] != hashlib.sha256(text.encode()).hexdigest():

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import pytest
 import torch
+from comfy import model_management
+from comfy_extras.nodes_sag import SelfAttentionGuidance
+from tokenflow_pack.host import shards
 from tokenflow_pack.host.checkpoints import folders
-from tokenflow_pack.host.checkpoints.folders import FOLDER
-from torch import Tensor
+from tokenflow_pack.host.validation.errors import NodeError
+from tokenflow_pack.tokenflow_ops.shards import ALONE, Alone
 
-from ..helpers import (
-    NEGATIVE,
-    edit,
-    injection,
-    interrupted,
-    invert,
-    matched,
-    tiny_model,
-    watched,
-)
-from ..tiny_models import moving_clip, random_conditioning
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = 8, 8
-
-
-class Stopped(Exception):
-    """As if the process had ended."""
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where checkpoints lie."""
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    return tmp_path / FOLDER
-
-
-class Counting:
-    """A model whose calls are counted; one of them may stop the run."""
-
-    def __init__(self) -> None:
-        self.calls = self.stop_at = 0
-        self.model = watched(tiny_model(), self._see)
-
-    def _see(self, _: Any) -> None:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise Stopped
-
-    def stopped_at(self, call: int, run: Callable[[Any], Any]) -> None:
-        """Runs until a call of the model."""
-        self.calls, self.stop_at = 0, call
-        with pytest.raises(Stopped):
-            run(self.model)
-        self.stop_at = 0
-
-    def calls_of(self, run: Callable[[Any], Any]) -> tuple[int, Any]:
-        """Runs to the end. Returns: how often the model was called, and what came out."""
-        self.calls, self.stop_at = 0, 0
-        found = run(self.model)
-        return self.calls, found
-
-
-def sampled(sampler: str = "euler", **inputs: Any) -> Callable[[Any], Tensor]:
-    def run(model: Any) -> Tensor:
-        correspondences = matched(3, SMALL, "recompute")
-        given = {"correspondences": correspondences, "injection": injection(), "seed": 1, **inputs}
-        return edit(model, sampler_name=sampler, frames_per_pass=2, **given)
-
-    return run
-
-
-def inverted(**inputs: Any) -> Callable[[Any], Tensor]:
-    def run(model: Any) -> Tensor:
-        found = invert(
-            model,
-            moving_clip(3, *SMALL),
-            **{"frames_per_pass": 2, "check_reconstruction": False, **inputs},
-        )
-        return found[0].latents
-
-    return run
-
+from ..helpers import NEGATIVE, call, interrupted, tiny_model, watched
+from ..tiny_models import random_conditioning
+from .counting import Counting, inverted, sampled
 
 # Some that keep what they have seen, draw noise, listen to guidance or choose their own steps.
 SAMPLERS = (
@@ -158,8 +91,6 @@ def test_a_run_that_is_stopped_again_and_again_comes_to_its_end() -> None:
 
 
 def test_an_interrupted_run_goes_on_and_a_finished_one_asks_the_model_nothing() -> None:
-    from comfy import model_management
-
     counting, run = Counting(), sampled(checkpoints=True)
     whole, wanted = counting.calls_of(sampled())
     seen: list[int] = []
@@ -211,3 +142,71 @@ def test_another_run_does_not_take_it(name: str, root: Path) -> None:
     (journal,) = set(root.iterdir()) - {before}
     folders.Journal(journal).remove()
     assert Counting().calls_of(other)[0] == whole
+
+
+def test_passes_stay_as_small_as_memory_once_made_them() -> None:
+    """Sums of other batches are other bits."""
+    short: list[int] = []
+
+    def run_out(args: dict[str, Any]) -> None:
+        if not short:
+            short.append(len(args["input"]))
+            raise model_management.OOM_EXCEPTION("out of memory")
+
+    run = inverted(frames_per_pass=3, steps=2, checkpoints=True)
+    wanted = inverted(frames_per_pass=1, steps=2)(tiny_model())
+    calls: list[int] = []
+
+    def stop(args: dict[str, Any]) -> None:
+        run_out(args)
+        calls.append(1)
+        if len(calls) == 7:
+            model_management.interrupt_current_processing()
+
+    with interrupted():
+        run(watched(tiny_model(), stop))
+    assert short == [3]
+    assert torch.equal(run(tiny_model()), wanted)
+
+
+class Behind(Alone):
+    """Another machine shares the clip, and has kept fewer answers."""
+
+    def gather(self, part: Any) -> list[Any]:
+        counts = isinstance(part, torch.Tensor) and part.dtype == torch.int64
+        return [part, torch.tensor(1)] if counts else [part]
+
+
+@contextmanager
+def connected(others: Any) -> Iterator[None]:
+    shards.connect(others)
+    try:
+        yield
+    finally:
+        shards.connect(ALONE)
+
+
+def test_machines_that_share_a_clip_go_on_at_the_same_evaluation() -> None:
+    counting, run = Counting(), inverted(steps=2, checkpoints=True)
+    whole, wanted = counting.calls_of(run)
+    with connected(Behind()):
+        left, found = counting.calls_of(run)
+    assert 0 < left < whole
+    assert torch.equal(found, wanted)
+
+
+def test_what_went_wrong_is_not_kept(root: Path) -> None:
+    def broken(apply_model: Any, args: dict[str, Any]) -> Any:
+        return apply_model(args["input"], args["timestep"], **args["c"]) * float("nan")
+
+    model = tiny_model().clone()
+    model.set_model_unet_function_wrapper(broken)
+    with pytest.raises(NodeError, match="NaN"):
+        inverted(checkpoints=True)(model)
+    assert not root.exists()
+
+
+def test_guidance_that_reads_attention_is_refused() -> None:
+    model = call(SelfAttentionGuidance.execute, tiny_model(), 0.5, 2.0)[0]
+    with pytest.raises(NodeError, match=r"'checkpoints': something .* \(SAG\)"):
+        sampled(checkpoints=True)(model)

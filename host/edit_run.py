@@ -307,6 +307,13 @@ class EditRun(Run):
         return self.edit.mode.passes(self, call, now)
 
     @property
+    def quickens(self) -> bool:
+        """Whether frames are made of the keyframes' pictures, and do not run."""
+        if self.step_sigma is None or self.edit.mode.passes is not EditRun.edit_jointly:
+            return False
+        return self.plan(self.moment(self.step_sigma)).carries
+
+    @property
     def leaves(self) -> bool:
         """Whether keyframes have left something for another step."""
         return bool(self.left)

@@ -27,6 +27,7 @@ from .conditioning.conds import Conds, PassConds, cut_conds
 from .families import Family, backbone_of
 from .families.latents import of_frames, shaped_as, start_noise
 from .families.wraps import ForwardWraps
+from .measuring.forecast import forecast
 from .memory import frames_at_once, is_oom
 from .validation.conflicts import DOWNSCALE, check_controls, check_every_pass_runs
 from .validation.entrance import Entrance
@@ -54,6 +55,7 @@ class Run:
         self.frames_per_pass = frames_per_pass
         self.checkpoints = checkpoints
         self.expected = 0  # evaluations of the whole run, as far as they are known
+        self.keeps: dict[str, int] = {}  # bytes of what it makes, by names for people
         self.most = sys.maxsize
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
@@ -112,6 +114,11 @@ class Run:
         Guidance may ask for this several times in one `denoise`.
         """
         return self.over_frames(call, lambda frames: Pass(frames))
+
+    @property
+    def quickens(self) -> bool:
+        """Whether the running step takes less time than later ones will."""
+        return False
 
     @property
     def leaves(self) -> bool:
@@ -419,7 +426,7 @@ def _add_wrappers(
             run.checkpoints.begin(run, of_frames(noise).shape)
         last = float(sigmas[-1])  # uni_pc writes into them
         noise = start_noise(guider.model_patcher, sigmas, noise, latent_image)
-        callback = run.reported(callback)
+        callback = forecast(run, of_frames(noise).shape, len(sigmas) - 1, run.reported(callback))
         x = executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
         return shaped_as(run.finish(of_frames(x), last), x)
 

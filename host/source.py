@@ -94,6 +94,7 @@ def invert_frames(
     def new_run() -> SourceRun:
         run = SourceRun(node, frames_per_pass, checkpoints)
         run.expected = evaluations(sigmas, iterations, extrapolate)
+        run.keeps["path to noise"] = len(sigmas) * latents.numel() * 4
         return run
 
     patched = patch(model, new_run, frames_per_pass)

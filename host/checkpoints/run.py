@@ -38,6 +38,11 @@ class Checkpoints:
         self.number = self.known = self._usable = 0
         self._keeps = True
 
+    @property
+    def replays(self) -> bool:
+        """Whether the last evaluation was known."""
+        return self.number <= self.known
+
     def begin(self, run: Run, shape: Sequence[int]) -> None:
         """Looks up what is known, and puts the run into the state that it was in.
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.ops
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.attention import optimized_attention
 
-from bench.costs import gpu, search
+from bench.costs import fit, gpu, search
 from bench.tools.gpu.sizes import REHEARSAL
 from bench.tools.materials import made_of
 from bench.tools.memory import kept
@@ -245,3 +247,24 @@ def test_lines_of_edits_become_means_shares_and_intervals(tmp_path: Path) -> Non
     assert cells["structure"] == "0.90 (0.90 to 0.90)"
     assert cells["distance (dB)"] == "21.50 (21.00 to 22.00)"
     assert (tmp_path / "table.png").stat().st_size > 0
+
+
+def test_what_fits_on_a_card_is_counted_from_the_published_layouts() -> None:
+    """Parameters as their authors give them; what keyframes leave, by hand."""
+    sd15 = fit.unet("sd15", 512)
+    assert round(sd15.weights / fit.HALF / 1e6) == 860
+    deep = 640 * 64**2 + 5 * 320 * 64**2
+    assert sd15.kept == deep
+    no_memory = {"device": "meta", "operations": comfy.ops.disable_weight_init}
+    flux = fit.transformer("Flux", 1024, Flux(**fit.FLUX, **no_memory), 3.1, 1)
+    assert round(flux.weights / 1e9, 1) == 11.9
+    assert round(8 * flux.kept * fit.HALF / 1e9, 1) == 11.5
+    assert round(8 * flux.narrow * fit.HALF / 1e9, 1) == 2.6
+
+
+def test_a_smaller_card_takes_fewer_keyframes_and_frames() -> None:
+    sd15 = fit.unet("sd15", 512)
+    large, small = (fit.row(sd15, card) for card in (8, 2.6))
+    assert large[-3:] == ["6.01", "16", "8 (8)"]
+    assert small[-2:] == ["2", "5 (4)"]
+    assert fit.row(sd15, 1.5)[-2] == "1 (2 by hand)"

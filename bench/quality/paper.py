@@ -73,8 +73,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")
     about = described(options, checkpoint, judges, size)
-    outcome.write(options.out, about)
     write_page(options.out, outcome, about)
+    outcome.write(options.out, about)
     print((options.out / "table.md").read_text())
     print(f"{options.out / 'index.html'} shows the clips side by side.{outcome.failures()}")
     sys.exit(1 if outcome.failed else 0)

@@ -11,7 +11,7 @@ by DIS, on pixels that are visible in both frames. CLIP prompt and CLIP frames a
 paper's CLIP score and of the likeness of neighbouring frames, where models/clip_vision has a CLIP
 (ViT-H or ViT-bigG) and models/text_encoders the other half of it, or the checkpoint itself. Excess:
 warp error above the autoencoder's own, as a share of per frame's. Seconds and memory are those of
-sampling: of the GPU where there is one. Intervals hold 95 % of 2,000 resamplings of clips.
+sampling: without a GPU the processor's seconds. Intervals hold 95 % of 2,000 resamplings of clips.
 
 What an edit leaves is in OUT/edits as soon as it is made: the same command goes on from there,
 with other rows or more clips as well. From it come OUT/table.md, .csv and .png, OUT/edits.csv

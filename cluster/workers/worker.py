@@ -36,6 +36,7 @@ from .watch import Watch
 
 HOST_NODES = Path(__file__).resolve().parents[1] / "host_nodes"
 FOLDERS, LOCK = "tokenflow-worker-", ".lock"
+CHECKPOINTS = "tokenflow_checkpoints"  # as the pack calls the folder in ComfyUI's output folder
 # In a row, before ComfyUI is started anew: a device may be in a state that no job gets it out of.
 FAILURES = 3
 
@@ -78,6 +79,7 @@ class Worker:
             packs.write_text(f"worker:\n    custom_nodes: {HOST_NODES}\n")
             options = ("--extra-model-paths-config", str(packs))
             output, log = self.folder / "output", self.folder / "server.log"
+            self._link_checkpoints(output)
             self.server = Server(self.comfyui, self.folder, output, log, options=options)
             self.server.__enter__()
             self.failures = 0
@@ -90,6 +92,14 @@ class Worker:
         }
         versions |= {"ray": version("ray"), "python": sys.version.split()[0]}
         return About(platform.node(), devices[0]["name"], versions, time.monotonic() - began)
+
+    def _link_checkpoints(self, output: Path) -> None:
+        """Lets checkpoints outlive this worker: the next one on this machine goes on with them."""
+        kept, link = self.comfyui / "output" / CHECKPOINTS, output / CHECKPOINTS
+        kept.mkdir(parents=True, exist_ok=True)
+        output.mkdir(exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(kept)
 
     def stop(self) -> None:
         """Ends ComfyUI, also in the middle of a job, and removes what it left."""
@@ -166,6 +176,8 @@ class Worker:
             path = confined(folder, name)
             if not path.exists():
                 path.write_bytes(ray.get(content))
+                # Names are made of contents: checkpoints are to know the file again.
+                os.utime(path, (0, 0))
 
     def _saved(self, name: str, result: Result) -> Iterator[Saved]:
         """The files that nodes saved.

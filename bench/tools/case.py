@@ -171,6 +171,11 @@ class Editable:
     def edit_prompt(self, surface: str) -> Any:
         return self.world.encode(self.asked(surface))
 
+    def against_source(self, share: float) -> Any:
+        """A negative prompt: the host's average of the source prompt, so much of it, and none."""
+        average = nodes.ConditioningAverage().addWeighted
+        return average(self.source_prompt, self.world.encode(""), share)[0]
+
     def invert(self, model: Any = None, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
         few = {"iterations": 1} if self.settings.steps < FEW_STEPS else {}

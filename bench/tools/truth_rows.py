@@ -40,8 +40,9 @@ class Row:
     features_in: str = EVERY_RESOLUTION
 
 
-# With a mask and the source prompt as negative prompt so much guidance is enough.
-MASKED_CFG = 3.0
+# With a mask the negative prompt is halfway between nothing and the source prompt: against the whole
+# of it colours burn, against nothing the ground comes in (bench layout).
+MASKED_CFG, AGAINST_SOURCE = 4.0, 0.5
 CELL = 4  # pixels of a latent's side, by which the mask grows
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
 ROWS = (
@@ -110,7 +111,8 @@ class Stages:
         injection = PlugAndPlay.execute(features_in=row.features_in).args[0]
         if row.masked:
             mask, outlines, seconds = self.mask(row, surface)
-            sampling |= {"mask": mask, "negative": self.case.source_prompt, "cfg": MASKED_CFG}
+            negative = self.case.against_source(AGAINST_SOURCE)
+            sampling |= {"mask": mask, "negative": negative, "cfg": MASKED_CFG}
         start = time.process_time()
         edited = self.case.edit(matches, surface, injection=injection, **sampling)
         if row.masked:

@@ -33,15 +33,15 @@ GROWN = 2
 
 @dataclass(frozen=True)
 class Row:
-    """injection, sampling: inputs of Plug-and-Play Injection and TokenFlow Sampler. negative: the
-    source prompt is the negative one. guided: guides the model's clone.
+    """injection, sampling: inputs of Plug-and-Play Injection and TokenFlow Sampler. against: how
+    much of the source prompt is in the negative one. guided: guides the model's clone.
     """
 
     name: str
     injection: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     masked: bool = False
-    negative: bool = False
+    against: float = 0.0
     guided: Callable[[Any], Any] | None = None
 
 
@@ -71,33 +71,30 @@ EVERY = {"features_in": EVERY_RESOLUTION}
 ALWAYS = {"mask_from": 0.0}
 
 
-def guidance(name: str, cfg: float, guided: Callable[[Any], Any] | None = None) -> Row:
-    """Masked, with the source prompt as the negative one."""
-    name = f"every resolution, masked, {name}, negative: source"
-    return Row(name, EVERY, {"cfg": cfg}, masked=True, negative=True, guided=guided)
+def guidance(
+    cfg: float, against: float, guided: Callable[[Any], Any] | None = None, how: str = ""
+) -> Row:
+    """Masked, with so much of the source prompt as the negative one."""
+    negative = f"cfg {cfg:g}{how}, negative: {against:.0%} of source"
+    name = f"every resolution, masked, {negative}"
+    return Row(name, EVERY, {"cfg": cfg}, masked=True, against=against, guided=guided)
 
 
 ROWS = (
     Row("one block"),
-    Row("one block, cfg 2, negative: source", {}, {"cfg": 2.0}, negative=True),
+    Row("one block, cfg 2, negative: source", {}, {"cfg": 2.0}, against=1),
     Row("every resolution", EVERY),
-    Row("every resolution, cfg 3, negative: source", EVERY, {"cfg": 3.0}, negative=True),
+    Row("every resolution, cfg 3, negative: source", EVERY, {"cfg": 3.0}, against=1),
+    Row("every resolution, cfg 4, negative: 50% of source", EVERY, {"cfg": 4.0}, against=0.5),
     Row("one block, masked from the start", {}, ALWAYS, masked=True),
     Row("every resolution, masked from the start", EVERY, ALWAYS, masked=True),
     Row("one block, masked", masked=True),
     Row("every resolution, masked", EVERY, masked=True),
     Row("every resolution, masked from half", EVERY, {"mask_from": 0.5}, masked=True),
-    Row("every resolution, masked, cfg 1", EVERY, {"cfg": 1.0}, masked=True),
-    Row("every resolution, masked, cfg 3", EVERY, {"cfg": 3.0}, masked=True),
-    Row("every resolution, masked, cfg 5, rescaled", EVERY, masked=True, guided=rescaled),
-    guidance("cfg 2", 2.0),
-    guidance("cfg 3", 3.0),
-    guidance("cfg 3, rescaled", 3.0, rescaled),
-    guidance("cfg 3 above a noise of 3", 3.0, limited(3, 1e9)),
-    guidance("cfg 3 below a noise of 20", 3.0, limited(0, 20)),
-    guidance("cfg 4", 4.0),
-    guidance("cfg 5", 5.0),
-    guidance("cfg 5, rescaled", 5.0, rescaled),
+    *(guidance(cfg, against) for against in (0, 0.3, 0.5, 0.7, 1) for cfg in (2, 3, 4, 5)),
+    guidance(4, 0.5, rescaled, ", rescaled"),
+    guidance(4, 0.5, limited(3, 1e9), ", above a noise of 3"),
+    guidance(4, 0.5, limited(0, 20), ", below a noise of 20"),
 )
 
 
@@ -188,8 +185,8 @@ def compare(frames: Frames, rows: list[Row]) -> None:
         sampling = dict(row.sampling)
         if row.masked:
             sampling["mask"] = frames.masks
-        if row.negative:
-            sampling["negative"] = frames.source_prompt
+        if row.against:
+            sampling["negative"] = frames.against_source(row.against)
         sampling["injection"] = PlugAndPlay.execute(**row.injection).args[0]
         start = time.process_time()
         model = row.guided(frames.world.model) if row.guided else None

@@ -11,8 +11,9 @@ the frame that ours got most wrong, beside its ideal.
 
 Plug-and-Play takes the source's features in one block of every resolution; in one_block in the
 paper's alone. Ours is the defaults with Find Edit Mask, used as its help page says: the mask grown
-by a latent's side, the average of the source prompt and an empty one as negative prompt, cfg 4, and
-the edit laid over the source by the host's ImageCompositeMasked. without_mask is the defaults alone.
+by a latent's side, the average of the source prompt and an empty one as negative prompt, cfg 4,
+and the edit laid over the source by the host's ImageCompositeMasked. without_mask is the defaults
+alone.
 
 structure: overlap (IoU) of the pixels of the asked surface (bench/tools/materials.py) with the
     object's true outline, mean over the frames; what another object hides is left out.

@@ -40,8 +40,8 @@ class Row:
     features_in: str = EVERY_RESOLUTION
 
 
-# With a mask the negative prompt is halfway between nothing and the source prompt: against the whole
-# of it colours burn, against nothing the ground comes in (bench layout).
+# With a mask the negative prompt is halfway between nothing and the source prompt: against the
+# whole of it colours burn, against nothing the ground comes in (bench layout).
 MASKED_CFG, AGAINST_SOURCE = 4.0, 0.5
 CELL = 4  # pixels of a latent's side, by which the mask grows
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}

@@ -154,7 +154,12 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         )
         run.run_on_source(call, seen)
         return PropagationPass(
-            frames, source=seen.kept, bank=joint.bank, near=near.of(frames), tokens=seen.tokens
+            frames,
+            source=seen.kept,
+            bank=joint.bank,
+            near=seen.near,
+            tokens=seen.tokens,
+            weight=lambda layer: seen.near.weight,
         )
 
     return run.over_frames(call, make)

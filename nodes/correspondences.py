@@ -14,7 +14,7 @@ from ..host.validation.errors import NodeError, library_error
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
 from ..tokenflow_ops.keyframes import ONE_SHOT
 from ..tokenflow_ops.libraries import LibraryError, library
-from ..tokenflow_ops.matching.build import BLENDS
+from ..tokenflow_ops.matching.build import BLENDS, BY_LIKENESS
 from ..tokenflow_ops.matching.cuts import find_cuts
 from ..tokenflow_ops.matching.search import BACKENDS
 from ..tokenflow_ops.measuring.views import principal_colours, rebuild
@@ -95,11 +95,11 @@ class BuildCorrespondences(io.ComfyNode):
                 io.Combo.Input(
                     "blend",
                     options=list(BLENDS),
-                    default=BLENDS[0],
+                    default=BY_LIKENESS,
                     optional=True,
-                    tooltip="nearest: the keyframes before and after a frame by their distances; a "
-                    "keyframe keeps its own tokens. The others, for comparison: the weights as the "
-                    "paper prints them, the public code's keyframes.",
+                    tooltip="nearest: the keyframes before and after a frame, by their distances. "
+                    "By likeness: what one does not show comes from the other. The others to "
+                    "compare: the paper's weights, the public code's keyframes.",
                 ),
                 io.Combo.Input(
                     "cuts",
@@ -145,7 +145,7 @@ class BuildCorrespondences(io.ComfyNode):
         backend: str = "auto",
         search_window: int = 0,
         frames: torch.Tensor | None = None,
-        blend: str = BLENDS[0],
+        blend: str = BY_LIKENESS,
         cuts: str = FOUND,
     ) -> io.NodeOutput:
         cut = ""

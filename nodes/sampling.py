@@ -292,7 +292,8 @@ class Sampler(io.ComfyNode):
                     "positive", tooltip="The edit prompt: what the clip shall show."
                 ),
                 io.Conditioning.Input(
-                    "negative", tooltip="What it shall not show; with a mask half of the source prompt."
+                    "negative",
+                    tooltip="What it shall not show; with a mask half of the source prompt.",
                 ),
                 CorrespondencesSocket.Input(
                     "correspondences", tooltip="From Build NN Correspondences."

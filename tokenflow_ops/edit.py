@@ -259,7 +259,11 @@ def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
     # In parts, since the indices are larger than the latents.
     for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):
         carried[frames.to(carried.device)] = carry(
-            keyframes, matches.near.of(frames), matches.tokens(finest, frames), grid
+            keyframes,
+            matches.near.of(frames),
+            matches.tokens(finest, frames),
+            grid,
+            matches.weight(finest, frames),
         )
     return carried
 
@@ -365,15 +369,28 @@ def _propagate(
 
     def work(part: Tensor) -> None:
         nearby = near.of(part).counted_from(first)
-        tokens = partial(plan.correspondences.tokens, plan.step, frames=part)
+        found = plan.correspondences
+        tokens = partial(found.tokens, plan.step, frames=part)
+        weight = partial(found.weight, plan.step, frames=part)
         source = {} if finest else _hidden_of_frames(denoiser, plan, hidden, nearby, part)
         propagation = PropagationPass(
-            part, source=source, bank=bank, near=nearby, tokens=tokens, finest=finest
+            part,
+            source=source,
+            bank=bank,
+            near=nearby,
+            tokens=tokens,
+            weight=weight,
+            finest=finest,
         )
         denoised = denoiser.run(propagation, 1 if plan.guides_along else None)
         if guidance:
             layers = plan.features.finest
-            along = nearby, plan.matches.tokens(layers, part), plan.features.grid(layers)
+            along = (
+                nearby,
+                plan.matches.tokens(layers, part),
+                plan.features.grid(layers),
+                plan.matches.weight(layers, part),
+            )
             alone = denoised[0]
             denoised += [alone + carry(other.to(alone.device), *along) for other in guidance]
         result.keep(part, denoised)
@@ -396,8 +413,9 @@ def _hidden_of_frames(
         return denoiser.source(frames, plan.hidden)
     found = {}
     for name, part in hidden.items():
-        tokens = plan.correspondences.tokens(plan.step, plan.hidden_along[name], frames)
-        found[name] = carry(part, near, tokens, (part.shape[2], part.shape[3]))
+        asked = plan.step, plan.hidden_along[name], frames
+        tokens, weight = plan.correspondences.tokens(*asked), plan.correspondences.weight(*asked)
+        found[name] = carry(part, near, tokens, (part.shape[2], part.shape[3]), weight)
     return found
 
 

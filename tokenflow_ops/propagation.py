@@ -29,7 +29,7 @@ def propagate(
         base: The keyframes' attention output, (k, P, C), any float dtype.
         past: Positions of the past keyframes in `base`, (n,).
         future: Positions of the future keyframes in `base`, (n,).
-        weight: Share of the future keyframe, (n,), 0 to 1.
+        weight: Share of the future keyframe, (n,) or of each token (n, P), 0 to 1.
         past_tokens: Token indices in the past keyframes, (n, P), any integer type.
         future_tokens: Token indices in the future keyframes, (n, P), any integer type.
 
@@ -59,5 +59,5 @@ def propagate(
     return torch.lerp(
         gather(past, past_tokens),
         gather(future, future_tokens),
-        weight.to(base.dtype)[:, None, None],
+        weight.to(base.dtype).reshape(len(weight), -1, 1),
     )

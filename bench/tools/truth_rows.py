@@ -56,13 +56,21 @@ ROWS = (
     Row(OURS, {}, {}, {}, masked=True),
     Row("lean", {}, {}, {"preset": "lean"}),
     Row("masked_per_frame", {}, {}, {"consistency": "per frame"}, masked=True),
+    Row("by_distance", {}, {"blend": "nearest"}, {}, masked=True),
     Row("plain_ddim", {}, {}, {}, {"refinement": "none", "iterations": 0}, masked=True),
     Row("public_levels", {}, {}, {}, {"scheduler": SCHEDULER}, masked=True),
     Row("public_inversion", {}, {}, {}, PUBLIC, masked=True),
 )
 # Only run where they are asked for: lean, to be compared with without_mask, and what is to be
-# compared with ours: frame by frame, and from other inversions.
-ASKED = ("lean", "masked_per_frame", "plain_ddim", "public_levels", "public_inversion")
+# compared with ours: frame by frame, blended by distance alone, and from other inversions.
+ASKED = (
+    "lean",
+    "masked_per_frame",
+    "by_distance",
+    "plain_ddim",
+    "public_levels",
+    "public_inversion",
+)
 
 
 class Stages:

@@ -7,6 +7,7 @@ from functools import cache, partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..baselines.public_code import chunk_neighbours
@@ -18,7 +19,13 @@ from .search import release_scratch, search_window
 
 # Frames whose features are held at once, and bytes of descriptors that are searched at once.
 BLOCK_FRAMES, QUERY_BYTES = 64, 64 << 20
-BLENDS = ("nearest", "nearest, sigmoid", "own and previous chunk, sigmoid")
+BLENDS = (
+    "nearest",
+    "nearest, sigmoid",
+    "own and previous chunk, sigmoid",
+    "nearest, by likeness",
+)
+BY_LIKENESS = BLENDS[3]
 
 
 def blend_of(
@@ -26,7 +33,8 @@ def blend_of(
 ) -> Neighbours:
     """Finds which two keyframes every frame follows, and how much.
 
-    "nearest" is ours, then the paper's weights, then the public code's rule.
+    "nearest" is ours, then the paper's weights, then the public code's rule. "by likeness" it is as
+    well how alike a token is to its two matches, see `StepMatches.weight`.
 
     Args:
         blend: One of BLENDS.
@@ -58,7 +66,7 @@ def build_correspondences(
     device: torch.device | str = "cpu",
     on_pairs: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
-    blend: str = BLENDS[0],
+    blend: str = BY_LIKENESS,
     timings: Timings | None = None,
     shots: Sequence[int] = ONE_SHOT,
     given: Sequence[int] | None = None,
@@ -110,6 +118,7 @@ def build_correspondences(
     matches = {
         level: _empty(
             features,
+            blend == BY_LIKENESS,
             [
                 keyframes[step][side]
                 for step in range(steps)
@@ -133,9 +142,12 @@ def build_correspondences(
         for layer, tensor in layers.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"NaN or infinite features in layer {layer} at step {level}")
-        for rows, tokens in search.nearest(matches[level], block, loaded, layers):
-            for descriptor, found in tokens.items():
-                matches[level].tokens[descriptor][rows] = found
+        whole = matches[level]
+        for rows, found in search.nearest(whole, block, loaded, layers):
+            for descriptor, (tokens, likeness) in found.items():
+                whole.tokens[descriptor][rows] = tokens
+                if whole.likeness is not None:
+                    whole.likeness[descriptor][rows] = likeness
             done += len(rows)
             on_pairs(done, total)
 
@@ -158,19 +170,16 @@ def _sides(near: Neighbours) -> tuple[Tensor, Tensor]:
     return near.past, near.future
 
 
-def _empty(features: SourceFeatures, keyframes: list[Tensor]) -> PairMatches:
+def _empty(features: SourceFeatures, alike: bool, keyframes: list[Tensor]) -> PairMatches:
     """Room for the matches of all frames to these keyframes, each (N,)."""
     frames = features.inversion.frames
     pairs = torch.cat([torch.arange(frames) * frames + drawn for drawn in keyframes]).unique()
     sizes = {descriptor: features.tokens(descriptor) for descriptor in features.descriptors}
-    return PairMatches(
-        frames,
-        pairs,
-        {
-            name: torch.empty(len(pairs), size, dtype=index_type(size))
-            for name, size in sizes.items()
-        },
-    )
+    tokens = {
+        name: torch.empty(len(pairs), size, dtype=index_type(size)) for name, size in sizes.items()
+    }
+    likeness = {name: torch.empty(len(pairs), size) for name, size in sizes.items()}
+    return PairMatches(frames, pairs, tokens, likeness if alike else None)
 
 
 def _blocks(frames: int, interval: int, reach: int) -> Iterator[tuple[range, range]]:
@@ -209,11 +218,11 @@ class _Search:
 
     def nearest(
         self, matches: PairMatches, block: range, loaded: range, layers: dict[str, Tensor]
-    ) -> Iterator[tuple[Tensor, dict[Descriptor, Tensor]]]:
+    ) -> Iterator[tuple[Tensor, dict[Descriptor, tuple[Tensor, Tensor]]]]:
         """Searches for a block's pairs in the features of the frames `loaded`.
 
-        Yields: keyframe by keyframe the rows (n,) of its pairs in `matches`, and their tokens
-        (n, P).
+        Yields: keyframe by keyframe the rows (n,) of its pairs in `matches`, their tokens (n, P)
+        and how alike these are (n, P), if `matches` keeps it.
         """
         first, last = torch.searchsorted(
             matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames
@@ -224,35 +233,47 @@ class _Search:
         )
         for keyframe in keyframes.unique().tolist():
             users = (keyframes == keyframe).nonzero().flatten()
-            tokens = {}
+            found = {}
             for descriptor in matches.tokens:
-                found = self._match(
-                    descriptor, frames[users] - loaded.start, keyframe - loaded.start, layers
+                tokens, alike = self._match(
+                    descriptor,
+                    frames[users] - loaded.start,
+                    keyframe - loaded.start,
+                    layers,
+                    matches.likeness is not None,
                 )
                 # Even where two of its own tokens are equal.
-                found[frames[users] == keyframe] = torch.arange(found.shape[1], dtype=found.dtype)
-                tokens[descriptor] = found
-            yield first + users, tokens
+                itself = frames[users] == keyframe
+                tokens[itself] = torch.arange(tokens.shape[1], dtype=tokens.dtype)
+                found[descriptor] = tokens, alike
+            yield first + users, found
 
     def _match(
-        self, descriptor: Descriptor, frames: Tensor, keyframe: int, layers: dict[str, Tensor]
-    ) -> Tensor:
-        """(n, P) the tokens of one keyframe that those of some frames match.
+        self,
+        descriptor: Descriptor,
+        frames: Tensor,
+        keyframe: int,
+        layers: dict[str, Tensor],
+        compared: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of one keyframe that those of some frames match, and how alike these are.
 
-        All are counted among the features' rows.
+        Frames are counted among the features' rows. Returns: (n, P) each, the second one empty if
+        they are not compared.
         """
         described = self._describe(descriptor, torch.tensor([keyframe]), layers)
         most = max(1, QUERY_BYTES // (described.numel() * 4))
         window = self.allowed(self.features.grid(descriptor))
-        found = []
+        found, alike = [], [torch.empty(0)]
         for part in frames.split(most):
             self.check()
-            found.append(
-                self.backends.nearest(
-                    self._describe(descriptor, part, layers), described[0], window
-                ).cpu()
-            )
-        return torch.cat(found).to(index_type(described.shape[1]))
+            queries = self._describe(descriptor, part, layers)
+            tokens = self.backends.nearest(queries, described[0], window)
+            found.append(tokens.cpu())
+            if compared:
+                cosine = F.cosine_similarity(queries.float(), described[0].float()[tokens], dim=-1)
+                alike.append(cosine.cpu())
+        return torch.cat(found).to(index_type(described.shape[1])), torch.cat(alike[compared:])
 
     def _describe(
         self, descriptor: Descriptor, frames: Tensor, layers: dict[str, Tensor]

@@ -17,6 +17,9 @@ from ..keyframes import ONE_SHOT, Neighbours
 from ..propagation import propagate
 from ..storage.counted import Counted
 
+# A token follows the keyframe that it is likelier in: by so much more cosine, e times as much.
+LIKENESS_SCALE = 0.05
+
 
 def index_type(tokens: int) -> torch.dtype:
     """Returns the smallest type for indices of so many tokens."""
@@ -33,26 +36,28 @@ class PairMatches:
         frames: N, the number of frames.
         pairs: (M,) int64, ascending, frame * N + keyframe.
         tokens: By descriptor (M, P) token indices of `index_type`.
+        likeness: By descriptor the cosines of tokens and their matches, (M, P) float32; None where
+            the blend does not ask for them.
     """
 
     frames: int
     pairs: Tensor
     tokens: Mapping[Descriptor, Tensor]
+    likeness: Mapping[Descriptor, Tensor] | None = None
 
     def held(self) -> Iterable[Tensor]:
         """Lists its tensors."""
-        return self.pairs, *self.tokens.values()
+        return self.pairs, *self.tokens.values(), *(self.likeness or {}).values()
 
-    def between(self, descriptor: Descriptor, frames: Tensor, keyframes: Tensor) -> Tensor:
-        """Returns the matches of some frames in one keyframe each.
+    def rows(self, frames: Tensor, keyframes: Tensor) -> Tensor:
+        """Finds the pairs of some frames and one keyframe each.
 
         Args:
-            descriptor: The layers that were searched on.
             frames: Frame numbers, (n,).
             keyframes: For each frame the frame number of a keyframe, (n,).
 
         Returns:
-            Token indices in the keyframes, (n, P).
+            Their positions in `pairs`, (n,).
 
         Raises:
             KeyError: For a pair that was not asked for.
@@ -61,7 +66,7 @@ class PairMatches:
         rows = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
         if not torch.equal(self.pairs[rows], wanted):
             raise KeyError("frames without matches in these keyframes")
-        return self.tokens[descriptor][rows]
+        return rows
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,39 @@ class StepMatches:
         Returns:
             Past and future token indices, each (n, P).
         """
+        past, future = self._rows(frames)
+        found = self.pairs.tokens[descriptor]
+        first = found[past]
+        return first, first if torch.equal(past, future) else found[future]
+
+    def weight(self, descriptor: Descriptor, frames: Tensor | None = None) -> Tensor:
+        """Returns how much of each token comes from the future keyframe.
+
+        Without likeness it is the frame's share. With it, s' = 1 / (1 + (1 - w) / w e^(-d / scale))
+        with w the frame's share and d by how much the token is more alike its match in the future
+        keyframe: what one keyframe does not show comes from the other. Not in the paper.
+
+        Args:
+            descriptor: The layers that were searched on.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            (n,) float32, or (n, P) with likeness.
+        """
+        share = self.near.weight if frames is None else self.near.weight[frames]
+        if self.pairs.likeness is None:
+            return share
+        past, future = (self.pairs.likeness[descriptor][rows] for rows in self._rows(frames))
+        return torch.sigmoid(torch.logit(share)[:, None] + (future - past) / LIKENESS_SCALE)
+
+    def _rows(self, frames: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where some frames' pairs with their past and future keyframes are, each (n,)."""
         frames = torch.arange(self.pairs.frames) if frames is None else frames
         near = self.near.of(frames)
-        past, future = (self.keyframes[side] for side in (near.past, near.future))
-        found = self.pairs.between(descriptor, frames, past)
-        return found, found if torch.equal(past, future) else self.pairs.between(
-            descriptor, frames, future
+        past, future = (
+            self.pairs.rows(frames, self.keyframes[side]) for side in (near.past, near.future)
         )
+        return past, future
 
 
 @dataclass(frozen=True)
@@ -148,9 +179,26 @@ class Correspondences(Counted):
         """
         return self.steps[step].tokens(self.features.matched_by[layer], frames)
 
+    def weight(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
+        """Returns how much of each token of a layer comes from the future keyframe at a step.
+
+        Args:
+            step: Step of the inversion, from 0.
+            layer: The layer's path.
+            frames: Frame numbers, (n,); None for all.
+
+        Returns:
+            (n,), or (n, P) where tokens differ in it.
+        """
+        return self.steps[step].weight(self.features.matched_by[layer], frames)
+
 
 def carry(
-    keyframes: Tensor, near: Neighbours, tokens: tuple[Tensor, Tensor], grid: tuple[int, int]
+    keyframes: Tensor,
+    near: Neighbours,
+    tokens: tuple[Tensor, Tensor],
+    grid: tuple[int, int],
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Makes frames of their two keyframes' patches, as equation 6 makes tokens.
 
@@ -162,6 +210,7 @@ def carry(
         tokens: Past and future token indices, each (n, P).
         grid: Rows and columns of the P tokens; a token covers a square patch, cut off at the right
             and the bottom where the picture ends.
+        weight: The future keyframe's share of each token, (n, P), in place of the frames'.
 
     Returns:
         (n, C, h, w), in the dtype of `keyframes`.
@@ -182,7 +231,8 @@ def carry(
         keyframes, (0, columns * patch - width, 0, rows * patch - height), mode="replicate"
     )
     base = F.pixel_unshuffle(whole, patch).flatten(2).transpose(1, 2)  # (k, P, C * patch ** 2)
-    sides = (part.to(base.device) for part in (near.past, near.future, near.weight, *tokens))
+    weight = near.weight if weight is None else weight
+    sides = (part.to(base.device) for part in (near.past, near.future, weight, *tokens))
     return F.pixel_shuffle(propagate(base, *sides).transpose(1, 2).unflatten(2, grid), patch)[
         ..., :height, :width
     ]

@@ -175,7 +175,11 @@ def rebuild(
     # One by one: all at once would hold each of them several times.
     for i, frame in enumerate(frames.split(1)):
         rebuilt[i] = carry(
-            keyframes, matches.near.of(frame), matches.tokens(descriptor, frame), grid
+            keyframes,
+            matches.near.of(frame),
+            matches.tokens(descriptor, frame),
+            grid,
+            matches.weight(descriptor, frame),
         )[0]
         done()
     return rebuilt

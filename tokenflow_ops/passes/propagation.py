@@ -27,6 +27,7 @@ class PropagationPass(Pass):
         bank: The keyframes' output tokens.
         near: The frames' positions and weights in it.
         tokens: Gives past and future token indices (n, P) of a layer.
+        weight: Gives the future's share of a layer's tokens, (n,) or (n, P).
         finest: If given, all that comes up from below the UNet's full resolution is the keyframes'
             too, carried along this layer's matches, on a grid of so many rows and columns; nothing
             down there runs. Of a transformer it is what its inner blocks add.
@@ -35,6 +36,7 @@ class PropagationPass(Pass):
     bank: Bank
     near: Neighbours
     tokens: Callable[[str], tuple[Tensor, Tensor]]
+    weight: Callable[[str], Tensor]
     finest: tuple[str, tuple[int, int]] | None = None
 
     @property
@@ -47,11 +49,11 @@ class PropagationPass(Pass):
         if not call.last:
             return call.nothing()
         layer, grid = self.finest
-        sides = self.tokens(layer)
+        sides, weight = self.tokens(layer), self.weight(layer)
         return call.resume(
             torch.cat(
                 [
-                    carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid)
+                    carry(self.bank[DEEP, place].to(call.device), self.near, sides, grid, weight)
                     for place in call.places
                 ]
             )
@@ -61,7 +63,8 @@ class PropagationPass(Pass):
         past, future = (part.to(call.x.device) for part in self.tokens(call.layer))
         check_same_shape(call.layer, call.x.shape[1:], (past.shape[1], call.x.shape[2]))
         before, after, weight = (
-            part.to(call.x.device) for part in (self.near.past, self.near.future, self.near.weight)
+            part.to(call.x.device)
+            for part in (self.near.past, self.near.future, self.weight(call.layer))
         )
         bank = (self.bank[call.layer, place].to(call.x.device) for place in call.places)
         return torch.cat([propagate(base, before, after, weight, past, future) for base in bank])

@@ -49,6 +49,7 @@ class Edit:
     in which denoised frames are carried as tokens are. skipped: steps that the schedule has before
     the first of `sigmas`. lean: whether, after that share, what the negative prompt differs by is
     carried from the keyframes, and every second step is done with what the step before it has kept.
+    likeness: whether a token follows the keyframe more that it is likelier in.
     """
 
     patcher: Any
@@ -70,6 +71,7 @@ class Edit:
     deep: bool = False
     coarse: bool = False
     lean: bool = False
+    likeness: bool = True
     held: tuple | None = None
 
     @torch.no_grad()
@@ -144,7 +146,8 @@ class Edit:
                         min(column * patch + x % patch, width - 1),
                     )
                     sides.append(keyframes[keyframe, :, row, column])
-                made[:, y, x] = (1 - weight) * sides[0] + weight * sides[1]
+                share = weight[token]
+                made[:, y, x] = (1 - share) * sides[0] + share * sides[1]
         return made
 
     def known(self, step: int) -> Source:
@@ -155,7 +158,7 @@ class Edit:
 
     def blends(self, known: Source, step: int) -> dict[str, list]:
         """For every layer and frame: positions of its two keyframes, its matches to them, and the
-        future one's weight.
+        future one's weight for each token.
         """
         keyframes, recipes = self.keyframes[step], {}
         for layer, phi in (self.described(known.phi) if self.coarse else known.phi).items():
@@ -165,8 +168,19 @@ class Edit:
                 past, future, weight = closest(frame, keyframes)
                 ties = [None if part is None else part[frame] for part in proposed]
                 matches = match(phi, frame, past, ties[0]), match(phi, frame, future, ties[1])
+                shares = torch.full((phi.shape[1],), float(weight))
+                if self.likeness and 0 < weight < 1:
+                    alike = [
+                        torch.nn.functional.cosine_similarity(phi[frame], phi[key][found], dim=-1)
+                        for key, found in zip((past, future), matches, strict=True)
+                    ]
+                    before, after = (
+                        (1 - weight) * torch.exp((alike[0] - alike[1]) / 0.05),
+                        weight,
+                    )
+                    shares = after / (before + after)
                 recipes[layer].append(
-                    (keyframes.index(past), keyframes.index(future), *matches, weight)
+                    (keyframes.index(past), keyframes.index(future), *matches, shares)
                 )
         return recipes
 
@@ -345,6 +359,7 @@ class Edit:
                     softmax_attention(module.to_q(asking), keys, values, module.heads)
                 )[None]
             past, future, past_match, future_match, weight = blends[layer][i]
+            weight = weight[:, None]
             return (weight * base[future][future_match] + (1 - weight) * base[past][past_match])[
                 None
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenflow_ops import SourceFeatures, nearest_tokens, neighbours
+from tokenflow_ops.matching.build import build_correspondences
 
-from ..made import FAISS, ONLY, random, step_matches
+from ..made import FAISS, ONLY, random, source_of, step_matches
 
 BACKENDS = ["torch", pytest.param("faiss", marks=FAISS)]
 sizes = st.integers(1, 13)
@@ -96,4 +98,43 @@ def test_a_long_clip_is_matched_in_blocks_as_at_once(
 def test_matches_that_nobody_asked_for_are_missing() -> None:
     found = step_matches(random(0, 9, 3, 8), 3)
     with pytest.raises(KeyError, match="without matches"):
-        found.pairs.between(ONLY, torch.tensor([0]), torch.tensor([8]))
+        found.pairs.rows(torch.tensor([0]), torch.tensor([8]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    frames=st.sampled_from([1, 2, 3, 5, 7, 11]),
+    interval=st.integers(1, 5),
+    tokens=sizes,
+    seed=seeds,
+)
+def test_a_token_follows_the_keyframe_that_it_is_likelier_in(
+    frames: int, interval: int, tokens: int, seed: int
+) -> None:
+    features = random(seed, frames, tokens, 8)
+    found = step_matches(features, interval, seed)
+    plain = step_matches(features, interval, seed, blend="nearest")
+    assert torch.equal(plain.weight(ONLY), plain.near.weight)
+    past, future = found.tokens(ONLY)
+    weights = found.weight(ONLY)
+    for i in range(frames):
+        share = float(found.near.weight[i])
+        before, after = (
+            features[int(found.keyframes[side[i]])] for side in (found.near.past, found.near.future)
+        )
+        for p in range(tokens):
+            earlier = cosine(features[i, p], before[past[i, p]])
+            later = cosine(features[i, p], after[future[i, p]])
+            odds = share * math.exp(later / 0.05), (1 - share) * math.exp(earlier / 0.05)
+            assert weights[i, p] == pytest.approx(odds[0] / sum(odds), abs=1e-4)
+
+
+def test_what_one_keyframe_does_not_show_comes_from_the_other() -> None:
+    """A third token that only the last frame and the one before it have."""
+    there, absent = torch.eye(3), torch.eye(3)[[0, 1, 1]]
+    features = torch.stack([absent, absent, there, there])
+    found = build_correspondences(source_of(features), given=[0, 3], backend="torch").steps[0]
+    weights = found.weight(ONLY)
+    assert weights[2, 2] > 0.999
+    assert weights[2, :2].tolist() == pytest.approx([2 / 3] * 2)
+    assert weights[1].tolist() == pytest.approx([1 / 3] * 3)

@@ -401,8 +401,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None = None) -> Tens
 
 @dataclass(frozen=True)
 class Matches:
-    """Of n frames with k keyframes: the two that each follows (n,), the later one's weight (n,),
-    and the tokens that each token matches in them (n, P).
+    """Of n frames with k keyframes: the two that each follows (n,), the later one's weight for each
+    token (n, P), and the tokens that each token matches in them (n, P).
     """
 
     past: Tensor
@@ -415,7 +415,8 @@ class Matches:
         """Equation 6: (P, D) of one frame from the keyframes' (P, D)."""
         before = keyframes[int(self.past[frame])][self.past_tokens[frame].long()]
         after = keyframes[int(self.future[frame])][self.future_tokens[frame].long()]
-        return (1 - self.weight[frame]) * before + self.weight[frame] * after
+        weight = self.weight[frame][:, None]
+        return (1 - weight) * before + weight * after
 
 
 @dataclass

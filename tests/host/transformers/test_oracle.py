@@ -79,9 +79,9 @@ def oracle_edit(name: str, propagation: str) -> Tensor:
         keyframes = step.keyframes.tolist()
         between = torch.tensor([i for i in range(FRAMES) if i not in keyframes])
         near, layer = step.near.of(between), next(iter(matched(name).features.shapes))
-        matches = oracle.Matches(
-            near.past, near.future, near.weight, *matched(name).tokens(index, layer, between)
-        )
+        asked = index, layer, between
+        weight, tokens = matched(name).weight(*asked), matched(name).tokens(*asked)
+        matches = oracle.Matches(near.past, near.future, weight, *tokens)
         rows = []
         for seed in (POSITIVE, NEGATIVE):
             velocity = torch.zeros_like(x)

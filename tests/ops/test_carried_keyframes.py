@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokenflow_ops.carrying.alike import Alike
 from tokenflow_ops.carrying.given import GivenKeyframes
 from tokenflow_ops.carrying.motion import at, exposures, pixels
 from tokenflow_ops.carrying.picking import covering
@@ -77,6 +78,32 @@ def test_the_light_of_each_frame_is_kept() -> None:
     edited = turning(2, 0) * torch.linspace(1, 0.6, FRAMES)[:, None, None, None]
     found = carry_pictures(source, edited[[0]], [0])
     assert psnr(found.pictures, edited)[1:].min() > 30
+
+
+def test_a_blurred_frame_is_moved_by_plain_flow() -> None:
+    """Its pixels are found nowhere: what is most alike by chance would be crumbs."""
+    source, ideal = turning(1, 8), turning(2, 8)
+    wide = torch.nn.functional.pad(source[2:3], (6, 6, 0, 0), mode="replicate")
+    source[2] = torch.nn.functional.avg_pool2d(wide, (1, 13), 1)[0]
+    found = carry_pictures(source, ideal[[0]], [0]).pictures
+    disc = (pixels(SIDE, SIDE) - (SIDE - 1) / 2).norm(dim=0) < 18
+    decibels = [
+        float(-10 * (found - ideal)[frame][:, disc].square().mean().log10()) for frame in (1, 2, 3)
+    ]
+    assert decibels[1] > 19.5, decibels
+    assert min(decibels[0], decibels[2]) > 30, decibels
+
+
+def test_means_are_of_what_is_alike() -> None:
+    picture = torch.zeros(3, 16, 16)
+    picture[:, :, 8:] = 0.5
+    values = (picture[0] > 0).float() + 0.1 * torch.rand(
+        16, 16, generator=torch.Generator().manual_seed(0)
+    )
+    found = Alike(picture).mean(values)
+    assert found[:, :8].max() < 0.1
+    assert found[:, 8:].min() > 1
+    assert found[4:12, :8].std() < 0.5 * values[4:12, :8].std()
 
 
 def test_agreement_brings_keyframes_together_and_none_keeps_them() -> None:

@@ -3,7 +3,9 @@
 Optical flow from a frame straight to a keyframe fails where an object has turned, grown or moved
 far; flow from frame to frame drifts. Here both are candidates, beside turned neighbours and the
 rigid motions that have been found so far, each of them refined. Of every pixel's candidates the one
-wins after which the *source's* keyframe looks most like the source's frame: that can be measured.
+wins after which the *source's* keyframe looks most like the source's frame, at the pixel and where
+its neighbours are like it: that can be measured. Of frames that are
+blurred or noisy themselves none does so, and the plain flows are taken.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ..libraries import library
 from ..measuring.metrics import dis_flow
+from .alike import Alike
 
 LONGEST = 256  # pixels of a side; motion in larger frames is found in smaller ones
 WINDOW = 2  # pixels on each side over which likeness is measured
@@ -26,6 +29,12 @@ LOST = 0.03  # mean difference in [0, 1] from which on a pixel was not found
 ENOUGH = 0.01  # share of lost pixels up to which no more is tried
 RIGID, SUPPORT, INSIDE = 3, 20, 1.5  # motions, their pixels at least, and how exactly they fit
 SAMPLED = 3000  # pixels that rigid motions are found from
+# Difference above which a pixel says no more against a candidate, and by how much a rigid motion
+# may be worse than others: what moves as one is less by chance.
+MOST, FAVOUR = 0.2, 0.003
+FLAWED = (
+    0.1  # share of lost pixels, where few were lost before, of a frame that is blurred or noisy
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class _Search:
         self.here = pixels(*frames.shape[2:])
         self.known: dict[int, Tensor] = {keyframe: self.here}
         self.rigid: list[Tensor] = []
+        self.lost = 0.0  # share of the last frame's pixels, of those that are not flawed
 
     def next(self, frame: int, ahead: int) -> Found:
         best = _Best(self.frames, frame, self.keyframe)
@@ -87,17 +97,23 @@ class _Search:
             if other in self.known:
                 best.offer(at(self.known[other], self.flow(frame, other)), self)
         best.offer(self.flow(frame, self.keyframe), self)
+        plain = best.positions
         for motion in self.rigid:
-            best.offer(_applied(motion, self.here), self)
+            best.offer(_applied(motion, self.here), self, FAVOUR)
         if best.lost() > ENOUGH:
             for degrees in ANGLES:
                 best.offer(at(self.known[before], self.turned(frame, before, degrees)), self)
         self.rigid = rigid_motions(best.positions, best.error)
         for motion in self.rigid:
-            best.offer(_applied(motion, self.here), self)
+            best.offer(_applied(motion, self.here), self, FAVOUR)
         best.offer(best.positions, self)
-        self.known = {before: self.known[before], frame: best.positions}
-        return Found(frame, best.positions, best.error)
+        positions = best.positions
+        if best.lost() > max(FLAWED, 3 * self.lost):
+            positions = torch.where(best.error > LOST, plain, positions)
+        else:
+            self.lost = best.lost()
+        self.known = {before: self.known[before], frame: positions}
+        return Found(frame, positions, best.error)
 
     def flow(self, frame: int, other: int) -> Tensor:
         """Where a frame's pixels lie in another, (2, h, w)."""
@@ -119,14 +135,18 @@ class _Best:
 
     def __init__(self, frames: Tensor, frame: int, keyframe: int) -> None:
         self.frame, self.source, self.there = frame, frames[frame], frames[keyframe]
+        self.alike = Alike(self.source)
         self.positions = torch.zeros(2, *frames.shape[2:])
         self.error = torch.full(frames.shape[2:], float("inf"))
+        self.score = self.error
 
-    def offer(self, positions: Tensor, search: _Search) -> None:
+    def offer(self, positions: Tensor, search: _Search, favour: float = 0.0) -> None:
         """Takes a candidate, as it is and refined, wherever it is better."""
         for candidate in (positions, search.refined(self.frame, positions)):
             error = difference(self.source, self.there, candidate)
-            better = error < self.error
+            score = self.alike.mean(error.clamp(max=MOST)) - favour
+            better = score < self.score
+            self.score = torch.where(better, score, self.score)
             self.error = torch.where(better, error, self.error)
             self.positions = torch.where(better, candidate, self.positions)
 

@@ -251,11 +251,10 @@ def test_source_features_between_levels_are_the_keyframes_carried(
         matches = found.steps[inverted()[0].closest_step(asked.sigma)]
         layer = next(layer for layer in features.shapes if layer.startswith("output_blocks.4."))
         past, future = (side.long() for side in matches.tokens(features.matched_by[layer]))
+        weights = matches.weight(features.matched_by[layer])
         for row, frame in enumerate(frames_pass.frames.tolist()):
-            before, after, weight = (
-                part[frame]
-                for part in (matches.near.past, matches.near.future, matches.near.weight)
-            )
+            before, after = matches.near.past[frame], matches.near.future[frame]
+            weight = weights[frame]
             planes = keyframes[name].flatten(2)
             wanted = (
                 weight * planes[after][:, future[frame]]

@@ -87,7 +87,8 @@ def test_matches_count_once_however_many_steps_share_them(monkeypatch: pytest.Mo
         storage="recompute",
     )[0]
     found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
-    tables = found.steps[0].pairs.tokens.values()
+    pairs = found.steps[0].pairs
+    tables = *pairs.tokens.values(), *(pairs.likeness or {}).values()
     assert all(step.pairs is found.steps[0].pairs for step in found.steps)
     check_counted(found, [features.inversion.latents, *tables], monkeypatch)
     assert sum(tensor.nbytes for tensor in matched()) > sum(tensor.nbytes for tensor in extracted())

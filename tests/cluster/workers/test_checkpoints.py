@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def prompt() -> dict[str, dict[str, Any]]:
     made = editing()
     for node in ("invert", "edit"):
         made[node]["inputs"] |= {"checkpoints": True}
-    made["invert"]["inputs"] |= {"steps": 4, "check_reconstruction": False}
+    made["invert"]["inputs"] |= {"steps": 40, "check_reconstruction": False}
     return made
 
 
@@ -51,7 +52,7 @@ def test_another_worker_goes_on_where_one_was_lost(monkeypatch: pytest.MonkeyPat
         events = list(other.run("one", prompt(), {}))
         log = (other.folder / "server.log").read_text()
         assert any(isinstance(event, Saved) for event in events)
-        assert "DDIM Invert Video goes on: 4 of 4 evaluations are known" in log
+        assert re.search(r"DDIM Invert Video goes on: (\d+) of \1 evaluations are known", log)
         assert "TokenFlow Sampler goes on: " in log
         end = time.monotonic() + 60
         while set(kept()) - before:

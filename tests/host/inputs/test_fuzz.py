@@ -56,14 +56,14 @@ from .fuzz_values import images, values
 TIMES = int(os.environ.get("TOKENFLOW_FUZZ", "1"))
 # By node, and of damaged files: many where a call is short.
 CALLS = {
-    INVERT: 1100,
+    INVERT: 900,
     SAVE: 900,
     LOAD: 900,
-    EXTRACT: 800,
-    BUILD: 1000,
+    EXTRACT: 600,
+    BUILD: 800,
     INJECTION: 700,
-    SAMPLER: 900,
-    APPLY: 1000,
+    SAMPLER: 700,
+    APPLY: 800,
     METRICS: 400,
     COMPARE: 900,
     CHECK: 250,

@@ -59,5 +59,5 @@ def propagate(
     return torch.lerp(
         gather(past, past_tokens),
         gather(future, future_tokens),
-        weight.to(base.dtype).reshape(len(weight), -1, 1),
+        (weight if weight.ndim == 2 else weight[:, None]).to(base.dtype)[..., None],
     )

@@ -32,9 +32,8 @@ SAMPLED = 3000  # pixels that rigid motions are found from
 # Difference above which a pixel says no more against a candidate, and by how much a rigid motion
 # may be worse than others: what moves as one is less by chance.
 MOST, FAVOUR = 0.2, 0.003
-FLAWED = (
-    0.1  # share of lost pixels, where few were lost before, of a frame that is blurred or noisy
-)
+# Share of lost pixels, where few were lost before, of a frame that is blurred or noisy.
+FLAWED = 0.1
 
 
 @dataclass(frozen=True)

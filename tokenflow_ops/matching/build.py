@@ -222,7 +222,7 @@ class _Search:
         """Searches for a block's pairs in the features of the frames `loaded`.
 
         Yields: keyframe by keyframe the rows (n,) of its pairs in `matches`, their tokens (n, P)
-        and how alike these are (n, P), if `matches` keeps it.
+        and how alike these are (n, P).
         """
         first, last = torch.searchsorted(
             matches.pairs, torch.tensor([block.start, block.stop]) * matches.frames
@@ -240,7 +240,6 @@ class _Search:
                     frames[users] - loaded.start,
                     keyframe - loaded.start,
                     layers,
-                    matches.likeness is not None,
                 )
                 # Even where two of its own tokens are equal.
                 itself = frames[users] == keyframe
@@ -254,26 +253,23 @@ class _Search:
         frames: Tensor,
         keyframe: int,
         layers: dict[str, Tensor],
-        compared: bool,
     ) -> tuple[Tensor, Tensor]:
         """Tokens of one keyframe that those of some frames match, and how alike these are.
 
-        Frames are counted among the features' rows. Returns: (n, P) each, the second one empty if
-        they are not compared.
+        Frames are counted among the features' rows. Returns: (n, P) each.
         """
         described = self._describe(descriptor, torch.tensor([keyframe]), layers)
         most = max(1, QUERY_BYTES // (described.numel() * 4))
         window = self.allowed(self.features.grid(descriptor))
-        found, alike = [], [torch.empty(0)]
+        found, alike = [], []
         for part in frames.split(most):
             self.check()
             queries = self._describe(descriptor, part, layers)
             tokens = self.backends.nearest(queries, described[0], window)
             found.append(tokens.cpu())
-            if compared:
-                cosine = F.cosine_similarity(queries.float(), described[0].float()[tokens], dim=-1)
-                alike.append(cosine.cpu())
-        return torch.cat(found).to(index_type(described.shape[1])), torch.cat(alike[compared:])
+            cosine = F.cosine_similarity(queries.float(), described[0].float()[tokens], dim=-1)
+            alike.append(cosine.cpu())
+        return torch.cat(found).to(index_type(described.shape[1])), torch.cat(alike)
 
     def _describe(
         self, descriptor: Descriptor, frames: Tensor, layers: dict[str, Tensor]

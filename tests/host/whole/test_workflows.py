@@ -236,18 +236,24 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
     )
 
 
-def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> None:
-    """Between a loader and a saver, as users put it."""
-    saved = json.loads((ROOT / "subgraphs" / "Edit a video (TokenFlow).json").read_text())
+def blueprint(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A blueprint, which searches by torch, and the node that stands for it."""
+    saved = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text())
     (standing,) = saved["nodes"]
-    values = ["a wood star on grass", "an ice star on grass", 0.5, 5.0, 4, FRAMES, 64, 64]
-    standing |= {"id": 5, "widgets_values": values}
     (matching,) = (
         node
         for node in saved["definitions"]["subgraphs"][0]["nodes"]
         if node["type"] == "TokenFlowBuildCorrespondences"
     )
     matching["widgets_values"][3] = "torch"
+    return saved, standing
+
+
+def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> None:
+    """Between a loader and a saver, as users put it."""
+    saved, standing = blueprint("Edit a video (TokenFlow)")
+    values = ["a wood star on grass", "an ice star on grass", 0.5, 5.0, 4, FRAMES, 64, 64]
+    standing |= {"id": 5, "widgets_values": values}
     for slot, link in zip(standing["inputs"], (1, 2, 3, 4), strict=False):
         slot["link"] = link
     saved["nodes"] += [
@@ -273,16 +279,9 @@ def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> N
 
 
 def test_the_blueprint_carries_keyframes(server: Any, queue: Callable[..., Any]) -> None:
-    saved = json.loads((ROOT / "subgraphs" / "Edit from keyframes (TokenFlow).json").read_text())
-    (standing,) = saved["nodes"]
+    saved, standing = blueprint("Edit from keyframes (TokenFlow)")
     values = ["1", "a wood star on grass", "an ice star on grass", 0.5, 5.0, 3, 0.0]
     standing |= {"id": 5, "widgets_values": values}
-    (matching,) = (
-        node
-        for node in saved["definitions"]["subgraphs"][0]["nodes"]
-        if node["type"] == "TokenFlowBuildCorrespondences"
-    )
-    matching["widgets_values"][3] = "torch"
     for slot, link in zip(standing["inputs"], (4, 6, 7, 8, 9), strict=False):
         slot["link"] = link
 

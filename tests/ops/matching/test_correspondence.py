@@ -19,6 +19,12 @@ from ..made import FAISS, ONLY, random, source_of, step_matches
 BACKENDS = ["torch", pytest.param("faiss", marks=FAISS)]
 sizes = st.integers(1, 13)
 seeds = st.integers(0, 2**16)
+CLIPS = given(
+    frames=st.sampled_from([1, 2, 3, 5, 7, 11]),
+    interval=st.integers(1, 5),
+    tokens=sizes,
+    seed=seeds,
+)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -31,12 +37,7 @@ def plain_similarities(query: Tensor, targets: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(deadline=None, max_examples=30)
-@given(
-    frames=st.sampled_from([1, 2, 3, 5, 7, 11]),
-    interval=st.integers(1, 5),
-    tokens=sizes,
-    seed=seeds,
-)
+@CLIPS
 def test_frames_are_matched_to_both_neighbours(
     backend: str, frames: int, interval: int, tokens: int, seed: int
 ) -> None:
@@ -102,12 +103,7 @@ def test_matches_that_nobody_asked_for_are_missing() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    frames=st.sampled_from([1, 2, 3, 5, 7, 11]),
-    interval=st.integers(1, 5),
-    tokens=sizes,
-    seed=seeds,
-)
+@CLIPS
 def test_a_token_follows_the_keyframe_that_it_is_likelier_in(
     frames: int, interval: int, tokens: int, seed: int
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion
-from ..tokenflow_ops.masking.disagreement import DRAWS, LEVELS, disagreement, noised
+from ..tokenflow_ops.masking.disagreement import LEVELS, disagreement, noised
 from ..tokenflow_ops.parameterization import Parameterization
 from .patching import patch
 from .progress import Progress
@@ -33,29 +33,27 @@ def prompts_apart(
         positive: The edit prompt, a CONDITIONING.
         parameterization: What the model's noise levels mean.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
-        progress: Counts two steps for each of LEVELS and DRAWS.
+        progress: Counts two steps for each of LEVELS.
 
     Returns:
-        (N, h, w) float32, the mean over LEVELS.
+        (N, h, w) float32, as of `disagreement`.
 
     Raises:
         NodeError: For what cannot be combined with TokenFlow.
     """
-    levels = list(range(len(LEVELS)))
-    apart: list[Any] = [0.0] * len(LEVELS)
-    for source in noised(inversion, parameterization):
-        for sign, prompt in ((1, positive), (-1, inversion.conditioning)):
+    source = noised(inversion, parameterization)
 
-            def add(step: int, frames: Tensor, run: Any, sign: int = sign) -> None:
-                """Adds what the model makes of all frames at a level under one prompt."""
-                apart[step] = apart[step] + sign * frames.float().cpu() / DRAWS
+    def seen_under(prompt: Any) -> Tensor:
+        """What the model makes of the frames at every level, (levels, N, C, h, w)."""
+        seen: list[Tensor] = []
+        visit_steps(
+            patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass),
+            source,
+            prompt,
+            range(len(LEVELS)),
+            lambda step, frames, run: seen.append(frames.float().cpu()),
+            progress=progress,
+        )
+        return torch.stack(seen)
 
-            visit_steps(
-                patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass),
-                source,
-                prompt,
-                levels,
-                add,
-                progress=progress,
-            )
-    return disagreement(torch.stack(apart))
+    return disagreement(seen_under(positive) - seen_under(inversion.conditioning))

@@ -38,6 +38,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench keyframes": FIGURES,
     "bench layout": FIGURES,
     "bench length": (),
+    "bench masks": FIGURES,
     "bench paper": (*FIGURES, "matplotlib"),
     "bench paper --workers": ("ray",),
     "bench search": (),

@@ -14,7 +14,7 @@ from ..host.validation.checks import check_frame_count, check_model, check_same_
 from ..host.validation.errors import NodeError
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
-from ..tokenflow_ops.masking.disagreement import DRAWS, LEVELS
+from ..tokenflow_ops.masking.disagreement import LEVELS
 from ..tokenflow_ops.masking.outlines import ROUNDS, edit_masks, grown, softened
 from .inputs import before_run, checked
 from .schema import InversionSocket, frames_per_pass_input, lines, preview, schema, shown_frames
@@ -102,7 +102,7 @@ class FindEditMask(io.ComfyNode):
         check_prompts(NAME, model, positive)
         check_frame_count(NAME, frames, inversion)
         frames, cut = as_encoded(NAME, frames, inversion)
-        progress = Progress(2 * len(LEVELS) * DRAWS + ROUNDS + len(frames))
+        progress = Progress(2 * len(LEVELS) + ROUNDS + len(frames))
         apart = prompts_apart(
             NAME,
             model,

@@ -1,7 +1,7 @@
 """How right edits are.
 
     python3 run.py bench truth [--clips 4] [--edits 2] [--kinds plain enter
-        ...] [--quick] [--json FILE]
+        ...] [--size 128 192] [--quick] [--json FILE]
 
 On the embedded model's world every edit has a true answer: the same scene drawn with another
 surface. Clips of every kind (demo/clips.py) are drawn by number and edited by every row with the
@@ -38,7 +38,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ MEASURED = [field.name for field in fields(Line)][4:]
 # Of per frame's, and what they are called then.
 SHARES = {"excess": "excess", "sharpness": "sharpness", "seconds": "cost"}
 
+USUAL = (128, 128)  # height and width in pixels, as the model was trained
 
 # Eleven clips of as few frames as every kind needs: about 270 s of one core.
 QUICK = {
@@ -125,6 +126,9 @@ def main() -> None:
         help="of the model, for the judge's rates; 0 leaves them out",
     )
     Settings.add_to(parser)
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=USUAL, metavar=("HEIGHT", "WIDTH"), help="in pixels"
+    )
     parser.add_argument("--out", type=Path, default=Path("output/truth"))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
@@ -141,7 +145,7 @@ def main() -> None:
         lines = run(world, options, settings)
         rates = world.rates(options.samples) if options.samples else {}
     groups = groups_of(lines)
-    write(options.out, groups, settings)
+    write(options.out, groups, told(settings, options.size))
     if options.json:
         options.json.write_text(
             json.dumps(
@@ -167,7 +171,7 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
             done = [
                 Line.read(record)
                 for record in csv.DictReader(file)
-                if record["settings"] == str(settings)
+                if record["settings"] == told(settings, options.size)
             ]
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +185,7 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
     wanted = []
     for kind in options.kinds:
         for number in numbers(kind, options.first, options.clips):
-            clip = Clip(kind, number, settings.frames)
+            clip = Clip(kind, number, settings.frames, tuple(options.size))
             surfaces = clip.surfaces(options.edits)
             wanted += [
                 (kind, number, surface, name)
@@ -197,11 +201,11 @@ def run(world: World, options: argparse.Namespace, settings: Settings) -> list[L
                     TruthCase(world, settings, clip), surfaces, rows, known, options.out
                 ):
                     done.append(line)
-                    writer.writerow([str(settings), *astuple(line)])
+                    writer.writerow([told(settings, options.size), *astuple(line)])
                     file.flush()
-                    told = f"structure {line.structure:.2f}" if line.structure is not None else ""
+                    seen = f"structure {line.structure:.2f}" if line.structure is not None else ""
                     edit = f"{kind} {number} to {line.surface}, {line.row}"
-                    print(f"{edit}: {told}, {line.seconds:.0f} s", flush=True)
+                    print(f"{edit}: {seen}, {line.seconds:.0f} s", flush=True)
     return [line for line in done if (*line.edit, line.row) in set(wanted)]
 
 
@@ -320,8 +324,14 @@ def flat(groups: dict[str, Group]) -> dict[str, float]:
     return {key: value for key, value in found.items() if value == value}
 
 
-def write(folder: Path, groups: dict[str, Group], settings: Settings) -> None:
-    """truth.md, truth.csv and worst.png."""
+def told(settings: Settings, size: Sequence[int]) -> str:
+    """The settings in words, by which lines are found again; the size where it is not the usual."""
+    words = str(settings)
+    return words if tuple(size) == USUAL else f"{words}, {size[0]} x {size[1]} pixels"
+
+
+def write(folder: Path, groups: dict[str, Group], settings: str) -> None:
+    """truth.md, truth.csv and worst.png. settings: in words."""
     head = ["clips", "row", "edits", *(SHARES.get(name, name) for name in MEASURED[1:]), "cost"]
     table = []
     for name, group in groups.items():
@@ -332,7 +342,7 @@ def write(folder: Path, groups: dict[str, Group], settings: Settings) -> None:
                 cells.append("–" if value != value else f"{value:.3g} ({low:.3g} to {high:.3g})")
             table.append([name, row.replace("_", " "), str(len(group.clips)), *cells])
     rows = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *table)]
-    (folder / "truth.md").write_text("\n".join([str(settings), "", *rows, ""]))
+    (folder / "truth.md").write_text("\n".join([settings, "", *rows, ""]))
     with (folder / "truth.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *table])
     draw_worst(folder)

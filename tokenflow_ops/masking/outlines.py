@@ -2,7 +2,8 @@
 
 Where the prompts disagree is known on the latents' grid; GrabCut (Rother et al., SIGGRAPH 2004)
 follows the pictures' own outlines from there. Its colours of what is edited and what is not are the
-clip's: an object that some frames tell apart is found in all of them.
+clip's: an object that some frames tell apart is found in all of them. Where colours lead away from
+what is to be edited, as on a ground of the object's colours, its surest half is held.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ..keyframes import spread
 from ..libraries import library
 
 CERTAIN = 0.6  # below this share of the threshold a pixel is surely not edited
+FEW = 0.25  # of the frames: what so few have above all others must not raise the others' threshold
+LOST = 0.1  # share of what is surest below which a frame's mask has lost it
 EMPTY = 0.003  # a clip with less of it above the threshold shows nothing to edit
 LONGEST = 512  # pixels of a side that outlines are followed on
 ROUNDS = 4  # of GrabCut
@@ -53,26 +56,22 @@ def edit_masks(
         frames: The source, (N, H, W, 3 or more), 0 to 1.
         apart: As of `disagreement`, (N, h, w).
         sensitivity: Above 1 more is found, below 1 less.
-        on_step: Called ROUNDS times and after each frame; may raise to stop.
+        on_step: Called ROUNDS times and after each frame, again where masks are made anew; may
+            raise to stop.
 
     Returns:
         (N, H, W) float32, 1 where the frames are to be edited, else 0.
     """
-    cv2, size = library("cv2"), frames.shape[1:3]
-    level = otsu(apart) / sensitivity
+    usual = apart.flatten(1).amax(1).quantile(1 - FEW)
+    level = otsu(apart.clamp(max=float(usual))) / sensitivity
     above = apart > level
     if float(above.float().mean()) < EMPTY or bool(above.all()):
-        return above.all().float().expand(len(frames), *size).clone()
-    colours = _learnt(frames, apart, level, on_step)
-    found = []
-    for frame, there in zip(frames, apart, strict=True):
-        picture, labels = _labelled(frame, there, level, LONGEST)
-        if colours is not None:
-            cv2.grabCut(picture, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
-        inside = torch.from_numpy(_inside(labels)).float()[None, None]
-        found.append(F.interpolate(inside, size, mode="bilinear").round()[0, 0])
-        on_step()
-    return torch.stack(found)
+        return above.all().float().expand(frames.shape[:3]).clone()
+    masks = _followed(frames, apart, level, float("inf"), on_step)
+    sure = float(apart[above].median())
+    if _lost(masks, apart > sure):
+        masks = _followed(frames, apart, level, sure, on_step)
+    return masks
 
 
 def grown(masks: Tensor, pixels: int) -> Tensor:
@@ -97,8 +96,36 @@ def softened(masks: Tensor) -> Tensor:
     return F.avg_pool2d(masks[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
+def _followed(
+    frames: Tensor, apart: Tensor, level: float, sure: float, on_step: Callable[[], None]
+) -> Tensor:
+    """What `edit_masks` returns. sure: from here on a pixel is held to be edited."""
+    cv2, size = library("cv2"), frames.shape[1:3]
+    colours = _learnt(frames, apart, level, sure, on_step)
+    found = []
+    for frame, there in zip(frames, apart, strict=True):
+        picture, labels = _labelled(frame, there, level, sure, LONGEST)
+        if colours is not None:
+            cv2.grabCut(picture, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
+        inside = torch.from_numpy(_inside(labels)).float()[None, None]
+        found.append(F.interpolate(inside, size, mode="bilinear").round()[0, 0])
+        on_step()
+    return torch.stack(found)
+
+
+def _lost(masks: Tensor, surest: Tensor) -> bool:
+    """Whether masks (N, H, W) leave out what is surest, (N, h, w) bool, in half of its frames.
+
+    Some frames may be right to: those without the object.
+    """
+    inside = F.interpolate(masks[:, None], surest.shape[1:], mode="area")[:, 0] * surest
+    there = surest.flatten(1).sum(1)
+    found = inside.flatten(1).sum(1) / there
+    return bool((found[there > 0] < LOST).float().mean() >= 0.5)
+
+
 def _learnt(
-    frames: Tensor, apart: Tensor, level: float, on_step: Callable[[], None]
+    frames: Tensor, apart: Tensor, level: float, sure: float, on_step: Callable[[], None]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The colours of what is edited and of the rest, in OpenCV's form, by frames of all the clip.
 
@@ -106,7 +133,7 @@ def _learnt(
     """
     cv2 = library("cv2")
     few = spread(len(frames), LEARNT_ON)
-    parts = [_labelled(frames[i], apart[i], level, LEARNT_AT) for i in few.tolist()]
+    parts = [_labelled(frames[i], apart[i], level, sure, LEARNT_AT) for i in few.tolist()]
     # One below the other: GrabCut takes a single picture.
     picture, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
     colours = np.zeros((1, 65)), np.zeros((1, 65))
@@ -121,7 +148,7 @@ def _learnt(
 
 
 def _labelled(
-    frame: Tensor, there: Tensor, level: float, longest: int
+    frame: Tensor, there: Tensor, level: float, sure: float, longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A frame (H, W, 3) as OpenCV has pictures, and what is likely or sure of its pixels."""
     cv2 = library("cv2")
@@ -133,6 +160,7 @@ def _labelled(
     labels = np.full(size, cv2.GC_PR_BGD, np.uint8)
     labels[(likely > level).numpy()] = cv2.GC_PR_FGD
     labels[(likely < CERTAIN * level).numpy()] = cv2.GC_BGD
+    labels[(likely > sure).numpy()] = cv2.GC_FGD
     picture = (small[0].movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()[..., ::-1].copy()
     return picture, labels
 

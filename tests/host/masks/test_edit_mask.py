@@ -18,7 +18,7 @@ from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
-from tokenflow_pack.tokenflow_ops.masking.disagreement import DRAWS, LEVELS
+from tokenflow_pack.tokenflow_ops.masking.disagreement import LEVELS
 from tokenflow_pack.tokenflow_ops.masking.outlines import ROUNDS
 from torch import Tensor
 
@@ -173,7 +173,7 @@ def test_outside_of_the_mask_the_edit_is_the_source() -> None:
 
 
 # Calls of the model under each prompt, and all of them.
-CALLS, ALL = len(LEVELS), 2 * DRAWS * len(LEVELS)
+CALLS, ALL = len(LEVELS), 2 * len(LEVELS)
 
 
 def test_the_model_stays_as_it_was() -> None:

@@ -51,6 +51,25 @@ def test_a_frame_without_the_object_has_an_empty_mask() -> None:
     assert overlap(found[::2], masks[::2]) > 0.95
 
 
+def test_a_frame_that_differs_much_more_does_not_hide_the_others() -> None:
+    pictures, masks = clip(5, 64, 64)
+    apart = rough(masks)
+    apart[2] *= 8
+    assert overlap(edit_masks(pictures, apart), masks) > 0.95
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_an_object_on_a_ground_with_its_colour_is_not_lost(share: float) -> None:
+    _, masks = clip(4, 64, 64)
+    generator = torch.Generator().manual_seed(1)
+    coloured = torch.rand(4, 16, 16, generator=generator) < share
+    coloured = coloured.repeat_interleave(4, 1).repeat_interleave(4, 2) | masks
+    red, grey = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.45, 0.4])
+    pictures = torch.where(coloured[..., None], red, grey)
+    pictures += 0.1 * torch.rand(pictures.shape, generator=generator)
+    assert overlap(edit_masks(pictures, rough(masks)), masks) > 0.8
+
+
 def test_an_edit_of_everything_is_one() -> None:
     pictures, _ = clip(2, 32, 32)
     assert edit_masks(pictures, torch.ones(2, 8, 8), sensitivity=2.0).all()

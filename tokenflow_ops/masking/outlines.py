@@ -26,6 +26,8 @@ LONGEST = 512  # pixels of a side that outlines are followed on
 ROUNDS = 4  # of GrabCut
 LEARNT_ON, LEARNT_AT = 16, 192  # frames that colours are learnt on, and pixels of their longer side
 
+Colours = tuple[np.ndarray, np.ndarray]  # of what is edited and of the rest, in OpenCV's form
+
 
 def otsu(values: Tensor) -> float:
     """Finds the threshold that parts values into two groups best (Otsu 1979).
@@ -56,22 +58,27 @@ def edit_masks(
         frames: The source, (N, H, W, 3 or more), 0 to 1.
         apart: As of `disagreement`, (N, h, w).
         sensitivity: Above 1 more is found, below 1 less.
-        on_step: Called ROUNDS times and after each frame, again where masks are made anew; may
-            raise to stop.
+        on_step: Called ROUNDS times, or twice that, and after each frame; may raise to stop.
 
     Returns:
         (N, H, W) float32, 1 where the frames are to be edited, else 0.
     """
+    cv2, size = library("cv2"), frames.shape[1:3]
     usual = apart.flatten(1).amax(1).quantile(1 - FEW)
     level = otsu(apart.clamp(max=float(usual))) / sensitivity
     above = apart > level
     if float(above.float().mean()) < EMPTY or bool(above.all()):
-        return above.all().float().expand(frames.shape[:3]).clone()
-    masks = _followed(frames, apart, level, float("inf"), on_step)
-    sure = float(apart[above].median())
-    if _lost(masks, apart > sure):
-        masks = _followed(frames, apart, level, sure, on_step)
-    return masks
+        return above.all().float().expand(len(frames), *size).clone()
+    colours, sure = _learnt(frames, apart, level, float(apart[above].median()), on_step)
+    found = []
+    for frame, there in zip(frames, apart, strict=True):
+        picture, labels = _labelled(frame, there, level, sure, LONGEST)
+        if colours is not None:
+            cv2.grabCut(picture, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
+        inside = torch.from_numpy(_inside(labels)).float()[None, None]
+        found.append(F.interpolate(inside, size, mode="bilinear").round()[0, 0])
+        on_step()
+    return torch.stack(found)
 
 
 def grown(masks: Tensor, pixels: int) -> Tensor:
@@ -96,46 +103,30 @@ def softened(masks: Tensor) -> Tensor:
     return F.avg_pool2d(masks[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
-def _followed(
-    frames: Tensor, apart: Tensor, level: float, sure: float, on_step: Callable[[], None]
-) -> Tensor:
-    """What `edit_masks` returns. sure: from here on a pixel is held to be edited."""
-    cv2, size = library("cv2"), frames.shape[1:3]
-    colours = _learnt(frames, apart, level, sure, on_step)
-    found = []
-    for frame, there in zip(frames, apart, strict=True):
-        picture, labels = _labelled(frame, there, level, sure, LONGEST)
-        if colours is not None:
-            cv2.grabCut(picture, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
-        inside = torch.from_numpy(_inside(labels)).float()[None, None]
-        found.append(F.interpolate(inside, size, mode="bilinear").round()[0, 0])
-        on_step()
-    return torch.stack(found)
-
-
-def _lost(masks: Tensor, surest: Tensor) -> bool:
-    """Whether masks (N, H, W) leave out what is surest, (N, h, w) bool, in half of its frames.
-
-    Some frames may be right to: those without the object.
-    """
-    inside = F.interpolate(masks[:, None], surest.shape[1:], mode="area")[:, 0] * surest
-    there = surest.flatten(1).sum(1)
-    found = inside.flatten(1).sum(1) / there
-    return bool((found[there > 0] < LOST).float().mean() >= 0.5)
-
-
 def _learnt(
     frames: Tensor, apart: Tensor, level: float, sure: float, on_step: Callable[[], None]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The colours of what is edited and of the rest, in OpenCV's form, by frames of all the clip.
+) -> tuple[Colours | None, float]:
+    """The colours of what is edited and of the rest, by frames of all the clip.
 
-    None where all of the clip is one of the two.
+    sure: from here on a pixel is held to be edited, if without that the colours lose it.
+    Returns: in OpenCV's form, None where all of the clip is one of the two; and from where on
+    pixels are held, infinite for nowhere.
     """
+    few = spread(len(frames), LEARNT_ON).tolist()
+    for held in (float("inf"), sure):
+        parts = [_labelled(frames[i], apart[i], level, held, LEARNT_AT) for i in few]
+        # One below the other: GrabCut takes a single picture.
+        picture, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
+        colours = _rounds(picture, labels, on_step)
+        found = torch.from_numpy(_inside(labels)).view(len(few), -1, labels.shape[1])
+        if not _lost(found, apart[few] > sure):
+            break
+    return colours, held
+
+
+def _rounds(picture: np.ndarray, labels: np.ndarray, on_step: Callable[[], None]) -> Colours | None:
+    """Learns the two sides' colours on a picture, and labels it by them in place."""
     cv2 = library("cv2")
-    few = spread(len(frames), LEARNT_ON)
-    parts = [_labelled(frames[i], apart[i], level, sure, LEARNT_AT) for i in few.tolist()]
-    # One below the other: GrabCut takes a single picture.
-    picture, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
     colours = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)  # its clusters start at random
     for start in [cv2.GC_INIT_WITH_MASK] + [cv2.GC_EVAL] * (ROUNDS - 1):
@@ -145,6 +136,17 @@ def _learnt(
         cv2.grabCut(picture, labels, None, *colours, 1, start)
         on_step()
     return colours
+
+
+def _lost(found: Tensor, surest: Tensor) -> bool:
+    """Whether masks (n, H, W) leave out what is surest, (n, h, w), in half of its frames; bool.
+
+    Some frames may be right to: those without the object.
+    """
+    inside = F.interpolate(found[:, None].float(), surest.shape[1:], mode="area")[:, 0] * surest
+    there = surest.flatten(1).sum(1)
+    share = inside.flatten(1).sum(1) / there
+    return bool((share[there > 0] < LOST).float().mean() >= 0.5)
 
 
 def _labelled(

@@ -3,50 +3,68 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.presets import PRESETS
 from tokenflow_pack.nodes.sampling import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
 from ..helpers import call, relative_error
 from ..once import once_a_module
-from ..oracles import transformers as oracle
+from ..oracles.transformers import method as oracle
+from ..oracles.transformers.flux import Flux
+from ..oracles.transformers.network import Network, Prompt
+from ..oracles.transformers.qwen_image import QwenImage
+from ..oracles.transformers.sd3 import SD3
+from ..oracles.transformers.z_image import ZImage
 from ..tiny_transformers import clip, prompt, tiny_transformer
 
 NETWORKS = {
-    "SD 3": oracle.SD3,
-    "SD 3.5 medium": oracle.SD3,
-    "Flux": oracle.Flux,
-    "Z-Image": oracle.ZImage,
+    "SD 3": SD3,
+    "SD 3.5 medium": SD3,
+    "Flux": Flux,
+    "Z-Image": ZImage,
+    "Qwen-Image": QwenImage,
 }
 # Tokens that make no multiple of 32: 5 x 6 of 2 x 2 latent pixels.
-FRAMES, HEIGHT, WIDTH, STEPS, CFG, INTERVAL = 5, 10, 12, 3, 3.0, 2
+HEIGHT, WIDTH, PATCH, STEPS, CFG, INTERVAL = 10, 12, 2, 3, 3.0, 2
 SOURCE, POSITIVE, NEGATIVE = 1, 2, 3
+# Keyframes each of which attends to four: two of its window, one before it, an anchor.
+LONG, AT_MOST = 9, 4
+WINDOWS: oracle.Windows = [2], [[0], [1, 2], [3, 4]], [[], [0], [2]]
+ROUNDING = 1e-5
 
 
 @once_a_module
-def network(name: str) -> Any:
+def network(name: str) -> Network:
     return NETWORKS[name](tiny_transformer(name).model.diffusion_model.state_dict())
 
 
-def read(name: str, seed: int) -> oracle.Prompt:
+def read(name: str, seed: int) -> Prompt:
     tokens, extras = prompt(name, seed)[0]
     pooled = extras.get("pooled_output")
-    return oracle.Prompt(tokens[0], None if pooled is None else pooled[0])
+    return Prompt(tokens[0], None if pooled is None else pooled[0])
+
+
+def in_model_space(name: str, latent: dict[str, Tensor]) -> Tensor:
+    latents: Tensor = tiny_transformer(name).model.process_latent_in(latent["samples"])
+    return latents.squeeze(2) if latents.ndim == 5 else latents
 
 
 @once_a_module
-def inverted(name: str) -> Any:
+def inverted(name: str, frames: int) -> Any:
     return call(
         InvertVideo.execute,
         tiny_transformer(name),
-        clip(name, FRAMES, HEIGHT, WIDTH),
+        clip(name, frames, HEIGHT, WIDTH),
         prompt(name, SOURCE),
         steps=STEPS,
         scheduler="simple",
@@ -57,11 +75,18 @@ def inverted(name: str) -> Any:
 
 
 @once_a_module
-def matched(name: str) -> Any:
-    features = call(ExtractFeatures.execute, tiny_transformer(name), inverted(name))[0]
+def matched(name: str, frames: int = 5) -> Any:
+    features = call(ExtractFeatures.execute, tiny_transformer(name), inverted(name, frames))[0]
     return call(
         BuildCorrespondences.execute, features, keyframe_interval=INTERVAL, backend="torch"
     )[0]
+
+
+def edited(name: str, correspondences: Any, **inputs: Any) -> Tensor:
+    inputs = {"cfg": CFG, **inputs}
+    prompts = prompt(name, POSITIVE), prompt(name, NEGATIVE)
+    found = call(Sampler.execute, tiny_transformer(name), *prompts, correspondences, **inputs)[0]
+    return in_model_space(name, found)
 
 
 def inner(blocks: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,60 +94,141 @@ def inner(blocks: tuple[str, ...]) -> tuple[str, ...]:
     return blocks[2 : len(blocks) - math.ceil(len(blocks) / 6)]
 
 
-def oracle_edit(name: str, propagation: str) -> Tensor:
-    """The edited latents in the model's own space."""
-    net, inversion = network(name), inverted(name)
-    deep = inner(net.blocks) if propagation == DEEP_FEATURES else ()
-    x = inversion.latents[0]
-    for index, step in enumerate(matched(name).steps):
-        sigma, following = (float(level) for level in inversion.sigmas[index : index + 2])
-        keyframes = step.keyframes.tolist()
-        between = torch.tensor([i for i in range(FRAMES) if i not in keyframes])
-        near, layer = step.near.of(between), next(iter(matched(name).features.shapes))
-        asked = index, layer, between
-        weight, tokens = matched(name).weight(*asked), matched(name).tokens(*asked)
-        matches = oracle.Matches(near.past, near.future, weight, *tokens)
-        rows = []
+@dataclass
+class Edit:
+    """The edit written down step by step. carried: how many steps' pictures are the keyframes'.
+    lean: whether frames take the keyframes' guidance, and every second step what they have left.
+    """
+
+    name: str
+    correspondences: Any
+    deep: bool = False
+    windows: oracle.Windows | None = None
+    carried: int = 0
+    lean: bool = False
+    injected: bool = False
+
+    def __post_init__(self) -> None:
+        self.net = network(self.name)
+        self.inner = inner(self.net.blocks) if self.deep else ()
+        self.frames = self.correspondences.features.inversion.frames
+        self.kept: tuple[list[oracle.Left], oracle.Matches, Tensor] | None = None
+
+    def run(self) -> Tensor:
+        """The edited latents in the model's own space."""
+        inversion = self.correspondences.features.inversion
+        x = inversion.latents[0]
+        for step in range(STEPS):
+            sigma, following = (float(level) for level in inversion.sigmas[step : step + 2])
+            repeats, self.now = self.kept is not None, (inversion.latents[step], step, sigma)
+            denoised = self.again(x) if repeats else self.denoised(x)
+            x = x + (following - sigma) * (x - denoised) / sigma
+        return x
+
+    def denoised(self, x: Tensor) -> Tensor:
+        """All frames of a step, with guidance."""
+        _, step, sigma = self.now
+        keyframes = self.correspondences.steps[step].keyframes.tolist()
+        between = [i for i in range(self.frames) if i not in keyframes]
+        rows, kept = [], []
         for seed in (POSITIVE, NEGATIVE):
+            found, left = self.of_keyframes(x[keyframes], seed)
             velocity = torch.zeros_like(x)
-            found, bank = oracle.keyframes_velocity(
-                net, [x[i] for i in keyframes], sigma, read(name, seed), deep
-            )
             velocity[keyframes] = torch.stack(found)
-            velocity[between] = torch.stack(
-                oracle.frames_velocity(
-                    net, list(x[between]), sigma, read(name, seed), bank, matches, deep
-                )
-            )
+            velocity[between] = self.of_frames(x, between, seed, left)
             rows.append(x - sigma * velocity)
+            kept.append(left)
+        whole = self.matches(torch.arange(self.frames))
+        if self.lean and step >= self.carried:
+            differing = whole.pictures((rows[1] - rows[0])[keyframes], PATCH)
+            rows[1][between] = (rows[0] + differing)[between]
+            self.kept = kept[0], whole, differing
         denoised = rows[1] + CFG * (rows[0] - rows[1])
-        x = x + (following - sigma) * (x - denoised) / sigma
-    return x
+        return whole.pictures(denoised[keyframes], PATCH) if step < self.carried else denoised
+
+    def again(self, x: Tensor) -> Tensor:
+        """All frames with what the step before has kept."""
+        assert self.kept is not None
+        (left, matches, differing), self.kept = self.kept, None
+        sigma, words = self.now[2], read(self.name, POSITIVE)
+        velocity = oracle.frames_velocity(
+            self.net, list(x), sigma, words, left, matches, self.inner
+        )
+        return x - sigma * torch.stack(velocity) + (1 - CFG) * differing
+
+    def of_keyframes(self, x: Tensor, seed: int) -> tuple[list[Tensor], list[oracle.Left]]:
+        noisy, step, sigma = self.now
+        words, source = read(self.name, seed), []
+        if self.windows:
+            return oracle.keyframes_in_windows(
+                self.net, list(x), sigma, words, self.windows, self.inner
+            )
+        if self.injected:
+            keyframes = self.correspondences.steps[step].keyframes
+            own = read(self.name, SOURCE)
+            source = [oracle.plain(self.net, frame, sigma, own)[1] for frame in noisy[keyframes]]
+        return oracle.keyframes_velocity(self.net, list(x), sigma, words, self.inner, source=source)
+
+    def of_frames(self, x: Tensor, frames: list[int], seed: int, left: list[oracle.Left]) -> Tensor:
+        words, matches = read(self.name, seed), self.matches(torch.tensor(frames))
+        return torch.stack(
+            oracle.frames_velocity(
+                self.net, list(x[frames]), self.now[2], words, left, matches, self.inner
+            )
+        )
+
+    def matches(self, frames: Tensor) -> oracle.Matches:
+        """As the pack has found them, which its own tests look at."""
+        found, step = self.correspondences, self.now[1]
+        near, layer = found.steps[step].near.of(frames), next(iter(found.features.shapes))
+        asked = step, layer, frames
+        return oracle.Matches(near.past, near.future, found.weight(*asked), *found.tokens(*asked))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_inverted_latents_are_the_oracles(name: str) -> None:
-    inversion = inverted(name)
-    clean = tiny_transformer(name).model.process_latent_in(
-        clip(name, FRAMES, HEIGHT, WIDTH)["samples"]
-    )
+    inversion = inverted(name, 5)
+    clean = in_model_space(name, clip(name, 5, HEIGHT, WIDTH))
     wanted = oracle.invert(network(name), clean, inversion.sigmas, read(name, SOURCE), 1)
     assert inversion.sigmas[0] == 1, "the schedule begins at pure noise"
-    assert relative_error(inversion.latents, wanted) < 1e-5
+    assert relative_error(inversion.latents, wanted) < ROUNDING
 
 
 @pytest.mark.parametrize("propagation", [ATTENTION, DEEP_FEATURES])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_edited_latents_are_the_oracles(name: str, propagation: str) -> None:
-    found = call(
-        Sampler.execute,
-        tiny_transformer(name),
-        prompt(name, POSITIVE),
-        prompt(name, NEGATIVE),
-        matched(name),
-        cfg=CFG,
-        propagation=propagation,
-        carry_until=0.0,
-    )[0]["samples"]
-    found = tiny_transformer(name).model.process_latent_in(found)
-    assert relative_error(found, oracle_edit(name, propagation)) < 1e-5
+    found = edited(name, matched(name), propagation=propagation, carry_until=0.0)
+    wanted = Edit(name, matched(name), deep=propagation == DEEP_FEATURES).run()
+    assert relative_error(found, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("propagation", [ATTENTION, DEEP_FEATURES])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(name: str, propagation: str) -> None:
+    """And the first step's pictures are carried."""
+    inputs = {"propagation": propagation, "attended_keyframes": AT_MOST}
+    found = edited(name, matched(name, LONG), carry_until=1 / STEPS, **inputs)
+    deep = propagation == DEEP_FEATURES
+    wanted = Edit(name, matched(name, LONG), deep, WINDOWS, carried=1).run()
+    assert relative_error(found, wanted) < ROUNDING
+    jointly = edited(name, matched(name, LONG), propagation=propagation, carry_until=1 / STEPS)
+    assert relative_error(found, jointly) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_lean_edit_is_the_oracles(name: str) -> None:
+    """The first step is carried, and the third takes what the second has kept."""
+    inputs = {"propagation": DEEP_FEATURES, "preset": "lean"}
+    assert round(PRESETS["lean"].carry_until * STEPS) == 1
+    found = edited(name, matched(name), **inputs)
+    wanted = Edit(name, matched(name), deep=True, carried=1, lean=True).run()
+    assert relative_error(found, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_sources_queries_and_keys_are_injected_as_by_the_oracle(name: str) -> None:
+    injection = call(PlugAndPlay.execute, 1.0, 0.0)[0]
+    found = edited(name, matched(name), carry_until=0.0, injection=injection)
+    wanted = Edit(name, matched(name), injected=True).run()
+    assert relative_error(found, wanted) < ROUNDING
+    assert relative_error(found, edited(name, matched(name), carry_until=0.0)) > 100 * ROUNDING

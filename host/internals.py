@@ -290,7 +290,7 @@ LIVE = {
     "processed conditionings": "model_conds with cond and _copy_with(), mask, area, control, "
     "hooks, uuid",
     "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, "
-    "extra_concat_orig, control_input, get_control(); on newer hosts multigpu_clones",
+    "extra_concat_orig, control_input, vae, get_control(); on newer hosts multigpu_clones",
     "a UNet": "input_blocks, middle_block, output_blocks; BasicTransformerBlock's attn1, attn2 "
     "and disable_self_attn; attention's heads, attn_precision, to_q, to_k, to_v, to_out; "
     "forward(x, context, value, mask, transformer_options)",

@@ -24,6 +24,7 @@ from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover
 from .checkpoints.run import Checkpoints
 from .conditioning.conds import Conds, PassConds, cut_conds
+from .conditioning.controls import Encoded
 from .families import Family, backbone_of
 from .families.latents import of_frames, shaped_as, start_noise
 from .families.wraps import ForwardWraps
@@ -59,6 +60,7 @@ class Run:
         self.most = sys.maxsize
         self.model: Any = None
         self._cut: dict[tuple[Any, ...], tuple[list[dict[str, Any]], PassConds]] = {}
+        self._encoded: Encoded = {}
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Checks what the user put on the model and the prompts, and takes the model.
@@ -212,7 +214,7 @@ class Run:
         """
         first, last = int(frames[0]), int(frames[-1])
         if len(frames) != last - first + 1:
-            return cut_conds(conds, frames, total, f"{kind}, part {number}")
+            return cut_conds(conds, frames, total, f"{kind}, part {number}", self._encoded)
         name = f"{kind} {first}-{last}"
         entries = [entry for listed in conds for entry in listed or ()]
         key = (name, *(len(listed or ()) for listed in conds))
@@ -220,7 +222,7 @@ class Run:
         # Held and compared by identity: guiders may make new ones at every evaluation, at the
         # address of those they dropped.
         if cut is None or any(one is not other for one, other in zip(before, entries, strict=True)):
-            cut = cut_conds(conds, frames, total, name)
+            cut = cut_conds(conds, frames, total, name, self._encoded)
             self._cut[key] = entries, cut
         return cut
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..host.conditioning.controls import takes_hints_for_a_film
 from ..host.edit_run import EditRun, Mode, Moment
 from ..host.patching import ModelCall
 from ..host.shards import together
@@ -36,7 +37,8 @@ def per_frame(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     Returns:
         The denoised frames (N, C, h, w) for each list of conditionings.
     """
-    if not now.injected:
+    controls = (entry.get("control") for entries in call.conds for entry in entries or ())
+    if not now.injected and not any(takes_hints_for_a_film(control) for control in controls):
         return call.unchanged()
     return run.over_frames(
         call, lambda frames: Pass(frames, source=run.source(call, frames, now.injected)), together()

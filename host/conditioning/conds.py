@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .controls import control_view, rows_of
+from .controls import Encoded, control_view, rows_of
 
 Conds = list[list[dict[str, Any]] | None]
 # Where a conditioning stands: which list (positive, negative, ...) and which entry of it.
@@ -37,7 +37,9 @@ class PassConds:
     place: Mapping[uuid.UUID, Place]
 
 
-def cut_conds(conds: Conds, frames: Tensor, total: int, name: str) -> PassConds:
+def cut_conds(
+    conds: Conds, frames: Tensor, total: int, name: str, encoded: Encoded | None = None
+) -> PassConds:
     """Cuts processed conditionings down to the frames of one pass.
 
     Args:
@@ -45,6 +47,7 @@ def cut_conds(conds: Conds, frames: Tensor, total: int, name: str) -> PassConds:
         frames: Frame numbers, (n,).
         total: Frames of the clip.
         name: The pass's name, a part of the uuids.
+        encoded: Latents of controls' hints that other passes have encoded; is added to.
 
     Returns:
         The pass's.
@@ -52,7 +55,7 @@ def cut_conds(conds: Conds, frames: Tensor, total: int, name: str) -> PassConds:
     controls = [entry.get("control") for entries in conds for entry in entries or ()]
     # The host batches cond and uncond only if they share a control.
     views = {
-        id(control): control_view(control, frames, total)
+        id(control): control_view(control, frames, total, encoded)
         for control in controls
         if control is not None
     }

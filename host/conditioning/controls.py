@@ -13,10 +13,14 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+# Latents of hints by their control, number and size.
+Encoded = dict[tuple[int, ...], Tensor]
 
-def control_view(control: Any, frames: Tensor, total: int) -> Any:
+
+def control_view(control: Any, frames: Tensor, total: int, encoded: Encoded | None = None) -> Any:
     """Makes a shallow copy of a control and its chain that holds the hints of some frames only.
 
     Fewer hints than frames repeat in order, as the host does. The model, pre-run results and
@@ -26,10 +30,12 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
         control: The host's control, a ControlNet or a T2I adapter.
         frames: Frame numbers, (n,).
         total: Frames of the clip.
+        encoded: Latents of hints that other views of the run have encoded; is added to.
 
     Returns:
         The copy.
     """
+    encoded = {} if encoded is None else encoded
     view = copy.copy(control)
     for name, value in vars(control).items():
         if isinstance(value, MethodType) and value.__self__ is control:
@@ -41,6 +47,10 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
         view.sub_idxs = frames.tolist()
         view.full_latent_length, view.context_length = total, len(frames)
     else:
+        vae, hints = getattr(control, "vae", None), control.cond_hint_original
+        if vae is not None and hints is not None:
+            numbers = (frames % len(hints)).tolist()
+            view.vae = _encoding_once(vae, id(control), numbers, encoded)
         view.cond_hint_original = rows_of(view.cond_hint_original, frames)
         view.extra_concat_orig = [rows_of(extra, frames) for extra in view.extra_concat_orig]
     if hasattr(view, "control_input"):
@@ -48,10 +58,54 @@ def control_view(control: Any, frames: Tensor, total: int) -> Any:
     # On newer hosts: the same control on other devices.
     if clones := getattr(view, "multigpu_clones", None):
         view.multigpu_clones = {
-            device: control_view(clone, frames, total) for device, clone in clones.items()
+            device: control_view(clone, frames, total, encoded) for device, clone in clones.items()
         }
     if view.previous_controlnet is not None:
-        view.previous_controlnet = control_view(view.previous_controlnet, frames, total)
+        view.previous_controlnet = control_view(view.previous_controlnet, frames, total, encoded)
+    return view
+
+
+def takes_hints_for_a_film(control: Any) -> bool:
+    """Tells whether the host would encode the hints of a chain's control as one video.
+
+    Args:
+        control: The host's control, or None.
+
+    Returns:
+        Whether one of the chain has several hints and the autoencoder of a video.
+    """
+    while control is not None:
+        hints = control.cond_hint_original
+        if _of_films(getattr(control, "vae", None)) and hints is not None and len(hints) > 1:
+            return True
+        control = control.previous_controlnet
+    return False
+
+
+def _of_films(vae: Any) -> bool:
+    """Whether a VAE, or None, takes a batch of pictures for the frames of one video."""
+    return getattr(vae, "latent_dim", 2) == 3
+
+
+def _encoding_once(vae: Any, control: int, hints: Sequence[int], encoded: Encoded) -> Any:
+    """Makes a shallow copy of a VAE for a view whose hints are those with the numbers `hints`.
+
+    Every pass makes views of its own, and each would encode its hints anew at every step. And the
+    autoencoder of a video takes a batch for one; encoded alone every hint is a picture.
+    """
+
+    def encode(pixels: Tensor) -> Tensor:
+        keys = [(control, number, *pixels.shape[1:]) for number in hints[: len(pixels)]]
+        missing = {key: row for row, key in enumerate(keys) if key not in encoded}
+        rows = list(missing.values())
+        at_once = 1 if _of_films(vae) else max(1, len(rows))
+        for part in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
+            for row, latents in zip(part, vae.encode(pixels[part]), strict=True):
+                encoded[keys[row]] = latents
+        return torch.stack([encoded[key] for key in keys])
+
+    view = copy.copy(vae)
+    view.encode = encode
     return view
 
 

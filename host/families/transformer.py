@@ -268,7 +268,9 @@ def watch(clone: Any, key: str, backbone: Backbone) -> None:
 
 
 def outer_control(control: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """Leaves out a ControlNet's residuals for inner blocks, which do not run.
+    """Leaves out a ControlNet's residuals that are added between inner blocks, which do not run.
+
+    What is added behind the last of them is every frame's own.
 
     Args:
         control: Lists of residuals by the part of the model that they are added to.
@@ -278,7 +280,7 @@ def outer_control(control: Mapping[str, Any], backbone: Backbone) -> dict[str, A
         The same, with None for what is left out.
     """
     numbers: dict[str, set[int]] = {"input": set(), "output": set()}
-    for path in backbone.deep:
+    for path in backbone.deep[:-1]:
         part, _, number = path.partition(".")
         # Flux adds "input" to its double blocks and "output" to its single ones, Qwen-Image
         # "input", SD 3 "output" to all it has.

@@ -93,6 +93,7 @@ def _sd3(**more: Any) -> dict[str, Any]:
         "patch_size": 2,
         "in_channels": 16,
         "depth": 3,
+        "num_blocks": 5,
         "adm_in_channels": POOLED,
         "qk_norm": "rms",
         "num_patches": 576,
@@ -147,7 +148,7 @@ def _lumina(**more: Any) -> dict[str, Any]:
 POOLED_OUTPUT = {"pooled_output": (1, POOLED)}
 LAYOUTS = {
     "SD 3": Layout("SD3", MMDIT, _sd3(), POOLED_OUTPUT),
-    "SD 3.5 medium": Layout("SD3", MMDIT, _sd3(x_block_self_attn_layers=[0, 1]), POOLED_OUTPUT),
+    "SD 3.5 medium": Layout("SD3", MMDIT, _sd3(x_block_self_attn_layers=[0, 1, 2]), POOLED_OUTPUT),
     "Flux": Layout("Flux", FLUX, _flux(), POOLED_OUTPUT),
     "Chroma": Layout(
         "Chroma",

@@ -19,8 +19,8 @@ class KeyframePass(Pass):
     """Joint edit of some keyframes: extended attention in every layer (paper, equation 5).
 
     Attributes:
-        banked: Which layers, and DEEP, the bank is to hold; all if None. What frames do not ask
-            for would only fill the device.
+        banked: Which layers, and DEEP, the bank is to hold; all layers if None. What frames do
+            not ask for would only fill the device.
         remembered: Of how many of the last keyframes `seen` is to hold something; of all if None.
         context: What keys and values of other keyframes are made of, which these attend to as well.
         limit: How many of the pass's keyframes, the closest in time, each attends to; 0 for all and
@@ -64,7 +64,7 @@ class KeyframePass(Pass):
 
     def deep(self, call: DeepCall) -> Any:
         out = call.run()
-        if call.last and self.deposits(DEEP):
+        if call.last and DEEP in (self.banked or ()):
             carried = call.carried(out)
             for place, part in zip(call.places, carried.chunk(self.rows(carried)), strict=True):
                 self.bank[DEEP, place] = part

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,16 +232,18 @@ LAYOUTS = {
 
 
 def weights(layout: Layout, seed: int = 0) -> tuple[Any, dict[str, Tensor]]:
-    """The network on the meta device, and random weights for it."""
+    """The network on the meta device, and random weights for it: of each name its own, so that
+    hosts that know other unused ones have the same network.
+    """
     network = layout.build(
         **layout.settings,
         device="meta",
         dtype=torch.float32,
         operations=comfy.ops.disable_weight_init,
     )
-    generator = torch.Generator().manual_seed(seed)
     filled = {}
     for name, empty in network.state_dict().items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         values = torch.randn(empty.shape, generator=generator)
         if "pos_embed" in name or "positional" in name:
             values = 0.5 * values

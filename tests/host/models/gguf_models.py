@@ -87,12 +87,12 @@ class Operations(comfy.ops.manual_cast):
 
 
 def write(path: Path, weights: Mapping[str, Tensor], kind: Any) -> None:
-    """As the converters write: norms and biases whole, convolutions in half precision, matrices of
-    whole blocks in such blocks.
+    """As the converters write: norms and biases whole, convolutions and single rows in half
+    precision, matrices of whole blocks in such blocks.
     """
     writer = gguf.GGUFWriter(path, "sd1")
     for name, weight in weights.items():
-        if weight.ndim == 2 and weight.shape[1] % BLOCK == 0:
+        if weight.ndim == 2 and len(weight) > 1 and weight.shape[1] % BLOCK == 0:
             writer.add_tensor(name, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, (weight if weight.ndim == 1 else weight.half()).numpy())

@@ -452,7 +452,8 @@ class EditRun(Run):
         Args:
             now: Where the sampler stands.
             deep: Whether frames take all that lies below full resolution as a whole.
-            guided: Whether every list of conditionings has something in it.
+            guided: Whether every list of conditionings has something in it, and is apart from the
+                others.
 
         Returns:
             The step's plan.
@@ -497,7 +498,8 @@ class EditRun(Run):
             return edit_again(Evaluation(self, call), kept.left, together()).denoised
         self.left.pop(key, None)  # before the next one is made
         while True:
-            plan = self.plan(now, self.carries_deep(call), all(call.conds))
+            guided = all(call.conds) and not call.mixes_lists
+            plan = self.plan(now, self.carries_deep(call), guided)
             try:
                 edited = edit_step(Evaluation(self, call), plan, together())
             except Exception as error:

@@ -263,6 +263,12 @@ class ModelCall:
         """Noise over signal, one for all frames."""
         return float(self.timestep[0])
 
+    @property
+    def mixes_lists(self) -> bool:
+        """Whether a patch may make attention's output of several lists' together (NAG)."""
+        patches = self.options.get("transformer_options", {}).get("patches", {})
+        return bool(patches.get("attn1_output_patch"))
+
     def unchanged(self) -> list[Tensor]:
         """Evaluates as the plain host does."""
         return self.executor(self.model, self.conds, self.x, self.timestep, self.options)

@@ -48,32 +48,65 @@ def matched(name: str, frames: int = FRAMES, depth: float = 1.0, interval: int =
     )[0]
 
 
-def edited(name: str, model: Any = None, positive: int = POSITIVE, **inputs: Any) -> Tensor:
-    inputs = {"cfg": CFG, "carry_until": 0.0, "correspondences": matched(name), **inputs}
-    return call(
-        Sampler.execute,
-        model or tiny_transformer(name),
-        prompt(name, positive),
-        prompt(name, NEGATIVE),
+@once_a_session
+def copies(name: str) -> Any:
+    """Matches of a clip whose frames are one picture: edited together they are what the host makes
+    of one.
+    """
+    latents = torch.cat([clip(name, 1, *SIZE)["samples"]] * FRAMES)
+    inversion = call(
+        InvertVideo.execute,
+        tiny_transformer(name),
+        {"samples": latents},
+        prompt(name, SOURCE),
+        steps=STEPS,
+        scheduler="simple",
+        check_reconstruction=False,
+    )[0]
+    features = call(ExtractFeatures.execute, tiny_transformer(name), inversion)[0]
+    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+
+
+def edited(name: str, model: Any = None, positive: Any = POSITIVE, **inputs: Any) -> Tensor:
+    inputs = {
+        "cfg": CFG,
+        "carry_until": 0.0,
+        "correspondences": matched(name),
+        "positive": prompt(name, positive) if isinstance(positive, int) else positive,
+        "negative": prompt(name, NEGATIVE),
         **inputs,
-    )[0]["samples"]
+    }
+    return call(Sampler.execute, model or tiny_transformer(name), **inputs)[0]["samples"]
 
 
-def plain(name: str, frames: int = FRAMES, depth: float = 1.0) -> Tensor:
-    """The host's own sampling from the inverted latents: they are the noise of an empty latent."""
-    inversion, noisy, _ = inverted(name, frames, depth)
-    model = tiny_transformer(name)
-    start = model.get_model_object("latent_format").process_in(noisy["samples"])
-    empty = model.get_model_object("latent_format").process_out(torch.zeros_like(start))
+def plain(
+    name: str,
+    frames: int = FRAMES,
+    model: Any = None,
+    correspondences: Any = None,
+    positive: Any = None,
+    negative: Any = None,
+    cfg: float = CFG,
+) -> Tensor:
+    """The host's own sampling of the first frames from the inverted latents: they are the noise of
+    an empty latent.
+    """
+    model = model or tiny_transformer(name)
+    inversion = (correspondences or matched(name, frames)).features.inversion
+    start = inversion.latents[0, :frames]
+    start = start.unsqueeze(2) if name == "Qwen-Image" else start
+    latents = model.get_model_object("latent_format")
+    start = latents.process_in(latents.process_out(start))  # as through a socket
+    empty = latents.process_out(torch.zeros_like(start))
     with torch.inference_mode():
         found: Tensor = comfy.sample.sample_custom(
             model,
             start / inversion.sigmas[0],
-            CFG,
+            cfg,
             comfy.samplers.sampler_object("euler"),
             inversion.sigmas,
-            prompt(name, POSITIVE),
-            prompt(name, NEGATIVE),
+            positive or prompt(name, POSITIVE),
+            negative or prompt(name, NEGATIVE),
             empty,
             seed=0,
         )

@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingFlux, ModelSamplingSD3
-from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Sampler
-from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
-from ..helpers import call, relative_error, watch
+from ..helpers import call, relative_error
 from ..tiny_transformers import clip, prompt, tiny_transformer
 
 FRAMES, SIZE, STEPS = 3, (6, 8), 2
@@ -39,30 +37,6 @@ def edited(model: Any, found: Any, name: str = "SD 3", **inputs: Any) -> Tensor:
     inputs = {"cfg": 3.0, "carry_until": 0.0, **inputs}
     prompts = prompt(name, 2), prompt(name, 3)
     return call(Sampler.execute, model, *prompts, found, **inputs)[0]["samples"]
-
-
-@pytest.mark.parametrize("layers", ["1", "0, 2"])
-def test_skipped_layers_guide(layers: str) -> None:
-    """The evaluation that skips them leaves no bank of them, and asks for none."""
-    model = tiny_transformer("SD 3")
-    found = correspondences(model)
-    guided = call(SkipLayerGuidanceSD3.execute, model, layers, 3.0, 0.0, 1.0)[0]
-    by_propagation = {
-        propagation: edited(guided, found, propagation=propagation)
-        for propagation in (ATTENTION, DEEP_FEATURES)
-    }
-    for propagation, clip_ in by_propagation.items():
-        assert torch.isfinite(clip_).all()
-        assert relative_error(clip_, edited(model, found, propagation=propagation)) > 1e-3
-
-
-def test_no_guidance_asks_for_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_transformer("SD 3")
-    found = correspondences(model)
-    lists: list[int] = []
-    watch(monkeypatch, lambda asked, work: lists.append(sum(bool(part) for part in asked.conds)))
-    assert torch.isfinite(edited(model, found, cfg=1.0)).all()
-    assert set(lists) == {1}
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])

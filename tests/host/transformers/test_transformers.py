@@ -16,10 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host.families.transformer import find
 from tokenflow_pack.host.validation.errors import NodeError
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
-from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Apply, Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
@@ -36,6 +33,7 @@ from .edits import (
     SIZE,
     SOURCE,
     STEPS,
+    copies,
     edited,
     inverted,
     matched,
@@ -69,18 +67,7 @@ def test_equal_frames_stay_equal_and_carrying_changes_others(name: str) -> None:
     """Copies of a frame are one picture several times: edited together they are what the host
     makes of one, whatever is carried.
     """
-    copies = torch.cat([clip(name, 1, *SIZE)["samples"]] * FRAMES)
-    inversion = call(
-        InvertVideo.execute,
-        tiny_transformer(name),
-        {"samples": copies},
-        prompt(name, SOURCE),
-        steps=STEPS,
-        scheduler="simple",
-        check_reconstruction=False,
-    )[0]
-    features = call(ExtractFeatures.execute, tiny_transformer(name), inversion)[0]
-    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    found = copies(name)
     alone = edited(name, correspondences=found, consistency="per frame")
     jointly = edited(name, correspondences=found, consistency="joint attention")
     assert relative_error(jointly, alone) < 1e-4

@@ -1,5 +1,5 @@
-"""Transformers whose weights are kept in few bits, through the host's loader: an edit is that of the
-same numbers in float32.
+"""Transformers whose weights are kept in few bits, through the host's loader: an edit is that of
+the same numbers in float32.
 """
 
 from __future__ import annotations

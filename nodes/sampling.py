@@ -343,8 +343,8 @@ class Sampler(io.ComfyNode):
                     default=INVERTED,
                     optional=True,
                     tooltip="What to start from. inverted: the source's own noise, which keeps "
-                    "most of it. fresh: random noise on the source, as SDEdit has it (with start "
-                    "below 1); one for all frames flickers less.",
+                    "most of it. fresh: random noise on the source (SDEdit: start below 1; Turbo, "
+                    "schnell: always). One for all frames flickers less.",
                 ),
                 *_late_inputs(),
                 checkpoints_input(),

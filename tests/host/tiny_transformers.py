@@ -151,6 +151,7 @@ LAYOUTS = {
     "SD 3": Layout("SD3", MMDIT, _sd3(), POOLED_OUTPUT),
     "SD 3.5 medium": Layout("SD3", MMDIT, _sd3(x_block_self_attn_layers=[0, 1, 2]), POOLED_OUTPUT),
     "Flux": Layout("Flux", FLUX, _flux(), POOLED_OUTPUT),
+    "Flux schnell": Layout("FluxSchnell", FLUX, _flux(guidance_embed=False), POOLED_OUTPUT),
     "Chroma": Layout(
         "Chroma",
         CHROMA,

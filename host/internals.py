@@ -285,8 +285,9 @@ LIVE = {
     "model_options": "transformer_options, model_function_wrapper, context_handler, "
     "sampler_post_cfg_function; multigpu_thread_pool with devices, submit() and get_result() "
     "on newer hosts",
-    "transformer_options": "uuids, activations_shape, patches_replace, easycache, "
+    "transformer_options": "uuids, activations_shape, patches, patches_replace, easycache, "
     "optimized_attention_override; what we hand over travels in it",
+    "ControlNets that are patches": "image, encoded_image",
     "processed conditionings": "model_conds with cond and _copy_with(), mask, area, control, "
     "hooks, uuid",
     "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, "

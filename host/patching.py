@@ -30,7 +30,12 @@ from .families.latents import of_frames, shaped_as, start_noise
 from .families.wraps import ForwardWraps
 from .measuring.forecast import forecast
 from .memory import frames_at_once, is_oom
-from .validation.conflicts import DOWNSCALE, check_controls, check_every_pass_runs
+from .validation.conflicts import (
+    DOWNSCALE,
+    check_controls,
+    check_every_pass_runs,
+    check_patch_images,
+)
 from .validation.entrance import Entrance
 from .validation.errors import NodeError
 
@@ -79,6 +84,7 @@ class Run:
         self.model = guider.model_patcher
         self.expected = self.expected or len(sigmas) - 1
         check_every_pass_runs(self.node, guider.model_options)
+        check_patch_images(self.node, guider.model_options)
         check_controls(self.node, guider.conds)
 
     def reported(self, callback: Any) -> Any:

@@ -49,6 +49,8 @@ REFUSED = {
     "hydit": "does not let its attention be reached (it is given no transformer_options)",
     "chroma_radiance": "works on pixels, not on latents",
     "cascade": "works in two stages on other latents",
+    "hidream": "puts its image tokens in front of the text's, and other text behind them in every "
+    "block",
     "omnigen": "edits by reference images, which stand among its image tokens",
     **dict.fromkeys(("cosmos", "genmo", "hunyuan_video", "lightricks", "wan"), VIDEO),
 }

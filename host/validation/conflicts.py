@@ -82,6 +82,33 @@ def check_every_pass_runs(node: str, options: Mapping[str, Any]) -> None:
         )
 
 
+def check_patch_images(node: str, options: Mapping[str, Any]) -> None:
+    """Checks that no patch on the model lays several images over the frames of a batch.
+
+    Passes are of some frames, and it would lay other frames' images over them.
+
+    Args:
+        node: The node's name, for errors.
+        options: The host's model_options.
+
+    Raises:
+        NodeError: For the host's ControlNets that are patches (DiffSynth's, Z-Image's) with more
+            than one image.
+    """
+    for patches in options["transformer_options"].get("patches", {}).values():
+        for patch in patches:
+            image = getattr(patch, "image", None)
+            if hasattr(patch, "encoded_image") and image is not None and len(image) > 1:
+                raise NodeError(
+                    node,
+                    "model",
+                    f"a ControlNet that is a patch on the model, with {len(image)} images, which "
+                    "are not told the frames of a pass.",
+                    "Give it one image, which holds for all frames, or use a ControlNet that goes "
+                    "on the prompts (Apply ControlNet), with an image for each frame.",
+                )
+
+
 def check_controls(node: str, conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None:
     """Checks that no control keeps what it reads in self-attention by itself.
 

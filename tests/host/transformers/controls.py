@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.controlnet
 import comfy.latent_formats
+import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import torch
@@ -18,7 +19,12 @@ from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.qwen_image.controlnet import QwenImageControlNetModel
 from comfy.ldm.wan.vae import WanVAE
+from comfy_extras.nodes_model_patch import (
+    QwenImageBlockWiseControlNet,
+    QwenImageDiffsynthControlnet,
+)
 
+from ..helpers import call
 from ..once import once_a_session
 from ..tiny_models import random_module
 from ..tiny_transformers import LAYOUTS, POOLED
@@ -114,6 +120,15 @@ def _qwen() -> Any:
     model = QwenImageControlNetModel(**layout, **COMMON)
     model.main_model_double = 5
     return _of_latents(random_module(model, 0), comfy.latent_formats.Wan21(), extra_conds=[])
+
+
+def on_the_model(model: Any, image: Any) -> Any:
+    """Qwen-Image under a ControlNet that is a patch on it (DiffSynth's)."""
+    width = model.model.diffusion_model.inner_dim
+    network = QwenImageBlockWiseControlNet(num_layers=5, dim=width, **COMMON)
+    patch = comfy.model_patcher.ModelPatcher(random_module(network, 0), CPU, CPU)
+    node = QwenImageDiffsynthControlnet()
+    return call(node.diffsynth_controlnet, model, patch, autoencoder(True), image, 0.5)[0]
 
 
 # By name: the model's layout, and what makes the ControlNet.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenflow_pack.host.families import backbone_of
 from tokenflow_pack.host.families.transformer import outer_control
+from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
@@ -23,7 +24,8 @@ import nodes
 from ..helpers import call, relative_error, watch
 from ..once import once_a_module
 from ..tiny_transformers import clip, prompt, tiny_transformer
-from .controls import CONTROLS, control, vae_of
+from . import edits
+from .controls import CONTROLS, control, on_the_model, vae_of
 
 FRAMES, SIZE, STEPS, CFG = 4, (6, 8), 2, 3.0
 SOURCE, POSITIVE, NEGATIVE = 1, 2, 3
@@ -170,6 +172,24 @@ def test_hints_are_encoded_once(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     edited(name, controlled(name, hints(3)))
     assert sum(sizes) == 3
     assert len(passes) > 2 * STEPS - 1
+
+
+@pytest.mark.parametrize("propagation", [ATTENTION, DEEP_FEATURES])
+def test_a_controlnet_that_is_a_patch_holds_for_all_frames(propagation: str) -> None:
+    model = on_the_model(tiny_transformer("Qwen-Image"), hints(1))
+    clip = {"correspondences": edits.copies("Qwen-Image")}
+    found = edits.edited("Qwen-Image", model, propagation=propagation, **clip)
+    wanted = edits.plain("Qwen-Image", 1, model, **clip)
+    assert relative_error(found, wanted.expand_as(found)) < 1e-4
+    bare = edits.edited("Qwen-Image", propagation=propagation, **clip)
+    assert relative_error(found, bare) > 1e-3
+
+
+def test_a_controlnet_that_is_a_patch_is_refused_with_several_images() -> None:
+    """Every pass would lay them over other frames."""
+    model = on_the_model(tiny_transformer("Qwen-Image"), hints(2))
+    with pytest.raises(NodeError, match=r"'model': a ControlNet that is a patch.*2 images"):
+        edits.edited("Qwen-Image", model)
 
 
 def test_residuals_between_inner_blocks_are_left_out() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
@@ -14,7 +15,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from tokenflow_pack.host.families.transformer import find
+from tokenflow_pack.host.families.transformer import REFUSED, find
+from tokenflow_pack.host.validation.checks import check_model
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.sampling import Apply, Sampler
@@ -193,6 +195,32 @@ def test_reference_images_are_refused() -> None:
             matched("Flux"),
             cfg=CFG,
         )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "cascade.stage_c.StageC",
+        "chroma_radiance.model.ChromaRadiance",
+        "cosmos.model.GeneralDIT",
+        "genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
+        "hidream.model.HiDreamImageTransformer2DModel",
+        "hunyuan_video.model.HunyuanVideo",
+        "hydit.models.HunYuanDiT",
+        "lightricks.model.LTXVModel",
+        "omnigen.omnigen2.OmniGen2Transformer2DModel",
+        "pixart.pixartms.PixArtMS",
+        "wan.model.WanModel",
+    ],
+)
+def test_others_of_the_host_are_refused_with_the_reason(path: str) -> None:
+    network = resolve_name(f"comfy.ldm.{path}")
+    model = torch.nn.Module()
+    model.diffusion_model = network.__new__(network)
+    torch.nn.Module.__init__(model.diffusion_model)
+    cpu = torch.device("cpu")
+    with pytest.raises(NodeError, match=f"'model': .*{REFUSED[path.partition('.')[0]][:20]}"):
+        check_model("DDIM Invert Video", ModelPatcher(model, cpu, cpu))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

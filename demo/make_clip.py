@@ -12,16 +12,26 @@ PATH = Path(__file__).resolve().parent / "tokenflow_star.mp4"
 FRAMES_PER_SECOND = 12
 
 
-def write(path: Path, scene: Scene, times: list[float]) -> None:
-    """Renders a scene at these times into an H.264 video."""
+def write(
+    path: Path, scene: Scene, times: list[float], size: int = 128, preset: str = "veryslow"
+) -> None:
+    """Renders a scene at these times into an H.264 video.
+
+    Args:
+        path: The file.
+        scene: The scene.
+        times: Of the frames.
+        size: Height and width in pixels.
+        preset: What H.264's encoder calls how hard it tries.
+    """
     with av.open(str(path), "w") as file:
         # 4:2:0 although it halves the colours' resolution: not every browser shows 4:4:4.
         stream = file.add_stream(
-            "libx264", FRAMES_PER_SECOND, options={"crf": "6", "preset": "veryslow"}
+            "libx264", FRAMES_PER_SECOND, options={"crf": "6", "preset": preset}
         )
-        stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
         for t in times:
-            picture = (scene.render(t).movedim(0, -1) * 255).round().byte().contiguous()
+            picture = (scene.render(t, size).movedim(0, -1) * 255).round().byte().contiguous()
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture.numpy(), "rgb24")))
         file.mux(stream.encode())
 

@@ -38,7 +38,7 @@ USES = (
     Use("comfy_api.latest", ("ComfyExtension", "io", "ui"), "nodes by the V3 API"),
     Use(
         "comfy_api.latest",
-        ("InputImpl.VideoFromFile",),
+        ("InputImpl.VideoFromFile", "InputImpl.VideoFromComponents", "Types.VideoComponents"),
         "videos read and written frame by frame (host/video)",
     ),
     Use(

@@ -278,8 +278,10 @@ class CaptureRun(SourceRun):
         passes, self.passes = list(self.passes.values()), {}
         gathered = together().gather([one.kept for one in passes])
         kept = [part for machine in gathered for part in machine]
+        # A layer's parts go when they are joined: all of a long clip's would be held twice.
         return {
-            name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())
+            name: torch.cat([part.pop(name) for part in kept])
+            for name in (tuple(kept[0]) if kept else ())
         }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy import model_management
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..host.files.timings import search_timings
-from ..host.measuring.cropping import as_encoded
 from ..host.validation.checks import check_frame_count
 from ..host.validation.errors import NodeError, library_error
+from ..host.video.clips import Clip, channels_first
 from ..tokenflow_ops import Correspondences, SourceFeatures, build_correspondences
 from ..tokenflow_ops.keyframes import ONE_SHOT
 from ..tokenflow_ops.libraries import LibraryError, library
@@ -24,6 +26,7 @@ from .schema import (
     CorrespondencesSocket,
     FeaturesSocket,
     as_image,
+    clip_input,
     said,
     schema,
     shown_frames,
@@ -87,7 +90,7 @@ class BuildCorrespondences(io.ComfyNode):
                     tooltip="How far away a match may be, in latent pixels in each direction. "
                     "0: anywhere in the frame.",
                 ),
-                io.Image.Input(
+                clip_input(
                     "frames",
                     optional=True,
                     tooltip="The source frames, only for the picture of rebuilt frames.",
@@ -118,8 +121,8 @@ class BuildCorrespondences(io.ComfyNode):
                 io.Image.Output(
                     display_name="rebuilt",
                     tooltip="Each frame rebuilt from its keyframes' patches by the "
-                    "matches: holes and tears here become flicker there. Without frames "
-                    "connected 64 of a long clip.",
+                    "matches: holes and tears here become flicker there. Without frames, "
+                    "or with a VIDEO, 64 of a long clip.",
                 ),
             ],
         )
@@ -144,14 +147,15 @@ class BuildCorrespondences(io.ComfyNode):
         seed: int = 0,
         backend: str = "auto",
         search_window: int = 0,
-        frames: torch.Tensor | None = None,
+        frames: Any = None,
         blend: str = BY_LIKENESS,
         cuts: str = FOUND,
     ) -> io.NodeOutput:
-        cut = ""
+        clip, cut = None, ""
         if frames is not None:
-            check_frame_count(NAME, frames, features.inversion)
-            frames, cut = as_encoded(NAME, frames, features.inversion)
+            clip = Clip.of(NAME, "frames", frames)
+            check_frame_count(NAME, clip, features.inversion)
+            clip, cut = clip.as_encoded(features.inversion)
         progress = ProgressBar(1)
 
         if backend == "faiss":
@@ -188,10 +192,10 @@ class BuildCorrespondences(io.ComfyNode):
         )
         shown = [str(first + 1) for first in found.shots[1:]]
         told = f"cuts found: shots begin at frame {', '.join(shown)}" if shown else ""
-        return io.NodeOutput(found, _rebuilt(found, frames), ui=said(text, told, cut))
+        return io.NodeOutput(found, _rebuilt(found, clip), ui=said(text, told, cut))
 
 
-def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tensor:
+def _rebuilt(found: Correspondences, clip: Clip | None) -> torch.Tensor:
     """The frames rebuilt at a low noise level.
 
     Without frames: the latents' principal components of those frames that are shown.
@@ -200,17 +204,16 @@ def _rebuilt(found: Correspondences, frames: torch.Tensor | None) -> torch.Tenso
     latents = features.inversion.latents[-1]
     count, _, height, width = latents.shape
     matches, grid = found.steps[round(0.8 * (len(found.steps) - 1))], features.grid(features.finest)
-    if frames is not None:
-        return rebuild(
-            frames.movedim(-1, 1)[:, :3], matches, features.finest, grid, torch.arange(count)
-        ).movedim(1, -1)
+    if clip is not None:
+        shown = shown_frames(count) if clip.streamed else torch.arange(count)
+        return rebuild(channels_first(clip), matches, features.finest, grid, shown).movedim(1, -1)
     colours = (
         principal_colours(lambda i: latents[i].flatten(1).T, count)
         .movedim(-1, 1)
         .unflatten(2, (height, width))
     )
     return as_image(
-        rebuild(colours, matches, features.finest, grid, shown_frames(count)),
+        rebuild(colours.__getitem__, matches, features.finest, grid, shown_frames(count)),
         height * CELL,
         width * CELL,
     )

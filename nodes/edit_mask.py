@@ -8,21 +8,31 @@ import torch
 from comfy_api.latest import io
 
 from ..host.edit_mask import prompts_apart
-from ..host.measuring.cropping import as_encoded
+from ..host.memory import room
 from ..host.progress import Progress
 from ..host.validation.checks import check_frame_count, check_model, check_same_model
 from ..host.validation.errors import NodeError
 from ..host.validation.prompts import check_prompts
+from ..host.video.clips import Clip
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.masking.disagreement import LEVELS
-from ..tokenflow_ops.masking.outlines import ROUNDS, edit_masks, grown, softened
+from ..tokenflow_ops.masking.outlines import ROUNDS, each_edit_mask, grown, softened
 from .inputs import before_run, checked
-from .schema import InversionSocket, frames_per_pass_input, lines, preview, schema, shown_frames
+from .schema import (
+    InversionSocket,
+    clip_input,
+    frames_per_pass_input,
+    lines,
+    preview,
+    schema,
+    shown_frames,
+)
 
 NAME = "Find Edit Mask"
 NEEDS = ("cv2",)
 SAME = 1e-4  # prompts that are less apart than this say the same to the model
 MOST_SHOWN = 16
+MOST_DIMMED = 64  # frames of a VIDEO
 DIMMED = 0.3  # brightness of what is not edited, in the pictures
 
 
@@ -44,7 +54,7 @@ class FindEditMask(io.ComfyNode):
                     "inversion", tooltip="From DDIM Invert Video or Load Inversion."
                 ),
                 io.Conditioning.Input("positive", tooltip="The edit prompt, as in the sampler."),
-                io.Image.Input("frames", tooltip="The source frames, whose outlines it follows."),
+                clip_input("frames", tooltip="The source frames, whose outlines it follows."),
                 io.Float.Input(
                     "sensitivity",
                     default=1.0,
@@ -70,7 +80,9 @@ class FindEditMask(io.ComfyNode):
                     "stay as they are.",
                 ),
                 io.Image.Output(
-                    display_name="preview", tooltip="The frames, dimmed where nothing is edited."
+                    display_name="preview",
+                    tooltip="The frames, dimmed where nothing is edited; of a VIDEO with more "
+                    "than 64 so many, spread evenly.",
                 ),
                 io.Mask.Output(
                     display_name="outlines",
@@ -92,7 +104,7 @@ class FindEditMask(io.ComfyNode):
         model: Any,
         inversion: Inversion,
         positive: Any,
-        frames: torch.Tensor,
+        frames: Any,
         sensitivity: float = 1.0,
         grow: int = 2,
         frames_per_pass: int = 0,
@@ -100,9 +112,10 @@ class FindEditMask(io.ComfyNode):
         backbone = check_model(NAME, model)
         check_same_model(NAME, model, inversion)
         check_prompts(NAME, model, positive)
-        check_frame_count(NAME, frames, inversion)
-        frames, cut = as_encoded(NAME, frames, inversion)
-        progress = Progress(2 * len(LEVELS) + ROUNDS + len(frames))
+        clip = Clip.of(NAME, "frames", frames)
+        check_frame_count(NAME, clip, inversion)
+        clip, cut = clip.as_encoded(inversion)
+        progress = Progress(2 * len(LEVELS) + ROUNDS + len(clip))
         apart = prompts_apart(
             NAME,
             model,
@@ -122,13 +135,32 @@ class FindEditMask(io.ComfyNode):
                 "a prompt that says the same to the model as the inversion's.",
                 "Connect the edit prompt, not the source prompt.",
             )
-        outlines = edit_masks(frames, apart, sensitivity, progress)
-        masks = grown(outlines, grow)
-        seen = masks.flatten(1).mean(1)
-        text = (
-            f"edited in {int((seen > 0).sum())} of {len(masks)} frames, "
-            f"{100 * float(seen.mean()):.1f} % of the clip"
-        )
-        dimmed = frames[..., :3].float().cpu() * (DIMMED + (1 - DIMMED) * masks)[..., None]
+        masks, outlines = (_room(clip) for _ in range(2))
+        for i, found in enumerate(each_edit_mask(clip, apart, sensitivity, progress)):
+            masks[i], outlines[i] = grown(found[None], grow)[0], softened(found[None])[0]
+        text = _text(masks)
+        shown = shown_frames(len(clip), len(clip) if not clip.streamed else MOST_DIMMED)
+        dimmed = clip[shown] * (DIMMED + (1 - DIMMED) * masks[shown].cpu())[..., None]
         few = dimmed[shown_frames(len(dimmed), MOST_SHOWN)]
-        return io.NodeOutput(masks, dimmed, softened(outlines), ui=preview(few, lines(text, cut)))
+        return io.NodeOutput(masks, dimmed, outlines, ui=preview(few, lines(text, cut)))
+
+
+def _room(clip: Clip) -> torch.Tensor:
+    """What masks of a clip are written into."""
+    return room(
+        NAME,
+        len(clip),
+        *clip.size,
+        socket="frames",
+        what="a mask for each frame",
+        remedy="Make room on that disk, or take fewer frames or smaller ones.",
+    )
+
+
+def _text(masks: torch.Tensor) -> str:
+    """How much of a clip is edited, in words. masks: (N, H, W)."""
+    seen = torch.stack([mask.mean() for mask in masks])
+    return (
+        f"edited in {int((seen > 0).sum())} of {len(masks)} frames, "
+        f"{100 * float(seen.mean()):.1f} % of the clip"
+    )

@@ -21,6 +21,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..host.validation.errors import NodeError, library_error
+from ..host.video.reading import held_pictures
 from ..tokenflow_ops import Correspondences, Injection, Inversion, SourceFeatures
 from ..tokenflow_ops.carrying.given import GivenKeyframes
 from ..tokenflow_ops.libraries import LibraryError, library
@@ -76,9 +77,10 @@ def checked(
             notes = []
             for wanted in schema.inputs:
                 if wanted.id in given:
+                    value = given[wanted.id]
                     kind = "STRING" if wanted.id in own else str(wanted.get_io_type())
-                    _compare(schema, kind, wanted, given[wanted.id])
-                    if (note := _note(kind, given[wanted.id])) is not None:
+                    _compare(schema, kind, wanted, value)
+                    if (note := _note(_fitting(kind, value), value)) is not None:
                         notes.append(f"{wanted.display_name or wanted.id}: {note}")
             try:
                 for module in needs:
@@ -130,8 +132,14 @@ def before_run(
 
 def _compare(schema: io.Schema, kind: str, wanted: Any, value: Any) -> None:
     """Raises: NodeError for a value that is not what the schema says."""
-    if (found := _mistake(kind, wanted, value)) is not None:
+    if (found := _mistake(_fitting(kind, value), wanted, value)) is not None:
         raise NodeError(schema.display_name, wanted.display_name or wanted.id, *found)
+
+
+def _fitting(kind: str, value: Any) -> str:
+    """Of the types that an input takes that of a value; all of them in words if it has none."""
+    kinds = kind.split(",")
+    return next((one for one in kinds if one in TYPES and TYPES[one](value)), " or ".join(kinds))
 
 
 # What was found and what to do.
@@ -142,7 +150,7 @@ def _mistake(kind: str, wanted: Any, value: Any) -> Mistake | None:
     """What is wrong with the value of an input of this type, if anything."""
     if value is None and not isinstance(wanted, io.WidgetInput):
         return None if wanted.optional else ("nothing there.", f"Connect a {kind}.")
-    if not TYPES[kind](value):
+    if kind not in TYPES or not TYPES[kind](value):
         return f"{_shown(value)}, which is no {kind}.", f"Give a {kind}."
     if kind == "STRING" and not _is_unicode(value):
         return f"{_shown(value)}, with characters that no text may have.", "Type it again."
@@ -155,6 +163,8 @@ def _mistake(kind: str, wanted: Any, value: Any) -> Mistake | None:
         return f"{_shown(value)}.", f"Give a number from {wanted.min} to {wanted.max}."
     if kind in ("IMAGE", "MASK"):
         return _mistake_in_pictures(kind, value)
+    if kind == "VIDEO" and (pictures := held_pictures(value)) is not None:
+        return _mistake_in_pictures("IMAGE", pictures)
     if kind == "LATENT" and (mask := value.get("noise_mask")) is not None:
         if not isinstance(mask, Tensor):
             return f"{_shown(mask)} as the noise mask.", "Set it with Set Latent Noise Mask."

@@ -122,6 +122,25 @@ def said(*texts: str) -> ui.PreviewText:
     return ui.PreviewText(lines(*texts))
 
 
+def clip_input(
+    name: str, display_name: str | None = None, *, tooltip: str, optional: bool = False
+) -> Any:
+    """Makes an input for a clip as an IMAGE or, read a few frames at a time, as a VIDEO.
+
+    Args:
+        name: The input's id.
+        display_name: What it is called on the node, if not by its id.
+        tooltip: What it is, for people.
+        optional: Whether it may be left out.
+
+    Returns:
+        The input.
+    """
+    return io.MultiType.Input(
+        name, [io.Image, io.Video], display_name, optional=optional, tooltip=tooltip
+    )
+
+
 def most_frames_input(default: int) -> Any:
     """Makes the input for how many frames a node for looking shows."""
     return io.Int.Input(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ def strip(clip: Tensor, moments: int) -> Tensor:
     return torch.cat(list(clip[spread(len(clip), moments)]), dim=1)[None]
 
 
+@lru_cache(maxsize=64)
 def caption(name: str, width: int, height: int, size: int) -> Tensor:
     """Writes a name in white on black.
 

@@ -75,17 +75,35 @@ def as_encoded(node: str, frames: Tensor, inversion: Inversion) -> tuple[Tensor,
     Raises:
         NodeError: If frames of this size were not inverted.
     """
+    size = encoded_part(node, "frames", size_of(frames), inversion)
+    return crop(frames, size), describe_crop("frames", size_of(frames), size)
+
+
+def encoded_part(node: str, socket: str, size: Size, inversion: Inversion) -> Size:
+    """Finds out what part of the source's frames was inverted.
+
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        size: The frames' height and width.
+        inversion: Their inversion.
+
+    Returns:
+        Height and width of that part, the middle.
+
+    Raises:
+        NodeError: If frames of this size were not inverted.
+    """
     height, width = inversion.latents.shape[-2:]
-    size = encoded_size(size_of(frames), (height, width))
-    if size is None:
+    part = encoded_size(size, (height, width))
+    if part is None:
         found = (
-            f"frames of {in_words(size_of(frames))} pixels, which are not encoded as "
+            f"frames of {in_words(size)} pixels, which are not encoded as "
             f"the inverted latents of {width} x {height}."
         )
-        raise NodeError(
-            node, "frames", found, "Connect the frames that were encoded, as VAE Encode got them."
-        )
-    return crop(frames, size), describe_crop("frames", size_of(frames), size)
+        remedy = "Connect the frames that were encoded, as VAE Encode got them."
+        raise NodeError(node, socket, found, remedy)
+    return part
 
 
 def mask_as_encoded(mask: Tensor, inversion: Inversion) -> tuple[Tensor, str]:

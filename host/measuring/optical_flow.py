@@ -21,6 +21,7 @@ from ..validation.errors import NodeError, library_error
 
 FOLDER = "optical_flow"
 DIS = "DIS"
+LONGEST_SHOWN = 100  # signs of a name in an error
 # torchvision's default weights, under the names of its files: offered before they are there, so
 # that the error can say what is missing.
 RAFT_FILES = ("raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_small_C_T_V2-01064c6d.pth")
@@ -99,7 +100,7 @@ def check_flow(node: str, socket: str, choice: str) -> str | None:
         raise NodeError(
             node,
             socket,
-            f"no file {choice} in {folders}.",
+            f"no file {choice[:LONGEST_SHOWN]!r} in {folders}.",
             f"Put torchvision's weights of RAFT there, or choose {DIS}.",
         )
     return path

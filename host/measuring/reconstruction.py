@@ -23,7 +23,7 @@ from ..progress import Progress
 from ..source import SourceRun, run_as_sampler
 from ..validation.errors import NodeError
 from ..video.autoencoder import decode
-from .cropping import in_words, size_of
+from .cropping import Size, in_words, size_of
 
 MOST_FRAMES = 4
 # How many frames are decoded at once. How much their differences are brightened, as what is lost
@@ -175,7 +175,7 @@ def _decode(node: str, model: Any, vae: Any, latents: Tensor) -> Tensor:
     return decode(node, vae, to_latent(model, latents), "the inverted latents")
 
 
-def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Tensor | None) -> None:
+def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, size: Size | None) -> None:
     """Decodes one frame of the inverted clip, before much is sampled to be decoded.
 
     Args:
@@ -183,16 +183,15 @@ def check_vae(node: str, model: Any, vae: Any, inversion: Inversion, frames: Ten
         model: The ModelPatcher, for its latent space.
         vae: The host's VAE.
         inversion: The source's path.
-        frames: The source's frames, (N, H, W, 3), or None.
+        size: Height and width of the source's frames, None if they are not there.
 
     Raises:
         NodeError: If the VAE cannot decode it, or not to the size of the source's frames.
     """
     decoded = size_of(_decode(node, model, vae, inversion.latents[-1][:1]))
-    if frames is not None and size_of(frames) != decoded:
+    if size is not None and size != decoded:
         found = (
-            f"frames of {in_words(size_of(frames))} pixels, "
-            f"the inverted ones decode to {in_words(decoded)}."
+            f"frames of {in_words(size)} pixels, the inverted ones decode to {in_words(decoded)}."
         )
         raise NodeError(node, "frames", found, "Connect the frames that were encoded.")
 

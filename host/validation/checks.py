@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -247,12 +248,12 @@ def check_mask(node: str, mask: Tensor | None, inversion: Inversion) -> None:
         )
 
 
-def check_frame_count(node: str, frames: Tensor, inversion: Inversion) -> None:
+def check_frame_count(node: str, frames: Sized, inversion: Inversion) -> None:
     """Checks that the source's pictures are one for each inverted frame.
 
     Args:
         node: The node's name, for errors.
-        frames: The pictures, (N, H, W, 3).
+        frames: The pictures, N of them.
         inversion: The source's inversion.
 
     Raises:

@@ -5,9 +5,10 @@ A video in a file is decoded as it is asked for. Any other VIDEO has its frames 
 
 from __future__ import annotations
 
+import io
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,11 +74,11 @@ def video_facts(node: str, socket: str, video: Any) -> Facts:
         NodeError: If it cannot be read.
     """
     with _readable(node, socket):
-        if not isinstance(video, InputImpl.VideoFromFile):
+        if not is_file(video):
             parts = video.get_components()
             return Facts(Fraction(parts.frame_rate), len(parts.images))
         start, length = _window(video)
-        with av.open(video.get_stream_source()) as container:
+        with av.open(_source(video)) as container:
             stream = _pictures(container)
             rate = Fraction(stream.average_rate or 1)
             seconds = (container.duration or 0) / av.time_base
@@ -88,8 +89,67 @@ def video_facts(node: str, socket: str, video: Any) -> Facts:
         return Facts(rate, min(rest, round(length * rate)) if length else rest)
 
 
+def is_file(video: Any) -> bool:
+    """Tells whether a VIDEO is decoded as it is asked for; others have their frames in memory."""
+    return isinstance(video, InputImpl.VideoFromFile)
+
+
+def held_pictures(video: Any) -> Tensor | None:
+    """Returns the frames (N, H, W, C) of a VIDEO that has them in memory.
+
+    Args:
+        video: The VIDEO.
+
+    Returns:
+        The frames; None of a file, and of a VIDEO that cannot be read, which is told where it is.
+    """
+    if is_file(video):
+        return None
+    try:
+        pictures = video.get_components().images
+    except Exception:  # whatever a VIDEO of another pack does
+        return None
+    return pictures if isinstance(pictures, Tensor) else None
+
+
+def count_frames(node: str, socket: str, video: Any) -> int:
+    """Counts a video's frames without decoding them, where its file does not say.
+
+    Args:
+        node: The node's name, for errors.
+        socket: The input's name, for errors.
+        video: The VIDEO.
+
+    Returns:
+        How many there are; of a damaged file less may be read.
+
+    Raises:
+        NodeError: If it cannot be read.
+    """
+    with _readable(node, socket):
+        if not is_file(video):
+            return len(video.get_components().images)
+        start, length = _window(video)
+        with av.open(_source(video)) as container:
+            stream = _pictures(container)
+            if stream.frames and not start and not length:
+                return int(stream.frames)
+            first, last = (int(moment / stream.time_base) for moment in (start, start + length))
+            return sum(
+                packet.pts >= first and not (length and packet.pts >= last)
+                for packet in container.demux(stream)
+                if packet.pts is not None
+            )
+
+
 def read_frames(
-    node: str, socket: str, video: Any, first: int = 0, count: int = 0, every: int = 1
+    node: str,
+    socket: str,
+    video: Any,
+    first: int = 0,
+    count: int = 0,
+    every: int = 1,
+    chosen: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Reads frames one after another.
 
@@ -100,6 +160,7 @@ def read_frames(
         first: The first frame's number.
         count: How many, 0 for all to the end.
         every: 1 for each frame, n for each n-th one.
+        chosen: Only frames of these numbers, ascending, in place of all that.
 
     Yields:
         A frame, (H, W, 3) float32 in [0, 1] on the CPU.
@@ -109,8 +170,27 @@ def read_frames(
     """
     end = first + (count - 1) * every + 1 if count else None
     with _readable(node, socket):
-        for frame in islice(_decoded(video), first, end, every):
+        frames = (
+            islice(_decoded(video), first, end, every)
+            if chosen is None
+            else _of_numbers(_decoded(video), chosen)
+        )
+        for frame in frames:
             yield frame if isinstance(frame, Tensor) else _pixels(frame)
+
+
+def _of_numbers(frames: Iterator[Any], chosen: Sequence[int]) -> Iterator[Any]:
+    """Those frames whose numbers are chosen, without a look at what follows the last one."""
+    if chosen:
+        wanted = set(chosen)
+        for number, frame in enumerate(islice(frames, max(chosen) + 1)):
+            if number in wanted:
+                yield frame
+
+
+def few_of(size: tuple[int, int]) -> int:
+    """Returns how many frames of a height and width are held at once."""
+    return max(1, min(FEW, MOST_PIXELS // math.prod(size)))
 
 
 def in_blocks(frames: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -125,7 +205,7 @@ def in_blocks(frames: Iterable[Tensor]) -> Iterator[Tensor]:
     block: list[Tensor] = []
     for frame in frames:
         block.append(frame)
-        if len(block) >= max(1, min(FEW, MOST_PIXELS // frame[..., 0].numel())):
+        if len(block) >= few_of((frame.shape[0], frame.shape[1])):
             yield torch.stack(block)
             block = []
     if block:
@@ -149,10 +229,10 @@ def read_sound(node: str, socket: str, video: Any, start: float, seconds: float)
         NodeError: If the video cannot be read, also while the blocks are asked for.
     """
     with _readable(node, socket):
-        if not isinstance(video, InputImpl.VideoFromFile):
+        if not is_file(video):
             return _held_sound(video.get_components().audio, start, seconds)
         start += _window(video)[0]
-        with av.open(video.get_stream_source()) as container:
+        with av.open(_source(video)) as container:
             stream = _last_sound(container)
             if stream is None:
                 return None
@@ -176,6 +256,12 @@ def _readable(node: str, socket: str) -> Iterator[None]:
         raise NodeError(node, socket, found, "Connect another one, or convert its file.") from error
 
 
+def _source(video: Any) -> Any:
+    """What is opened of a video: bytes in memory get a reader of their own, as others read them."""
+    source = video.get_stream_source()
+    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else source
+
+
 def _window(video: Any) -> tuple[float, float]:
     """Where a video begins in its file and how long it is, in seconds; 0 to the end.
 
@@ -193,11 +279,11 @@ def _pictures(container: Any) -> Any:
 
 def _decoded(video: Any) -> Iterator[Any]:
     """Tensors (H, W, 3), or frames as they come from a file."""
-    if not isinstance(video, InputImpl.VideoFromFile):
+    if not is_file(video):
         yield from video.get_components().images[..., :3].float().cpu()
         return
     start, length = _window(video)
-    with av.open(video.get_stream_source()) as container:
+    with av.open(_source(video)) as container:
         stream = _pictures(container)
         first, last = (int(moment / stream.time_base) for moment in (start, start + length))
         if first:
@@ -236,7 +322,7 @@ def _decoded_sound(
 ) -> Iterator[np.ndarray]:
     resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
     skip: int | None = None
-    with _readable(node, socket), av.open(video.get_stream_source()) as container:
+    with _readable(node, socket), av.open(_source(video)) as container:
         if start:
             container.seek(int(start * av.time_base))
         for packet in container.demux(_last_sound(container)):

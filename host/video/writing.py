@@ -14,10 +14,13 @@ from typing import Any
 import av
 import folder_paths
 import numpy as np
+from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
+from ..validation.errors import NodeError
 from .reading import Sound
 
+USUAL_RATE = 30  # frames a second, as Create Video has it
 BT709, SRGB, LIMITED = 1, 13, 1  # FFmpeg's numbers of colours, as they are told to players
 
 
@@ -45,6 +48,48 @@ def _remove(path: str) -> None:
     # Windows keeps what is open; the host empties the folder when it starts.
     with contextlib.suppress(OSError):
         os.unlink(path)
+
+
+def written_video(
+    node: str, frames: Iterable[Tensor], rate: Fraction, sound: Sound | None = None, crf: int = 18
+) -> Any:
+    """Makes a VIDEO of frames as they come, in a file that goes with it.
+
+    Args:
+        node: The node's name, for errors.
+        frames: Frames (H, W, 3) in [0, 1] of even height and width.
+        rate: Frames a second.
+        sound: The sound, or None.
+        crf: H.264's constant rate factor: 0 without loss, 51 the worst.
+
+    Returns:
+        The VIDEO.
+
+    Raises:
+        NodeError: If the disk has no room.
+    """
+    path = TemporaryFile(".mp4")
+    try:
+        write_video(path, frames, rate, sound, crf)
+    except OSError as error:
+        found = f"the video could not be written ({error})."
+        remedy = "Make room on the disk of ComfyUI's temp folder."
+        raise NodeError(node, None, found, remedy) from error
+    return InputImpl.VideoFromFile(path)
+
+
+def held_video(pictures: Tensor, rate: Fraction) -> Any:
+    """Makes a VIDEO of pictures that are in memory anyway.
+
+    Args:
+        pictures: (N, H, W, 3) in [0, 1].
+        rate: Frames a second.
+
+    Returns:
+        The VIDEO.
+    """
+    parts = Types.VideoComponents(images=pictures, audio=None, frame_rate=rate)
+    return InputImpl.VideoFromComponents(parts)
 
 
 def write_video(

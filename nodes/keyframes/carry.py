@@ -12,11 +12,12 @@ from comfy_api.latest import io
 from ...host.families.latents import of_frames
 from ...host.validation.errors import NodeError
 from ...host.video.autoencoder import encode
+from ...host.video.clips import Clip
 from ...tokenflow_ops.carrying.given import GivenKeyframes
 from ...tokenflow_ops.carrying.pictures import carry_pictures
 from ..inputs import before_run, checked
 from ..schema import KeyframesSocket, said, schema
-from .numbers import check_shots, check_text, cuts_input, parsed, shots_of
+from .numbers import check_shots, check_text, cuts_input, parsed, shots_of, shrunk
 
 NAME = "Carry Keyframes"
 NEEDS = ("cv2",)
@@ -104,7 +105,7 @@ class CarryKeyframes(io.ComfyNode):
         if len(keyframes) != len(given):
             found = f"{len(keyframes)} pictures for {len(given)} numbers."
             raise NodeError(NAME, "keyframes", found, "Connect one edited picture per number.")
-        shots = shots_of(frames, cuts)
+        shots = shots_of(shrunk(Clip.of(NAME, "frames", frames)), cuts)
         check_shots(NAME, given, shots)
         order = sorted(range(len(given)), key=given.__getitem__)
         given = sorted(given)

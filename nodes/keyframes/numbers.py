@@ -10,11 +10,12 @@ from comfy import model_management
 from comfy_api.latest import io
 
 from ...host.validation.errors import NodeError
+from ...host.video.clips import Clip
 from ...tokenflow_ops.keyframes import ONE_SHOT
 from ...tokenflow_ops.matching.cuts import find_cuts
 
 FOUND, NO_CUTS = "found", "none"
-SIDE = 64  # pixels of the longest side of the pictures in which cuts are looked for
+SIDE, SMALLEST = 64, 5  # pixels of the longest side of small pictures, and of the shortest
 
 
 def parsed(node: str, text: str, frames: int, socket: str = "numbers") -> list[int]:
@@ -66,11 +67,35 @@ def words(text: str) -> list[str]:
     return re.split(r"[,;\s]+", text.strip(" ,;\n\t")) if text.strip(" ,;\n\t") else []
 
 
-def shots_of(frames: torch.Tensor, cuts: str) -> tuple[int, ...]:
+def shrunk(clip: Clip) -> torch.Tensor:
+    """Makes the small pictures of a clip in which cuts and keyframes are looked for.
+
+    Args:
+        clip: The clip, of N frames.
+
+    Returns:
+        (N, 3, h, w) float32, no side longer than SIDE.
+    """
+    share, small = min(1.0, SIDE / max(clip.size)), torch.empty(0)
+    size = [max(SMALLEST, round(side * share)) if share < 1 else side for side in clip.size]
+    done = 0
+    for block in clip.blocks():
+        pictures = block.movedim(-1, 1)
+        if share < 1:
+            pictures = torch.nn.functional.interpolate(pictures, size, mode="area")
+        if not done:
+            small = torch.empty(len(clip), *pictures.shape[1:])
+        small[done : done + len(pictures)] = pictures
+        done += len(pictures)
+        model_management.throw_exception_if_processing_interrupted()
+    return small[:done]
+
+
+def shots_of(pictures: torch.Tensor, cuts: str) -> tuple[int, ...]:
     """Finds the first frame of each shot.
 
     Args:
-        frames: The clip, (N, H, W, 3).
+        pictures: The clip's small pictures, of `shrunk`.
         cuts: FOUND or NO_CUTS.
 
     Returns:
@@ -78,11 +103,6 @@ def shots_of(frames: torch.Tensor, cuts: str) -> tuple[int, ...]:
     """
     if cuts == NO_CUTS:
         return ONE_SHOT
-    pictures = frames[..., :3].movedim(-1, 1).float().cpu()
-    share = SIDE / max(pictures.shape[2:])
-    if share < 1:
-        size = [max(1, round(side * share)) for side in pictures.shape[2:]]
-        pictures = torch.nn.functional.interpolate(pictures, size, mode="area")
     check = model_management.throw_exception_if_processing_interrupted
     return find_cuts(pictures, model_management.get_torch_device(), check)
 

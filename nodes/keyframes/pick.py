@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy import model_management
 from comfy_api.latest import io
 
 from ...host.validation.errors import NodeError
+from ...host.video.clips import Clip
 from ...tokenflow_ops.carrying.picking import covering
 from ...tokenflow_ops.keyframes import interval_starts
 from ..inputs import before_run, checked
-from ..schema import preview, schema, shown_frames
-from .numbers import check_shots, check_text, cuts_input, parsed, shots_of
+from ..schema import clip_input, preview, schema, shown_frames
+from .numbers import check_shots, check_text, cuts_input, parsed, shots_of, shrunk
 
 NAME = "Pick Keyframes"
 EVERYTHING, EVERY_NTH, BY_NUMBER = CHOICES = (
@@ -34,7 +37,7 @@ class PickKeyframes(io.ComfyNode):
             ["keyframes", "ebsynth", "select frames", "painted frame", "image edit to video"],
             advanced=("cuts",),
             inputs=[
-                io.Image.Input("frames", tooltip="The source frames."),
+                clip_input("frames", tooltip="The source frames."),
                 io.Combo.Input(
                     "choice",
                     options=list(CHOICES),
@@ -84,28 +87,29 @@ class PickKeyframes(io.ComfyNode):
     @checked()
     def execute(
         cls,
-        frames: torch.Tensor,
+        frames: Any,
         choice: str = EVERYTHING,
         every: int = 8,
         most: int = 5,
         numbers: str = "0",
         cuts: str = "found",
     ) -> io.NodeOutput:
-        shots = shots_of(frames, cuts)
+        clip = Clip.of(NAME, "frames", frames)
+        pictures = shrunk(clip)
+        shots = shots_of(pictures, cuts)
         if choice == BY_NUMBER:
-            chosen = sorted(parsed(NAME, numbers, len(frames)))
+            chosen = sorted(parsed(NAME, numbers, len(clip)))
             check_shots(NAME, chosen, shots)
         elif choice == EVERY_NTH:
-            chosen = interval_starts(len(frames), every, shots).tolist()
+            chosen = interval_starts(len(clip), every, shots).tolist()
         else:
-            pictures = frames[..., :3].movedim(-1, 1).float().cpu()
             check = model_management.throw_exception_if_processing_interrupted
             chosen = covering(pictures, most, shots, check)
         if not chosen:
             raise NodeError(NAME, "frames", "no frame.", "Connect the source frames.")
         text = ", ".join(map(str, chosen))
-        keyframes = frames[chosen]
-        told = f"{len(chosen)} of {len(frames)} frames: {text}"
+        keyframes = clip[torch.tensor(chosen)]
+        told = f"{len(chosen)} of {len(clip)} frames: {text}"
         return io.NodeOutput(
-            keyframes, text, ui=preview(keyframes[shown_frames(len(chosen))].float().cpu(), told)
+            keyframes, text, ui=preview(keyframes[shown_frames(len(chosen))], told)
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ...host.measuring.cropping import common_size, crop, describe_crop, in_words, size_of
+from ...host.measuring.cropping import common_size, describe_crop, in_words
 from ...host.validation.errors import NodeError
-from ..schema import lines
+from ...host.video.clips import Clip
+from ..schema import clip_input, lines
 
 # Inputs that grow as they are connected are half made on the oldest host, so there are enough for
 # all modes and some more. By their ids, the first two of which are older than their names, what
@@ -25,14 +25,14 @@ def edit_inputs() -> list[Any]:
     """Makes a socket for each of `EDITS`, of which only the first must be connected."""
     (first, name), *more = EDITS.items()
     return [
-        io.Image.Input(
+        clip_input(
             first,
             name,
             tooltip="The edited frames: as many as the source's, and of the same size but for the "
             "margin that VAE Encode cuts off.",
         ),
         *(
-            io.Image.Input(socket, name, optional=True, tooltip="One more edit to compare with.")
+            clip_input(socket, name, optional=True, tooltip="One more edit to compare with.")
             for socket, name in more
         ),
     ]
@@ -50,12 +50,12 @@ def names_input() -> Any:
     )
 
 
-def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], str]:
+def like_source(node: str, given: dict[str, Any]) -> tuple[dict[str, Clip], str]:
     """Returns the connected clips cut to one size, and what was cut in words.
 
     Args:
         node: What the node is called, for errors.
-        clips: Clips (N, H, W, C) by socket, None for what is not connected. `source` must be.
+        given: IMAGEs and VIDEOs by socket, None for what is not connected. `source` must be.
 
     Returns:
         The connected clips by socket: source, reconstruction, edits in order, whatever the order
@@ -66,20 +66,18 @@ def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, T
         NodeError: For another length than the source's, or a size that differs by more.
     """
     connected = {
-        socket: clip
+        socket: Clip.of(node, EDITS.get(socket, socket), given[socket])
         for socket in ("source", "reconstruction", *EDITS)
-        if (clip := clips.get(socket)) is not None
+        if given.get(socket) is not None
     }
     source = connected["source"]
-    for socket, clip in connected.items():
+    for clip in connected.values():
         if len(clip) != len(source):
             found = f"{len(clip)} frames, the source has {len(source)}."
-            raise NodeError(
-                node, EDITS.get(socket, socket), found, "Connect clips of equal length."
-            )
-    size = common_size({socket: size_of(clip) for socket, clip in connected.items()})
+            raise NodeError(node, clip.socket, found, "Connect clips of equal length.")
+    size = common_size({socket: clip.size for socket, clip in connected.items()})
     if isinstance(size, str):
-        theirs, sources = in_words(size_of(connected[size])), in_words(size_of(source))
+        theirs, sources = in_words(connected[size].size), in_words(source.size)
         found = f"frames of {theirs} pixels, the source's are {sources}."
         raise NodeError(
             node,
@@ -87,16 +85,11 @@ def like_source(node: str, clips: dict[str, Tensor | None]) -> tuple[dict[str, T
             found,
             "Connect clips of equal size; as the source the frames that were encoded.",
         )
-    words = lines(
-        *(
-            describe_crop(EDITS.get(socket, socket), size_of(clip), size)
-            for socket, clip in connected.items()
-        )
-    )
-    return {socket: crop(clip, size) for socket, clip in connected.items()}, words
+    words = lines(*(describe_crop(clip.socket, clip.size, size) for clip in connected.values()))
+    return {socket: clip.cut(size) for socket, clip in connected.items()}, words
 
 
-def called(node: str, clips: dict[str, Tensor], names: str) -> dict[str, Tensor]:
+def called(node: str, clips: dict[str, Clip], names: str) -> dict[str, Clip]:
     """Returns the clips under the names that the user gave the edits, or their inputs'.
 
     Args:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...host.progress import Progress
+from ...host.video.clips import Clip, in_step
+from ...host.video.writing import USUAL_RATE, held_video, written_video
 from ...reporting.grid import captioned_grid, strip
+from ...tokenflow_ops import spread
 from ..inputs import before_run, checked
-from ..schema import said, schema
+from ..schema import clip_input, said, schema, shown_frames
 from .clips import called, check_names, edit_inputs, like_source, names_input, parsed
 
 NAME = "Compare Clips"
@@ -27,7 +36,7 @@ class CompareClips(io.ComfyNode):
             ["grid", "side by side", "captions", "compare videos", "contact sheet"],
             advanced=("columns",),
             inputs=[
-                io.Image.Input("source", tooltip="The source frames: the first cell."),
+                clip_input("source", tooltip="The source frames: the first cell."),
                 *edit_inputs(),
                 names_input(),
                 io.Int.Input(
@@ -51,9 +60,13 @@ class CompareClips(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="grid",
-                    tooltip="As many frames as a clip has, or one with moments. Cells "
-                    "without a clip are black.",
-                )
+                    tooltip="As many frames as a clip has, or one with moments; of VIDEOs with "
+                    "more than 64 so many, spread evenly. Cells without a clip are black.",
+                ),
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="All frames of the grid, with the source's frame rate: for Save Video.",
+                ),
             ],
         )
 
@@ -67,18 +80,54 @@ class CompareClips(io.ComfyNode):
     @checked(needs=NEEDS)
     def execute(
         cls,
-        source: Tensor,
-        edited: Tensor,
-        reference: Tensor | None = None,
+        source: Any,
+        edited: Any,
+        reference: Any = None,
         names: str = "",
         columns: int = 0,
         moments: int = 0,
-        **more_edits: Tensor | None,
+        **more_edits: Any,
     ) -> io.NodeOutput:
         clips, words = like_source(
             NAME, {"source": source, "edited": edited, "reference": reference, **more_edits}
         )
         named = called(NAME, clips, names)
+        rate = clips["source"].rate or Fraction(USUAL_RATE)
         if moments:
-            named, columns = {name: strip(clip, moments) for name, clip in named.items()}, 1
-        return io.NodeOutput(captioned_grid(named, columns), ui=said(words))
+            chosen = spread(len(clips["source"]), moments)
+            strips = {name: strip(clip[chosen], moments) for name, clip in named.items()}
+            grid = captioned_grid(strips, 1)
+            return io.NodeOutput(grid, held_video(grid, rate), ui=said(words))
+        if not any(clip.streamed for clip in clips.values()):
+            grid = _joined(_grids(named, columns), len(clips["source"]))
+            return io.NodeOutput(grid, held_video(grid, rate), ui=said(words))
+        shown = shown_frames(len(clips["source"]))
+        few = captioned_grid({name: clip[shown] for name, clip in named.items()}, columns)
+        frames = (_even(frame) for grid in _grids(named, columns) for frame in grid)
+        return io.NodeOutput(few, written_video(NAME, frames, rate), ui=said(words))
+
+
+def _grids(clips: Mapping[str, Clip], columns: int) -> Iterator[Tensor]:
+    """The grid, a few frames at a time."""
+    progress = Progress(len(next(iter(clips.values()))))
+    for block in in_step(clips):
+        grid = captioned_grid(block, columns)
+        yield grid
+        progress(len(grid))
+
+
+def _joined(grids: Iterator[Tensor], count: int) -> Tensor:
+    """All frames of the grid, of which there are so many; a list would be held twice."""
+    whole, first = torch.empty(0), 0
+    for grid in grids:
+        if not first:
+            whole = torch.empty(count, *grid.shape[1:])
+        whole[first : first + len(grid)] = grid
+        first += len(grid)
+    return whole
+
+
+def _even(frame: Tensor) -> Tensor:
+    """A frame (H, W, 3) with a black row or column more where H.264 needs one."""
+    height, width = frame.shape[:2]
+    return torch.nn.functional.pad(frame, (0, 0, 0, width % 2, 0, height % 2))

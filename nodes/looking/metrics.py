@@ -8,11 +8,12 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...host.measuring.clip_scores import frame_embedding, prompt_embedding
+from ...host.measuring.cropping import in_words
 from ...host.measuring.measure import measure
 from ...host.measuring.optical_flow import DIS, check_flow, flow_choices, load_flow
 from ...host.validation.errors import NodeError
 from ..inputs import UNCONNECTED, before_run, checked
-from ..schema import lines, schema
+from ..schema import clip_input, lines, schema
 from .clips import called, check_names, edit_inputs, like_source, names_input, parsed
 
 NAME = "Video Consistency Metrics"
@@ -42,10 +43,10 @@ class Metrics(io.ComfyNode):
             ],
             advanced=("flow",),
             inputs=[
-                io.Image.Input("source", tooltip="The source frames: they give the motion."),
+                clip_input("source", tooltip="The source frames: they give the motion."),
                 first,
                 second,
-                io.Image.Input(
+                clip_input(
                     "reconstruction",
                     optional=True,
                     tooltip="The source through VAE Encode and VAE Decode: the "
@@ -132,16 +133,16 @@ class Metrics(io.ComfyNode):
     @checked("flow", needs=NEEDS)
     def execute(
         cls,
-        source: Tensor,
-        edited: Tensor,
-        reference: Tensor | None = None,
-        reconstruction: Tensor | None = None,
+        source: Any,
+        edited: Any,
+        reference: Any = None,
+        reconstruction: Any = None,
         names: str = "",
         flow: str = DIS,
         clip_vision: Any = None,
         clip: Any = None,
         prompt: str = "",
-        **more_edits: Tensor | None,
+        **more_edits: Any,
     ) -> io.NodeOutput:
         clips, words = like_source(
             NAME,
@@ -153,16 +154,15 @@ class Metrics(io.ComfyNode):
                 **more_edits,
             },
         )
-        if len(source) < 2:
-            raise NodeError(
-                NAME, "source", f"{len(source)} frame(s).", "Connect a clip of at least two frames."
-            )
-        if min(source.shape[1:3]) < 2:
-            found = f"frames of {source.shape[2]} x {source.shape[1]} pixels."
+        count, whole = len(clips["source"]), clips["source"].whole
+        if count < 2:
+            found = f"{count} frame(s)."
+            raise NodeError(NAME, "source", found, "Connect a clip of at least two frames.")
+        if min(whole) < 2:
+            found = f"frames of {in_words(whole)} pixels."
             raise NodeError(NAME, "source", found, "Connect frames of at least 2 x 2 pixels.")
-        frames = {socket: clip[..., :3].movedim(-1, 1).float() for socket, clip in clips.items()}
         report = measure(
-            called(NAME, frames, names),
+            called(NAME, clips, names),
             load_flow(NAME, "flow", flow),
             flow,
             None if clip_vision is None else frame_embedding(NAME, "clip_vision", clip_vision),

@@ -8,7 +8,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...host.families.latents import to_latent
-from ...host.measuring.cropping import as_encoded
 from ...host.measuring.reconstruction import (
     ALONE,
     BACK,
@@ -26,11 +25,13 @@ from ...host.validation.checks import (
     check_same_model,
 )
 from ...host.validation.prompts import check_prompts
+from ...host.video.clips import Clip
 from ...reporting.plots import plot_lines
 from ...tokenflow_ops import Inversion
 from ..inputs import UNCONNECTED, before_run, checked
 from ..schema import (
     InversionSocket,
+    clip_input,
     frames_per_pass_input,
     lines,
     most_frames_input,
@@ -71,7 +72,7 @@ class CheckReconstruction(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="The VAE the frames were encoded with."),
                 most_frames_input(MOST_CHECKED),
-                io.Image.Input(
+                clip_input(
                     "frames",
                     optional=True,
                     tooltip="The source frames. Without them the autoencoder's pictures of the "
@@ -130,7 +131,7 @@ class CheckReconstruction(io.ComfyNode):
         inversion: Inversion,
         vae: Any,
         most_frames: int = MOST_CHECKED,
-        frames: Tensor | None = None,
+        frames: Any = None,
         cfg: float = 1.0,
         negative: Any = None,
         frames_per_pass: int = 0,
@@ -140,18 +141,19 @@ class CheckReconstruction(io.ComfyNode):
         check_guided(NAME, cfg, bool(negative))
         if negative:
             check_prompts(NAME, model, negative, "negative")
-        cut = ""
+        clip, cut = None, ""
         if frames is not None:
-            check_frame_count(NAME, frames, inversion)
-            frames, cut = as_encoded(NAME, frames, inversion)
-        check_vae(NAME, model, vae, inversion, frames)
+            clip = Clip.of(NAME, "frames", frames)
+            check_frame_count(NAME, clip, inversion)
+            clip, cut = clip.as_encoded(inversion)
+        check_vae(NAME, model, vae, inversion, None if clip is None else clip.size)
         shown, clean = shown_frames(inversion.frames, most_frames), inversion.latents[-1]
         latents = to_latent(model, clean)
         progress = Progress(len(inversion.sigmas) - 1 + len(shown))
         found = reconstruct_frames(
             NAME, model, inversion, negative or [], cfg, latents, shown, frames_per_pass, progress
         )
-        chosen = None if frames is None else frames[shown]
+        chosen = None if clip is None else clip[shown]
         pictures, comparison, figures = compare_pictures(
             NAME, model, vae, found, clean[shown], chosen, progress
         )

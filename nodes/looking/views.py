@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 
-from ...host.measuring.cropping import as_encoded, size_of
+from ...host.measuring.cropping import Size
 from ...host.measuring.reconstruction import spread_frames
 from ...host.progress import Progress
 from ...host.validation.checks import check_frame_count
 from ...host.validation.errors import NodeError
+from ...host.video.clips import Clip, channels_first
 from ...reporting.grid import captioned_grid
 from ...reporting.plots import heat_map, plot_timeline
 from ...tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures
@@ -30,6 +33,7 @@ from ..schema import (
     CorrespondencesSocket,
     FeaturesSocket,
     as_image,
+    clip_input,
     lines,
     most_frames_input,
     noise_level_input,
@@ -78,7 +82,7 @@ class PreviewFeatures(io.ComfyNode):
                     "output_blocks.8.1.transformer_blocks.0.attn1. Empty: by resolution.",
                 ),
                 most_frames_input(MOST_SHOWN),
-                io.Image.Input(
+                clip_input(
                     "frames",
                     optional=True,
                     tooltip="The source frames, only for the size of the pictures. Without them a "
@@ -104,14 +108,14 @@ class PreviewFeatures(io.ComfyNode):
         noise_level: float = NOISE_LEVEL,
         layer: str = "",
         most_frames: int = MOST_SHOWN,
-        frames: torch.Tensor | None = None,
+        frames: Any = None,
     ) -> io.NodeOutput:
         inversion = features.inversion
         height, width = (side * CELL for side in inversion.latents.shape[-2:])
         cut = ""
         if frames is not None:
-            frames, cut = as_encoded(FEATURES, frames, inversion)
-            height, width = size_of(frames)
+            clip, cut = Clip.of(FEATURES, "frames", frames).as_encoded(inversion)
+            height, width = clip.size
         descriptor = (
             _layer(features, layer.strip()) if layer.strip() else _descriptor(features, resolution)
         )
@@ -187,9 +191,7 @@ class PreviewCorrespondences(io.ComfyNode):
                 CorrespondencesSocket.Input(
                     "correspondences", tooltip="From Build NN Correspondences."
                 ),
-                io.Image.Input(
-                    "frames", tooltip="The source frames, the images that were encoded."
-                ),
+                clip_input("frames", tooltip="The source frames, the images that were encoded."),
                 noise_level_input(NOISE_LEVEL),
                 io.Int.Input(
                     "attended_keyframes",
@@ -235,31 +237,33 @@ class PreviewCorrespondences(io.ComfyNode):
     def execute(
         cls,
         correspondences: Correspondences,
-        frames: torch.Tensor,
+        frames: Any,
         noise_level: float = NOISE_LEVEL,
         attended_keyframes: int = NUMBER_BY_PRESET,
         most_frames: int = MOST_SHOWN,
     ) -> io.NodeOutput:
         features = correspondences.features
         total = features.inversion.frames
-        check_frame_count(CORRESPONDENCES, frames, features.inversion)
-        frames, cut = as_encoded(CORRESPONDENCES, frames, features.inversion)
-        frames, shown = frames[..., :3].float().cpu(), shown_frames(total, most_frames)
+        clip = Clip.of(CORRESPONDENCES, "frames", frames)
+        check_frame_count(CORRESPONDENCES, clip, features.inversion)
+        clip, cut = clip.as_encoded(features.inversion)
+        shown = shown_frames(total, most_frames)
+        source = clip[shown]
         step = step_at(noise_level, len(correspondences.steps))
         descriptor, grid = features.finest, features.grid(features.finest)
         matches, done = correspondences.steps[step], Progress(2 * len(shown))
-        pictures = rebuild(frames.movedim(-1, 1), matches, descriptor, grid, shown, done)
+        pictures = rebuild(channels_first(clip), matches, descriptor, grid, shown, done)
         similarity = match_similarity(features, matches, descriptor, step, shown, done)
         views = {
-            "rebuilt": _sized(pictures, frames),
-            "confidence": heat_map(_sureness(similarity), frames[shown]),
+            "rebuilt": _sized(pictures, clip.size),
+            "confidence": heat_map(_sureness(similarity), source),
             "motion": as_image(
-                motion_colours(match_motion(matches, descriptor, grid, shown)), *frames.shape[1:3]
+                motion_colours(match_motion(matches, descriptor, grid, shown)), *clip.size
             ),
         }
         few = spread_frames(len(shown))
         overview = captioned_grid(
-            {"source": frames[shown[few]], **{name: view[few] for name, view in views.items()}},
+            {"source": source[few], **{name: view[few] for name, view in views.items()}},
             columns=4,
         )
         keyframes = ", ".join(map(str, matches.keyframes.tolist()))
@@ -274,9 +278,8 @@ class PreviewCorrespondences(io.ComfyNode):
         )
 
 
-def _sized(pictures: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Pictures (n, 3, h, w) as an IMAGE of the size of the frames (N, H, W, 3)."""
-    size = frames.shape[1:3]
+def _sized(pictures: torch.Tensor, size: Size) -> torch.Tensor:
+    """Pictures (n, 3, h, w) as an IMAGE of the frames' height and width."""
     if pictures.shape[2:] != size:
         pictures = torch.nn.functional.interpolate(pictures, size, mode="bilinear")
     return pictures.movedim(1, -1)

@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...host.progress import Progress
 from ...host.validation.errors import NodeError
 from ...host.video.autoencoder import decode
 from ...host.video.reading import FEW, read_sound, video_facts
-from ...host.video.writing import TemporaryFile, write_video
+from ...host.video.writing import USUAL_RATE, written_video
 from ..inputs import checked
 from ..schema import schema
 
 NAME = "Decode to Video"
-USUAL_RATE = 30  # as Create Video has it
 LARGEST_DENOMINATOR = 1001  # of frame rates such as 30000/1001
 
 
@@ -98,19 +97,10 @@ class DecodeToVideo(io.ComfyNode):
             raise NodeError(NAME, "frame_rate", found, "Give at least a thousandth.")
         seconds = len(latents) / rate
         sound = source and read_sound(NAME, "source", source, start_time, float(seconds))
-        path = TemporaryFile(".mp4")
-        try:
-            write_video(path, _decoded(vae, latents), rate, sound, crf)
-        except OSError as error:
-            raise NodeError(
-                NAME,
-                None,
-                f"the video could not be written ({error}).",
-                "Make room on the disk of ComfyUI's temp folder.",
-            ) from error
+        video = written_video(NAME, _decoded(vae, latents), rate, sound, crf)
         heard = "with sound" if sound else "without sound"
         text = f"{len(latents)} frames, {float(seconds):.1f} s, {heard}"
-        return io.NodeOutput(InputImpl.VideoFromFile(path), ui=ui.PreviewText(text))
+        return io.NodeOutput(video, ui=ui.PreviewText(text))
 
 
 def _latents(samples: Any) -> Tensor:

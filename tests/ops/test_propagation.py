@@ -108,7 +108,8 @@ def test_a_still_clip_is_rebuilt_exactly() -> None:
     images = image.expand(5, -1, -1, -1)
     features = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).expand(5, -1, -1)
     torch.testing.assert_close(
-        rebuild(images, step_matches(features, 3), ONLY, (2, 3), torch.arange(5)), images
+        rebuild(images.__getitem__, step_matches(features, 3), ONLY, (2, 3), torch.arange(5)),
+        images,
     )
 
 
@@ -122,5 +123,5 @@ def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
         2,
         seed=next(seed for seed in range(99) if step_matches(features, 2, seed).keyframes == 0),
     )
-    rebuilt = rebuild(images, matches, ONLY, (1, 4), torch.arange(2))
+    rebuilt = rebuild(images.__getitem__, matches, ONLY, (1, 4), torch.arange(2))
     torch.testing.assert_close(rebuilt[1, :, :, :12], images[1, :, :, :12])

@@ -8,7 +8,8 @@ what is to be edited, as on a ground of the object's colours, its surest half is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,41 +45,80 @@ def otsu(values: Tensor) -> float:
     return scale * (0.5 + float(cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)[0]))
 
 
+class Pictures(Protocol):
+    """A clip whose frames (H, W, 3 or more) may be read as they are asked for, such as a tensor."""
+
+    def __len__(self) -> int:
+        """Returns the number of frames."""
+        ...
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Reads the frames one after the other."""
+        ...
+
+    def __getitem__(self, numbers: Any) -> Tensor:
+        """Reads frames by their numbers (n,)."""
+        ...
+
+
 def edit_masks(
-    frames: Tensor,
+    frames: Pictures,
     apart: Tensor,
     sensitivity: float = 1.0,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
+    """Finds all masks of `each_edit_mask` at once.
+
+    Args:
+        frames: As there.
+        apart: As there.
+        sensitivity: As there.
+        on_step: As there.
+
+    Returns:
+        (N, H, W) float32.
+    """
+    return torch.stack(list(each_edit_mask(frames, apart, sensitivity, on_step)))
+
+
+def each_edit_mask(
+    frames: Pictures,
+    apart: Tensor,
+    sensitivity: float = 1.0,
+    on_step: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
     """Finds the pixels that two prompts disagree about, with the pictures' own outlines.
 
     The threshold is the clip's, so that a frame without the object has an empty mask.
 
     Args:
-        frames: The source, (N, H, W, 3 or more), 0 to 1.
+        frames: The source, N pictures of 0 to 1.
         apart: As of `disagreement`, (N, h, w).
         sensitivity: Above 1 more is found, below 1 less.
         on_step: Called ROUNDS times, or twice that, and after each frame; may raise to stop.
 
-    Returns:
-        (N, H, W) float32, 1 where the frames are to be edited, else 0.
+    Yields:
+        A mask for each frame, (H, W) float32, 1 where it is to be edited, else 0.
     """
-    cv2, size = library("cv2"), frames.shape[1:3]
+    cv2 = library("cv2")
+    few = spread(len(frames), LEARNT_ON)
+    samples = frames[few]
+    size = samples.shape[1:3]
     usual = apart.flatten(1).amax(1).quantile(1 - FEW)
     level = otsu(apart.clamp(max=float(usual))) / sensitivity
     above = apart > level
     if float(above.float().mean()) < EMPTY or bool(above.all()):
-        return above.all().float().expand(len(frames), *size).clone()
-    colours, sure = _learnt(frames, apart, level, float(apart[above].median()), on_step)
-    found = []
+        for _ in range(len(frames)):
+            yield above.all().float().expand(size)
+        return
+    colours, sure = _learnt(samples, apart[few], level, float(apart[above].median()), on_step)
     for frame, there in zip(frames, apart, strict=True):
         picture, labels = _labelled(frame, there, level, sure, LONGEST)
         if colours is not None:
             cv2.grabCut(picture, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
         inside = torch.from_numpy(_inside(labels)).float()[None, None]
-        found.append(F.interpolate(inside, size, mode="bilinear").round()[0, 0])
+        yield F.interpolate(inside, size, mode="bilinear").round()[0, 0]
         on_step()
-    return torch.stack(found)
 
 
 def grown(masks: Tensor, pixels: int) -> Tensor:
@@ -106,20 +146,22 @@ def softened(masks: Tensor) -> Tensor:
 def _learnt(
     frames: Tensor, apart: Tensor, level: float, sure: float, on_step: Callable[[], None]
 ) -> tuple[Colours | None, float]:
-    """The colours of what is edited and of the rest, by frames of all the clip.
+    """The colours of what is edited and of the rest, by some frames.
 
     sure: from here on a pixel is held to be edited, if without that the colours lose it.
     Returns: in OpenCV's form, None where all of the clip is one of the two; and from where on
     pixels are held, infinite for nowhere.
     """
-    few = spread(len(frames), LEARNT_ON).tolist()
     for held in (float("inf"), sure):
-        parts = [_labelled(frames[i], apart[i], level, held, LEARNT_AT) for i in few]
+        parts = [
+            _labelled(frame, there, level, held, LEARNT_AT)
+            for frame, there in zip(frames, apart, strict=True)
+        ]
         # One below the other: GrabCut takes a single picture.
         picture, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
         colours = _rounds(picture, labels, on_step)
-        found = torch.from_numpy(_inside(labels)).view(len(few), -1, labels.shape[1])
-        if not _lost(found, apart[few] > sure):
+        found = torch.from_numpy(_inside(labels)).view(len(frames), -1, labels.shape[1])
+        if not _lost(found, apart > sure):
             break
     return colours, held
 

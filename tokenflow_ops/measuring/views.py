@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import Descriptor, SourceFeatures
-from ..keyframes import spread
+from ..keyframes import Neighbours, spread
 from ..libraries import library
 from ..matching.correspondence import StepMatches, carry
 
@@ -143,7 +143,7 @@ def _sample(features: Iterator[Tensor], frames: int) -> Tensor:
 
 
 def rebuild(
-    images: Tensor,
+    images: Callable[[Tensor], Tensor],
     matches: StepMatches,
     descriptor: Descriptor,
     grid: tuple[int, int],
@@ -155,7 +155,8 @@ def rebuild(
     So one sees what propagation can carry and what it cannot.
 
     Args:
-        images: (N, 3, h, w) in [0, 1], h and w at least the grid's.
+        images: Gives frames (n, 3, h, w) in [0, 1] by their numbers (n,), h and w at least the
+            grid's. It is asked once, for the keyframes that are needed.
         matches: Of one step.
         descriptor: The layers whose matches are taken.
         grid: Rows and columns of the descriptor's tokens.
@@ -166,17 +167,20 @@ def rebuild(
         (n, 3, rows * patch, columns * patch) with patch the whole pixels of a token.
     """
     rows, columns = grid
-    patch = max(1, min(images.shape[2] // rows, images.shape[3] // columns))
+    near = matches.near.of(frames)
+    used, places = torch.cat([near.past, near.future]).unique(return_inverse=True)
+    keyframes = images(matches.keyframes[used])
+    patch = max(1, min(keyframes.shape[2] // rows, keyframes.shape[3] // columns))
     size = (rows * patch, columns * patch)
-    keyframes = images[matches.keyframes]
     if keyframes.shape[2:] != size:
         keyframes = F.interpolate(keyframes, size, mode="area")
     rebuilt = torch.empty(len(frames), *keyframes.shape[1:])
+    pairs = places.view(2, -1).T
     # One by one: all at once would hold each of them several times.
     for i, frame in enumerate(frames.split(1)):
         rebuilt[i] = carry(
-            keyframes,
-            matches.near.of(frame),
+            keyframes[pairs[i]],
+            Neighbours(torch.tensor([0]), torch.tensor([1]), near.weight[i : i + 1]),
             matches.tokens(descriptor, frame),
             grid,
             matches.weight(descriptor, frame),

@@ -105,8 +105,14 @@ def sane_figures(
     finite(plot, table)
 
 
-def sane_grid(given: dict[str, Any], grid: torch.Tensor) -> None:
-    pictures(grid, 1 if given.get("moments") else len(given["source"]))
+def frames_of(clip: Any) -> torch.Tensor:
+    """Of an IMAGE or a VIDEO."""
+    return clip if isinstance(clip, torch.Tensor) else clip.get_components().images
+
+
+def sane_grid(given: dict[str, Any], grid: torch.Tensor, video: Any) -> None:
+    pictures(grid, 1 if given.get("moments") else len(frames_of(given["source"])))
+    assert torch.equal(frames_of(video), grid)
 
 
 def sane_check(
@@ -163,7 +169,7 @@ def sane_clip(given: dict[str, Any], video: Any, *texts: str) -> None:
 def sane_pick(given: dict[str, Any], keyframes: torch.Tensor, numbers: str) -> None:
     chosen = [int(word) for word in numbers.split(", ")]
     assert chosen == sorted(set(chosen))
-    assert torch.equal(keyframes, given["frames"][chosen])
+    assert torch.equal(keyframes, frames_of(given["frames"])[chosen][..., :3].float())
 
 
 def sane_carry(

@@ -379,5 +379,6 @@ def values(wanted: Any) -> Values:
     """Of an input of a node's schema."""
     if wanted.id in ("file", "filename_prefix"):
         return st.one_of(names(), names(), nonsense())
-    of_kind = KINDS[str(wanted.get_io_type())](wanted)
+    kinds = str(wanted.get_io_type()).split(",")
+    of_kind = st.one_of(*(KINDS[kind](wanted) for kind in kinds))
     return st.one_of(of_kind, of_kind, of_kind, nonsense())

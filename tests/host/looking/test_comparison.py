@@ -19,7 +19,7 @@ CLIPS = torch.rand(5, 2, HEIGHT, WIDTH, 4, generator=torch.Generator().manual_se
 
 
 def compared(*clips: Tensor, **inputs: Any) -> Tensor:
-    (grid,) = call(CompareClips.execute, *clips, **inputs)
+    grid, _ = call(CompareClips.execute, *clips, **inputs)
     return grid
 
 

@@ -61,7 +61,7 @@ def breaks(old: Mapping[str, Any], new: Mapping[str, Any], renamed: Mapping[str,
             continue
         for key, given in before["inputs"].items():
             changed = now["inputs"][key]
-            if changed["type"] != given["type"]:
+            if not set(given["type"].split(",")) <= set(changed["type"].split(",")):
                 found.append(f"{name}, {key}: {changed['type']}, was {given['type']}")
             if gone := set(given["choices"]) - set(changed["choices"]):
                 found.append(f"{name}, {key}: without {', '.join(sorted(gone))}")
@@ -99,6 +99,9 @@ BREAKS: dict[str, Change] = {
     "TokenFlowSampler, cfg: INT, was FLOAT": lambda nodes: nodes["TokenFlowSampler"]["inputs"][
         "cfg"
     ].update(type="INT"),
+    "TokenFlowSampler, frames: VIDEO, was IMAGE": lambda nodes: nodes["TokenFlowSampler"]["inputs"][
+        "frames"
+    ].update(type="VIDEO"),
     "consistency: without tokenflow": lambda nodes: nodes["TokenFlowSampler"]["inputs"][
         "consistency"
     ]["choices"].remove("tokenflow"),

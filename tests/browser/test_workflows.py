@@ -70,6 +70,12 @@ AREAS = """([pictured, picture, saying, text]) => app.graph.nodes.map((node) => 
 SHOWS_CLIPS = (
     "() => app.graph.nodes.every((node) => node.type !== 'LoadVideo' || node.videoContainer)"
 )
+# Titles that are cut off: what is right of them is the frame's corner.
+CUT_OFF = """() => app.graph.nodes.filter((node) => {
+    const context = app.canvas.ctx
+    context.font = node.titleFontStyle
+    return context.measureText(node.title).width > node.size[0] - 2 * LiteGraph.NODE_TITLE_HEIGHT
+}).map((node) => node.title)"""
 GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingRect])"
 
 
@@ -245,6 +251,10 @@ def test_it_opens_with_the_note_readable_and_nothing_under_the_bars(
     window = LARGE if large else kept
     hidden = [title for title, (x, y) in groups if x > window["width"] - 60 or y > window["height"]]
     assert not [title for title in hidden if "muted" not in title and len(groups) < 7]
+
+
+def test_titles_are_read_in_full(editor: Editor, workflow: dict[str, Any]) -> None:
+    assert editor.page.evaluate(CUT_OFF) == []
 
 
 def overlap(a: list[Any], b: list[Any]) -> bool:

@@ -126,6 +126,8 @@ class HostAttention(AttentionCall):
             (b, P, C).
         """
         module = self.module
+        # On newer hosts a checkpoint may choose the attention of single layers.
+        own = getattr(module, "comfy_attention", None)
         out: Tensor = optimized_attention(
             q,
             k,
@@ -133,6 +135,7 @@ class HostAttention(AttentionCall):
             module.heads,
             attn_precision=module.attn_precision,
             transformer_options=self.options,
+            **({} if own is None else {"preferred_attention": own}),
         )
         return out
 

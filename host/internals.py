@@ -293,8 +293,8 @@ LIVE = {
     "controls": "previous_controlnet, cond_hint, cond_hint_original, extra_concat, "
     "extra_concat_orig, control_input, vae, get_control(); on newer hosts multigpu_clones",
     "a UNet": "input_blocks, middle_block, output_blocks; BasicTransformerBlock's attn1, attn2 "
-    "and disable_self_attn; attention's heads, attn_precision, to_q, to_k, to_v, to_out; "
-    "forward(x, context, value, mask, transformer_options)",
+    "and disable_self_attn; attention's heads, attn_precision, to_q, to_k, to_v, to_out, "
+    "and comfy_attention on newer hosts; forward(x, context, value, mask, transformer_options)",
     "a transformer": "patch_size, pad_tokens_multiple, skip_mmdit, skip_dit and its lists of "
     "blocks; the blocks' classes, arguments and returns (host/families/transformer.py)",
     "server.PromptServer.instance": "loop, prompt_queue with get_history(), "

@@ -231,18 +231,23 @@ class Editor:
             self.settle()
             return
         box = self.page.locator(".graphdialog input")
-        # A page that moves its view to a new graph takes the click elsewhere.
+        self.click_until(node, widget, box)
+        box.fill(value)
+        box.press("Enter")
+        self.settle()
+
+    def click_until(self, node: int, widget: str, opened: Locator) -> None:
+        """Clicks on a widget until what that opens is there: a page that moves its view, or closes
+        a box in a corner, takes the click elsewhere.
+        """
         for _ in range(TRIES):
             self.page.mouse.move(*self.place(node, widget), steps=3)
             self.settle()
             self.page.mouse.click(*self.place(node, widget), delay=50)
             self.settle()
             with suppress(TimeoutError):
-                box.wait_for(timeout=8_000)
+                opened.wait_for(timeout=8_000)
                 break
-        box.fill(value)
-        box.press("Enter")
-        self.settle()
 
     def choose(self, node: int, widget: str, value: str) -> None:
         """Chooses from the list that a click on a widget opens."""
@@ -251,8 +256,9 @@ class Editor:
             self.page.get_by_role("option", name=value, exact=True).click()
             self.settle()
             return
-        self.page.mouse.click(*self.place(node, widget))
-        self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
+        entry = self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True)
+        self.click_until(node, widget, entry)
+        entry.click()
         self.settle()
 
     def click(self, node: int, widget: str) -> None:

@@ -182,15 +182,20 @@ def test_an_error_shows_on_its_node_with_our_words(
     opened.choose(inversion, "scheduler", "kl_optimal")
     opened.type(inversion, "steps", "1")
     opened.run()
-    opened.page.wait_for_function(SAYS, arg=[inversion, "DDIM Invert Video, input 'steps': the s"])
-    assert str(opened.page.evaluate("() => app.lastExecutionError.node_id")) == str(inversion)
+    says(opened, inversion, "DDIM Invert Video, input 'steps': the s")
+    opened.page.wait_for_function("(id) => app.lastExecutionError?.node_id == id", arg=inversion)
     picture("error")
     opened.dismiss()
     opened.choose(inversion, "scheduler", "normal")
     opened.type(inversion, "steps", str(steps))
     opened.run()
     frames = opened.prompt()[str(opened.node("ImageFromBatch"))]["inputs"]["length"]
-    opened.page.wait_for_function(SAYS, arg=[inversion, f"{frames} frames inverted"])
+    says(opened, inversion, f"{frames} frames inverted")
+
+
+def says(editor: Editor, node: int, words: str) -> None:
+    """Waits until a node's report begins with these words, as long as a run may take."""
+    editor.page.wait_for_function(SAYS, arg=[node, words], timeout=RUN)
 
 
 def test_what_cannot_run_is_refused_in_our_words(opened: Editor) -> None:
@@ -198,7 +203,7 @@ def test_what_cannot_run_is_refused_in_our_words(opened: Editor) -> None:
     opened.show(sampler, within=(700, 120, 1260, 780))
     opened.choose(sampler, "consistency", "rerender")
     opened.run()
-    opened.page.wait_for_function(SAYS, arg=[sampler, "TokenFlow Sampler, input 'frames': nothing"])
+    says(opened, sampler, "TokenFlow Sampler, input 'frames': nothing")
     opened.dismiss()
 
 

@@ -5,6 +5,7 @@ and guiders of the host.
 from __future__ import annotations
 
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.conds
@@ -19,6 +20,7 @@ from comfy_extras.nodes_hooks import ConditioningSetProperties
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
+from tokenflow_pack.host import calls
 from tokenflow_pack.host.patching import Run
 from tokenflow_pack.host.validation.errors import NodeError
 from torch import Tensor
@@ -281,3 +283,21 @@ def test_the_users_attention_backend_sees_our_calls(monkeypatch: pytest.MonkeyPa
     keyframes = len(matched().steps[0].keyframes)
     assert (keyframes * finest, keyframes * finest) in lengths["KeyframePass"]
     assert {keys for _, keys in lengths["PropagationPass"]} == {prompt}  # cross-attention alone
+
+
+def test_a_layers_own_choice_of_attention_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer hosts read it from the checkpoint and leave it on the layer."""
+    theirs, given = calls.optimized_attention, []
+
+    def attend(*args: Any, preferred_attention: Any = None, **kwargs: Any) -> Tensor:
+        given.append(preferred_attention)
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(calls, "optimized_attention", attend)
+    choice = SimpleNamespace(function=None)
+    unet = tiny_model().model.diffusion_model
+    layer = unet.get_submodule("output_blocks.8.1.transformer_blocks.0.attn1")
+    monkeypatch.setattr(layer, "comfy_attention", choice, raising=False)
+    edit(injection=injection())
+    assert choice in given
+    assert len(set(map(id, given))) > 1  # of that layer alone

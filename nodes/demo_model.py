@@ -22,10 +22,8 @@ class LoadDemoModel(io.ComfyNode):
             "LoadDemoModel",
             NAME,
             "A tiny Stable Diffusion, or SD 3, of a made-up world, to try the pack without "
-            "downloads and without a GPU. Prompts: 'a [surface] [shape] on [ground]', 128 x 128 "
-            "pixels. "
-            "Surfaces: marble, wood, gold, lava, ice, checkered, red, blue. Shapes: ball, box, "
-            "star, heart. Grounds: grass, sand, water, brick.",
+            "downloads or a GPU. Prompts: 'a [surface] [shape] on [ground]', in words that "
+            "its help lists. 128 x 128 pixels.",
             ["demo", "example model", "toy model", "checkpoint"],
             inputs=[
                 io.Combo.Input(

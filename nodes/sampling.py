@@ -464,8 +464,8 @@ class Apply(io.ComfyNode):
             "Apply",
             APPLY,
             "Makes a model edit frames consistently under KSampler (Advanced), SamplerCustom "
-            "(Advanced) or any other sampler node. Sample all frames in one batch, from the "
-            "inversion's noisy latents, with added noise disabled.",
+            "or any other sampler. Sample all frames in one batch, from the inversion's noisy "
+            "latents, with added noise disabled.",
             [
                 "apply tokenflow",
                 "patch model",

@@ -24,9 +24,9 @@ class TuneAVideo(io.ComfyNode):
         return schema(
             "TuneAVideo",
             NAME,
-            "Trains the model's query weights on the source clip, whose frames look at the first "
-            "and the previous one. Then invert and edit with the tuned model, in the mode "
-            "sparse-causal. Only for comparison: TokenFlow trains nothing.",
+            "Trains the model's query weights on the source clip, whose frames look at the "
+            "first and the previous one. Invert and edit with the result, sparse-causal. For "
+            "comparison: TokenFlow trains nothing.",
             ["tune-a-video", "one-shot tuning", "fine-tune", "train lora", "video lora"],
             advanced=("learning_rate", "rank", "seed", "gradient_checkpointing"),
             inputs=[

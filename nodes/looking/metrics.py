@@ -29,9 +29,9 @@ class Metrics(io.ComfyNode):
         return schema(
             "Metrics",
             NAME,
-            "Measures flicker: every frame against the next one moved back along the source's "
-            "optical flow (warp error, lower is steadier). Beside it sharpness and, with CLIP, how "
-            "alike neighbouring frames are and how well they show the prompt.",
+            "Measures flicker: every frame against the next, moved back along the source's "
+            "optical flow (warp error, lower is steadier). Also sharpness and, with CLIP, "
+            "likeness of neighbours and fit to the prompt.",
             [
                 "warp error",
                 "temporal consistency",

@@ -272,7 +272,8 @@ TRAINING = (
 
 # Attributes and keys of what the host hands over.
 LIVE = {
-    "ModelPatcher": "model, model_options, load_device; patches, backup and hook_backup, "
+    "ModelPatcher": "model, model_options, load_device; is_dynamic() and get_free_memory(device) "
+    "on newer hosts (host/memory.py); patches, backup and hook_backup, "
     "by names of weights: what was put on them and what they were before "
     "(host/validation/fingerprint.py)",
     "a quantised layer": "convert_weight(), bound to it also in what "

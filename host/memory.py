@@ -45,17 +45,31 @@ def frames_at_once(model: Any, shape: Sequence[int], frames_per_pass: int = 0) -
         return shape[0]
     if frames_per_pass > 0:
         return min(frames_per_pass, shape[0])
+    one = model.model.memory_required([2, *shape[1:]]) * 1.5
+    return max(1, min(int(room_of_a_pass(model) / one), MOST_FRAMES, shape[0]))
+
+
+def room_of_a_pass(model: Any) -> float:
+    """Returns how much memory a pass may take beside the model, in bytes.
+
+    Newer hosts hold on a GPU what they have room for of a model's weights, and fetch the others
+    as they are needed: what such a host can give is asked of it, which counts room for larger
+    batches before room for weights.
+
+    Args:
+        model: The ModelPatcher.
+
+    Returns:
+        The room; below 0 where the model alone is too large.
+    """
     device = model.load_device
     if model_management.is_device_cpu(device):
-        free = model_management.get_free_memory(device)
-    else:  # everything else may be unloaded, the model itself may not
-        free = (
-            model_management.get_total_memory(device)
-            - model.model_size()
-            - model_management.extra_reserved_memory()
-        )
-    one = model.model.memory_required([2, *shape[1:]]) * 1.5
-    return max(1, min(int(free / one), MOST_FRAMES, shape[0]))
+        return float(model_management.get_free_memory(device))
+    if hasattr(model, "is_dynamic") and model.is_dynamic():
+        return float(model.get_free_memory(device))
+    # Everything else may be unloaded, the model itself may not.
+    total = model_management.get_total_memory(device)
+    return float(total - model.model_size() - model_management.extra_reserved_memory())
 
 
 def is_oom(error: BaseException) -> bool:

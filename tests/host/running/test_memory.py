@@ -101,6 +101,23 @@ def test_where_memory_runs_out_passes_get_smaller_and_the_edit_is_the_same(
     assert warnings == ["TokenFlow Sampler: out of memory, on with 2 frames in one pass."]
 
 
+@pytest.mark.parametrize(("streamed", "expected"), [(True, 3), (False, 1)])
+def test_a_model_larger_than_the_card_takes_what_a_host_that_streams_weights_can_give(
+    monkeypatch: pytest.MonkeyPatch, streamed: bool, expected: int
+) -> None:
+    """Newer hosts fetch the weights that find no room; older ones keep the model in their way."""
+    model = tiny_model().clone()
+    shape = FRAMES, 4, *SIZE
+    room = 3.5 * 1.5 * model.model.memory_required([2, *shape[1:]])
+    monkeypatch.setattr(memory.model_management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(
+        memory.model_management, "get_total_memory", lambda device: model.model_size() / 2
+    )
+    monkeypatch.setattr(model, "is_dynamic", lambda: streamed, raising=False)
+    monkeypatch.setattr(model, "get_free_memory", lambda device: room, raising=False)
+    assert memory.frames_at_once(model, shape) == expected
+
+
 def test_an_inversion_goes_on_in_smaller_passes(caplog: pytest.LogCaptureFixture) -> None:
     found = invert(short_of_memory(2), moving_clip(FRAMES, *SIZE))[0]
     assert relative_error(found.latents, inverted()[0].latents) < 1e-4

@@ -257,9 +257,13 @@ def test_comfy_lint_has_nothing_to_say_of_the_workflows(installed: Server, tmp_p
     schema = tmp_path / "object_info.json"
     schema.write_text(json.dumps(known))
     for workflow in (ROOT / "workflows").glob("*.json"):
-        (tmp_path / workflow.name).write_text(
-            json.dumps(to_prompt(json.loads(workflow.read_text()), known))
-        )
+        prompt = to_prompt(json.loads(workflow.read_text()), known)
+        for node in prompt.values():
+            # Inputs that a choice brings, which comfy-lint does not know.
+            node["inputs"] = {
+                name: value for name, value in node["inputs"].items() if "." not in name
+            }
+        (tmp_path / workflow.name).write_text(json.dumps(prompt))
     files = [tmp_path / workflow.name for workflow in (ROOT / "workflows").glob("*.json")]
     command = [sys.executable, "-m", "comfy_lint.cli", "--strict", "--schema-cache", schema, *files]
     judged = subprocess.run(command, capture_output=True, text=True)

@@ -74,8 +74,10 @@ def _weights(model: Any) -> Iterator[tuple[str, Tensor, bool]]:
     The third is whether they are quantised with a scale of their own.
     """
     for path, module in model.model.diffusion_model.named_modules(prefix="diffusion_model"):
-        for kind, weight in module.named_parameters(recurse=False):
-            if kind in ("weight", "bias"):  # scales are parameters too
+        own = dict(module.named_parameters(recurse=False))
+        # Scales are parameters too; a quantised layer may have its bias first.
+        for kind in ("weight", "bias"):
+            if (weight := own.get(kind)) is not None:
                 name = f"{path}.{kind}"
                 backup, hooked = model.backup.get(name), model.hook_backup.get(name)
                 weight = (

@@ -254,6 +254,11 @@ def test_the_embedded_model_of_a_release_draws(installed: Server) -> None:
 
 def test_comfy_lint_has_nothing_to_say_of_the_workflows(installed: Server, tmp_path: Path) -> None:
     known = installed.get("/object_info")
+    for node in known.values():
+        for inputs in node["input"].values():
+            for kind in inputs.values():
+                if isinstance(kind[0], str) and "," in kind[0]:
+                    kind[0] = "*"  # comfy-lint does not know inputs of several types
     schema = tmp_path / "object_info.json"
     schema.write_text(json.dumps(known))
     for workflow in (ROOT / "workflows").glob("*.json"):

@@ -181,7 +181,7 @@ CHOICES = [
         METRICS,
         "flow",
         "raft.pth",
-        "no file raft.pth",
+        "no file 'raft.pth'",
         "choose DIS",
     ),
     wrong("weights outside of the folder", METRICS, "flow", "../../x.pth", "no file", "choose DIS"),

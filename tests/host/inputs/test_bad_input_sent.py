@@ -158,7 +158,7 @@ KNOWN_BEFORE = [
     ("build", {"backend": "annoy"}, f"{BUILD}, input 'backend': 'annoy', which is none"),
     ("apply", RERENDER, f"{APPLY}, input 'frames': nothing, and the mode rerender follows"),
     ("TokenFlowMetrics", METRICS | {"prompt": "gold"}, "input 'clip': nothing there."),
-    ("TokenFlowMetrics", METRICS | {"flow": "gone.pth"}, "input 'flow': no file gone.pth"),
+    ("TokenFlowMetrics", METRICS | {"flow": "gone.pth"}, "input 'flow': no file 'gone.pth'"),
     ("TokenFlowMetrics", METRICS | {"names": "a, a"}, "input 'names': a name twice"),
     ("TokenFlowCompareClips", METRICS | {"names": "a, a"}, "input 'names': a name twice"),
     ("TokenFlowFindEditMask", MASKING | {"sensitivity": "nan"}, "input 'sensitivity': nan."),

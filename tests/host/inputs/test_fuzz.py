@@ -56,13 +56,13 @@ from .fuzz_values import images, values
 TIMES = int(os.environ.get("TOKENFLOW_FUZZ", "1"))
 # By node, and of damaged files: many where a call is short.
 CALLS = {
-    INVERT: 900,
+    INVERT: 700,
     SAVE: 900,
     LOAD: 900,
-    EXTRACT: 600,
+    EXTRACT: 400,
     BUILD: 800,
     INJECTION: 700,
-    SAMPLER: 700,
+    SAMPLER: 450,
     APPLY: 800,
     METRICS: 400,
     COMPARE: 900,
@@ -70,7 +70,7 @@ CALLS = {
     TUNE: 150,
     FEATURES: 600,
     CORRESPONDENCES: 400,
-    FIND_MASK: 300,
+    FIND_MASK: 250,
     DEMO: 100,
     ENCODE: 400,
     TO_VIDEO: 300,

@@ -548,7 +548,7 @@ def test_keyframes_come_from_an_editor_that_takes_instructions(
         run.nodes("TokenFlowCarryKeyframes"),
         [run.prompt[node]["inputs"]["images"][0] for node in run.nodes("PreviewImage")],
     )
-    (editor,) = (n for n, e in run.prompt.items() if e["_meta"]["title"].startswith("To keyframes"))
+    (editor,) = (n for n, e in run.prompt.items() if e["_meta"]["title"] == "To Carry Keyframes")
     run.prompt[carried]["inputs"]["keyframes"] = [editor, 0]
     for entry in run.prompt.values():
         if entry["inputs"].get("images") == [edited, 0]:

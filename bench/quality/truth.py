@@ -94,12 +94,12 @@ SHARES = {"excess": "excess", "sharpness": "sharpness", "seconds": "cost"}
 
 USUAL = (128, 128)  # height and width in pixels, as the model was trained
 
-# Eleven clips of as few frames as every kind needs: about 270 s of one core.
+# Eleven clips of as few frames as every kind needs: about 300 s of one core.
 QUICK = {
     "clips": 1,
     "edits": 1,
     "rows": [BASE, OURS],
-    "samples": 4,
+    "samples": 2,
     "frames": 8,
     "steps": 4,
     "interval": 4,

@@ -9,12 +9,11 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from cluster.jobs import make_jobs
@@ -89,7 +88,7 @@ def make(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
     return job
 
 
-def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None) -> list[Any]:
+def run(pool: Any, job: Any, on_step: Callable[[Any], None] = lambda step: None) -> list[Any]:
     """The events of a job."""
     import ray
 
@@ -106,16 +105,15 @@ def run(pool: Any, job: Any, on_step: Callable[[str], None] = lambda node: None)
         for _, event in pool.events():
             seen.append(event)
             if isinstance(event, Step):
-                on_step(event.node)
+                on_step(event)
     return seen
 
 
-def latents(events: list[Any], folder: Path) -> Tensor:
+def latents(events: list[Any]) -> Tensor:
     from cluster.workers.events import Saved
 
     (saved,) = [event for event in events if isinstance(event, Saved)]
-    (folder / "saved.latent").write_bytes(saved.content)
-    return load_file(folder / "saved.latent")["latent_tensor"]
+    return load(saved.content)["latent_tensor"]
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -124,7 +122,6 @@ def test_the_latents_are_those_of_one_host(
     make: Callable[..., Any],
     server: Any,
     queue: Callable[..., Any],
-    tmp_path: Path,
     edit: str,
 ) -> None:
     job = make(**EDITS[edit])
@@ -136,44 +133,63 @@ def test_the_latents_are_those_of_one_host(
     for name, path in job.files.items():
         shutil.copy(path, server.input / name)
     (file,) = queue(job.prompt).files()
-    alone, found = load_file(server.output / file)["latent_tensor"], latents(events, tmp_path)
+    alone, found = load((server.output / file).read_bytes())["latent_tensor"], latents(events)
     assert len(found) == FRAMES
     assert float((found - alone).norm()) <= 1e-5 * float(alone.norm())
 
 
 def test_what_one_host_refuses_ends_the_job_and_the_next_one_runs(
-    pool: Any, make: Callable[..., Any], tmp_path: Path
+    pool: Any, make: Callable[..., Any]
 ) -> None:
-    wanted = latents(run(pool, make(**EDITS["defaults"])), tmp_path)
+    wanted = latents(run(pool, make(**EDITS["defaults"])))
     bad = run(pool, make(**{"build.backend": "faiss", "build.search_window": 1}))[-1]
     assert "input 'search_window': FAISS searches" in bad.error
-    assert torch.equal(latents(run(pool, make(**EDITS["defaults"])), tmp_path), wanted)
+    assert torch.equal(latents(run(pool, make(**EDITS["defaults"]))), wanted)
 
 
-def test_the_others_do_not_wait_for_a_host_that_was_killed(
-    pool: Any, make: Callable[..., Any], tmp_path: Path
+KEPT = {"invert.checkpoints": True, "edit.checkpoints": True}
+
+
+def test_a_clip_whose_host_was_killed_goes_on_where_both_were(
+    pool: Any, make: Callable[..., Any]
 ) -> None:
+    """And nobody waits for it. What both write of an evaluation is the same."""
     import ray
 
-    def process() -> int:
-        """Of the other ComfyUI."""
-        (other,) = ray.get(pool.slots[0].actor.__ray_call__.remote(lambda worker: worker.others))
-        found: int = ray.get(other.__ray_call__.remote(lambda worker: worker.server.process.pid))
+    def other() -> Any:
+        """The other ComfyUI's worker."""
+        (found,) = ray.get(pool.slots[0].actor.__ray_call__.remote(lambda worker: worker.others))
         return found
 
+    def process() -> int:
+        found: int = ray.get(other().__ray_call__.remote(lambda worker: worker.server.process.pid))
+        return found
+
+    def logs() -> list[str]:
+        return [
+            ray.get(
+                actor.__ray_call__.remote(lambda worker: (worker.folder / "server.log").read_text())
+            )
+            for actor in (pool.slots[0].actor, other())
+        ]
+
     job = make(**EDITS["defaults"], seed=5)
-    wanted = latents(run(pool, job), tmp_path)
+    wanted = latents(run(pool, job))
     running, killed = process(), list[int]()
 
-    def kill(node: str) -> None:
-        if node == "The TokenFlowSampler" and not killed:
+    def kill(step: Any) -> None:
+        if step.node == "The TokenFlowSampler" and step.value >= 1 and not killed:
             killed.append(running)
             os.kill(running, signal.SIGKILL)
 
-    lost = run(pool, make(**EDITS["defaults"], seed=6), kill)[-1]
+    again = make(**EDITS["defaults"], **KEPT, seed=5)
+    lost = run(pool, again, kill)[-1]
     assert killed
     assert "ComfyUI ended with exit code -9" in lost.error
-    assert torch.equal(latents(run(pool, job), tmp_path), wanted)
+    assert torch.equal(latents(run(pool, again)), wanted)
+    for log in logs():  # of the ComfyUIs that were started anew
+        assert "DDIM Invert Video goes on: " in log
+        assert "TokenFlow Sampler goes on: " in log
     # Between two jobs: the first one is interrupted when it has hardly begun.
     os.kill(process(), signal.SIGKILL)
     assert "ended between two jobs" in run(pool, make(**EDITS["defaults"], seed=7))[-1].error

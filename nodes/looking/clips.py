@@ -125,8 +125,8 @@ def called(node: str, clips: dict[str, Clip], names: str) -> dict[str, Clip]:
 
 def parsed(names: str) -> list[str]:
     """Splits what the user typed into names: one per line, or in one line with commas between."""
-    names = names.strip()
-    return [name.strip() for name in names.split("\n" if "\n" in names else ",")] if names else []
+    lines = names.strip().splitlines()
+    return [name.strip() for name in (lines if len(lines) != 1 else lines[0].split(","))]
 
 
 def check_names(node: str, given: list[str]) -> None:

@@ -42,18 +42,19 @@ def prompts_apart(
         NodeError: For what cannot be combined with TokenFlow.
     """
     source = noised(inversion, parameterization)
+    # The sum alone is kept: of a long clip every copy of the latents counts.
+    apart = torch.zeros(source.latents.shape[1:])
+    for sign, prompt in ((1, positive), (-1, inversion.conditioning)):
 
-    def seen_under(prompt: Any) -> Tensor:
-        """What the model makes of the frames at every level, (levels, N, C, h, w)."""
-        seen: list[Tensor] = []
+        def add(step: int, frames: Tensor, run: Any, sign: int = sign) -> None:
+            apart.add_(frames.float().cpu(), alpha=sign / len(LEVELS))
+
         visit_steps(
             patch(model, lambda: SourceRun(node, frames_per_pass), frames_per_pass),
             source,
             prompt,
             range(len(LEVELS)),
-            lambda step, frames, run: seen.append(frames.float().cpu()),
+            add,
             progress=progress,
         )
-        return torch.stack(seen)
-
-    return disagreement(seen_under(positive) - seen_under(inversion.conditioning))
+    return disagreement(apart[None])

@@ -22,7 +22,7 @@ from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
 from ..tokenflow_ops.edit import Left, StepPlan, edit_again, edit_step
 from ..tokenflow_ops.injection import before
 from ..tokenflow_ops.passes import CapturePass, Pass
-from .checkpoints.run import Checkpoints
+from .checkpoints.folders import Keeper
 from .families.latents import for_host
 from .memory import is_oom, replaces_attention
 from .patching import ModelCall, Run
@@ -181,11 +181,11 @@ class EditRun(Run):
 
     Args:
         edit: What to sample.
-        checkpoints: Where the model's answers are kept, if they are.
+        keeper: Keeps the model's answers, if they are kept.
     """
 
-    def __init__(self, edit: Edit, checkpoints: Checkpoints | None = None) -> None:
-        super().__init__(edit.node, edit.frames_per_pass, checkpoints)
+    def __init__(self, edit: Edit, keeper: Keeper | None = None) -> None:
+        super().__init__(edit.node, edit.frames_per_pass, keeper)
         self.edit = edit
         self.features = edit.correspondences.features
         self.jointly = edit.attended_keyframes or JOINT_KEYFRAMES

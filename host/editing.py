@@ -10,25 +10,23 @@ import comfy.sample
 import comfy.samplers
 from torch import Tensor
 
-from .checkpoints.run import Checkpoints
+from .checkpoints.folders import Keeper
 from .edit_run import Edit, EditRun
 from .patching import patch
 
 
-def apply_edit(model: Any, edit: Edit, checkpoints: Checkpoints | None = None) -> Any:
+def apply_edit(model: Any, edit: Edit, keeper: Keeper | None = None) -> Any:
     """Makes a clone of the model that samples the edit with any of the host's samplers.
 
     Args:
         model: The user's ModelPatcher, which is not touched.
         edit: What to sample.
-        checkpoints: Where the model's answers are kept, if they are: of one sampling.
+        keeper: Keeps the model's answers, if they are kept.
 
     Returns:
         The clone.
     """
-    return patch(
-        model, partial(EditRun, edit, checkpoints), edit.frames_per_pass, with_deep=edit.deep
-    )
+    return patch(model, partial(EditRun, edit, keeper), edit.frames_per_pass, with_deep=edit.deep)
 
 
 def sample_edit(

@@ -282,7 +282,7 @@ LIVE = {
     "model_sampling, memory_required()",
     "model_sampling": "sigmas, percent_to_sigma(), noise_scaling() and what the host's samplers "
     "call",
-    "guider": "conds, inner_model, model_options, model_patcher",
+    "guider": "conds, inner_model, model_options, model_patcher, original_conds; cfg of most",
     "model_options": "transformer_options, model_function_wrapper, context_handler, "
     "sampler_post_cfg_function; multigpu_thread_pool with devices, submit() and get_result() "
     "on newer hosts",
@@ -298,8 +298,9 @@ LIVE = {
     "and comfy_attention on newer hosts; forward(x, context, value, mask, transformer_options)",
     "a transformer": "patch_size, pad_tokens_multiple, skip_mmdit, skip_dit and its lists of "
     "blocks; the blocks' classes, arguments and returns (host/families/transformer.py)",
-    "server.PromptServer.instance": "loop, prompt_queue with get_history(), "
-    "send_progress_text(text, node_id); there is none in scripts (host/progress.py)",
+    "server.PromptServer.instance": "loop, prompt_queue with get_history() and "
+    "get_current_queue_volatile(), send_progress_text(text, node_id); there is none in scripts "
+    "(host/progress.py)",
     "VAE": "encode(), decode(), spacial_compression_encode()",
     "VIDEO": "get_stream_source(), get_components() with images, audio and frame_rate; on newer "
     "hosts get_active_trim_window()",

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..tokenflow_ops.passes import FeatureMismatch, Pass
 from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover
+from .checkpoints.folders import Keeper
 from .checkpoints.run import Checkpoints
 from .conditioning.conds import Conds, PassConds, cut_conds
 from .conditioning.controls import Encoded
@@ -51,15 +52,14 @@ class Run:
     Args:
         node: The node's name, for errors.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
-        checkpoints: Where the model's answers are kept, if they are.
+        keeper: Keeps the model's answers, if they are kept.
     """
 
-    def __init__(
-        self, node: str, frames_per_pass: int = 0, checkpoints: Checkpoints | None = None
-    ) -> None:
+    def __init__(self, node: str, frames_per_pass: int = 0, keeper: Keeper | None = None) -> None:
         self.node = node
         self.frames_per_pass = frames_per_pass
-        self.checkpoints = checkpoints
+        self.keeper = keeper
+        self.checkpoints: Checkpoints | None = None
         self.expected = 0  # evaluations of the whole run, as far as they are known
         self.keeps: dict[str, int] = {}  # bytes of what it makes, by names for people
         self.most = sys.maxsize
@@ -436,12 +436,16 @@ def _add_wrappers(
     ) -> Any:
         run = run_of(extra_args["model_options"])
         run.begin(guider, executor.class_obj, sigmas, of_frames(noise))
-        if run.checkpoints is not None:
+        if run.keeper is not None:
+            started = (sigmas, noise, latent_image, extra_args.get("seed"))
+            run.checkpoints = run.keeper.open(guider, executor.class_obj, *started)
             run.checkpoints.begin(run, of_frames(noise).shape)
         last = float(sigmas[-1])  # uni_pc writes into them
         noise = start_noise(guider.model_patcher, sigmas, noise, latent_image)
         callback = forecast(run, of_frames(noise).shape, len(sigmas) - 1, run.reported(callback))
         x = executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+        if run.keeper is not None and run.checkpoints is not None:
+            run.keeper.close(run.checkpoints)
         return shaped_as(run.finish(of_frames(x), last), x)
 
     def predict_noise(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
 from ..tokenflow_ops.passes import CapturePass, Pass
-from .checkpoints.run import Checkpoints
+from .checkpoints.folders import Keeper
 from .families.latents import for_host, of_frames, shaped_as
 from .memory import room
 from .patching import ModelCall, Run, patch, run_of
@@ -34,7 +34,7 @@ def invert_frames(
     extrapolate: int = 0,
     frames_per_pass: int = 0,
     progress: Progress | None = None,
-    checkpoints: Checkpoints | None = None,
+    keeper: Keeper | None = None,
 ) -> Tensor:
     """Finds the source's path to noise by DDIM inversion.
 
@@ -50,7 +50,7 @@ def invert_frames(
         extrapolate: As `tokenflow_ops.invert` takes it.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
         progress: Counts the steps, if given.
-        checkpoints: Where the model's answers are kept, if they are.
+        keeper: Keeps the model's answers, if they are kept.
 
     Returns:
         The path at `sigmas`, (S+1, N, C, h, w) float32 in the model's latent space.
@@ -92,7 +92,7 @@ def invert_frames(
         return torch.zeros_like(x)  # a flow model's host divides what a run ends with by 1 - sigma
 
     def new_run() -> SourceRun:
-        run = SourceRun(node, frames_per_pass, checkpoints)
+        run = SourceRun(node, frames_per_pass, keeper)
         run.expected = evaluations(sigmas, iterations, extrapolate)
         run.keeps["path to noise"] = len(sigmas) * latents.numel() * 4
         return run

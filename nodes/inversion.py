@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
-from ..host.checkpoints.folders import new_checkpoints, remove_when_done
+from ..host.checkpoints.folders import Keeper
 from ..host.families.latents import as_latent
 from ..host.measuring.reconstruction import (
     describe_loss,
@@ -69,7 +69,6 @@ class InvertVideo(io.ComfyNode):
                 "frames_per_pass",
                 "checkpoints",
             ),
-            hidden=[io.Hidden.prompt],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -205,11 +204,8 @@ class InvertVideo(io.ComfyNode):
         negative = negative or []
         progress = Progress((len(sigmas) - 1) * (2 if check_reconstruction else 1))
         settings = (positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass)
-        graph = cls.hidden.prompt if cls.hidden else None
-        kept = None
-        if checkpoints:
-            kept = new_checkpoints(NAME, model, graph, 1 + (cfg != 1), settings)
-        path = invert_frames(NAME, model, *settings, progress, kept)
+        keeper = Keeper(NAME, settings) if checkpoints else None
+        path = invert_frames(NAME, model, *settings, progress, keeper)
         if not torch.isfinite(path[0]).all():
             raise NodeError(
                 NAME,
@@ -217,8 +213,6 @@ class InvertVideo(io.ComfyNode):
                 "the model returned NaN or infinite values.",
                 "Run it in a higher precision (--force-fp32 or --bf16-unet).",
             )
-        if kept is not None:
-            remove_when_done(kept.journal, graph)
         inversion = Inversion(
             sigmas.clone(), path, positive, model_fingerprint(model), steps, scheduler, mask
         )

@@ -10,7 +10,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..host.checkpoints.folders import new_checkpoints, remove_when_done
+from ..host.checkpoints.folders import Keeper
 from ..host.edit_run import Edit, kept_path
 from ..host.editing import apply_edit, sample_edit
 from ..host.families import backbone_of
@@ -281,7 +281,6 @@ class Sampler(io.ComfyNode):
                 "ksampler",
             ],
             advanced=("sampler_name", "seed", "noise", *FINER, "checkpoints"),
-            hidden=[io.Hidden.prompt],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -405,13 +404,8 @@ class Sampler(io.ComfyNode):
             if noise == INVERTED
             else to_latent(model, start_at)
         )
-        added, kept = _noise(noise, latents, seed), None
-        graph = cls.hidden.prompt if cls.hidden else None
-        if checkpoints:
-            sampling = (positive, negative, cfg, sampler_name, sigmas, seed, latents, added)
-            known = (*sampling, consistency, repr(chosen), *edit.told())
-            kept = new_checkpoints(SAMPLER, model, graph, 1 + (cfg != 1), *known)
-        patched = apply_edit(model, edit, kept)
+        added = _noise(noise, latents, seed)
+        patched = apply_edit(model, edit, _keeper(edit, consistency, chosen, checkpoints))
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
         samples = sample_edit(
             patched, positive, negative, cfg, sampler_name, sigmas, latents, added, seed, callback
@@ -422,9 +416,11 @@ class Sampler(io.ComfyNode):
                 "look for NaN in what masks, hints and LoRA hold."
             )
             raise NodeError(SAMPLER, "model", "the edit has NaN or infinite values.", remedy)
-        if kept is not None:
-            remove_when_done(kept.journal, graph)
         return io.NodeOutput({"samples": samples}, ui=said(cut))
+
+
+def _keeper(edit: Edit, consistency: str, chosen: Preset, checkpoints: bool) -> Keeper | None:
+    return Keeper(edit.node, (consistency, repr(chosen), *edit.told())) if checkpoints else None
 
 
 def _noise(kind: str, latents: torch.Tensor, seed: int) -> torch.Tensor:
@@ -474,7 +470,7 @@ class Apply(io.ComfyNode):
                 "style transfer",
                 "flicker",
             ],
-            advanced=FINER,
+            advanced=(*FINER, "checkpoints"),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -491,6 +487,7 @@ class Apply(io.ComfyNode):
                 ),
                 *_edit_inputs(),
                 *_late_inputs(),
+                checkpoints_input(),
             ],
             outputs=[
                 io.Model.Output(
@@ -523,9 +520,11 @@ class Apply(io.ComfyNode):
         preset: str = BALANCED,
         mask_from: float = MASK_FROM,
         keyframes: GivenKeyframes | None = None,
+        checkpoints: bool = False,
     ) -> io.NodeOutput:
         propagation = _propagation(model, propagation)
         chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, mask_from, frames, keyframes, chosen)
         edit, cut = _edit(APPLY, model, correspondences, injection, *asked)
-        return io.NodeOutput(apply_edit(model, edit), ui=said(cut))
+        keeper = _keeper(edit, consistency, chosen, checkpoints)
+        return io.NodeOutput(apply_edit(model, edit, keeper), ui=said(cut))

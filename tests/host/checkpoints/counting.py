@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.samplers
 import pytest
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from tokenflow_pack.host.families.latents import as_latent
 from torch import Tensor
 
-from ..helpers import edit, injection, invert, matched, tiny_model, watched
+from ..helpers import (
+    NEGATIVE,
+    POSITIVE,
+    applied,
+    call,
+    edit,
+    injection,
+    invert,
+    matched,
+    tiny_model,
+    watched,
+)
 from ..tiny_models import moving_clip
 
 SMALL = 8, 8
@@ -52,6 +66,25 @@ def sampled(sampler: str = "euler", **inputs: Any) -> Run:
         correspondences = matched(3, SMALL, "recompute")
         given = {"correspondences": correspondences, "injection": injection(), "seed": 1, **inputs}
         return edit(model, sampler_name=sampler, frames_per_pass=2, **given)
+
+    return run
+
+
+def sampled_by_host(
+    sampler: str = "euler", seed: int = 1, positive: Any = POSITIVE, cfg: float = 4.0, **inputs: Any
+) -> Run:
+    """Apply TokenFlow under the host's SamplerCustom."""
+
+    def run(model: Any) -> Tensor:
+        correspondences = matched(3, SMALL, "recompute")
+        patched = applied(
+            model, correspondences, injection=injection(), frames_per_pass=2, **inputs
+        )
+        inversion = correspondences.features.inversion
+        noisy = {"samples": as_latent(patched, inversion.latents[0], inversion.sigmas[0])}
+        chosen = comfy.samplers.sampler_object(sampler)
+        given = (False, seed, cfg, positive, NEGATIVE, chosen, inversion.sigmas, noisy)
+        return call(SamplerCustom.execute, patched, *given)[0]["samples"]
 
     return run
 

@@ -19,7 +19,7 @@ from tokenflow_pack.tokenflow_ops.shards import ALONE, Alone
 
 from ..helpers import NEGATIVE, call, interrupted, tiny_model, watched
 from ..tiny_models import random_conditioning
-from .counting import Counting, inverted, sampled
+from .counting import Counting, inverted, sampled, sampled_by_host
 
 # Some that keep what they have seen, draw noise, listen to guidance or choose their own steps.
 SAMPLERS = (
@@ -61,6 +61,8 @@ RUNS = {
     "fresh noise": sampled(noise="fresh", start=0.7, checkpoints=True),
     "local": sampled(mask=torch.eye(8)[None], checkpoints=True),
     "lean": sampled(preset="lean", checkpoints=True),
+    "the host's sampler": sampled_by_host(checkpoints=True),
+    "the host's sampler, drawing noise": sampled_by_host("euler_ancestral", checkpoints=True),
     "lean, two evaluations a step": sampled("heun", preset="lean", checkpoints=True),
 }
 
@@ -111,6 +113,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_asks_the_model_nothing() 
 
 
 EDIT, INVERSION = partial(sampled, checkpoints=True), partial(inverted, checkpoints=True)
+APPLIED = partial(sampled_by_host, checkpoints=True)
 LOCAL = partial(EDIT, mask=torch.eye(8)[None])
 OTHERS = {
     "prompt": (EDIT(), EDIT(positive=random_conditioning(8))),
@@ -127,6 +130,10 @@ OTHERS = {
         LOCAL(),
         LOCAL(mask_from=0.9),
     ),
+    "the host's prompt": (APPLIED(), APPLIED(positive=random_conditioning(8))),
+    "the host's cfg": (APPLIED(), APPLIED(cfg=4.1)),
+    "the host's sampler": (APPLIED(), APPLIED("ddpm")),
+    "the host's seed": (APPLIED("euler_ancestral"), APPLIED("euler_ancestral", seed=2)),
     "source prompt": (INVERSION(), INVERSION(positive=random_conditioning(8))),
     "steps": (INVERSION(), INVERSION(steps=4)),
     "refinement": (INVERSION(), INVERSION(refinement="none")),
@@ -142,6 +149,15 @@ def test_another_run_does_not_take_it(name: str, root: Path) -> None:
     (journal,) = set(root.iterdir()) - {before}
     folders.Journal(journal).remove()
     assert Counting().calls_of(other)[0] == whole
+
+
+def test_a_patched_model_may_sample_more_than_one_thing() -> None:
+    """Its runs know nothing of each other, whichever of them was stopped."""
+    wanted = sampled_by_host()(tiny_model()), sampled_by_host(cfg=2.0)(tiny_model())
+    counting = Counting()
+    counting.stopped_at(3, APPLIED(cfg=2.0))
+    assert torch.equal(APPLIED()(tiny_model()), wanted[0])
+    assert torch.equal(counting.calls_of(APPLIED(cfg=2.0))[1], wanted[1])
 
 
 def test_passes_stay_as_small_as_memory_once_made_them() -> None:

@@ -21,7 +21,7 @@ from launch.comfyui.server import Server
 from launch.environment import link_pack
 from tests.conftest import COMFYUI
 
-from .tools.served import Prompt, edited, editing, saving
+from .tools.served import Prompt, applied, edited, saving
 
 # Of the server's custom nodes: where the mark is, the next file that is made sure to be on the disk
 # never gets there.
@@ -122,13 +122,15 @@ def test_a_server_killed_while_it_saves_leaves_nothing_that_stays(tmp_path: Path
 
 
 def test_a_run_of_a_killed_server_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """Its checkpoints stay until the whole graph has come to its end."""
+    """Its checkpoints stay until the whole graph has come to its end. The edit is sampled by the
+    host, which knows of no checkpoints.
+    """
     link_pack(COMFYUI)
     mark, kept = tmp_path / "mark", tmp_path / "output" / "tokenflow_checkpoints"
     (tmp_path / "nodes").mkdir()
     (tmp_path / "nodes" / "stall.py").write_text(STALL_LATE.format(mark=str(mark)))
-    prompt = editing()
-    for node in ("invert", "edit"):
+    prompt = applied()
+    for node in ("invert", "apply"):
         prompt[node]["inputs"]["checkpoints"] = True
     with running(tmp_path) as server:
         wanted = edited(server)
@@ -141,7 +143,7 @@ def test_a_run_of_a_killed_server_goes_on_to_the_same_bits(tmp_path: Path) -> No
             run_prompt(server.address, failing)
         log = (tmp_path / "log").read_text()
         assert "DDIM Invert Video goes on: 2 of 2 evaluations are known" in log
-        assert "TokenFlow Sampler goes on: 1 of 2 evaluations are known" in log
+        assert "Apply TokenFlow goes on: 1 of 2 evaluations are known" in log
         assert len(list(kept.iterdir())) == 2
         (file,) = run_prompt(server.address, prompt).files()
         assert load_file(server.output / file)["latent_tensor"].equal(wanted)

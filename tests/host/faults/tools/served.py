@@ -82,6 +82,30 @@ def editing(cfg: float = 4.0) -> Prompt:
     }
 
 
+def applied() -> Prompt:
+    """The same edit by Apply TokenFlow and the host's own sampler."""
+    prompt = editing()
+    given = prompt["edit"]["inputs"]
+    patched = {name: given[name] for name in ("model", "correspondences", "consistency")}
+    sampled = {name: given[name] for name in ("positive", "negative", "cfg", "sampler_name")}
+    return prompt | {
+        "apply": _node("TokenFlowApply", **patched, attended_keyframes=given["attended_keyframes"]),
+        "edit": _node(
+            "KSamplerAdvanced",
+            model=["apply", 0],
+            latent_image=["invert", 1],
+            add_noise="disable",
+            noise_seed=0,
+            steps=2,
+            scheduler="normal",
+            start_at_step=0,
+            end_at_step=2,
+            return_with_leftover_noise="disable",
+            **sampled,
+        ),
+    }
+
+
 def saving() -> Prompt:
     """The edit, and its inversion stored."""
     return {

@@ -37,13 +37,15 @@ def run(pytest_arguments: list[str]) -> int:
         if (ROOT / name / "__init__.py").exists()
         for word in ("-p", f"{PACK}.{name}")
     ]
+    # In the order of tests/conftest.py, files with the longest tests first.
+    shared = ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
     commands = [
         ["ruff", "check"],
         ["ruff", "format", "--check"],
         ["mypy", *packages],
         ["pydoclint.main", "-q", *TYPED],
         ["launch.judges"],
-        ["pytest", *(pytest_arguments or ["-n", str(processes), "--dist", "loadfile"])],
+        ["pytest", *(pytest_arguments or shared)],
     ]
     codes = []
     for command in commands:

@@ -27,6 +27,22 @@ QUICK = (
     "tests/host/running/test_internals.py",
     "tests/host/looking/test_help.py",
 )
+# Files that take minutes, longest first: a process that comes to one of them at the end would run
+# on alone.
+LONGEST = (
+    "tests/host/inputs/test_fuzz.py",
+    "tests/cluster/test_sharded.py",
+    "tests/cluster/test_command.py",
+    "tests/host/whole/test_workflows.py",
+    "tests/host/faults/test_interrupts.py",
+    "tests/host/looking/test_bench.py",
+    "tests/cluster/test_batch.py",
+    "tests/host/whole/test_quickstart.py",
+    "tests/host/faults/test_killed_server.py",
+    "tests/host/looking/test_paper.py",
+    "tests/cluster/workers/test_checkpoints.py",
+    "tests/launch/test_wanted.py",
+)
 
 # Nothing that the tests run may use the network, this process, its workers and all servers alike.
 if "NETWORK_LOG" not in os.environ:
@@ -38,10 +54,16 @@ runpy.run_path(str(LOOPBACK / "sitecustomize.py"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is not quick."""
+    """Marks what is not quick, and puts first what takes longest."""
     for item in items:
-        if not item.path.relative_to(ROOT).as_posix().startswith(QUICK):
+        if not _place(item).startswith(QUICK):
             item.add_marker(pytest.mark.slow)
+    order = {place: number for number, place in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(_place(item), len(order)))
+
+
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT).as_posix()
 
 
 @pytest.fixture(scope="session", autouse=True)

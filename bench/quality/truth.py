@@ -100,7 +100,7 @@ QUICK = {
     "edits": 1,
     "rows": [BASE, OURS],
     "samples": 2,
-    "frames": 8,
+    "frames": 6,
     "steps": 4,
     "interval": 4,
 }

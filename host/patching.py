@@ -167,9 +167,41 @@ class Run:
         Returns:
             The denoised frames (n, C, h, w) for each list of conditionings.
         """
+        return self.over_parts(call, lambda part: call.run(self, make(part)), shards, frames)
+
+    def over_parts(
+        self,
+        call: ModelCall,
+        denoise: Callable[[Tensor], list[Tensor]],
+        shards: Shards = ALONE,
+        frames: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Denoises frames part by part, in order, and joins what comes of it.
+
+        Args:
+            call: The evaluation.
+            denoise: Denoises some frames (n,) for each list of conditionings.
+            shards: The machines that may share the parts, which need nothing of each other.
+            frames: Frame numbers, (n,), or None for all.
+
+        Returns:
+            The denoised frames (n, C, h, w) for each list of conditionings.
+        """
         frames = shards.here(torch.arange(len(call.x)) if frames is None else frames)
-        parts = self.in_parts(call, frames, lambda part: call.run(self, make(part)))
-        return joined([part for machine in shards.gather(parts) for part in machine])
+        found: list[Tensor] = []
+        done = 0
+
+        # Each part is written to its place: those that are joined in the end would be held twice.
+        def work(part: Tensor) -> None:
+            nonlocal done
+            for number, rows in enumerate(denoise(part)):
+                if number == len(found):
+                    found.append(rows.new_empty(len(frames), *rows.shape[1:]))
+                found[number][done : done + len(part)] = rows
+            done += len(part)
+
+        self.in_parts(call, frames, work)
+        return joined([there for there in shards.gather(found) if there])
 
     def in_parts(self, call: ModelCall, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
         """Does the work for as many frames at once as memory allows, in order.

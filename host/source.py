@@ -12,7 +12,9 @@ from comfy import model_management
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
+from ..tokenflow_ops.features import Consumer
 from ..tokenflow_ops.passes import CapturePass, Pass
+from ..tokenflow_ops.shards import ALONE
 from .checkpoints.folders import Keeper
 from .families.latents import for_host, of_frames, shaped_as
 from .memory import room
@@ -132,7 +134,7 @@ def capture_features(
     inversion: Inversion,
     names: Iterable[str],
     steps: Iterable[int],
-    consume: Callable[[int, dict[str, Tensor]], None],
+    consume: Consumer,
     frames: Tensor | None = None,
     frames_per_pass: int = 0,
     shapes: Mapping[str, tuple[int, int]] | None = None,
@@ -146,8 +148,9 @@ def capture_features(
         inversion: The source's path, with its prompt.
         names: Self-attention layers, whose normed input is recorded, and parts of ResBlocks.
         steps: Steps of the inversion.
-        consume: Called once for each step, with the step and its features by name: (n, P, C) or
-            (n, C, h, w) on the host's intermediate device, in the model's type.
+        consume: Called after every pass with its features by name, (n, P, C) or (n, C, h, w) on
+            the host's intermediate device, in the model's type: all of a clip's may be more than
+            memory holds.
         frames: Frame numbers, (n,), or None for all.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
         shapes: Tokens and width (P, C) that layers are known to have.
@@ -157,20 +160,24 @@ def capture_features(
         NodeError: If the layers have other shapes, did not run or are not finite, or for what
             cannot be combined with TokenFlow.
     """
-    wanted = frozenset(names)
+    wanted, visited = frozenset(names), list(steps)
 
-    def hand_over(step: int, denoised: Tensor, run: Run) -> None:
-        assert isinstance(run, CaptureRun), "the model is patched with it"
-        found = run.take()
+    def keep(step: int, found: dict[str, Tensor], first: int, total: int) -> None:
         check_captured(node, step, found, wanted, shapes or {})
-        consume(step, found)
+        consume(step, found, first, total)
+
+    def go_on(step: int, denoised: Tensor, run: Run) -> None:
+        assert isinstance(run, CaptureRun), "the model is patched with it"
+        run.recorded = False
 
     visit_steps(
-        patch(model, lambda: CaptureRun(node, wanted, frames_per_pass), frames_per_pass),
+        patch(
+            model, lambda: CaptureRun(node, wanted, visited, keep, frames_per_pass), frames_per_pass
+        ),
         inversion,
         inversion.conditioning,
-        list(steps),
-        hand_over,
+        visited,
+        go_on,
         frames,
         progress,
     )
@@ -196,7 +203,6 @@ def visit_steps(
         frames: Frame numbers, (n,), or None for all.
         progress: Counts the steps; None where this is part of other work.
     """
-    chosen = torch.arange(inversion.frames) if frames is None else frames
 
     def visit(
         model_k: Any,
@@ -207,16 +213,18 @@ def visit_steps(
         disable: bool | None = None,
     ) -> Tensor:
         for done, step in enumerate(steps):
-            latents, sigma = inversion.latents[step][chosen].to(x), inversion.sigmas[step].to(x)
+            latents, sigma = inversion.latents[step], inversion.sigmas[step].to(x)
+            latents = (latents if frames is None else latents[frames]).to(x)
             denoised = model_k(latents, sigma.expand(len(latents)), **extra_args)
             consume(step, denoised, run_of(extra_args["model_options"]))
             if callback is not None:
                 callback({"i": done, "denoised": denoised, "x": latents, "sigma": sigma})
         return x
 
-    # Of the noise levels only the number counts, of the latents the size.
-    sigmas, blank = inversion.sigmas[: len(steps) + 1], torch.zeros_like(inversion.latents[0])
-    run_as_sampler(visit, model, prompt, [], 1.0, sigmas, blank[chosen], progress)
+    # Of the noise levels only the number counts, of the latents the size: one zero for all.
+    shape = inversion.frames if frames is None else len(frames), *inversion.latents.shape[2:]
+    sigmas, blank = inversion.sigmas[: len(steps) + 1], inversion.latents.new_zeros(1).expand(shape)
+    run_as_sampler(visit, model, prompt, [], 1.0, sigmas, blank, progress)
 
 
 class SourceRun(Run):
@@ -243,18 +251,27 @@ class SourceRun(Run):
 
 
 class CaptureRun(SourceRun):
-    """Collects features over the passes of one evaluation.
+    """Hands over the features of each pass, in the order of the frames.
 
     Args:
         node: The node's name, for errors.
         names: The layers to record.
+        steps: The steps that are visited.
+        keep: Takes the features.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
     """
 
-    def __init__(self, node: str, names: frozenset[str], frames_per_pass: int) -> None:
+    def __init__(
+        self,
+        node: str,
+        names: frozenset[str],
+        steps: Sequence[int],
+        keep: Consumer,
+        frames_per_pass: int,
+    ) -> None:
         super().__init__(node, frames_per_pass)
-        self.names = names
-        self.passes: dict[int, CapturePass] = {}  # by their first frame
+        self.names, self.steps, self.keep = names, iter(steps), keep
+        self.recorded = False  # whether the step's features are known
 
     def evaluate(self, call: ModelCall) -> list[Tensor]:
         """Evaluates all frames, and records each pass.
@@ -262,27 +279,27 @@ class CaptureRun(SourceRun):
         Where guidance evaluates once more, with changed attention (PAG), nothing is recorded.
         """
         check_areas(self.node, "inversion", call.conds)
-        if self.passes:
+        if self.recorded:
             return super().evaluate(call)
+        self.recorded = True
+        step, shards, total = next(self.steps), together(), len(call.x)
+        device, here = model_management.intermediate_device(), list[dict[str, Tensor]]()
 
-        def make(frames: Tensor) -> CapturePass:
-            capture = self.passes[int(frames[0])] = CapturePass(
-                frames, names=self.names, device=model_management.intermediate_device()
-            )
-            return capture
+        def record(frames: Tensor) -> list[Tensor]:
+            work = CapturePass(frames, names=self.names, device=device)
+            denoised = call.run(self, work)
+            if shards is ALONE:
+                self.keep(step, work.kept, int(frames[0]), total)
+            else:
+                here.append(work.kept)
+            return denoised
 
-        return self.over_frames(call, make, together())
-
-    def take(self) -> dict[str, Tensor]:
-        """Hands over the features of the last evaluation, all frames of a layer in one tensor."""
-        passes, self.passes = list(self.passes.values()), {}
-        gathered = together().gather([one.kept for one in passes])
-        kept = [part for machine in gathered for part in machine]
-        # A layer's parts go when they are joined: all of a long clip's would be held twice.
-        return {
-            name: torch.cat([part.pop(name) for part in kept])
-            for name in (tuple(kept[0]) if kept else ())
-        }
+        denoised, first = self.over_parts(call, record, shards), 0
+        if shards is not ALONE:
+            for part in (part for machine in shards.gather(here) for part in machine):
+                self.keep(step, part, first, total)
+                first += len(next(iter(part.values())))
+        return denoised
 
 
 def run_as_sampler(
@@ -323,7 +340,7 @@ def run_as_sampler(
     callback = None if progress is None else progress.sampling(model, len(sigmas) - 1)
     comfy.sample.sample_custom(
         model,
-        torch.zeros_like(latents),
+        latents.new_zeros(1).expand_as(latents),
         cfg,
         sampler,
         sigmas,

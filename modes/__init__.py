@@ -178,7 +178,9 @@ def carry_in_early_steps(run: EditRun, now: Moment, denoised: Tensor) -> Tensor:
     Returns:
         (N, C, h, w).
     """
-    return carry_denoised(run.plan(now), denoised)
+    plan = run.plan(now)
+    # Guidance may keep what it returned.
+    return carry_denoised(plan, denoised.clone()) if plan.carries else denoised
 
 
 MODES: dict[str, Mode] = {

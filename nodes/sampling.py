@@ -398,12 +398,7 @@ class Sampler(io.ComfyNode):
         sigmas = chosen.sigmas(_sigmas(model, inversion, sampler_name, start))
         if edit.given is not None and edit.mask is not None and not bool(edit.mask.any()):
             return io.NodeOutput({"samples": to_latent(model, edit.given)}, ui=said(cut))
-        start_at = kept_path(edit, float(sigmas[0]) if noise == INVERTED else 0.0)
-        latents = (
-            as_latent(model, start_at, sigmas[0])
-            if noise == INVERTED
-            else to_latent(model, start_at)
-        )
+        latents = _start(model, edit, sigmas[0], noise)
         added = _noise(noise, latents, seed)
         patched = apply_edit(model, edit, _keeper(edit, consistency, chosen, checkpoints))
         callback = latent_preview.prepare_callback(patched, len(sigmas) - 1)
@@ -423,13 +418,20 @@ def _keeper(edit: Edit, consistency: str, chosen: Preset, checkpoints: bool) -> 
     return Keeper(edit.node, (consistency, repr(chosen), *edit.told())) if checkpoints else None
 
 
+def _start(model: Any, edit: Edit, sigma: torch.Tensor, noise: str) -> torch.Tensor:
+    """What is sampled from: what is kept at the first noise level, or clean."""
+    if noise == INVERTED:
+        return as_latent(model, kept_path(edit, float(sigma)), sigma)
+    return to_latent(model, kept_path(edit, 0.0))
+
+
 def _noise(kind: str, latents: torch.Tensor, seed: int) -> torch.Tensor:
     """What the host adds to the latents at the first noise level.
 
     An inverted start has its noise in it already.
     """
     if kind == INVERTED:
-        return torch.zeros_like(latents)
+        return latents.new_zeros(1).expand_as(latents)
     if kind == FRESH_FOR_ALL:
         return comfy.sample.prepare_noise(latents[:1], seed).expand_as(latents).contiguous()
     return comfy.sample.prepare_noise(latents, seed)

@@ -246,26 +246,25 @@ def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
 
     Args:
         plan: The step's.
-        denoised: All denoised frames, (N, C, h, w).
+        denoised: All denoised frames, (N, C, h, w), written over.
 
     Returns:
-        (N, C, h, w); `denoised` itself where the plan carries nothing.
+        The same tensor.
     """
     if not plan.carries:
         return denoised
     matches, finest = plan.matches, plan.features.finest
     keyframes, grid = denoised[matches.keyframes.to(denoised.device)], plan.features.grid(finest)
-    carried = torch.empty_like(denoised)
     # In parts, since the indices are larger than the latents.
     for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):
-        carried[frames.to(carried.device)] = carry(
+        denoised[frames.to(denoised.device)] = carry(
             keyframes,
             matches.near.of(frames),
             matches.tokens(finest, frames),
             grid,
             matches.weight(finest, frames),
         )
-    return carried
+    return denoised
 
 
 @dataclass

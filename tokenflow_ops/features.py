@@ -6,7 +6,9 @@ The features of frame i at layer l and noise level t are the paper's phi_l(x_i^t
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +22,11 @@ from .inversion import Inversion
 from .matching.surroundings import with_surroundings
 from .storage.counted import Counted
 
-Consumer = Callable[[int, dict[str, Tensor]], None]
+# Called with a step, some frames' features by layer (n, ...), the number of the first of these
+# frames, and how many there are in all, as `FeatureStore.put`.
+Consumer = Callable[[int, dict[str, Tensor], int, int], None]
+# Called once for each step, with the features of all frames that were asked for.
+StepConsumer = Callable[[int, dict[str, Tensor]], None]
 # The layers, coarse to fine, whose features side by side tell a token from others.
 Descriptor = tuple[str, ...]
 
@@ -28,12 +34,16 @@ Descriptor = tuple[str, ...]
 class FeatureStore(Protocol):
     """Keeps one tensor with N rows per (step, layer)."""
 
-    def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
-        """Keeps the tensors of all layers of one step.
+    def put(
+        self, step: int, layers: Mapping[str, Tensor], first: int = 0, total: int | None = None
+    ) -> None:
+        """Keeps the tensors of all layers of one step, or of some frames of it.
 
         Args:
             step: Step of the inversion.
-            layers: By layer a tensor with one row per frame, (N, ...).
+            layers: By layer a tensor with one row per frame, (n, ...).
+            first: The first frame's number. Parts come in order.
+            total: Frames of the clip, None for those of this part.
         """
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
@@ -72,15 +82,22 @@ class MemoryStore:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, str], Tensor] = {}
 
-    def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
-        """Keeps the tensors of all layers of one step, on the CPU.
+    def put(
+        self, step: int, layers: Mapping[str, Tensor], first: int = 0, total: int | None = None
+    ) -> None:
+        """Keeps the tensors of all layers of one step, or of some frames of it, on the CPU.
 
         Args:
             step: Step of the inversion.
-            layers: By layer a tensor (N, ...).
+            layers: By layer a tensor (n, ...).
+            first: The first frame's number.
+            total: Frames of the clip, None for those of this part.
         """
-        for layer, tensor in layers.items():
-            self._kept[step, layer] = tensor.cpu()
+        for layer, part in layers.items():
+            if first == 0:
+                shape = len(part) if total is None else total, *part.shape[1:]
+                self._kept[step, layer] = torch.empty(shape, dtype=part.dtype)
+            self._kept[step, layer][first : first + len(part)] = part
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
         """Returns a layer's tensor at a step, on the CPU.
@@ -116,7 +133,7 @@ class MemoryStore:
 
 
 class DiskStore:
-    """A `FeatureStore` of one safetensors file per step in a folder of its own.
+    """A `FeatureStore` of safetensors files in a folder of its own: one for each part that is put.
 
     The folder is removed with the object.
 
@@ -130,27 +147,32 @@ class DiskStore:
     def __init__(self, parent: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenflow-features-", dir=parent)
         self._layers: dict[int, frozenset[str]] = {}
+        self._starts: dict[int, list[int]] = {}  # of every step: its parts' first frames, and N
 
-    def _file(self, step: int) -> Path:
-        return Path(self._folder.name) / f"{step}.safetensors"
-
-    def put(self, step: int, layers: Mapping[str, Tensor]) -> None:
-        """Writes the tensors of all layers of one step.
+    def put(
+        self, step: int, layers: Mapping[str, Tensor], first: int = 0, total: int | None = None
+    ) -> None:
+        """Writes the tensors of all layers of one step, or of some frames of it.
 
         Args:
             step: Step of the inversion.
-            layers: By layer a tensor (N, ...).
+            layers: By layer a tensor (n, ...).
+            first: The first frame's number.
+            total: Frames of the clip, None for those of this part.
 
         Raises:
             OSError: As the file system does.
         """
+        if first == 0:
+            self._starts[step] = [0]
         try:
             save_file(
                 {layer: tensor.cpu().contiguous() for layer, tensor in layers.items()},
-                self._file(step),
+                self._file(step, first),
             )
         except SafetensorError as error:  # what the library makes of the file system's errors
             raise OSError(str(error)) from error
+        self._starts[step].append(first + len(next(iter(layers.values()))))
         self._layers[step] = frozenset(layers)
 
     def get(self, step: int, layer: str, frames: Tensor | None = None) -> Tensor:
@@ -169,11 +191,17 @@ class DiskStore:
         """
         if not self.has(step, layer):
             raise KeyError((step, layer))
-        with safe_open(self._file(step), framework="pt") as file:
-            if frames is None:
-                return file.get_tensor(layer)
-            rows = file.get_slice(layer)
-            return torch.cat([rows[i : i + 1] for i in frames.tolist()])
+        starts = self._starts[step]
+        asked = range(starts[-1]) if frames is None else frames.tolist()
+        found: list[Tensor] = []
+        for first, numbers in groupby(asked, lambda i: starts[bisect_right(starts, i) - 1]):
+            with safe_open(self._file(step, first), framework="pt") as file:
+                rows = file.get_slice(layer)
+                found += [rows[i - first : i - first + 1] for i in numbers]
+        return torch.cat(found)
+
+    def _file(self, step: int, first: int) -> Path:
+        return Path(self._folder.name) / f"{step}-{first}.safetensors"
 
     def has(self, step: int, layer: str) -> bool:
         """Tells whether a layer's tensor at a step was put.
@@ -306,7 +334,7 @@ class SourceFeatures(Counted):
     def _grid_of(self, tokens: int) -> tuple[int, int]:
         return token_grid(tokens, *self.inversion.latents.shape[-2:])
 
-    def stream(self, frames: Tensor, consume: Consumer) -> None:
+    def stream(self, frames: Tensor, consume: StepConsumer) -> None:
         """Hands over the match layers' features of every step that has them, noisiest first.
 
         They are stored, or computed now.
@@ -319,7 +347,7 @@ class SourceFeatures(Counted):
             LookupError: If they are not stored, and nothing computes them.
         """
         if self.store is None:
-            self._model()(self.match_layers, self.steps, consume, frames=frames)
+            self._model()(self.match_layers, self.steps, _by_step(consume), frames=frames)
             return
         for step in self.steps:
             consume(
@@ -418,8 +446,23 @@ def compute_at(
         By layer (n, P, C), or (n, C, h, w) for hidden features.
     """
     found: dict[str, Tensor] = {}
-    compute(layers, [step], lambda _, layers: found.update(layers), frames=frames)
+    compute(layers, [step], _by_step(lambda _, layers: found.update(layers)), frames=frames)
     return found
+
+
+def _by_step(consume: StepConsumer) -> Consumer:
+    """Puts the parts of each step together."""
+    parts: list[dict[str, Tensor]] = []
+
+    def collect(step: int, found: dict[str, Tensor], first: int, total: int) -> None:
+        parts.append(found)
+        if first + len(next(iter(found.values()))) < total:
+            return
+        whole = {layer: torch.cat([part.pop(layer) for part in parts]) for layer in dict(found)}
+        parts.clear()
+        consume(step, whole)
+
+    return collect
 
 
 def share_by_resolution(

@@ -57,20 +57,38 @@ def invert(
     pictures: list[tuple[Tensor, Tensor]] = []  # (log sigma, picture) of the last two steps
     yield len(sigmas) - 1, x
     for index in range(len(sigmas) - 2, -1, -1):
-        start, known, sigma = x, sigmas[index + 1], sigmas[index]
-        calls = 1 + iterations
+        known, sigma = sigmas[index + 1], sigmas[index]
+        calls, guess = 1 + iterations, x
         if extrapolate and pictures:
-            x = start + (sigma - known) * (start - _continued(pictures, sigma)) / known
+            guess = x + (sigma - known) * (x - _continued(pictures, sigma)) / known
             if len(pictures) == 2 and index % extrapolate:
                 calls = 0
         elif extrapolate:
             calls += FIRST_STEP_CALLS
-        for _ in range(calls):
-            seen, noise = x, epsilon(x, sigma)
-            x = start + (sigma - known) * noise
-        if calls:
-            pictures = [*pictures[-1:], (sigma.log(), seen - sigma * noise)]
+        x, picture = _step(epsilon, x, guess, (known, sigma), calls)
+        if picture is not None:
+            pictures = [*pictures[-1:], (sigma.log(), picture)]
         yield index, x
+
+
+def _step(
+    epsilon: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    x: Tensor,
+    between: tuple[Tensor, Tensor],
+    calls: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Iterates a step from a guess x. Returns where it ends, and the picture that was seen there.
+
+    A function of its own, so that what it has made goes before the next step: of a long clip every
+    tensor counts.
+    """
+    known, sigma = between
+    seen = noise = None
+    for _ in range(calls):
+        seen, noise = x, epsilon(x, sigma)
+        x = start + (sigma - known) * noise
+    return x, None if seen is None or noise is None else seen - sigma * noise
 
 
 def _continued(pictures: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:

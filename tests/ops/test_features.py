@@ -4,7 +4,7 @@ principal components.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from tokenflow_ops import (
     nearest_tokens,
     neighbours,
 )
-from tokenflow_ops.features import coarse_to_fine, share_by_resolution, token_grid
+from tokenflow_ops.features import Consumer, coarse_to_fine, share_by_resolution, token_grid
 from tokenflow_ops.measuring.views import principal_colours
 
 
@@ -53,6 +53,17 @@ def test_what_is_put_is_got(store: FeatureStore, dtype: torch.dtype) -> None:
             assert torch.equal(store.get(step, layer), tensor)
             for frames in ([0], [4, 1], [2, 2, 0]):
                 assert torch.equal(store.get(step, layer, torch.tensor(frames)), tensor[frames])
+
+
+def test_parts_are_one_tensor_again(store: FeatureStore) -> None:
+    whole, again = layers_of(0), layers_of(1)
+    for layers in (whole, again):  # the second time in place of the first
+        for first, end in ((0, 2), (2, 3), (3, 5)):
+            store.put(1, {layer: part[first:end] for layer, part in layers.items()}, first, 5)
+    for layer, tensor in again.items():
+        assert torch.equal(store.get(1, layer), tensor)
+        for frames in ([4], [0, 1, 2, 3], [4, 1, 2, 2, 0]):
+            assert torch.equal(store.get(1, layer, torch.tensor(frames)), tensor[frames])
 
 
 def test_what_was_never_put_is_missing(store: FeatureStore) -> None:
@@ -102,7 +113,7 @@ def inversion() -> Inversion:
 def computed(
     layers: Iterable[str],
     steps: Iterable[int],
-    consume: Callable[[int, dict[str, Tensor]], None],
+    consume: Consumer,
     frames: Tensor | None = None,
 ) -> None:
     """Stands for the model: other random features for every layer and step."""
@@ -119,6 +130,8 @@ def computed(
                 layer: torch.randn(FRAMES, *SHAPES[layer], generator=generator)[chosen]
                 for layer, generator in generators.items()
             },
+            0,
+            len(chosen),
         )
 
 
@@ -258,7 +271,7 @@ def test_every_step_is_matched_to_its_own_keyframes(fixed: bool, backend: str) -
         computed(
             set(shared.values()),
             [{0: 0, 1: 0, 2: 2, 3: 2}[step]],
-            lambda _, layers, features=features: features.update(layers),
+            lambda _, layers, *place, features=features: features.update(layers),
         )
         near = neighbours(FRAMES, keyframes)
         for layer in SHAPES:
@@ -294,10 +307,11 @@ def test_broken_features_are_named() -> None:
     def broken(
         layers: Iterable[str],
         steps: Iterable[int],
-        consume: Callable[[int, dict[str, Tensor]], None],
+        consume: Consumer,
         frames: Tensor | None = None,
     ) -> None:
-        consume(0, {layer: torch.full((FRAMES, *SHAPES[layer]), torch.nan) for layer in layers})
+        nothing = {layer: torch.full((FRAMES, *SHAPES[layer]), torch.nan) for layer in layers}
+        consume(0, nothing, 0, FRAMES)
 
     features = SourceFeatures(inversion(), SHAPES, ITSELF, (0,), None, broken)
     with pytest.raises(ValueError, match=r"NaN.*in\.1.*step 0"):

@@ -123,24 +123,24 @@ def capture(
         layers: Paths of self-attention, of which the input is kept, (n, P, C), or of other modules,
             of which it is the output, (n, C, h, w).
         steps: Steps of the inversion.
-        consume: Called with each step and what was kept, by layer.
+        consume: Called with what was kept of each call of the UNet, see `Consumer`.
         frames: Frame numbers, (n,); None for all.
     """
     chosen = torch.arange(inversion.frames) if frames is None else frames
-    for step in steps:
-        kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        with replaced(
-            denoise.unet, {layer: _recorder(layer, parts) for layer, parts in kept.items()}
-        ):
+    kept: dict[str, Tensor] = {}
+    with replaced(denoise.unet, {layer: _recorder(layer, kept) for layer in layers}):
+        for step in steps:
+            sigma, first = inversion.sigmas[step].to(device), 0
             for part in inversion.latents[step][chosen].split(frames_per_pass):
-                denoise(part.to(device), inversion.sigmas[step].to(device), inversion.conditioning)
-        consume(step, {layer: torch.cat(parts) for layer, parts in kept.items()})
+                denoise(part.to(device), sigma, inversion.conditioning)
+                consume(step, dict(kept), first, len(chosen))
+                first += len(part)
 
 
-def _recorder(layer: str, kept: list[Tensor]) -> Forward:
+def _recorder(layer: str, kept: dict[str, Tensor]) -> Forward:
     def forward(module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = own(x, *args, **kwargs)
-        kept.append(x if layer.endswith("attn1") else out)
+        kept[layer] = x if layer.endswith("attn1") else out
         return out
 
     return forward

@@ -79,7 +79,7 @@ def test_features_that_are_not_stored_are_computed_for_these_frames_and_this_ste
 
     def compute(layers: object, steps: object, consume: object, frames: Tensor) -> None:
         asked.append((layers, steps, frames.tolist()))
-        consume(0, {"other": random(0, len(frames), 6, 4)})  # type: ignore[operator]
+        consume(0, {"other": random(0, len(frames), 6, 4)}, 0, len(frames))  # type: ignore[operator]
 
     source.compute = compute
     assert source.at(0, ("other",), torch.tensor([1, 4]))["other"].shape == (2, 6, 4)

@@ -44,11 +44,13 @@ class Found:
         frame: The frame's number.
         positions: x and y in the keyframe, (2, h, w) in pixels of a picture of h x w.
         error: Mean difference of the source there and here, (h, w), 0 for equal.
+        flawed: Whether the frame is blurred or noisy, so that the error tells little.
     """
 
     frame: int
     positions: Tensor
     error: Tensor
+    flawed: bool = False
 
 
 def find_motion(
@@ -107,12 +109,13 @@ class _Search:
             best.offer(_applied(motion, self.here), self, FAVOUR)
         best.offer(best.positions, self)
         positions = best.positions
-        if best.lost() > max(FLAWED, 3 * self.lost):
+        flawed = best.lost() > max(FLAWED, 3 * self.lost)
+        if flawed:
             positions = torch.where(best.error > LOST, plain, positions)
         else:
             self.lost = best.lost()
         self.known = {before: self.known[before], frame: positions}
-        return Found(frame, positions, best.error)
+        return Found(frame, positions, best.error, flawed)
 
     def flow(self, frame: int, other: int) -> Tensor:
         """Where a frame's pixels lie in another, (2, h, w)."""

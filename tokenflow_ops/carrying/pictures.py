@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..keyframes import ONE_SHOT
+from .guess import SHOWN, Guess
 from .motion import LONGEST, Found, at, exposures, find_motion, pixels, torn
 
 NEARBY = 2  # keyframes on each side that a frame takes from
 TRUSTED = 0.03  # difference of the source, in [0, 1], at which a pixel is hardly trusted
-# Trust from which on a pixel counts as shown: below, the model paints better than what was carried.
-SHOWN = 0.01
 # Difference of an edited keyframe from its source up to which it is the source, and from which on
 # it is not: an autoencoder's error lies below.
 SAME, CHANGED = 0.01, 0.04
 GROWN = 2  # pixels around hidden ones that are computed as well
+HIDDEN = 0.5  # of what looks like an unseen pixel so much was changed: the model paints it better
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def carry_pictures(
     """Makes a clip of its edited keyframes, along the source's motion.
 
     Every pixel is a mean of where it lies in the keyframes nearby, weighted by how alike the source
-    is there and by the distance in time. Where a keyframe was left as it is, the frame's own source
-    is kept, with what little was changed.
+    is there and by the distance in time. Where none of them shows it, it is what the keyframes make
+    of pixels that look like it. Where a keyframe was left as it is, the frame's own source is kept,
+    with what little was changed.
 
     Args:
         source: The clip, (N, 3, H, W) in [0, 1].
@@ -76,12 +77,14 @@ def carry_pictures(
     spans = [_span(i, numbers, shots, len(source)) for i in range(len(numbers))]
     total = sum(len(span) - 1 for span in spans)
     result, done = _Sum(source, edited, numbers), 0
+    guess = Guess(even, light, numbers, _shrunk(result.made()))
     for row, (keyframe, span) in enumerate(zip(numbers, spans, strict=True)):
         for found in find_motion(even, keyframe, span, check):
             result.add(found, row, light[found.frame] / light[keyframe])
+            guess.seen(found, row)
             done += 1
             on_frames(done, total)
-    return result.carried()
+    return result.carried(guess, check)
 
 
 def _agreed(
@@ -132,13 +135,12 @@ class _Sum:
 
     def add(self, found: Found, row: int, light: Tensor) -> None:
         """Adds what a keyframe shows of a frame. light: the frame's, beside the keyframe's."""
-        picture, trust, changed = self.seen(found, row, light)
+        picture, trust, _ = self.seen(found, row, light)
         frame = found.frame
         weight = (trust + 1e-6) / abs(frame - self.numbers[row])
         self.sum[frame] += weight * picture
         self.weight[frame] += weight
-        shown = trust + (1 - trust) * (1 - changed)
-        self.shown[frame] = torch.maximum(self.shown[frame], shown[0])
+        self.shown[frame] = torch.maximum(self.shown[frame], trust[0])
 
     def seen(self, found: Found, row: int, light: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a keyframe makes of a frame, how far to trust it, and how far it is changed there.
@@ -154,28 +156,41 @@ class _Sum:
         changed = _share_changed(at(self.changed[row], where))
         return torch.lerp(kept, edited, changed), trust, changed
 
-    def carried(self) -> Carried:
-        """The means; the keyframes as they are."""
-        numbers = list(self.numbers)
-        if bool((self.weight.flatten(1).amax(1) == 0)[_others(numbers, len(self.source))].any()):
+    def made(self) -> Tensor:
+        """Of each keyframe the edit, its change and how far it changed, (k, 7, H, W)."""
+        changed = torch.stack([_share_changed(one) for one in self.changed])
+        return torch.cat([self.edited, self.change, changed], 1)
+
+    def carried(self, guess: Guess, check: Callable[[], None]) -> Carried:
+        """The means, guesses where nothing was found; the keyframes as they are."""
+        others = [frame for frame in range(len(self.source)) if frame not in self.numbers]
+        if bool((self.weight[others].flatten(1).amax(1) == 0).any()):
             raise ValueError("there are frames in whose shot no keyframe lies")
         pictures = (self.sum / self.weight.clamp(min=1e-12)).clamp(0, 1)
-        pictures[numbers] = self.edited
-        hidden = F.max_pool2d((self.shown[:, None] < SHOWN).float(), 2 * GROWN + 1, 1, GROWN)[:, 0]
-        hidden[numbers] = 0
+        pictures[list(self.numbers)] = self.edited
+        hidden = torch.zeros_like(self.shown)
+        for frame in others:
+            check()
+            likely, changed, share = self._guessed(guess, frame)
+            pictures[frame] = torch.lerp(pictures[frame], likely, share)
+            unseen = (self.shown[frame] < SHOWN) & (changed[0] > HIDDEN)
+            hidden[frame] = F.max_pool2d(unseen[None].float(), 2 * GROWN + 1, 1, GROWN)[0]
         return Carried(pictures, hidden)
+
+    def _guessed(self, guess: Guess, frame: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a frame is likely to show (3, H, W), how far that is changed and how far to follow
+        it, both (1, H, W).
+        """
+        found, size = guess.of(frame), (self.source.shape[2], self.source.shape[3])
+        changed = _resized(found.changed, size)
+        kept = self.source[frame] + _resized(found.change, size)
+        likely = torch.lerp(kept, _resized(found.edited, size), changed).clamp(0, 1)
+        return likely, changed, _resized(found.share, size)
 
 
 def _share_changed(difference: Tensor) -> Tensor:
     """From 0 for the source itself to 1 for what was edited."""
     return ((difference - SAME) / (CHANGED - SAME)).clamp(0, 1)
-
-
-def _others(numbers: list[int], frames: int) -> Tensor:
-    """(N,) bool: which frames are no keyframes."""
-    others = torch.ones(frames, dtype=torch.bool)
-    others[numbers] = False
-    return others
 
 
 def _shrunk(pictures: Tensor) -> Tensor:

@@ -55,9 +55,7 @@ class Guess:
         made: Of each keyframe the edit, its change and how far it changed, (k, 7, h, w).
     """
 
-    def __init__(
-        self, frames: Tensor, light: Tensor, numbers: Sequence[int], made: Tensor
-    ) -> None:
+    def __init__(self, frames: Tensor, light: Tensor, numbers: Sequence[int], made: Tensor) -> None:
         self.frames, self.light, self.numbers, self.made = frames, light, numbers, made
         self.sure = torch.zeros_like(frames[:, 0])
         self.rows: list[list[int]] = [[] for _ in frames]
@@ -98,9 +96,7 @@ class Guess:
         return Guessed(values[:3], values[3:6], values[6:7], values[7:])
 
     def _known(self, frame: int) -> tuple[Tensor, Tensor]:
-        """Looks (n, 6) in the keyframes of a frame, and what was made of them (n, 7) in its
-        light.
-        """
+        """Looks (n, 6) in a frame's keyframes, and what was made of them (n, 7) in its light."""
         rows = self.rows[frame]
         every = max(1, math.ceil(math.sqrt(len(rows) * self.sure[0].numel() / KEPT)))
         looks, made = [], []

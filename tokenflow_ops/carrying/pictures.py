@@ -178,8 +178,9 @@ class _Sum:
         return Carried(pictures, hidden)
 
     def _guessed(self, guess: Guess, frame: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What a frame is likely to show (3, H, W), how far that is changed and how far to follow
-        it, both (1, H, W).
+        """What a frame is likely to show.
+
+        Returns: (3, H, W), how far that is changed and how far to follow it, both (1, H, W).
         """
         found, size = guess.of(frame), (self.source.shape[2], self.source.shape[3])
         changed = _resized(found.changed, size)

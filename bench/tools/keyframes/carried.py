@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 
 import torch
 from clips import Clip
 from scenes import Texture
-from tokenflow_pack.tokenflow_ops.carrying.motion import at, pixels
+from tokenflow_pack.tokenflow_ops.carrying.motion import Found, at, find_motion, pixels
 from tokenflow_pack.tokenflow_ops.measuring.metrics import dis_flow
 from torch import Tensor
 from torch.nn import functional as F
@@ -104,6 +104,22 @@ class Fading:
                 for frame, shares in enumerate(self.shares)
             ]
         )
+
+
+class Remembered:
+    """A clip's motion, in place of `find_motion`: searched once for all edits of its keyframes."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, dict[int, Found]] = {}
+
+    def __call__(
+        self, frames: Tensor, keyframe: int, span: range, check: Callable[[], None]
+    ) -> Iterator[Found]:
+        known = self.known.setdefault(keyframe, {})
+        others = [frame for frame in span if frame != keyframe]
+        if any(frame not in known for frame in others):
+            known |= {one.frame: one for one in find_motion(frames, keyframe, span, check)}
+        yield from (known[frame] for frame in others)
 
 
 def disturbed(clip: Clip, surface: str, numbers: Sequence[int]) -> Tensor:

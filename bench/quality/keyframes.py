@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -82,22 +83,23 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK)
-    with torch.inference_mode():
-        groups = run(options)
-    found = flat(groups)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "keyframes.md").write_text(table(found, list(groups)))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
-    print((options.out / "keyframes.md").read_text())
+    with torch.inference_mode():
+        for groups in run(options):
+            found = flat(groups)
+            told = table(found, list(groups))
+            (options.out / "keyframes.md").write_text(told)
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1))
+    print(told)
 
 
 # Of each group its cases: the clip, and of each row its figures.
 Cases = list[tuple[tuple[str, int], dict[str, Figures]]]
 
 
-def run(options: argparse.Namespace) -> dict[str, Cases]:
-    """Every case, by group."""
+def run(options: argparse.Namespace) -> Iterator[dict[str, Cases]]:
+    """The cases so far by group, after every clip."""
     world, groups = World(), dict[str, Cases]()
     for kind in options.kinds:
         for number in range(options.clips):
@@ -114,7 +116,7 @@ def run(options: argparse.Namespace) -> dict[str, Cases]:
                         groups.setdefault(group, []).append(entry)
                     told = {row: round(one["psnr.object"] or 0, 1) for row, one in found.items()}
                     print(f"{kind} {clip.number}, {frames} frames, {count}: {told}", flush=True)
-    return groups
+                yield groups
 
 
 def figures_of(case: TruthCase, count: int, sampled: bool) -> dict[str, Figures]:

@@ -61,6 +61,27 @@ def test_what_a_keyframe_does_not_show_is_told() -> None:
     assert with_it[3].mean() < 0.01
 
 
+def test_what_no_keyframe_shows_is_made_as_what_looks_like_it() -> None:
+    """A disc comes in from the left; half of it is outside of the only keyframe."""
+    here, red = pixels(SIDE, SIDE), torch.tensor([1.0, 0.2, 0.2])[:, None, None]
+    source, ideal, discs = [], [], []
+    for frame in range(FRAMES):
+        moved = here - torch.tensor([5.0 * frame, 32.0])[:, None, None]
+        surface = at(texture(1), moved + 32) * 0.5 + 0.5
+        discs.append(moved.norm(dim=0) < 20)
+        ground = texture(0) * torch.tensor([0.3, 0.4, 0.8])[:, None, None]
+        source.append(torch.where(discs[-1], surface * red, ground))
+        ideal.append(torch.where(discs[-1], surface * red.flip(0), ground))
+    found = carry_pictures(torch.stack(source), ideal[0][None], [0])
+    error = (found.pictures - torch.stack(ideal))[FRAMES - 1]
+    unseen = discs[-1] & (here[0] < 16)
+    assert -10 * error[:, unseen].square().mean().log10() > 23.5
+    assert found.hidden[FRAMES - 1][unseen].mean() > 0.5
+    far = ~discs[-1] & (here[0] > 48)
+    assert error[:, far].abs().max() < 0.01
+    assert found.hidden[FRAMES - 1][far].max() == 0
+
+
 def test_keyframes_of_another_shot_are_not_taken() -> None:
     source = torch.cat([turning(1, 5), turning(3, 5)])
     edited = torch.stack([torch.zeros(3, SIDE, SIDE), torch.ones(3, SIDE, SIDE)])

@@ -24,6 +24,7 @@ LIKELY = 0.1  # trust in a guess whose look is exactly the same
 # Difference of the source at which what was carried is hardly better than a guess. It is more than
 # what keyframes are weighed by: what turns and grows is unlike itself, yet carried rightly.
 CARRIED = 0.06
+REACH = 4  # pixels on each side that tell of one that looks like nothing
 SURE = 0.5  # trust in what was carried from which on nothing is guessed
 AT_ONCE = 2048  # pixels that are looked for together
 
@@ -89,7 +90,10 @@ class Guess:
         if bool(lost.any()):
             looks, made = self._known(frame)
             unlike, mean = _nearest(_looks(self.frames[frame])[:, lost].T, looks, made)
-            trust = LIKELY * torch.exp(-((unlike / ALIKE) ** 2)) + 1e-6
+            known = torch.exp(-((unlike / ALIKE) ** 2)) + 1e-6
+            values[:, lost] = torch.cat([mean.T, known[None]])
+            mean = torch.lerp(_around(values)[:, lost].T, mean, known[:, None])
+            trust = LIKELY * known
             carried = self.sure[frame][lost]
             share = trust**2 / (trust**2 + carried**2)
             values[:, lost] = torch.cat([mean.T, share[None]])
@@ -113,6 +117,17 @@ def _looks(picture: Tensor) -> Tensor:
     """(6, h, w): each pixel's colour and the mean of 3 x 3 pixels around it."""
     around = F.avg_pool2d(picture[None], 3, 1, 1, count_include_pad=False)[0]
     return torch.cat([picture, around])
+
+
+def _around(values: Tensor) -> Tensor:
+    """Means around each pixel of values (C, h, w), weighted by the last of their channels.
+
+    Returns: (C - 1, h, w).
+    """
+    known = values[-1:]
+    weighted = torch.cat([values[:-1] * known, known])
+    sums = F.avg_pool2d(weighted[None], 2 * REACH + 1, 1, REACH)[0]
+    return sums[:-1] / sums[-1:].clamp(min=1e-9)
 
 
 def _nearest(wanted: Tensor, looks: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:

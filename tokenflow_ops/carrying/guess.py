@@ -103,7 +103,7 @@ class Guess:
         """Looks (n, 6) in a frame's keyframes, and what was made of them (n, 7) in its light."""
         rows = self.rows[frame]
         every = max(1, math.ceil(math.sqrt(len(rows) * self.sure[0].numel() / KEPT)))
-        looks, made = [], []
+        looks, made = list[Tensor](), list[Tensor]()
         for row in rows:
             number = self.numbers[row]
             lit = self.made[row].clone()

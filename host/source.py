@@ -297,8 +297,9 @@ class CaptureRun(SourceRun):
         denoised, first = self.over_parts(call, record, shards), 0
         if shards is not ALONE:
             for part in (part for machine in shards.gather(here) for part in machine):
+                rows = len(next(iter(part.values())))
                 self.keep(step, part, first, total)
-                first += len(next(iter(part.values())))
+                first += rows
         return denoised
 
 

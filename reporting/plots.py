@@ -50,6 +50,9 @@ def plot_lines(
         )
     axes.set(xlabel=x_label, ylabel=y_label)
     if from_zero:
+        # So that room is left above lines that lie close together.
+        axes.update_datalim([(0.0, 0.0)], updatex=False)
+        axes.autoscale_view()
         axes.set_ylim(bottom=0)
     legend = axes.legend() if len(lines) <= FEW else figure.legend(loc="outside right upper")
     for text in legend.get_texts():

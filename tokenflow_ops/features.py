@@ -455,10 +455,10 @@ def _by_step(consume: StepConsumer) -> Consumer:
     parts: list[dict[str, Tensor]] = []
 
     def collect(step: int, found: dict[str, Tensor], first: int, total: int) -> None:
-        parts.append(found)
+        parts.append(dict(found))
         if first + len(next(iter(found.values()))) < total:
             return
-        whole = {layer: torch.cat([part.pop(layer) for part in parts]) for layer in dict(found)}
+        whole = {layer: torch.cat([part.pop(layer) for part in parts]) for layer in found}
         parts.clear()
         consume(step, whole)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenflow_pack.tokenflow_ops.matching.surroundings import CHANNELS, with_surroundings
+from tokenflow_ops.matching.surroundings import CHANNELS, with_surroundings
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (7, 7), (4, 16)])

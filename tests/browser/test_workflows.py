@@ -76,6 +76,43 @@ CUT_OFF = """() => app.graph.nodes.filter((node) => {
     context.font = node.titleFontStyle
     return context.measureText(node.title).width > node.size[0] - 2 * LiteGraph.NODE_TITLE_HEIGHT
 }).map((node) => node.title)"""
+# Wires, in the pieces that the page draws between bends, that cross the outline of a node that is
+# at neither end; a bend may touch its edge.
+BENEATH = """(edge) => {
+    const context = document.createElement('canvas').getContext('2d')
+    context.lineWidth = 4
+    const { graph } = app, lost = new Set()
+    const outlines = graph.nodes.map((node) => {
+        node.updateArea()
+        const [x, y, width, height] = node.boundingRect
+        const [left, top, right, bottom] = [x + edge, y + edge, x + width - edge, y + height - edge]
+        const points = []
+        for (let x = left; x < right; x += 3) points.push([x, top], [x, bottom])
+        for (let y = top; y < bottom; y += 3) points.push([left, y], [right, y])
+        return { node, points }
+    })
+    for (const link of graph.links.values()) {
+        const pieces = [link], ends = [link.origin_id, link.target_id]
+        for (let id = link.parentId; id != null; id = pieces[0].parentId)
+            pieces.unshift(graph.reroutes.get(id))
+        const [from, to] = ends.map((id) => graph.getNodeById(id))
+        const [start, end] = [from.getConnectionPos(false, link.origin_slot),
+            to.getConnectionPos(true, link.target_slot)]
+        const stops = [start, ...pieces.map((piece) => piece.pos ?? end)]
+        pieces.forEach(({ path }, i) => {
+            // A curve leaves the box of its ends by no more than a quarter of its length.
+            const [[x, y], [u, v]] = [stops[i], stops[i + 1]], away = Math.hypot(u - x, v - y) / 4
+            const near = ([p, q]) => p > Math.min(x, u) - away && p < Math.max(x, u) + away
+                && q > Math.min(y, v) - away && q < Math.max(y, v) + away
+            const crosses = (point) => near(point) && context.isPointInStroke(path, ...point)
+            for (const { node, points } of outlines)
+                if (!ends.some((id) => id == node.id) && points.some(crosses))
+                    lost.add(`${link.origin_id} to ${link.target_id}: ${node.title}`)
+        })
+    }
+    return [...lost]
+}"""
+EDGE = 8
 GROUPS = "() => app.graph.groups.map((group) => [group.title, ...group.boundingRect])"
 
 
@@ -228,6 +265,7 @@ PLACES = """() => {
     }
 }"""
 LARGE = {"width": 1600, "height": 1000}
+MANY = 40  # nodes that no window takes
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["1280 x 800", "1600 x 1000"])
@@ -250,7 +288,17 @@ def test_it_opens_with_the_note_readable_and_nothing_under_the_bars(
     assert note[0] + width < kept["width"] / 2
     window = LARGE if large else kept
     hidden = [title for title, (x, y) in groups if x > window["width"] - 60 or y > window["height"]]
-    assert not [title for title in hidden if "muted" not in title and len(groups) < 7]
+    assert not [title for title in hidden if "muted" not in title and len(workflow["nodes"]) < MANY]
+
+
+def test_wires_can_be_followed(editor: Editor, workflow: dict[str, Any]) -> None:
+    """Wires are drawn behind nodes: what runs beneath one is lost from sight. With Nodes 2.0 on, nodes
+    take other room than the file says, and some wires touch one.
+    """
+    if editor.nodes_2:
+        pytest.skip("nodes as elements of the page take other room")
+    editor.show()  # the page knows the ways of what it draws
+    assert editor.page.evaluate(BENEATH, EDGE) == []
 
 
 def test_titles_are_read_in_full(editor: Editor, workflow: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tokenflow_ops.matching.surroundings import CHANNELS, with_surroundings
 
 

@@ -292,8 +292,8 @@ def test_it_opens_with_the_note_readable_and_nothing_under_the_bars(
 
 
 def test_wires_can_be_followed(editor: Editor, workflow: dict[str, Any]) -> None:
-    """Wires are drawn behind nodes: what runs beneath one is lost from sight. With Nodes 2.0 on, nodes
-    take other room than the file says, and some wires touch one.
+    """Wires are drawn behind nodes: what runs beneath one is lost from sight. With Nodes 2.0 on,
+    nodes take other room than the file says, and some wires touch one.
     """
     if editor.nodes_2:
         pytest.skip("nodes as elements of the page take other room")

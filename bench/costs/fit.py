@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import comfy.ops
 from comfy import model_management, supported_models
-from comfy.ldm.flux.model import Flux
+from comfy.ldm.flux.model import Flux, FluxParams
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from tokenflow_pack.host.families.transformer import OUTER_FIRST, OUTER_LAST
 from tokenflow_pack.host.memory import MOST_FRAMES
@@ -49,6 +49,8 @@ FLUX: dict[str, Any] = {
     "qkv_bias": True,
     "guidance_embed": True,
 }
+if "txt_ids_dims" in {known.name for known in fields(FluxParams)}:
+    FLUX["txt_ids_dims"] = []  # newer hosts ask for it
 
 
 @dataclass(frozen=True)

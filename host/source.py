@@ -285,7 +285,7 @@ class CaptureRun(SourceRun):
         step, shards, total = next(self.steps), together(), len(call.x)
         device, here = model_management.intermediate_device(), list[dict[str, Tensor]]()
 
-        def record(frames: Tensor) -> list[Tensor]:
+        def capture(frames: Tensor) -> list[Tensor]:
             work = CapturePass(frames, names=self.names, device=device)
             denoised = call.run(self, work)
             if shards is ALONE:
@@ -294,7 +294,7 @@ class CaptureRun(SourceRun):
                 here.append(work.kept)
             return denoised
 
-        denoised, first = self.over_parts(call, record, shards), 0
+        denoised, first = self.over_parts(call, capture, shards), 0
         if shards is not ALONE:
             for part in (part for machine in shards.gather(here) for part in machine):
                 rows = len(next(iter(part.values())))

@@ -13,6 +13,7 @@ from typing import Any
 import folder_paths
 import torch
 from tokenflow_pack.host.files.folders import SUFFIX
+from tokenflow_pack.host.video.reading import read_frames
 
 from .bad_input import (
     APPLY,
@@ -157,7 +158,9 @@ def sane_encoded(given: dict[str, Any], latent: dict[str, Any], rate: float, sta
 
 
 def sane_video(given: dict[str, Any], video: Any) -> None:
-    pictures(video.get_components().images, len(given["samples"]["samples"]))
+    # Newer hosts read no video of fewer than 16 columns; the pack does.
+    read = torch.stack(list(read_frames("a test", "video", video)))
+    pictures(read, len(given["samples"]["samples"]))
 
 
 def sane_clip(given: dict[str, Any], video: Any, *texts: str) -> None:

@@ -24,7 +24,10 @@ Said = list[tuple[str, str]]
 def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
     """What is said on the node 7 of a server that runs; every run is long."""
     said: Said = []
-    server = SimpleNamespace(send_progress_text=lambda text, node_id: said.append((node_id, text)))
+    server = SimpleNamespace(
+        send_progress_text=lambda text, node_id: said.append((node_id, text)),
+        prompt_queue=SimpleNamespace(get_current_queue_volatile=lambda: ([], [])),
+    )
     module = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
     monkeypatch.setitem(sys.modules, "server", module)
     monkeypatch.setattr(forecast, "LONG", 1)

@@ -48,6 +48,21 @@ def matched(name: str, frames: int = FRAMES, depth: float = 1.0, interval: int =
     )[0]
 
 
+def matched_by(model: Any, name: str) -> Any:
+    """Matches that are all made with one model, of whatever weights and patches."""
+    inversion = call(
+        InvertVideo.execute,
+        model,
+        clip(name, FRAMES, *SIZE),
+        prompt(name, SOURCE),
+        steps=STEPS,
+        scheduler="simple",
+        check_reconstruction=False,
+    )[0]
+    features = call(ExtractFeatures.execute, model, inversion)[0]
+    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+
+
 @once_a_session
 def copies(name: str) -> Any:
     """Matches of a clip whose frames are one picture: edited together they are what the host makes

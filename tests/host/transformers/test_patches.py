@@ -7,30 +7,12 @@ from typing import Any
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingFlux, ModelSamplingSD3
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
-from tokenflow_pack.nodes.features import ExtractFeatures
-from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Sampler
 from torch import Tensor
 
 from ..helpers import call, relative_error
-from ..tiny_transformers import clip, prompt, tiny_transformer
-
-FRAMES, SIZE, STEPS = 3, (6, 8), 2
-
-
-def correspondences(model: Any, name: str = "SD 3") -> Any:
-    inversion = call(
-        InvertVideo.execute,
-        model,
-        clip(name, FRAMES, *SIZE),
-        prompt(name, 1),
-        steps=STEPS,
-        scheduler="simple",
-        check_reconstruction=False,
-    )[0]
-    features = call(ExtractFeatures.execute, model, inversion)[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+from ..tiny_transformers import prompt, tiny_transformer
+from .edits import matched_by
 
 
 def edited(model: Any, found: Any, name: str = "SD 3", **inputs: Any) -> Tensor:
@@ -43,7 +25,7 @@ def edited(model: Any, found: Any, name: str = "SD 3", **inputs: Any) -> Tensor:
 def test_a_patched_weight_is_sampled(strength: float) -> None:
     """As LoRA loaders put it on a model, which gets its own weights back."""
     model = tiny_transformer("SD 3")
-    found = correspondences(model)
+    found = matched_by(model, "SD 3")
     name = "diffusion_model.joint_blocks.1.x_block.attn.qkv.weight"
     before = model.model.state_dict()[name].clone()
     generator = torch.Generator().manual_seed(0)
@@ -60,6 +42,6 @@ def test_another_shift_is_another_schedule() -> None:
         ("SD 3", ModelSamplingSD3().patch(tiny_transformer("SD 3"), 1.0)[0]),
         ("Flux", ModelSamplingFlux().patch(tiny_transformer("Flux"), 1.15, 0.5, 1024, 1024)[0]),
     ):
-        found = correspondences(shifted, name)
+        found = matched_by(shifted, name)
         assert found.features.inversion.sigmas[0] == 1
         assert torch.isfinite(edited(shifted, found, name)).all()

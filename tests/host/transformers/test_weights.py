@@ -13,18 +13,16 @@ import comfy.supported_models
 import folder_paths
 import pytest
 import torch
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
-from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Sampler
 from torch import Tensor
 
 from ..helpers import call, relative_error
 from ..models import gguf_models
-from ..tiny_transformers import LAYOUTS, clip, prompt, weights
+from ..tiny_transformers import LAYOUTS, prompt, weights
+from .edits import matched_by
 
-FRAMES, SIZE, STEPS, ROUNDING = 3, (6, 8), 2, 1e-4
+ROUNDING = 1e-4
 FLOAT8 = torch.float8_e4m3fn
 State = dict[str, Tensor]
 
@@ -84,21 +82,11 @@ def gguf(name: str, kind: str = "Q4_0") -> tuple[Any, State]:
 
 def edited(model: Any, name: str) -> tuple[Tensor, Tensor]:
     """The noisy end of the inversion, and the edit with Plug-and-Play, all made with one model."""
-    inversion = call(
-        InvertVideo.execute,
-        model,
-        clip(name, FRAMES, *SIZE),
-        prompt(name, 1),
-        steps=STEPS,
-        scheduler="simple",
-        check_reconstruction=False,
-    )[0]
-    features = call(ExtractFeatures.execute, model, inversion)[0]
-    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    found = matched_by(model, name)
     injection = call(PlugAndPlay.execute)[0]
     prompts = prompt(name, 2), prompt(name, 3)
     edit = call(Sampler.execute, model, *prompts, found, cfg=3.0, injection=injection)[0]
-    return inversion.latents[0], edit["samples"]
+    return found.features.inversion.latents[0], edit["samples"]
 
 
 @pytest.mark.usefixtures("_known")

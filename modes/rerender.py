@@ -24,9 +24,10 @@ def rerender(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
     This is the authors' cross-frame attention.
 
     Unlike the authors' code: all frames are sampled, and together (theirs samples every tenth,
-    one after the other, and carries them to the rest by patch matching); the flow is DIS, not
-    GMFlow; pixels are not inpainted in the middle steps, which would need the autoencoder
-    inside the sampler.
+    one after the other, and makes the rest of them by guided patches); the flow is DIS, not
+    GMFlow; pixels are not fused in the middle steps, for which each keyframe is sampled twice
+    and goes through the autoencoder in between. The row of the paper's table does these too, on
+    the keyframes alone (bench/tools/paper/rerender.py).
 
     Args:
         run: The sampling run.

@@ -17,7 +17,8 @@ the asked surface with the object's true outline. Distance: PSNR of all but the 
 dB. Drift: how far the ground's mean colour moves from the first quarter of the frames to the last,
 in 1/255.
 
-The public code is as its authors run it: with its own inversion and noise levels.
+The public code is as its authors run it: with its own inversion and noise levels. Rerender-A-Video
+is whole: keyframes with fused pixels, and the frames between them by guided patches.
 """
 
 from __future__ import annotations
@@ -135,9 +136,7 @@ def run(options: argparse.Namespace, settings: Settings, lines: Lines) -> None:
             found = prepared.correspondences(row)
             with peak_memory() as peak:
                 start = time.perf_counter()
-                clip = case.edit(
-                    found, surface, row.mode, row.injected, prepared.model(row), **row.sampling
-                )
+                clip = prepared.edit(row, found, surface)
                 seconds = time.perf_counter() - start
             lines.add(
                 Line.of(number, surface, row.name, case.figures(clip, surface), seconds, peak.mib)

@@ -44,9 +44,13 @@ def patches(source: Tensor, frame: int, keyframe: int) -> Tensor:
     wanted, there = (
         torch.cat([part, place.flatten(1)]).T.contiguous() for part in F.unfold(padded, PATCH)
     )
-    best = torch.cat([torch.cdist(part, there).argmin(1) for part in wanted.split(1024)])
-    moved = grid.flatten(1)[:, best].view_as(grid) - grid
+    moved = grid.flatten(1)[:, nearest(wanted, there)].view_as(grid) - grid
     return pixels(*source.shape[2:]) + COARSE * F.interpolate(moved[None], scale_factor=COARSE)[0]
+
+
+def nearest(wanted: Tensor, there: Tensor) -> Tensor:
+    """Of every row of `wanted` (n, D) the nearest one in `there` (m, D), (n,)."""
+    return torch.cat([torch.cdist(part, there).argmin(1) for part in wanted.split(1024)])
 
 
 def held(source: Tensor, frame: int, keyframe: int) -> Tensor:

@@ -90,11 +90,7 @@ class PaperClip:
         known, start = row.source in self.prepared.features, time.perf_counter()
         found = self.prepared.correspondences(row)
         preparing = time.perf_counter() - start
-        clip, spent = spent_on(
-            lambda: self.case.edit(
-                found, task.edit, row.mode, row.injected, self.prepared.model(row), **row.sampling
-            )
-        )
+        clip, spent = spent_on(lambda: self.prepared.edit(row, found, task.edit))
         return clip, {
             "sampling": spent.seconds,
             "memory": spent.peak.mib,

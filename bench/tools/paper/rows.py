@@ -9,9 +9,12 @@ from typing import Any
 from tokenflow_pack.nodes.correspondences import FIXED
 from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.nodes.tuning import TuneAVideo
+from torch import Tensor
 
 from bench.tools.case import Editable
 from bench.tools.public_code import public_inversion
+
+from .rerender import MODE, Keyframes, rerendered
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Row:
     injected: with Plug-and-Play. fixed: the same keyframes at every step. features, sampling:
     further inputs of Extract SA Features and of TokenFlow Sampler. tuned: with
     the model trained on the clip. public: from the public code's own inversion and noise levels.
+    keyframes: these alone are sampled, and the other frames made of them.
     """
 
     name: str
@@ -31,11 +35,12 @@ class Row:
     sampling: dict[str, Any] = field(default_factory=dict)
     tuned: bool = False
     public: bool = False
+    keyframes: bool = False
 
     @property
-    def source(self) -> tuple[str, bool, bool]:
+    def source(self) -> tuple[str, bool, bool, bool]:
         """What rows have in common that need the same features."""
-        return str(self.features), self.tuned, self.public
+        return str(self.features), self.tuned, self.public, self.keyframes
 
 
 TUNING_RATE = 1e-3  # of the embedded model: see the node's tooltip
@@ -48,7 +53,7 @@ ROWS = (
     Row("sparse-causal (Tune-A-Video, untrained)", "sparse-causal", features=EVERY),
     Row("Tune-A-Video", "sparse-causal", features=EVERY, tuned=True),
     Row("FateZero", "fatezero", injected=False, features=EVERY),
-    Row("Rerender-A-Video", "rerender", features=EVERY),
+    Row("Rerender-A-Video", MODE, features=EVERY, keyframes=True),
     Row("joint attention", "joint attention", features=EVERY),
     Row("TokenFlow, fixed keyframes", "tokenflow", fixed=True),
     Row("TokenFlow, public code", "tokenflow, public code", features=EVERY, public=True),
@@ -78,8 +83,8 @@ class Prepared:
     ) -> None:
         self.case, self.seed, self.tuning = case, seed, tuning
         self.storage, self.alone = storage, alone
-        self.features: dict[tuple[str, bool, bool], Any] = {}
-        self.found: dict[tuple[str, bool, bool, bool], Any] = {}
+        self.features: dict[tuple[str, bool, bool, bool], Any] = {}
+        self.found: dict[tuple[str, bool, bool, bool, bool], Any] = {}
 
     def model(self, row: Row) -> Any:
         return self.tuned if row.tuned else self.case.world.model
@@ -92,19 +97,30 @@ class Prepared:
             model=case.world.model, latents=case.latents, positive=case.source_prompt, **inputs
         ).args[0]
 
+    @cached_property
+    def keyframes(self) -> Keyframes:
+        return Keyframes(self.case)
+
+    def edit(self, row: Row, found: Any, surface: str) -> Tensor:
+        """The row's edit of the clip, (N, h, w, 3). found: the row's correspondences."""
+        if row.keyframes:
+            return rerendered(self.keyframes, found, surface, self.model(row), row.injected)
+        inputs = row.mode, row.injected, self.model(row)
+        return self.case.edit(found, surface, *inputs, **row.sampling)
+
     def correspondences(self, row: Row) -> Any:
-        source = row.source
+        source, case = row.source, self.keyframes if row.keyframes else self.case
         if source not in self.features:
             if self.alone:
                 self.features.clear()
                 self.found.clear()
             model = self.model(row)
-            inversion = public_inversion(self.case) if row.public else self.case.invert(model)
-            self.features[source] = self.case.features(
+            inversion = public_inversion(case) if row.public else case.invert(model)
+            self.features[source] = case.features(
                 inversion, model, **{"storage": self.storage, **row.features}
             )
         inputs = (*source, row.fixed)
         if inputs not in self.found:
             fixed = {"keyframes": FIXED} if row.fixed else {}
-            self.found[inputs] = self.case.match(self.features[source], seed=self.seed, **fixed)
+            self.found[inputs] = case.match(self.features[source], seed=self.seed, **fixed)
         return self.found[inputs]

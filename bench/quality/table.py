@@ -18,7 +18,8 @@ dB. Drift: how far the ground's mean colour moves from the first quarter of the 
 in 1/255.
 
 The public code is as its authors run it: with its own inversion and noise levels. Rerender-A-Video
-is whole: keyframes with fused pixels, and the frames between them by guided patches.
+is whole: keyframes with fused pixels, and the frames between them by guided patches; with all
+frames sampled it is the mode of TokenFlow Sampler.
 """
 
 from __future__ import annotations

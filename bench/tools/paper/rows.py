@@ -54,6 +54,7 @@ ROWS = (
     Row("Tune-A-Video", "sparse-causal", features=EVERY, tuned=True),
     Row("FateZero", "fatezero", injected=False, features=EVERY),
     Row("Rerender-A-Video", MODE, features=EVERY, keyframes=True),
+    Row("Rerender-A-Video, all frames sampled", MODE, features=EVERY),
     Row("joint attention", "joint attention", features=EVERY),
     Row("TokenFlow, fixed keyframes", "tokenflow", fixed=True),
     Row("TokenFlow, public code", "tokenflow, public code", features=EVERY, public=True),

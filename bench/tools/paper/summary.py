@@ -51,6 +51,7 @@ ORDER: dict[str, Paper | None] = {
     "FateZero": Paper(6.9, 0.32, 349, "71 %"),
     GEN_1: Paper(None, 0.32, None, "70 %"),
     "Rerender-A-Video": Paper(1.8, 0.32, 285, "71 %"),
+    "Rerender-A-Video, all frames sampled": None,
     "joint attention": Paper(5.9, 0.33, None, "90 %"),
     "TokenFlow, fixed keyframes": Paper(3.7, 0.33),
     "TokenFlow, public code": None,

@@ -7,7 +7,7 @@ import torch
 from tokenflow_pack.tokenflow_ops.carrying.motion import pixels
 from torch import Tensor
 
-from bench.tools.keyframes import guided
+from bench.tools.keyframes import blending, guided
 from bench.tools.keyframes.blending import between_keyframes, blended, chosen, with_slopes
 from bench.tools.keyframes.guided import HALF, Made, improved, patches_of, synthesised, voted
 
@@ -101,6 +101,27 @@ def test_the_less_different_side_is_taken_the_nearer_the_keyframe_the_sooner() -
     assert chosen(one, other, 0.0).tolist() == [[False, False, False]]
     assert chosen(one, other, 0.25).tolist() == [[True, False, False]]
     assert chosen(one, other, 0.75).tolist() == [[True, True, False]]
+
+
+def test_what_was_taken_of_the_other_keyframe_once_is_taken_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, taken, corner = plane(), list[Tensor](), torch.zeros(64, 80).bool()
+    corner[:, 40:48] = True
+
+    def choose(one: Made, other: Made, share: float) -> Tensor:
+        return corner & (share == 0)
+
+    def blend(one: Tensor, other: Tensor, where: Tensor, share: float) -> Tensor:
+        taken.append(where)
+        return one
+
+    monkeypatch.setattr(blending, "chosen", choose)
+    monkeypatch.setattr(blending, "blended", blend)
+    between_keyframes(clip, edited(clip)[[0, 3]], [0, 3])
+    assert torch.equal(taken[0], corner)
+    moved = corner.roll(-8, 1)  # as the source moves
+    assert float((taken[1] == moved)[8:-8].float().mean()) > 0.97
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.5])

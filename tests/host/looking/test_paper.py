@@ -297,6 +297,23 @@ def test_a_table_of_a_checkpoint_is_made_shown_and_gone_on_with(
     ]
 
 
+def test_rerender_makes_its_frames_of_keyframes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video(tmp_path / "star.mp4")
+    table(tmp_path / "prompts.csv", "clip,source,prompt", "star,a star,gold")
+    words = f"paper --checkpoint {checkpoint} --clips {tmp_path} --out {tmp_path / 'out'}"
+    words += " --frames 6 --steps 4 --interval 5 --width 80 --height 64 --rows"
+    monkeypatch.setenv("COMFYUI_PATH", str(COMFYUI))
+    monkeypatch.setattr("sys.argv", [*words.split(), BASE, "Rerender-A-Video"])
+    with pytest.raises(SystemExit) as ended:
+        paper.main()
+    assert ended.value.code == 0
+    with (tmp_path / "out" / "edits.csv").open(newline="") as file:
+        warp = {line["row"]: float(line["warp"]) for line in csv.DictReader(file)}
+    assert 0 < warp["Rerender-A-Video"] < 0.9 * warp[BASE]
+
+
 def test_a_transformer_goes_without_the_rows_of_unets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ the pack's modules are `tokenflow_pack.nodes.x` and so on.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +41,19 @@ def _shared() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _shared_in_module() -> Iterator[None]:
-    """Drops what the tests of one module share."""
+    """Drops what the tests of one module share, and unloads all models.
+
+    An error that a test keeps takes its clones of a model with it when the collector finds them.
+    That leaves empty places in the host's list of loaded models, over which its ControlNets with
+    an autoencoder stumble.
+    """
+    from comfy import model_management
+
     yield
     once_a_module.clear()
+    model_management.unload_all_models()
+    gc.collect()
+    model_management.current_loaded_models.clear()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Lets this Python talk to nobody but this machine.
+"""Lets this Python talk to nobody but this machine, and begin sooner.
 
 `tests/conftest.py` gives it to every Python that a test starts.
 
@@ -6,8 +6,11 @@ What was tried is written to the file NETWORK_LOG names as well:
 the error may be swallowed where it is raised.
 """
 
+import importlib
 import os
 import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+from types import ModuleType
 
 # Where the other end stands among what Python's audit hooks are told.
 ADDRESSES = {
@@ -41,3 +44,38 @@ def refuse(event, arguments):
 
 
 sys.addaudithook(refuse)
+
+# torchvision 0.29 asks torch's compiler one question, and imports all of it for that: a third of
+# the time that ComfyUI takes to start. It is imported when the question is put.
+ASKING, COMPILER = "torchvision.ops.roi_align", "torch._dynamo.utils"
+
+
+class Later(SourceFileLoader):
+    """Loads the module that asks with an answer in place of the compiler."""
+
+    def exec_module(self, module):
+        answer = ModuleType(COMPILER)
+        answer.is_compile_supported = lambda device: importlib.import_module(
+            COMPILER
+        ).is_compile_supported(device)
+        sys.modules[COMPILER] = answer
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules[COMPILER]
+
+
+class Finder:
+    """Finds that module for `Later`."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != ASKING or COMPILER in sys.modules:
+            return None
+        found = PathFinder.find_spec(name, path, target)
+        if found is not None and type(found.loader) is SourceFileLoader:
+            found.loader = Later(found.loader.name, found.loader.path)
+        return found
+
+
+sys.meta_path.insert(0, Finder)

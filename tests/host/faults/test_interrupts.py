@@ -22,7 +22,7 @@ EDIT, VIEWS = {"invert", "extract", "build", "sample"}, {"check", "features", "m
 
 
 @pytest.mark.parametrize(
-    ("views", "moments"), [(False, 100), (True, 30)], ids=["edit", "with views"]
+    ("views", "moments"), [(False, 50), (True, 15)], ids=["edit", "with views"]
 )
 def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(
     bench: Bench, views: bool, moments: int

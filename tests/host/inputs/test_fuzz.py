@@ -1,7 +1,8 @@
-"""Ten thousand calls of the nodes with anything: each gives a sane result, or an error that says
+"""Thousands of calls of the nodes with anything: each gives a sane result, or an error that says
 which input is wrong and what to do.
 
-The calls are the same in every run. TOKENFLOW_FUZZ=5 makes five times as many, others each time.
+A quarter of the ten thousand that CALLS lists, the same in every run. TOKENFLOW_FUZZ=1, before a
+release, makes all of them, TOKENFLOW_FUZZ=5 five times as many, others each time.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from .bad_input import (
 from .fuzz_results import SANE, sane_path
 from .fuzz_values import images, values
 
-TIMES = int(os.environ.get("TOKENFLOW_FUZZ", "1"))
+TIMES = float(os.environ.get("TOKENFLOW_FUZZ", "0.25"))
 # By node, and of damaged files: many where a call is short.
 CALLS = {
     INVERT: 700,
@@ -86,10 +87,10 @@ passed: Counter[str] = Counter()
 
 def fuzzed(calls: int) -> settings:
     return settings(
-        max_examples=TIMES * calls,
+        max_examples=round(TIMES * calls),
         deadline=None,
         database=None,
-        derandomize=TIMES == 1,
+        derandomize=TIMES <= 1,
         suppress_health_check=list(HealthCheck),
     )
 
@@ -200,11 +201,11 @@ def test_damaged_weights_of_the_embedded_model_are_refused() -> None:
     fuzz()
 
 
-def test_ten_thousand_calls_were_made() -> None:
+def test_so_many_calls_were_made() -> None:
     if set(counted) != set(NODES):
         pytest.skip("some of the tests above did not run")
     # `python -m pytest -s` shows it.
     print(f"{counted.total()} calls, {passed.total()} of them with a result:", dict(counted))
     assert counted.total() >= TIMES * 10_000
-    assert all(passed[node] >= 10 for node in NODES if node != DEMO), passed
-    assert all(counted[node] - passed[node] >= 100 for node in NODES), counted - passed
+    assert all(passed[node] >= 10 * TIMES for node in NODES if node != DEMO), passed
+    assert all(counted[node] - passed[node] >= 100 * TIMES for node in NODES), counted - passed

@@ -67,6 +67,28 @@ def test_better_positions_are_found_and_told_by_their_difference() -> None:
     assert float(error.mean()) < float(unmoved.mean())
 
 
+def test_guides_count_by_their_weights() -> None:
+    dark, light = torch.full((3, 6, 8), 0.2), torch.full((3, 6, 8), 0.5)
+    places = torch.zeros(2, 6, 8)
+
+    def apart(one: Tensor, other: Tensor) -> Tensor:
+        return (one - other).square().sum(0)
+
+    usual = guided.guided(dark, places, dark)
+    colours = apart(guided.guided(light, places, dark), usual)
+    assert torch.allclose(colours, torch.tensor(6 * 0.3**2))
+    before = apart(guided.guided(dark, places, light), usual)
+    assert torch.allclose(before, torch.tensor(0.5 * 0.3**2))
+    moved = apart(guided.guided(dark, places + 0.3, dark), usual)
+    assert torch.allclose(moved, torch.tensor(2 * 0.3**2 * 2 / 3))  # two channels of three
+    spot = dark.clone()
+    spot[:, 3, 4] += 0.1
+    edges = guided.guided(spot, places, dark)[3:6] / (0.5 / 3) ** 0.5
+    wanted = torch.zeros_like(edges)
+    wanted[:, 3, 4] = 0.4
+    assert torch.allclose(edges, wanted, atol=1e-6)
+
+
 def test_the_same_guides_give_the_keyframe_itself() -> None:
     style, guides = random(3, 70, 90), random(11, 70, 90, seed=1)
     made = synthesised(style, guides, guides)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tokenflow_pack.tokenflow_ops import Inversion
 from torch import Tensor
 
-from bench.tools.case import Case, Settings, World, channels_first
+from bench.tools.case import Case, Editable, Settings, World, channels_first
 from bench.tools.paper import rerender
 from bench.tools.paper.rerender import Fusion, Keyframes, Sampling, encoded, fused_euler, overlaid
 from bench.tools.paper.rows import ROWS, Prepared
 
-from ..helpers import inverted, relative_error
+from ..helpers import inverted, pictures, relative_error, tiny_model
 from ..once import once_a_module
 
 (ROW,) = (row for row in ROWS if row.keyframes)
@@ -113,10 +115,11 @@ class Dimming:
     """An autoencoder that loses a tenth at every way in, and all of what is too bright."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return 0.9 * torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        code = 0.9 * torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return code[:, [0, 1, 2, 0]]
 
     def decode(self, code: Tensor) -> Tensor:
-        picture = torch.nn.functional.interpolate(code, scale_factor=8).movedim(1, -1)
+        picture = torch.nn.functional.interpolate(code[:, :3], scale_factor=8).movedim(1, -1)
         return torch.where(picture > 0.95, 0, picture)
 
 
@@ -128,6 +131,33 @@ def test_less_is_lost_in_the_autoencoder_and_nowhere_more() -> None:
     # Corrected it would be 0.99, which is decoded to nothing; so it and what is around stay.
     assert torch.allclose(code[..., 7], torch.tensor(0.9))
     assert torch.allclose(code[..., 6], torch.tensor(0.45))
+
+
+def test_what_is_fused_is_in_the_models_latent_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, inversion, seen = pictures(), inverted()[0], list[Fusion]()
+    edited = channels_first(1 - source)
+
+    def sampling(*_: Any) -> Any:
+        def sample(fusion: Fusion) -> Tensor:
+            seen.append(fusion)
+            return edited
+
+        return sample
+
+    monkeypatch.setattr(rerender, "Sampling", sampling)
+    monkeypatch.setattr(rerender, "between_keyframes", lambda clip, *_: clip)
+    world: Any = SimpleNamespace(vae=Dimming())
+    keyframes = Keyframes(Editable(world, Settings(interval=1), source, ""))
+    found = SimpleNamespace(features=SimpleNamespace(inversion=inversion))
+    rerender.rerendered(keyframes, found, "", tiny_model())
+    (fusion,) = {id(one): one for one in seen}.values()
+    assert len(seen) == len(source)
+    assert not fusion.weight[0].any()
+    assert set(fusion.weight[1:].unique().tolist()) >= {0.0, 0.5}
+    for number in range(1, len(source)):
+        picture, _ = overlaid(channels_first(source), edited, number)
+        wanted = tiny_model().model.process_latent_in(encoded(Dimming(), picture))
+        assert torch.equal(fusion.latents[number], wanted[0])
 
 
 def test_the_row_makes_the_whole_clip() -> None:

@@ -25,7 +25,7 @@ import psutil
 import tomllib
 from filelock import FileLock
 
-from launch.comfyui.client import PromptError, Result, run_prompt
+from launch.comfyui.client import ConnectionClosed, PromptError, Result, run_prompt
 from launch.comfyui.server import Server
 from launch.comfyui.workflow import Json, Prompt
 from launch.graphs.graph import title
@@ -191,9 +191,12 @@ class Worker:
 
     def _told(self, error: Exception) -> Exception:
         """What to say of a job that did not end well."""
-        with suppress(subprocess.TimeoutExpired):
-            # The connection to a server that ends is closed a moment before.
-            self._process().wait(1)
+        answered = isinstance(error, PromptError) and not isinstance(error, ConnectionClosed)
+        if not answered:
+            # The connection to a server that ends is closed first; on a busy machine it takes a
+            # while until all its memory is given back.
+            with suppress(subprocess.TimeoutExpired):
+                self._process().wait(20)
         if not self._is_running():
             code = self._process().returncode
             return HostLost(

@@ -20,6 +20,10 @@ class PromptError(RuntimeError):
     """The server refused the prompt or a node failed; the message names the nodes."""
 
 
+class ConnectionClosed(PromptError):
+    """The server went away before the prompt had ended."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a prompt left behind.
@@ -154,7 +158,7 @@ async def _follow(
             raise PromptError(f"{node_name(data['node_id'], prompt)}: interrupted")
         elif kind == "execution_success":
             return cached
-    raise PromptError("the server closed the connection before the prompt had ended")
+    raise ConnectionClosed("the server closed the connection before the prompt had ended")
 
 
 def refusal(answer: dict[str, Any], prompt: Prompt) -> str:

@@ -249,8 +249,9 @@ def blueprint(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return saved, standing
 
 
-def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> None:
-    """Between a loader and a saver, as users put it."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any], masked: bool) -> None:
+    """Between a loader and a saver, as users put it, and with a mask."""
     saved, standing = blueprint("Edit a video (TokenFlow)")
     values = ["a wood star on grass", "an ice star on grass", 0.5, 5.0, 4, FRAMES, 64, 64]
     standing |= {"id": 5, "widgets_values": values}
@@ -271,7 +272,15 @@ def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any]) -> N
         *([2 + i, 7, i, 5, 1 + i, kind] for i, kind in enumerate(("MODEL", "CLIP", "VAE"))),
         [5, 5, 0, 8, 0, "VIDEO"],
     ]
-    result = queue(to_prompt(saved, server.get("/object_info")))
+    if masked:
+        (slot,) = (i for i, one in enumerate(standing["inputs"]) if one["type"] == "MASK")
+        standing["inputs"][slot]["link"] = 6
+        saved["nodes"].append({"id": 9, "type": "SolidMask", "widgets_values": [1.0, 64, 64]})
+        saved["links"].append([6, 9, 0, 5, slot, "MASK"])
+    prompt = to_prompt(saved, server.get("/object_info"))
+    (sampler,) = (one for one in prompt.values() if one["class_type"] == "TokenFlowSampler")
+    assert ("mask" in sampler["inputs"]) == masked
+    result = queue(prompt)
     (video,) = (server.output / name for name in result.files())
     with av.open(str(video)) as written:
         assert sum(1 for _ in written.decode(video=0)) == FRAMES

@@ -19,7 +19,7 @@ import av
 import numpy as np
 import torch
 from av.audio.resampler import AudioResampler
-from comfy_api.latest import InputImpl
+from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
 from ..memory import is_oom
@@ -29,6 +29,8 @@ from ..validation.errors import NodeError
 FEW, MOST_PIXELS = 8, 1 << 24
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # of sound, by its channels, as mp4 takes it
 SOUND_BLOCK = 1 << 14  # samples
+# Formats of frames that every host reads as whole numbers.
+EIGHT_BITS = {"yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"}
 
 
 @dataclass(frozen=True)
@@ -303,12 +305,41 @@ def _decoded(video: Any) -> Iterator[Any]:
 
 
 def _pixels(frame: Any) -> Tensor:
-    """A decoded frame's pixels, upright, as the host's own nodes make them of 8 bits."""
-    pixels = frame.to_ndarray(format="rgb24")
+    """A decoded frame's pixels, upright, as the host's own nodes make them."""
+    if hasattr(Types.VideoComponents, "alpha") and frame.format.name not in EIGHT_BITS:
+        # Hosts since this attribute read floats: colours between those of 8 bits, and smooth ones
+        # where films keep them at half of the size.
+        pixels = _aligned(frame).to_ndarray(format="gbrpf32le")[: frame.height, : frame.width]
+    else:
+        pixels = frame.to_ndarray(format="rgb24") / np.float32(255)
     turned = getattr(frame, "rotation", 0)  # phones film sideways, and say so
     if turned:
-        pixels = np.rot90(pixels, k=round(turned / 90)).copy()
-    return torch.from_numpy(pixels) / 255.0
+        pixels = np.rot90(pixels, k=round(turned / 90))
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _aligned(frame: Any) -> Any:
+    """A frame with its border repeated to multiples of 32.
+
+    FFmpeg's floats of other widths differ from time to time.
+    """
+    height, width = (-(-side // 32) * 32 for side in (frame.height, frame.width))
+    if width == frame.width:
+        return frame
+    graph = av.filter.Graph()
+    size = {"width": frame.width, "height": frame.height}
+    nodes = (
+        graph.add_buffer(**size, format=frame.format.name, time_base=Fraction(1, 1)),
+        graph.add("pad", f"{width}:{height}:0:0"),
+        graph.add(
+            "fillborders",
+            f"right={width - frame.width}:bottom={height - frame.height}:mode=smear",
+        ),
+        graph.add("buffersink"),
+    )
+    graph.link_nodes(*nodes).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def _last_sound(container: Any) -> Any:

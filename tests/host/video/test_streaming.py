@@ -73,6 +73,19 @@ def test_latents_are_those_of_the_hosts_own_nodes(kind: str) -> None:
     assert torch.equal(whole, Coder().encode(parts.images))
 
 
+@pytest.mark.parametrize(("height", "width"), [(50, 90), (64, 34), (34, 64)])
+def test_frames_of_any_size_are_read_as_by_the_host(
+    height: int, width: int, tmp_path: Path
+) -> None:
+    film = video(torch.rand(3, height, width, 3, generator=torch.Generator().manual_seed(0)), 12)
+    film.save_to(str(tmp_path / "film.mp4"))
+    given = InputImpl.VideoFromFile(str(tmp_path / "film.mp4"))
+    wanted = given.get_components().images
+    for _ in range(2):
+        read = list(reading.read_frames("A node", "video", given))
+        assert torch.equal(torch.stack(read), wanted)
+
+
 def test_sides_that_are_no_multiples_are_rounded_or_told() -> None:
     given = video(torch.rand(2, 50, 90, 3))
     assert call(EncodeVideo.execute, given, Coder(), width=64)[0]["samples"].shape[2:] == (4, 8)

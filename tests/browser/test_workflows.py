@@ -182,6 +182,10 @@ def test_the_app_shows_clip_prompts_and_strength_alone_and_runs(
         controls.get_by_role("button", name="Run", exact=True).click()
         edited = page.locator("video[src*='type=output']:visible")
         edited.first.wait_for(timeout=RUN)
+        page.wait_for_function(
+            "(player) => player.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA",
+            arg=edited.first.element_handle(),
+        )
         picture("app")
     finally:
         saved["extra"]["linearMode"] = False

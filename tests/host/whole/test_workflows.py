@@ -275,7 +275,7 @@ def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any], mask
     if masked:
         (slot,) = (i for i, one in enumerate(standing["inputs"]) if one["type"] == "MASK")
         standing["inputs"][slot]["link"] = 6
-        saved["nodes"].append({"id": 9, "type": "SolidMask", "widgets_values": [1.0, 64, 64]})
+        saved["nodes"].append({"id": 9, "type": "SolidMask", "widgets_values": [0.0, 64, 64]})
         saved["links"].append([6, 9, 0, 5, slot, "MASK"])
     prompt = to_prompt(saved, server.get("/object_info"))
     (sampler,) = (one for one in prompt.values() if one["class_type"] == "TokenFlowSampler")
@@ -283,8 +283,14 @@ def test_the_blueprint_edits_a_clip(server: Any, queue: Callable[..., Any], mask
     result = queue(prompt)
     (video,) = (server.output / name for name in result.files())
     with av.open(str(video)) as written:
-        assert sum(1 for _ in written.decode(video=0)) == FRAMES
-        assert written.streams.video[0].width == 64
+        edited = [frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)]
+    with av.open(str(server.input / "tokenflow_star.mp4")) as source:
+        first = next(source.decode(video=0)).reformat(64, 64).to_ndarray(format="rgb24")
+    assert len(edited) == FRAMES
+    assert edited[0].shape == first.shape
+    # A mask of nothing leaves the wood as it is.
+    changed = float(abs(edited[0][24:40, 24:40].astype(float) - first[24:40, 24:40]).mean())
+    assert (changed < 8) == masked  # 13 and 4 of 255
 
 
 def test_the_blueprint_carries_keyframes(server: Any, queue: Callable[..., Any]) -> None:

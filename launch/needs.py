@@ -31,6 +31,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench choices": FIGURES,
     "bench confidence": FIGURES,
     "bench cost": (),
+    "bench cuts": (),
     "bench film": (*FIGURES, "matplotlib"),
     "bench fit": (),
     "bench gpu": (),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.attention import optimized_attention
+from tokenflow_pack.tokenflow_ops.matching.cuts import BROKEN
 
 from bench.costs import fit, gpu, search
 from bench.tools.gpu.sizes import REHEARSAL
@@ -179,6 +180,23 @@ def test_an_ideal_edit_is_of_the_asked_surface_where_the_object_is(number: int) 
     assert overlap(bare) < 0.05
     moved = clip.dressed(surface).pictures().roll(20, -1)
     assert overlap(moved) < 0.7
+
+
+@pytest.mark.parametrize("number", [15, 28])
+def test_cuts_between_shots_of_the_same_things_are_told_from_motion(number: int) -> None:
+    from clips import Clip
+    from tokenflow_pack.host.files.demo_model import load_demo_model
+
+    from bench.quality.cuts import HOWS, told, ways
+
+    clip = Clip("cut", number, 16)
+    with torch.inference_mode():
+        found = ways(clip, load_demo_model()[2])
+    assert list(found) == list(HOWS)
+    for breaks in found.values():
+        assert [i for i, broken in enumerate(breaks) if broken > BROKEN] == [clip.cut_at]
+        assert told([clip], [list(breaks)])[1] == "0"
+        assert told([clip], [[0.0] * len(breaks)])[1] == "1"
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,19 @@ def test_motion_is_no_cut(speed: int) -> None:
     assert find_cuts(shot(12, 0, speed)) == (0,)
 
 
+def test_another_shot_of_the_same_things_is_a_cut() -> None:
+    """Most of its patches are in the shot before as well, but elsewhere."""
+    generator = torch.Generator().manual_seed(5)
+    tiles = shot(1, 6, size=42)[0].unfold(1, 6, 6).unfold(2, 6, 6).flatten(1, 2)  # (4, 49, 6, 6)
+
+    def laid(order: torch.Tensor) -> torch.Tensor:
+        plane = tiles[:, order].unflatten(1, (7, 7)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return torch.stack([plane[:, :30, i : i + 30] for i in range(8)])
+
+    clip = torch.cat([laid(torch.randperm(49, generator=generator)) for _ in range(2)])
+    assert find_cuts(clip) == (0, 8)
+
+
 def test_neither_is_what_enters_nor_an_odd_frame_nor_noise() -> None:
     clip = shot(12, 0)
     clip[5:, :, 4:14, 4:14] = 3.0

@@ -209,7 +209,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, help="the demo model's, if not the shipped ones")
-    parser.add_argument("--model", choices=("unet", "transformer"), default="unet")
+    parser.add_argument("--model", choices=("unet", "transformer", "unet, 8 steps"), default="unet")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=25)
@@ -251,14 +251,19 @@ def samples(
     import model as unet
     import transformer
 
+    from host.files.demo_model import FEW, FEW_STEPS
+
     made_by = transformer if kind == "transformer" else unet
+    load = unet.load_few if kind == FEW else made_by.load
+    if kind == FEW:
+        steps, cfg = FEW_STEPS, 1.0
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.cartesian_prod(*(torch.arange(len(names)) for names in NAMES.values()))
     rounds = -(-count // len(prompts))
     wanted = torch.cat(
         [prompts[torch.randperm(len(prompts), generator=generator)] for _ in range(rounds)]
     )[:count]
-    model = made_by.load(weights) if weights else made_by.load()
+    model = made_by.load(weights) if weights else load()
     texts = [caption(names) for names in wanted.tolist()]
     pictures = [
         made_by.sample(model, texts[at : at + 8], steps, cfg, seed=at) for at in range(0, count, 8)

@@ -33,6 +33,7 @@ from transformers import CLIPTokenizer
 
 from host.files.demo_model import (
     CHANNELS,
+    FEW_STEPS_WEIGHTS,
     HEAD_WIDTH,
     PATCH,  # noqa: F401 (for train.py)
     SCHEDULE,
@@ -61,6 +62,7 @@ UNET = {
     "legacy": False,
     "dtype": torch.float32,
 }
+UP, DOWN = ".lora_up.weight", ".lora_down.weight"  # of a LoRA's names
 _betas = make_beta_schedule(
     SCHEDULE["beta_schedule"], 1000, SCHEDULE["linear_start"], SCHEDULE["linear_end"]
 )
@@ -160,6 +162,19 @@ def assemble(weights: dict[str, Tensor]) -> DemoModel:
 def load(path: Path = WEIGHTS) -> DemoModel:
     """The model of a weights file."""
     return assemble(load_file(path))
+
+
+def load_few() -> DemoModel:
+    """The shipped model with what `distill.py` left in its UNet's weights."""
+    model, lora = load(), load_file(FEW_STEPS_WEIGHTS)
+    with torch.no_grad():
+        for name in lora:
+            if name.endswith(DOWN):
+                part = name.removesuffix(DOWN)
+                weight = model.unet.get_submodule(part.removeprefix("diffusion_model.")).weight
+                change = lora[part + UP].float().flatten(1) @ lora[name].float().flatten(1)
+                weight += change.view_as(weight)
+    return model
 
 
 def save(model: DemoModel, path: Path) -> None:

@@ -32,7 +32,8 @@ class LoadDemoModel(io.ComfyNode):
                     default=UNET,
                     optional=True,
                     tooltip="unet: laid out as Stable Diffusion 1.5. transformer: laid out as "
-                    "SD 3, a flow model; use 28 steps of the scheduler simple.",
+                    "SD 3, a flow model; use 28 steps of the scheduler simple. unet, 8 steps: "
+                    "distilled; 8 steps of sgm_uniform, cfg 1.",
                 ),
             ],
             outputs=[

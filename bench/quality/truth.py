@@ -139,6 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK, out=options.out / "quick")
+    if BASE not in options.rows:  # others are told as shares of it
+        options.rows = [BASE, *options.rows]
     settings = Settings.of(options)
     with torch.inference_mode():
         world = World(settings.model)

@@ -20,7 +20,7 @@ import torch
 from comfy_extras.nodes_mask import ImageCompositeMasked
 from scenes import CLIP_LENGTH, SURFACES, Scene, demo_clip, true_flow
 from tokenflow_pack.host.families import backbone_of, unet
-from tokenflow_pack.host.files.demo_model import MODELS, UNET, load_demo_model
+from tokenflow_pack.host.files.demo_model import FEW, MODELS, UNET, load_demo_model
 from tokenflow_pack.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.edit_mask import FindEditMask
@@ -128,6 +128,10 @@ class World(Loaded):
     def __init__(self, kind: str = UNET) -> None:
         self.kind = kind
         super().__init__(*load_demo_model(kind))
+
+    @property
+    def scheduler(self) -> str:
+        return "sgm_uniform" if self.kind == FEW else super().scheduler
 
     @cached_property
     def critic(self) -> judge.Judge:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenflow_pack.host.files.demo_model import FEW
 from tokenflow_pack.nodes.correspondences import FIXED
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.presets import ATTENTION
@@ -43,6 +44,9 @@ class Row:
 # With a mask the negative prompt is halfway between nothing and the source prompt: against the
 # whole of it colours burn, against nothing the ground comes in (bench layout).
 MASKED_CFG, AGAINST_SOURCE = 4.0, 0.5
+# The model of few steps holds its guidance and is asked without; a step without the source's
+# features is an eighth of the schedule, in which outlines are lost.
+HELD = {"attention_until": 1.0, "features_until": 1.0}
 CELL = 4  # pixels of a latent's side, by which the mask grows
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
 ROWS = (
@@ -116,11 +120,15 @@ class Stages:
     def edit(self, row: Row, surface: str) -> tuple[Tensor, float]:
         """The edited clip, and the processor time of its mask and of sampling."""
         matches, sampling, seconds = self.matches(row), dict(row.sampling), 0.0
-        injection = PlugAndPlay.execute(features_in=row.features_in).args[0]
+        few = self.case.world.kind == FEW
+        held = HELD if few else {}
+        injection = PlugAndPlay.execute(features_in=row.features_in, **held).args[0]
         if row.masked:
             mask, outlines, seconds = self.mask(row, surface)
-            negative = self.case.against_source(AGAINST_SOURCE)
-            sampling |= {"mask": mask, "negative": negative, "cfg": MASKED_CFG}
+            sampling |= {"mask": mask}
+            if not few:
+                negative = self.case.against_source(AGAINST_SOURCE)
+                sampling |= {"negative": negative, "cfg": MASKED_CFG}
         start = time.process_time()
         edited = self.case.edit(matches, surface, injection=injection, **sampling)
         if row.masked:

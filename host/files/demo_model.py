@@ -31,9 +31,11 @@ from torch import Tensor
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "model.safetensors"
 TRANSFORMER_WEIGHTS = WEIGHTS.with_name("transformer.safetensors")
+FEW_STEPS_WEIGHTS = WEIGHTS.with_name("few_steps.safetensors")
+FEW_STEPS = 8  # that the LoRA for few steps is made for, with scheduler sgm_uniform and cfg 1
 TRANSFORMER_SHIFT = 3.0  # as SD 3's
 TRANSFORMER_WORDS = 16  # tokens of a prompt that the transformer is given; the world's have 12
-UNET, TRANSFORMER = MODELS = "unet", "transformer"
+UNET, TRANSFORMER, FEW = MODELS = "unet", "transformer", f"unet, {FEW_STEPS} steps"
 PATCH = 4
 CHANNELS = 16
 HEAD_WIDTH = 32
@@ -210,7 +212,8 @@ def load_demo_model(
     """Loads an embedded model.
 
     Args:
-        kind: One of MODELS.
+        kind: One of MODELS. FEW is the UNet with the LoRA that a distillation left, put on as any
+            LoRA is.
         path: The file of the weights of UNet, text encoder and autoencoder.
         transformer: The file of the transformer's.
 
@@ -236,6 +239,8 @@ def load_demo_model(
         model, encoder = _load_transformer(found, autoencoder), _ShortTextEncoder
     else:
         model, encoder = _load_unet(part("unet."), autoencoder), _TextEncoder
+    if kind == FEW:
+        model, _ = comfy.sd.load_lora_for_models(model, None, _read(FEW_STEPS_WEIGHTS), 1.0, 0.0)
     return model, _load_text_encoder(part("text."), encoder), _VAE(autoencoder)
 
 

@@ -71,6 +71,7 @@ def test_a_release_holds_what_users_need_and_nothing_else() -> None:
         "tokenflow_star.mp4",
         "model.safetensors",
         "transformer.safetensors",
+        "few_steps.safetensors",
     }
     for folder in (
         "web",

@@ -58,8 +58,8 @@ def ways(clip: Clip, vae: Any) -> dict[str, list[float]]:
 def told(clips: list[Clip], found: list[list[float]]) -> list[str]:
     """The cells of a row."""
     at_cuts = [
-        breaks.pop(clip.cut_at)
-        for clip, breaks in zip(clips, found, strict=True)
+        broken.pop(clip.cut_at)
+        for clip, broken in zip(clips, found, strict=True)
         if clip.kind == "cut"
     ]
     least = figure(min(at_cuts)) if at_cuts else ""

@@ -101,6 +101,16 @@ def test_the_light_of_each_frame_is_kept() -> None:
     assert psnr(found.pictures, edited)[1:].min() > 30
 
 
+def test_a_slow_fade_is_seen_and_a_still_light_is_none() -> None:
+    """From one frame to the next it changes by less than what is no change."""
+    source = turning(1, 0)[:1].repeat(40, 1, 1, 1)
+    fade = torch.linspace(1, 0.75, len(source))
+    light = exposures(source * fade[:, None, None, None], (0, 20))
+    wanted = torch.cat([fade[:20], fade[20:] / fade[20]])
+    assert light.tolist() == pytest.approx(wanted.tolist(), rel=0.015)
+    assert exposures(source, (0,)).tolist() == [1.0] * len(source)
+
+
 def test_a_blurred_frame_is_moved_by_plain_flow() -> None:
     """Its pixels are found nowhere: what is most alike by chance would be crumbs."""
     source, ideal = turning(1, 8), turning(2, 8)

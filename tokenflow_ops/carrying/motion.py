@@ -243,19 +243,22 @@ def exposures(frames: Tensor, shots: tuple[int, ...]) -> Tensor:
         LibraryError: If OpenCV is missing or broken.
     """
     found, here = [1.0], pixels(*frames.shape[2:])
+    light = 1.0  # all changes together: slow ones add up
     for frame in range(1, len(frames)):
         if frame in shots:
-            found.append(1.0)
+            light = 1.0
+            found.append(light)
             continue
         now, last = frames[frame], frames[frame - 1]
         moved = at(last, here + dis_flow(now, last))
         lit = (moved > DARK) & (moved < BRIGHT) & (now > DARK) & (now < BRIGHT)
         change = float((now[lit] / moved[lit]).median()) if bool(lit.any()) else 1.0
-        found.append(found[-1] * (change if abs(change - 1) > STEADY else 1.0))
+        light *= change
+        found.append(light if abs(light / found[-1] - 1) > STEADY else found[-1])
     return torch.tensor(found)
 
 
-# Values that tell of the light, and a change of it from frame to frame that is none.
+# Values that tell of the light, and a change of it that is none.
 DARK, BRIGHT, STEADY = 0.08, 0.98, 0.01
 
 

@@ -70,7 +70,8 @@ def peak_memory() -> Iterator[Peak]:
     if on_device:
         found.device = Held(allocated, torch.cuda.max_memory_allocated() / MIB)
     if in_process:
-        found.process = Held(resident, _status("VmHWM"))
+        # The kernel counts both in passing, not to the page.
+        found.process = Held(resident, max(resident, _status("VmHWM")))
 
 
 def _status(name: str) -> float:

@@ -85,6 +85,7 @@ class Edit:
             flow need them.
         guides_along: Whether frames between keyframes take the guidance of these.
         repeats: Whether every second step takes what keyframes have left in the step before.
+        merges: Whether a keyframe sees the others' tokens merged, where there are many.
         given: What frames are outside of the mask instead of the source, in the model's latent
             space, (N, C, h, w): made of keyframes that were edited elsewhere. None for the source.
     """
@@ -103,6 +104,7 @@ class Edit:
     frames: Tensor | None = None
     guides_along: bool = False
     repeats: bool = False
+    merges: bool = False
     given: Tensor | None = None
 
     def told(self) -> list[Any]:
@@ -476,6 +478,7 @@ class EditRun(Run):
             at_once,
             guides_along=self.edit.guides_along and guided and not at_once,
             keeps=self.edit.repeats and not carries and not at_once,
+            merges=self.edit.merges and not backbone.matched_on_output,
         )
 
     def edit_jointly(self, call: ModelCall, now: Moment) -> list[Tensor]:

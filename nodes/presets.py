@@ -26,6 +26,7 @@ class Preset:
         attended_keyframes: To how many a keyframe attends at most, 0 for the mode's own number.
         guides_along: Whether frames take the guidance of the keyframes.
         repeats: Whether every second step takes what keyframes have left in the step before.
+        merges: Whether a keyframe sees the others' tokens merged, where there are many.
     """
 
     propagation: str
@@ -34,9 +35,12 @@ class Preset:
     attended_keyframes: int = 0
     guides_along: bool = False
     repeats: bool = False
+    merges: bool = False
 
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
         """Puts in what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
+
+        Who chooses attention's output asks for the paper's way, and gets it: nothing is merged.
 
         Args:
             propagation: One of PROPAGATIONS, or BY_PRESET.
@@ -47,13 +51,15 @@ class Preset:
         Returns:
             The preset with these choices in place of its own.
         """
+        chosen = self.propagation if propagation == BY_PRESET else propagation
         return Preset(
-            self.propagation if propagation == BY_PRESET else propagation,
+            chosen,
             self.carry_until if carry_until < 0 else carry_until,
             self.steps,
             attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
             self.guides_along,
             self.repeats,
+            self.merges and chosen == DEEP_FEATURES,
         )
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:
@@ -68,9 +74,9 @@ class Preset:
 
 BALANCED = "balanced"
 PRESETS = {
-    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL),
+    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL, merges=True),
     "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
-    "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5),
-    "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25),
-    "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=True),
+    "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5, merges=True),
+    "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25, merges=True),
+    "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=True, merges=True),
 }

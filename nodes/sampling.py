@@ -210,6 +210,7 @@ def _edit(
         frames,
         chosen.guides_along,
         chosen.repeats,
+        chosen.merges,
         given,
     )
     return edit, lines(frames_cut, mask_cut)

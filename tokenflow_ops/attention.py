@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -43,6 +44,28 @@ def split_frames(tokens: Tensor, frames: int) -> Tensor:
         True
     """
     return tokens.reshape(tokens.shape[0] * frames, -1, tokens.shape[-1])
+
+
+def merge_tokens(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Merges patches of 2 x 2 tokens into their mean; where the grid is odd, of what there is.
+
+    Merging of tokens that are alike (ToMe, 2303.17604), alike being what lies side by side.
+
+    Args:
+        tokens: (..., P, C).
+        grid: Their rows and columns.
+
+    Returns:
+        (..., P', C), about a quarter of them.
+
+    Examples:
+        >>> import torch
+        >>> merge_tokens(torch.arange(6.0).reshape(1, 6, 1), grid=(2, 3)).flatten().tolist()
+        [2.0, 3.5]
+    """
+    laid = tokens.flatten(0, -3).transpose(1, 2).unflatten(2, grid)
+    merged = F.avg_pool2d(laid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
+    return merged.unflatten(0, tokens.shape[:-2])
 
 
 def extended_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -23,6 +23,8 @@ from .shards import ALONE, Shards
 
 T = TypeVar("T")
 CARRIED_AT_ONCE = 64
+# Where attention among keyframes is dear, and four tokens side by side are much alike.
+MERGED_FROM = 1024
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -96,6 +98,7 @@ class StepPlan:
             conditionings alone, and what the others differ by is the keyframes', carried along the
             matches. The paper denoises them for all.
         keeps: Whether what keyframes leave is kept for `edit_again`.
+        merges: Whether a keyframe sees the others' tokens merged, where there are MERGED_FROM.
     """
 
     correspondences: Correspondences
@@ -109,6 +112,7 @@ class StepPlan:
     at_once: bool = False
     guides_along: bool = False
     keeps: bool = False
+    merges: bool = False
 
     @property
     def matches(self) -> StepMatches:
@@ -124,6 +128,18 @@ class StepPlan:
     def injected(self) -> tuple[str, ...]:
         """All layers that take the source's features."""
         return *self.attention, *self.hidden
+
+    @property
+    def merged(self) -> dict[str, tuple[int, int]]:
+        """The layers in which keyframes see each other's tokens merged, and their grids."""
+        if self.at_once or not self.merges:
+            return {}
+        features = self.features
+        return {
+            layer: features.grid(features.matched_by[layer])
+            for layer, (tokens, _) in features.shapes.items()
+            if tokens >= MERGED_FROM
+        }
 
     @property
     def windows(self) -> list[tuple[int, Windows]]:
@@ -319,7 +335,12 @@ def _edit_keyframes(
     def edit() -> tuple[Bank, dict[str, Tensor], list[Tensor]]:
         source = denoiser.source(frames, plan.injected)
         joint = KeyframePass(
-            frames, source=source, banked=banked, context=context, remembered=remembered
+            frames,
+            source=source,
+            banked=banked,
+            context=context,
+            remembered=remembered,
+            merged=plan.merged,
         )
         denoised = denoiser.run(joint)
         seen.update(joint.seen)

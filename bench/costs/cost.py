@@ -25,6 +25,7 @@ from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
+from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.inversion import FIRST_STEP_CALLS
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,6 +69,19 @@ class Parts:
     def joint(self, keyframes: int) -> float:
         """A keyframe that attends to so many."""
         return self.all + (keyframes - 1) * self.products
+
+    def merged(self, keyframes: int) -> float:
+        """A keyframe that attends to so many, of which it sees the others' tokens merged."""
+        many = [sizes for sizes in self.tokens.values() if sizes[0] >= MERGED_FROM]
+        saved = sum(4.0 * rows * (rows - merged_of(rows)) * width for rows, width in many)
+        # Merged tokens are projected to keys and values beside all the others.
+        more = sum(4.0 * merged_of(rows) * width**2 for rows, width in many)
+        return self.joint(keyframes) - (keyframes - 1) * saved + more
+
+
+def merged_of(tokens: int) -> int:
+    """How many are left where 2 x 2 tokens become one."""
+    return tokens // 4
 
 
 def count(unet: Any, size: int) -> Parts:
@@ -154,8 +168,8 @@ class Edit:
             own: int(windows.elsewhere(own).sum()) + len(windows.before(own)) + len(own)
             for own in windows.own
         }
-        return few * parts.joint(few) + sum(
-            len(own) * parts.joint(count) for own, count in attended.items()
+        return few * parts.merged(few) + sum(
+            len(own) * parts.merged(count) for own, count in attended.items()
         )
 
     def lean(self, together: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenflow_pack.host.files.demo_model import FEW
 from tokenflow_pack.nodes.correspondences import FIXED
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.presets import ATTENTION
+from tokenflow_pack.nodes.presets import ATTENTION, CARRY_UNTIL, DEEP_FEATURES
 from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
 from torch import Tensor
 
@@ -49,6 +49,8 @@ MASKED_CFG, AGAINST_SOURCE = 4.0, 0.5
 HELD = {"attention_until": 1.0, "features_until": 1.0}
 CELL = 4  # pixels of a latent's side, by which the mask grows
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
+# The defaults, but keyframes see all of each other's tokens, as with this preset.
+UNMERGED = {"preset": "faithful", "carry_until": CARRY_UNTIL, "propagation": DEEP_FEATURES}
 ROWS = (
     Row(BASE, {}, {}, {"consistency": "per frame"}),
     Row("one_block", {}, {}, {"consistency": "per frame"}, features_in=ONE_BLOCK),
@@ -59,16 +61,18 @@ ROWS = (
     Row("without_mask", {}, {}, {}),
     Row(OURS, {}, {}, {}, masked=True),
     Row("lean", {}, {}, {"preset": "lean"}),
+    Row("unmerged", {}, {}, UNMERGED),
     Row("masked_per_frame", {}, {}, {"consistency": "per frame"}, masked=True),
     Row("by_distance", {}, {"blend": "nearest"}, {}, masked=True),
     Row("plain_ddim", {}, {}, {}, {"refinement": "none", "iterations": 0}, masked=True),
     Row("public_levels", {}, {}, {}, {"scheduler": SCHEDULER}, masked=True),
     Row("public_inversion", {}, {}, {}, PUBLIC, masked=True),
 )
-# Only run where they are asked for: lean, to be compared with without_mask, and what is to be
-# compared with ours: frame by frame, blended by distance alone, and from other inversions.
+# Only run where they are asked for: lean and unmerged, to be compared with without_mask, and what
+# is to be compared with ours: frame by frame, blended by distance alone, and from other inversions.
 ASKED = (
     "lean",
+    "unmerged",
     "masked_per_frame",
     "by_distance",
     "plain_ddim",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenflow_ops import extended_attention, join_frames, split_frames
+from tokenflow_ops.attention import merge_tokens
 
 sizes = {
     "frames": st.integers(1, 5),
@@ -85,3 +86,23 @@ def test_one_keyframe_is_plain_self_attention() -> None:
     heads = [t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v)]
     plain = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     torch.testing.assert_close(extended_attention(q, k, v, 2), plain)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    frames=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    seed=st.integers(0, 2**16),
+)
+def test_merged_tokens_are_the_means_of_patches(
+    frames: int, grid: tuple[int, int], seed: int
+) -> None:
+    rows, columns = grid
+    tokens = tokens_of(seed, frames, rows * columns, 3)[0]
+    laid = tokens.unflatten(1, grid)
+    wanted = [
+        laid[:, y : y + 2, x : x + 2].flatten(1, 2).mean(1)
+        for y in range(0, rows, 2)
+        for x in range(0, columns, 2)
+    ]
+    torch.testing.assert_close(merge_tokens(tokens, grid), torch.stack(wanted, 1))

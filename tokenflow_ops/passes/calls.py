@@ -149,6 +149,31 @@ class AttentionCall(ABC):
         ]
         return self.project_out(torch.stack(out, 1).flatten(0, 1))
 
+    def run_beside(
+        self, sides: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Runs the module with every frame attending to its own tokens and fewer of all others'.
+
+        Args:
+            sides: Tokens to project to queries, keys and values, (rows, n, P, C) each.
+            others: Tokens to project to keys and values, (rows, m, P', C) each; the first n are
+                these frames' own, which each of them leaves out for itself.
+
+        Returns:
+            (rows * n, P, C).
+        """
+        module = self.module
+        q, k, v = module.to_q(sides[0]), module.to_k(sides[1]), module.to_v(sides[2])
+        fewer = module.to_k(others[0]), module.to_v(others[1])
+        out = []
+        for i in range(q.shape[1]):
+            keys, values = (
+                torch.cat([own[:, i], few[:, :i].flatten(1, 2), few[:, i + 1 :].flatten(1, 2)], 1)
+                for own, few in zip((k, v), fewer, strict=True)
+            )
+            out.append(self.attend(q[:, i], keys, values))
+        return self.project_out(torch.stack(out, 1).flatten(0, 1))
+
 
 @dataclass
 class DeepCall(ABC):

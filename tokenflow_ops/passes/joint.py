@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attention import join_frames, split_frames
+from ..attention import join_frames, merge_tokens, split_frames
 from ..keyframes import attended_keyframes
 from .base import DEEP, Bank, Pass
 from .calls import AttentionCall, DeepCall, Place
@@ -25,6 +26,8 @@ class KeyframePass(Pass):
         context: What keys and values of other keyframes are made of, which these attend to as well.
         limit: How many of the pass's keyframes, the closest in time, each attends to; 0 for all and
             the context.
+        merged: By layers in which a keyframe sees the others' tokens merged (see `merge_tokens`)
+            the grid of their tokens. There `context` and `seen` hold merged tokens.
         bank: What the pass has collected: the tokens after the output projection, T_base, and under
             DEEP what comes up from below full resolution.
         seen: What the pass has collected: what keys and values are made of, two (m, P, C), or one
@@ -35,6 +38,7 @@ class KeyframePass(Pass):
     remembered: int | None = None
     context: Bank = field(default_factory=dict)
     limit: int = 0
+    merged: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     bank: Bank = field(init=False, repr=False, default_factory=dict)
     seen: Bank = field(init=False, repr=False, default_factory=dict)
 
@@ -75,6 +79,10 @@ class KeyframePass(Pass):
         source = self.source_sides(call)
         queries, keys = source or (call.x, call.key_tokens)
         places = call.places
+        if call.layer in self.merged:
+            tokens = self._beside_merged(call, queries, keys)
+            self._deposit(call, tokens)
+            return tokens
         self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
             by_row = [
@@ -98,10 +106,32 @@ class KeyframePass(Pass):
             tokens = split_frames(
                 (call.run if source is None else call.run_injected)(joined, *sides), count
             )
-        if self.deposits(call.layer):
-            for place, part in zip(places, tokens.chunk(rows), strict=True):
-                self.bank[call.layer, place] = part
+        self._deposit(call, tokens)
         return tokens
+
+    def _deposit(self, call: AttentionCall, tokens: Tensor) -> None:
+        """Puts a layer's output, (rows * k, P, C), into the bank, if this is to hold it."""
+        if not self.deposits(call.layer):
+            return
+        for place, part in zip(call.places, tokens.chunk(self.rows(tokens)), strict=True):
+            self.bank[call.layer, place] = part
+
+    def _beside_merged(self, call: AttentionCall, queries: Tensor, keys: Tensor) -> Tensor:
+        """Attends with every keyframe's own tokens whole and the others' merged.
+
+        queries, keys: what they are made of, (rows * k, P, C). Returns (rows * k, P, C).
+        """
+        rows, values = self.rows(call.x), call.value_tokens
+        grid = self.merged[call.layer]
+        few = merge_tokens(keys, grid)
+        fewer = few, few if values is keys else merge_tokens(values, grid)
+        self.remember(call.layer, call.places, *fewer)
+        sides = [part.unflatten(0, (rows, -1)) for part in (queries, keys, values)]
+        others = [part.unflatten(0, (rows, -1)) for part in fewer]
+        if self.context:
+            seen = made_of(self.context, call.layer, call.places, call.x.device)
+            others = [torch.cat(both, 1) for both in zip(others, seen, strict=True)]
+        return call.run_beside((sides[0], sides[1], sides[2]), (others[0], others[1]))
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from tokenflow_pack.nodes.features import COARSE_TO_FINE, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Apply, Sampler
-from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES, edit
 from torch import Tensor
 
 from ..helpers import relative_error, tiny_model
@@ -266,6 +266,44 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
         )
         < 1e-4
     )
+
+
+@pytest.mark.parametrize("preset", ["balanced", "lean"])
+@pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
+def test_keyframes_that_see_each_other_merged_are_the_oracles(
+    shares: tuple[float, float] | None, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In windows, in all layers but those of 3 x 5 and 2 x 3 tokens."""
+    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
+    clip, merged_from = Clip(frames=13, interval=2), 54
+    asked: dict[str, Any] = {
+        "propagation": DEEP_FEATURES,
+        "attended_keyframes": 4,
+        "preset": preset,
+    }
+    whole = edited(matched(clip), shares, **asked)
+    monkeypatch.setattr(edit, "MERGED_FROM", merged_from)
+    found = edited(matched(clip), shares, **asked)
+    wanted = oracle_edit(
+        clip,
+        shares,
+        deep=True,
+        lean=preset == "lean",
+        windows=windows,
+        merged_from=merged_from,
+    )
+    assert relative_error(found, wanted) < 1e-4
+    assert relative_error(found, whole) > 1e-3
+
+
+def test_attentions_output_is_carried_from_keyframes_that_see_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who chooses the paper's propagation has the paper's keyframes, too."""
+    whole = edited(matched(Clip()), None)
+    monkeypatch.setattr(edit, "MERGED_FROM", 1)
+    assert torch.equal(edited(matched(Clip()), None), whole)
+    assert torch.equal(edited(matched(Clip()), None, preset="faithful", carry_until=0.2), whole)
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)

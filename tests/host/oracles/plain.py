@@ -49,7 +49,8 @@ class Edit:
     in which denoised frames are carried as tokens are. skipped: steps that the schedule has before
     the first of `sigmas`. lean: whether, after that share, what the negative prompt differs by is
     carried from the keyframes, and every second step is done with what the step before it has kept.
-    likeness: whether a token follows the keyframe more that it is likelier in.
+    likeness: whether a token follows the keyframe more that it is likelier in. merged_from: in
+    layers of so many tokens a keyframe sees 2 x 2 tokens of every other one as their mean.
     """
 
     patcher: Any
@@ -72,6 +73,7 @@ class Edit:
     coarse: bool = False
     lean: bool = False
     likeness: bool = True
+    merged_from: float = float("inf")
     held: tuple | None = None
 
     @torch.no_grad()
@@ -332,19 +334,45 @@ class Edit:
             asking = ask[layer][keyframes] if ask and injected(layer, self.pnp_blocks) else tokens
             keys = torch.cat([module.to_k(frame) for frame in asking])
             values = torch.cat([module.to_v(frame) for frame in tokens])
-            others = more(layer)
-            all_keys = torch.cat([keys, *(side[0] for side in others)])
-            all_values = torch.cat([values, *(side[1] for side in others)])
-            outputs = [
-                module.to_out(
-                    softmax_attention(module.to_q(frame), all_keys, all_values, module.heads)
+            apart = [*zip(keys.chunk(len(tokens)), values.chunk(len(tokens)), strict=True)]
+            everyone = [*apart, *more(layer)]
+            outputs = []
+            for i, frame in enumerate(asking):
+                seen = [
+                    sides if j == i else [self.merged(side) for side in sides]
+                    for j, sides in enumerate(everyone)
+                ]
+                all_keys, all_values = (torch.cat(side) for side in zip(*seen, strict=True))
+                outputs.append(
+                    module.to_out(
+                        softmax_attention(module.to_q(frame), all_keys, all_values, module.heads)
+                    )
                 )
-                for frame in asking
-            ]
             kept[layer] = keys, values, torch.stack(outputs)
             return kept[layer][2]
 
         return attention
+
+    def merged(self, side: Tensor) -> Tensor:
+        """Keys or values (P, C) of a keyframe as another one sees them."""
+        if len(side) < self.merged_from:
+            return side
+        rows, columns = self.path.shape[-2:]
+        while rows * columns > len(side):
+            rows, columns = (rows + 1) // 2, (columns + 1) // 2
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        side[row * columns + column]
+                        for row in range(y, min(y + 2, rows))
+                        for column in range(x, min(x + 2, columns))
+                    ]
+                ).mean(0)
+                for y in range(0, rows, 2)
+                for x in range(0, columns, 2)
+            ]
+        )
 
     def frame(self, i: int, blends: dict, ask: dict[str, Tensor], kept: dict) -> Callable:
         """What the self-attention layers answer for frame i."""

@@ -23,10 +23,11 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.host.files.demo_model import load_demo_model
+from tokenflow_pack.host.source import evaluations
+from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENTS
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
-from tokenflow_pack.tokenflow_ops.inversion import FIRST_STEP_CALLS
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.tools.markdown import figure, table
@@ -77,6 +78,11 @@ class Parts:
         # Merged tokens are projected to keys and values beside all the others.
         more = sum(4.0 * merged_of(rows) * width**2 for rows, width in many)
         return self.joint(keyframes) - (keyframes - 1) * saved + more
+
+
+def asked(steps: int, refinement: str) -> int:
+    """How often an inversion asks the model, without iterations."""
+    return evaluations(torch.arange(steps, -1.0, -1.0), 0, REFINEMENTS[refinement])
 
 
 def merged_of(tokens: int) -> int:
@@ -197,8 +203,8 @@ class Edit:
         one_pass = self.frames * parts.all
         every_layer = sum(2.0 * rows * rows * width for rows, width in parts.tokens.values())
         return {
-            "inversion": one_pass * (steps + FIRST_STEP_CALLS),
-            HALVED: one_pass * (min(steps, 2) + max(steps - 1, 0) // 2 + FIRST_STEP_CALLS),
+            "inversion": one_pass * asked(steps, EXTRAPOLATED),
+            HALVED: one_pass * asked(steps, EVERY_OTHER),
             "features": one_pass,
             "matches": self.search(pairs, sum(widths.values())),
             "sampling": steps * (together + later * 2 * rest * parts.shallow),

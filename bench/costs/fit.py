@@ -20,10 +20,10 @@ from comfy.ldm.flux.model import Flux, FluxParams
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from tokenflow_pack.host.families.transformer import OUTER_FIRST, OUTER_LAST
 from tokenflow_pack.host.memory import MOST_FRAMES
+from tokenflow_pack.nodes.inversion import EXTRAPOLATED
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES
-from tokenflow_pack.tokenflow_ops.inversion import FIRST_STEP_CALLS
 
-from bench.costs.cost import count, made_unet
+from bench.costs.cost import asked, count, made_unet
 from bench.tools.markdown import figure, table
 from bench.tools.models import LAYOUTS, sd3_layout
 
@@ -174,8 +174,8 @@ def main() -> None:
     lines = []
     for case in known:
         one = case.latents(options.frames) / GIB
-        asked = options.steps + FIRST_STEP_CALLS
-        sizes = [one, one * (options.steps + 1), one * asked, one * options.steps * case.prompts]
+        calls = asked(options.steps, EXTRAPOLATED)
+        sizes = [one, one * (options.steps + 1), one * calls, one * options.steps * case.prompts]
         lines.append([case.name, *map(figure, sizes)])
     table(columns, lines)
 

@@ -108,7 +108,7 @@ def test_each_iteration_brings_it_closer_to_the_samplers_inverse(x0: Tensor) -> 
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize(("steps", "iterations"), [(1, 0), (2, 1), (7, 0), (7, 2), (8, 0)])
+@pytest.mark.parametrize(("steps", "iterations"), [(1, 0), (2, 1), (7, 0), (7, 2), (8, 1)])
 def test_an_extrapolated_step_starts_from_the_line_through_the_last_two_pictures(
     x0: Tensor, steps: int, iterations: int, every: int
 ) -> None:
@@ -139,6 +139,42 @@ def test_an_extrapolated_step_starts_from_the_line_through_the_last_two_pictures
     assert [index for index, _ in found] == list(range(steps, -1, -1))
     for (_, one), wanted in zip(found, path, strict=True):
         torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 9, 13, 50])
+def test_without_iterations_two_steps_with_little_noise_are_made_with_one_evaluation(
+    x0: Tensor, steps: int
+) -> None:
+    """The sampler that is shown the pictures that were seen, and between them those on the line
+    over log sigma, comes back exactly.
+    """
+    network, sigmas = double(small_network(4)), torch.zeros(steps + 1, dtype=torch.float64)
+    sigmas[:-1] = torch.logspace(1, -1, steps, dtype=torch.float64)
+    seen: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
+        noise = network(x, sigma)
+        seen[float(sigma)] = noise, x - sigma * noise
+        return noise
+
+    path = dict(invert(epsilon, x0, sigmas, extrapolate=1))
+    assert list(path) == list(range(steps, -1, -1))
+    asked = [j for j in range(steps) if float(sigmas[j]) in seen]
+    between = [j for j in range(steps) if j not in asked]
+    # Every second one of the less noisy half but its first two.
+    assert between == [j for j in range(steps - 3, 0, -2) if 2 * (j - 1) >= steps][::-1]
+    x = path[0]
+    for j in range(steps):
+        level, down = sigmas[j], sigmas[j + 1]
+        if j in asked:
+            x = x + (down - level) * seen[float(level)][0]
+        else:
+            (_, before), (_, after) = (seen[float(sigmas[k])] for k in (j + 1, j - 1))
+            share = (level / down).log() / (sigmas[j - 1] / down).log()
+            picture = before + share * (after - before)
+            x = picture + down / level * (x - picture)
+        torch.testing.assert_close(x, path[j + 1], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(x, x0, rtol=1e-8, atol=1e-8)
 
 
 def test_extrapolation_makes_each_iteration_start_closer_and_ends_where_they_end(

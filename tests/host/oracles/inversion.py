@@ -6,6 +6,7 @@ Shares no code with the pack; the model's noise is the oracle's, see oracle.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +28,32 @@ def invert_extrapolated(
     straight line between x_{j+1} and the picture D_j = D_a + (D_a - D_b) (log s_j - log s_a) / (log
     s_a - log s_b), led on from s_{j+1} to s_j; a and b are the last two steps whose noise was asked
     for: the first two, then those that `every` divides.
+
+    Without iterations and with `every` 1, steps j and j - 1 are made together while j - 1 >= S / 2:
+    the line through D_a and D_b is led on to x_{j-1}, where the noise is asked for, and D_j lies
+    between D_a and the D_{j-1} that is seen there.
     """
     frames = []
     for number, frame in enumerate(x0):
         path, pictures, known = [frame[None]], [], []
-        for j in range(len(sigmas) - 2, -1, -1):
+        steps = len(sigmas) - 1
+        for j in range(steps - 1, -1, -1):
             here, last = path[0], path[0]
+            if len(path) > steps - j:  # made with the step before
+                continue
+            if every == 1 and not iterations and len(pictures) > 1 and j - 1 >= steps / 2:
+                noise, picture = _seen_two_steps_on(
+                    lambda x, sigma, number=number: epsilon(patcher, x, sigma, prompt, [number]),
+                    last,
+                    sigmas[j - 1 : j + 2],
+                    _line(pictures[0], known[0], pictures[1], known[1]),
+                )
+                between = _line(pictures[0], known[0], picture, sigmas[j - 1])(sigmas[j])
+                path.insert(0, between + sigmas[j] / sigmas[j + 1] * (last - between))
+                path.insert(0, path[0] + (sigmas[j - 1] - sigmas[j]) * noise)
+                pictures.insert(0, picture)
+                known.insert(0, sigmas[j - 1])
+                continue
             if len(pictures) == 1:
                 here = pictures[0] + sigmas[j] / sigmas[j + 1] * (last - pictures[0])
             if len(pictures) > 1:
@@ -51,6 +72,26 @@ def invert_extrapolated(
             path.insert(0, here)
         frames.append(torch.cat(path))
     return torch.stack(frames, 1)
+
+
+def _line(one: Tensor, at: Tensor, other: Tensor, there: Tensor) -> Callable[[Tensor], Tensor]:
+    """The line through two pictures over log sigma."""
+    return lambda sigma: one + (other - one) * (sigma.log() - at.log()) / (there.log() - at.log())
+
+
+def _seen_two_steps_on(
+    noise_of: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    levels: Tensor,
+    pictures: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Noise and picture at the first of three levels, where x at the last of them comes to along
+    the given pictures.
+    """
+    for low, high in ((levels[2], levels[1]), (levels[1], levels[0])):
+        x = pictures(high) + high / low * (x - pictures(high))
+    noise = noise_of(x, levels[0])
+    return noise, x - levels[0] * noise
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What speed is measured on: an embedded model, or a published layout with random weights.
 
-Each comes with a moving clip and prompts. Narrow layouts have few channels, to rehearse with.
+Each comes with a moving clip and prompts. Narrow layouts have few channels and few blocks, to
+rehearse with.
 """
 
 from __future__ import annotations
@@ -54,7 +55,22 @@ MODELS = ("embedded", TRANSFORMER, *LAYOUTS, SD3)
 FLOWS = (TRANSFORMER, SD3)
 TOKENS = 77  # of a prompt
 POOLED = 1280  # SDXL's, whose vector holds six more numbers, 256 wide each
-NARROW = {"model_channels": 64}
+# To rehearse with: few channels, and one ResBlock where the published layout has two.
+NARROW: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "model_channels": 64,
+        "num_res_blocks": [1] * 4,
+        "transformer_depth": [1] * 3 + [0],
+        "transformer_depth_output": [1] * 6 + [0] * 2,
+    },
+    "sdxl": {
+        "model_channels": 64,
+        "num_res_blocks": [1] * 3,
+        "transformer_depth": [0, 1, 2],
+        "transformer_depth_middle": 2,
+        "transformer_depth_output": [0] * 2 + [1] * 2 + [2] * 2,
+    },
+}
 POOL = 1 << 25  # more than any layer has weights
 # Branches small enough that the noise changes no faster than the latents do,
 # attention neither flat nor one-hot.
@@ -197,7 +213,7 @@ def _random(name: str, layout: str, frames: int, size: int, narrow: bool) -> Sub
     pooled = 0 if family.unet_config["adm_in_channels"] is None else POOLED
     latents = _moving_plane(4, frames, size // 8) / family.latent_format().scale_factor
     prompts = (_prompt(seed, family.unet_config["context_dim"], pooled) for seed in range(3))
-    settings = {**COMMON, **family.unet_config, **blocks, **(NARROW if narrow else {})}
+    settings = {**COMMON, **family.unet_config, **blocks, **(NARROW[layout] if narrow else {})}
     config = family(settings)
     shell = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init)
     model = _random_model(config, shell)

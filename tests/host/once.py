@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 
@@ -14,9 +15,13 @@ class Once:
         self._made: dict[Any, Any] = {}
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        taken = signature(function)
+
         @wraps(function)
         def made(*args: Any, **inputs: Any) -> Any:
-            key = function, args, tuple(sorted(inputs.items()))
+            given = taken.bind(*args, **inputs)
+            given.apply_defaults()
+            key = function, given.args, tuple(sorted(given.kwargs.items()))
             if key not in self._made:
                 self._made[key] = function(*args, **inputs)
             return self._made[key]

@@ -28,10 +28,10 @@ class Clip:
 class Sizes:
     """The work.
 
-    narrow: whether the published layouts have few channels. edits: of every layout the clip that is
-    edited. clip: what other sections edit. lengths: frames of the clips whose peaks are compared.
-    passes: frames in passes whose memory is compared with the estimate. tokens: with their width,
-    what is searched. mib: what is copied. batch, batches: of the training.
+    narrow: whether the published layouts have few channels and blocks. edits: of every layout the
+    clip that is edited. clip: what other sections edit. lengths: frames of the clips whose peaks
+    are compared. passes: frames in passes whose memory is compared with the estimate. tokens: with
+    their width, what is searched. mib: what is copied. batch, batches: of the training.
     """
 
     narrow: bool
@@ -63,7 +63,7 @@ FULL = Sizes(
 REHEARSAL = Sizes(
     narrow=True,
     edits={"sd15": Clip(64, 4, 2), "sdxl": Clip(32, 2, 1), "sd3": Clip(64, 4, 2)},
-    clip=Clip(64, 4, 2),
+    clip=Clip(64, 4, 1),
     lengths=(2, 3),
     passes=(1, 2),
     tokens=((64, 32),),

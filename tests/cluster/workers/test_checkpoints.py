@@ -20,7 +20,7 @@ def prompt() -> dict[str, dict[str, Any]]:
     made = editing()
     for node in ("invert", "edit"):
         made[node]["inputs"] |= {"checkpoints": True}
-    made["invert"]["inputs"] |= {"steps": 40, "check_reconstruction": False}
+    made["invert"]["inputs"] |= {"steps": 20, "check_reconstruction": False}
     return made
 
 

@@ -149,7 +149,15 @@ def oracle_edit(
     ).run()
 
 
-def edited(correspondences: Any, shares: tuple[float, float] | None, **inputs: Any) -> Tensor:
+@once_a_module
+def edited(
+    clip: Clip,
+    shares: tuple[float, float] | None,
+    consistency: str = "tokenflow",
+    storage: str = "memory",
+    layers: str = "all",
+    **inputs: Any,
+) -> Tensor:
     """TokenFlow Sampler's latents in the model's space."""
     injection = call(PlugAndPlay, *shares)[0] if shares else None
     inputs = {"propagation": ATTENTION, **inputs}
@@ -159,8 +167,9 @@ def edited(correspondences: Any, shares: tuple[float, float] | None, **inputs: A
             tiny_model(),
             POSITIVE,
             NEGATIVE,
-            correspondences,
+            matched(clip, storage, layers),
             cfg=CFG,
+            consistency=consistency,
             injection=injection,
             **inputs,
         )[0]
@@ -211,7 +220,7 @@ def test_matches_are_the_oracles() -> None:
 def test_edited_latents_are_the_oracles(
     consistency: str, shares: tuple[float, float] | None
 ) -> None:
-    found = edited(matched(Clip()), shares, consistency=consistency)
+    found = edited(Clip(), shares, consistency=consistency)
     assert relative_error(found, oracle_edit(Clip(), shares, consistency)) < 1e-4
 
 
@@ -224,7 +233,7 @@ def test_edited_latents_are_the_oracles(
 def test_short_clips_are_edited_as_by_the_oracle(
     clip: Clip, shares: tuple[float, float] | None
 ) -> None:
-    assert relative_error(edited(matched(clip), shares), oracle_edit(clip, shares)) < 1e-4
+    assert relative_error(edited(clip, shares), oracle_edit(clip, shares)) < 1e-4
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
@@ -236,18 +245,18 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(
     """
     windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
     clip = Clip(frames=13, interval=2)
-    found = edited(matched(clip), shares, attended_keyframes=4)
+    found = edited(clip, shares, attended_keyframes=4)
     assert relative_error(found, oracle_edit(clip, shares, windows=windows)) < 1e-4
-    assert relative_error(found, edited(matched(clip), shares)) > 1e-3
+    assert relative_error(found, edited(clip, shares)) > 1e-3
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
 def test_features_from_below_full_resolution_are_carried_as_by_the_oracle(
     shares: tuple[float, float] | None,
 ) -> None:
-    found = edited(matched(Clip()), shares, propagation=DEEP_FEATURES)
+    found = edited(Clip(), shares, propagation=DEEP_FEATURES)
     assert relative_error(found, oracle_edit(Clip(), shares, deep=True)) < 1e-4
-    assert relative_error(found, edited(matched(Clip()), shares)) > 1e-3
+    assert relative_error(found, edited(Clip(), shares)) > 1e-3
 
 
 def test_all_that_is_ours_together_is_the_oracles() -> None:
@@ -255,8 +264,9 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
     windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
     clip = Clip(frames=13, interval=2)
     found = edited(
-        matched(clip, layers=COARSE_TO_FINE),
+        clip,
         (0.5, 0.8),
+        layers=COARSE_TO_FINE,
         propagation=DEEP_FEATURES,
         attended_keyframes=4,
     )
@@ -310,17 +320,15 @@ def test_attentions_output_is_carried_from_keyframes_that_see_all(
 def test_a_lean_edit_is_the_oracles(shares: tuple[float, float] | None) -> None:
     """Of four steps the first is carried, and the third takes what the second has kept."""
     inputs: dict[str, Any] = {"propagation": DEEP_FEATURES, "preset": "lean"}
-    found = edited(matched(Clip()), shares, **inputs)
+    found = edited(Clip(), shares, **inputs)
     assert relative_error(found, oracle_edit(Clip(), shares, deep=True, lean=True)) < 1e-4
-    assert relative_error(found, edited(matched(Clip()), shares, propagation=DEEP_FEATURES)) > 1e-3
+    assert relative_error(found, edited(Clip(), shares, propagation=DEEP_FEATURES)) > 1e-3
 
 
 def test_a_lean_edit_in_windows_is_the_oracles() -> None:
     windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
     clip = Clip(frames=13, interval=2)
-    found = edited(
-        matched(clip), None, propagation=DEEP_FEATURES, preset="lean", attended_keyframes=4
-    )
+    found = edited(clip, None, propagation=DEEP_FEATURES, preset="lean", attended_keyframes=4)
     wanted = oracle_edit(clip, None, deep=True, lean=True, windows=windows)
     assert relative_error(found, wanted) < 1e-4
 
@@ -328,7 +336,7 @@ def test_a_lean_edit_in_windows_is_the_oracles() -> None:
 def test_starting_further_down_is_the_oracle_from_there() -> None:
     assert (
         relative_error(
-            edited(matched(Clip()), (0.5, 0.8), start=0.5), oracle_edit(Clip(), (0.5, 0.8), first=2)
+            edited(Clip(), (0.5, 0.8), start=0.5), oracle_edit(Clip(), (0.5, 0.8), first=2)
         )
         < 1e-4
     )
@@ -337,7 +345,7 @@ def test_starting_further_down_is_the_oracle_from_there() -> None:
 def test_the_modes_differ() -> None:
     """Else the tests above would show nothing."""
     results = [
-        edited(matched(Clip()), shares, consistency=consistency)
+        edited(Clip(), shares, consistency=consistency)
         for consistency in CONSISTENCIES
         for shares in SHARES
     ]
@@ -350,7 +358,7 @@ def test_the_modes_differ() -> None:
 def test_with_every_frame_a_keyframe_both_are_joint_attention_over_all(consistency: str) -> None:
     clip = Clip(frames=3, interval=1)
     other = {"tokenflow": "joint attention", "joint attention": "tokenflow"}[consistency]
-    found = edited(matched(clip), (0.5, 0.8), consistency=consistency)
+    found = edited(clip, (0.5, 0.8), consistency=consistency)
     assert relative_error(found, oracle_edit(clip, (0.5, 0.8), other)) < 1e-4
 
 
@@ -367,15 +375,16 @@ def test_storage_changes_nothing(storage: str, tolerance: float) -> None:
         assert all(
             torch.equal(table, two.pairs.tokens[name]) for name, table in one.pairs.tokens.items()
         )
-    assert relative_error(edited(other, (0.5, 0.8)), edited(kept, (0.5, 0.8))) <= tolerance
+    assert (
+        relative_error(edited(Clip(), (0.5, 0.8), storage=storage), edited(Clip(), (0.5, 0.8)))
+        <= tolerance
+    )
 
 
 @pytest.mark.parametrize("consistency", CONSISTENCIES)
 def test_frames_per_pass_changes_nothing(consistency: str) -> None:
-    found = edited(matched(Clip()), (0.5, 0.8), consistency=consistency, frames_per_pass=2)
-    assert (
-        relative_error(found, edited(matched(Clip()), (0.5, 0.8), consistency=consistency)) < 1e-5
-    )
+    found = edited(Clip(), (0.5, 0.8), consistency=consistency, frames_per_pass=2)
+    assert relative_error(found, edited(Clip(), (0.5, 0.8), consistency=consistency)) < 1e-5
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)

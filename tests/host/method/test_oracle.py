@@ -25,7 +25,6 @@ from ..oracles import plain as oracle
 from ..oracles import source as source_oracle
 from ..tiny_models import moving_clip, random_conditioning, tiny_sd15
 
-STEPS = 4
 CFG = 7.5
 # Neither square nor a multiple of 8: the UNet's grids are 12 x 18, 6 x 9, 3 x 5 and 2 x 3.
 SIZE = 12, 18
@@ -59,10 +58,17 @@ class Clip:
     interval: int = 3
     depth: float = 1.0
     iterations: int = 0
+    steps: int = 4
 
     @property
     def latents(self) -> dict[str, Tensor]:
         return moving_clip(self.frames, *SIZE)
+
+
+# Seven keyframes. Of those that may attend to four each: positions of the anchors, of every
+# window's own, and of those that it attends to beside them.
+MANY = Clip(frames=13, interval=2, steps=3)
+WINDOWS = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
 
 
 @once_a_module
@@ -74,7 +80,7 @@ def inverted(clip: Clip) -> tuple[Any, ...]:
         tiny_model(),
         clip.latents,
         SOURCE,
-        steps=STEPS,
+        steps=clip.steps,
         depth=clip.depth,
         refinement=refinement,
         iterations=clip.iterations or 2,
@@ -101,9 +107,9 @@ def matched(clip: Clip, storage: str = "memory", layers: str = "all") -> Any:
 def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
     """The oracle's own sigmas and inverted latents."""
     sigmas = comfy.samplers.KSampler(
-        tiny_model(), STEPS, torch.device("cpu"), "euler", "normal"
+        tiny_model(), clip.steps, torch.device("cpu"), "euler", "normal"
     ).sigmas
-    sigmas = sigmas[-1 - round(STEPS * clip.depth) :]
+    sigmas = sigmas[-1 - round(clip.steps * clip.depth) :]
     return sigmas, source_oracle.invert(
         tiny_model(), in_model_space(clip.latents), sigmas, SOURCE[0][0], clip.iterations
     )
@@ -143,7 +149,7 @@ def oracle_edit(
         features_until,
         consistency,
         proposals(clip, layers)[first:],
-        skipped=STEPS + 1 - len(path[first:]),
+        skipped=clip.steps + 1 - len(path[first:]),
         coarse=layers == COARSE_TO_FINE,
         **choices,
     ).run()
@@ -246,11 +252,9 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(
     """Seven keyframes of which each attends to four: two of its window, one before it, and one
     anchor in the middle.
     """
-    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
-    clip = Clip(frames=13, interval=2)
-    found = edited_once(clip, shares, attended_keyframes=4)
-    assert relative_error(found, oracle_edit(clip, shares, windows=windows)) < 1e-4
-    assert relative_error(found, edited_once(clip, shares)) > 1e-3
+    found = edited_once(MANY, shares, attended_keyframes=4)
+    assert relative_error(found, oracle_edit(MANY, shares, windows=WINDOWS)) < 1e-4
+    assert relative_error(found, edited_once(MANY, shares)) > 1e-3
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
@@ -264,10 +268,8 @@ def test_features_from_below_full_resolution_are_carried_as_by_the_oracle(
 
 def test_all_that_is_ours_together_is_the_oracles() -> None:
     """Matches coarse to fine, deep features carried, in windows."""
-    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
-    clip = Clip(frames=13, interval=2)
     found = edited_once(
-        clip,
+        MANY,
         (0.5, 0.8),
         layers=COARSE_TO_FINE,
         propagation=DEEP_FEATURES,
@@ -275,7 +277,7 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
     )
     assert (
         relative_error(
-            found, oracle_edit(clip, (0.5, 0.8), layers=COARSE_TO_FINE, deep=True, windows=windows)
+            found, oracle_edit(MANY, (0.5, 0.8), layers=COARSE_TO_FINE, deep=True, windows=WINDOWS)
         )
         < 1e-4
     )
@@ -287,22 +289,21 @@ def test_keyframes_that_see_each_other_merged_are_the_oracles(
     shares: tuple[float, float] | None, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In windows, in all layers but those of 3 x 5 and 2 x 3 tokens."""
-    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
-    clip, merged_from = Clip(frames=13, interval=2), 54
+    merged_from = 54
     asked: dict[str, Any] = {
         "propagation": DEEP_FEATURES,
         "attended_keyframes": 4,
         "preset": preset,
     }
-    whole = edited_once(clip, shares, **asked)
+    whole = edited_once(MANY, shares, **asked)
     monkeypatch.setattr(edit, "MERGED_FROM", merged_from)
-    found = edited(clip, shares, **asked)
+    found = edited(MANY, shares, **asked)
     wanted = oracle_edit(
-        clip,
+        MANY,
         shares,
         deep=True,
         lean=preset == "lean",
-        windows=windows,
+        windows=WINDOWS,
         merged_from=merged_from,
     )
     assert relative_error(found, wanted) < 1e-4
@@ -329,10 +330,8 @@ def test_a_lean_edit_is_the_oracles(shares: tuple[float, float] | None) -> None:
 
 
 def test_a_lean_edit_in_windows_is_the_oracles() -> None:
-    windows = [3], [[0], [1, 2], [3, 4], [5, 6]], [[], [0], [2], [4]]
-    clip = Clip(frames=13, interval=2)
-    found = edited_once(clip, None, propagation=DEEP_FEATURES, preset="lean", attended_keyframes=4)
-    wanted = oracle_edit(clip, None, deep=True, lean=True, windows=windows)
+    found = edited_once(MANY, None, propagation=DEEP_FEATURES, preset="lean", attended_keyframes=4)
+    wanted = oracle_edit(MANY, None, deep=True, lean=True, windows=WINDOWS)
     assert relative_error(found, wanted) < 1e-4
 
 

@@ -55,20 +55,22 @@ MODELS = ("embedded", TRANSFORMER, *LAYOUTS, SD3)
 FLOWS = (TRANSFORMER, SD3)
 TOKENS = 77  # of a prompt
 POOLED = 1280  # SDXL's, whose vector holds six more numbers, 256 wide each
-# To rehearse with: few channels, and one ResBlock where the published layout has two.
+# To rehearse with: few channels, two resolutions, and one ResBlock where there are two.
 NARROW: dict[str, dict[str, Any]] = {
     "sd15": {
         "model_channels": 64,
-        "num_res_blocks": [1] * 4,
-        "transformer_depth": [1] * 3 + [0],
-        "transformer_depth_output": [1] * 6 + [0] * 2,
+        "channel_mult": (1, 2),
+        "num_res_blocks": [1] * 2,
+        "transformer_depth": [1, 0],
+        "transformer_depth_output": [1] * 3 + [0],
     },
     "sdxl": {
         "model_channels": 64,
-        "num_res_blocks": [1] * 3,
-        "transformer_depth": [0, 1, 2],
+        "channel_mult": (1, 2),
+        "num_res_blocks": [1] * 2,
+        "transformer_depth": [0, 2],
         "transformer_depth_middle": 2,
-        "transformer_depth_output": [0] * 2 + [1] * 2 + [2] * 2,
+        "transformer_depth_output": [0] * 2 + [2] * 2,
     },
 }
 POOL = 1 << 25  # more than any layer has weights

@@ -34,6 +34,7 @@ def invert_frames(
     sigmas: Tensor,
     iterations: int,
     extrapolate: int = 0,
+    pairs: bool = False,
     frames_per_pass: int = 0,
     progress: Progress | None = None,
     keeper: Keeper | None = None,
@@ -50,6 +51,7 @@ def invert_frames(
         sigmas: Noise levels, falling, (S+1,).
         iterations: As `tokenflow_ops.invert` takes them.
         extrapolate: As `tokenflow_ops.invert` takes it.
+        pairs: As `tokenflow_ops.invert` takes it.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
         progress: Counts the steps, if given.
         keeper: Keeps the model's answers, if they are kept.
@@ -80,7 +82,7 @@ def invert_frames(
             denoised = model_k(x, sigma.expand(len(x)), **extra_args)
             return (x - denoised) / sigma
 
-        for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate):
+        for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate, pairs):
             path[index].copy_(reached)
             if index < top and callback is not None:
                 callback(
@@ -95,7 +97,7 @@ def invert_frames(
 
     def new_run() -> SourceRun:
         run = SourceRun(node, frames_per_pass, keeper)
-        run.expected = evaluations(sigmas, iterations, extrapolate)
+        run.expected = evaluations(sigmas, iterations, extrapolate, pairs)
         run.keeps["path to noise"] = len(sigmas) * latents.numel() * 4
         return run
 
@@ -105,13 +107,14 @@ def invert_frames(
     return path
 
 
-def evaluations(sigmas: Tensor, iterations: int, extrapolate: int) -> int:
+def evaluations(sigmas: Tensor, iterations: int, extrapolate: int, pairs: bool = False) -> int:
     """Counts the evaluations of the model that an inversion asks for.
 
     Args:
         sigmas: Noise levels, falling, (S+1,).
         iterations: As `tokenflow_ops.invert` takes them.
         extrapolate: As `tokenflow_ops.invert` takes it.
+        pairs: As `tokenflow_ops.invert` takes it.
 
     Returns:
         Their number.
@@ -123,7 +126,7 @@ def evaluations(sigmas: Tensor, iterations: int, extrapolate: int) -> int:
         asked += 1
         return x
 
-    for _ in invert(count, torch.zeros(1), sigmas.cpu(), iterations, extrapolate):
+    for _ in invert(count, torch.zeros(1), sigmas.cpu(), iterations, extrapolate, pairs):
         pass
     return asked
 

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.checkpoints.folders import Keeper
+from ..host.families import backbone_of
 from ..host.families.latents import as_latent
 from ..host.measuring.reconstruction import (
     describe_loss,
@@ -29,6 +30,7 @@ from ..host.validation.errors import NodeError
 from ..host.validation.fingerprint import model_fingerprint
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
+from ..tokenflow_ops.inversion import PAIRS_FROM
 from .inputs import UNCONNECTED, before_run, checked
 from .schema import (
     MASKED,
@@ -203,7 +205,9 @@ class InvertVideo(io.ComfyNode):
         again, extrapolate = 0 if refinement == PLAIN else iterations, REFINEMENTS[refinement]
         negative = negative or []
         progress = Progress((len(sigmas) - 1) * (2 if check_reconstruction else 1))
-        settings = (positive, negative, cfg, samples, sigmas, again, extrapolate, frames_per_pass)
+        pairs = refinement == EXTRAPOLATED and not again and _lie_close(model, steps)
+        how = again, extrapolate, pairs, frames_per_pass
+        settings = (positive, negative, cfg, samples, sigmas, *how)
         keeper = Keeper(NAME, settings) if checkpoints else None
         path = invert_frames(NAME, model, *settings, progress, keeper)
         if not torch.isfinite(path[0]).all():
@@ -233,6 +237,16 @@ class InvertVideo(io.ComfyNode):
         return io.NodeOutput(
             inversion, {**others_kept(latents), "samples": noisy}, sigmas, ui=ui.PreviewText(text)
         )
+
+
+def _lie_close(model: Any, steps: int) -> bool:
+    """Whether steps with little noise are so close that two can be made with one model call.
+
+    Those of flow models lie further apart, counted in noise over signal.
+    """
+    found = backbone_of(model)
+    flow = found is not None and found[1].parameterization.flow
+    return steps >= PAIRS_FROM and not flow
 
 
 def _sigmas(model: Any, scheduler: str, steps: int) -> torch.Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .storage.counted import Counted
 
+# So many steps lie close enough to be made in pairs.
+PAIRS_FROM = 40
 # More evaluations at the first step of an extrapolated inversion, which has nothing to start from
 # and multiplies the noise level the most.
 FIRST_STEP_CALLS = 3
@@ -23,6 +25,7 @@ def invert(
     sigmas: Tensor,
     iterations: int = 0,
     extrapolate: int = 0,
+    pairs: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Integrates dx/dsigma = eps(x, sigma) upwards from sigma 0.
 
@@ -38,10 +41,11 @@ def invert(
         iterations: Fixed-point steps; 0 is plain DDIM inversion.
         extrapolate: 0 for none. 1: start each step's iterations not at x_j but where the picture
             that the model saw in the last two steps, x - sigma eps, continues linearly over log
-            sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step, and
-            without iterations it saves some: in the half with less noise, from the third step on,
-            two steps are made with one (see `_two_steps`). n > 1: from the third step on only each
-            n-th one up to the noisiest is evaluated, the others end where the picture continues.
+            sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from
+            the third step on only each n-th one up to the noisiest is evaluated, the others end
+            where the picture continues.
+        pairs: Whether in the half with less noise, from the third step on, two steps are made with
+            one evaluation (see `_two_steps`).
 
     Yields:
         (index, x) with x the latents at sigmas[index], from index S (x0 itself) to 0.
@@ -57,10 +61,10 @@ def invert(
     x, steps = x0, len(sigmas) - 1
     pictures: list[tuple[Tensor, Tensor]] = []  # (log sigma, picture) of the last two steps
     yield steps, x
-    in_pairs, index = extrapolate == 1 and not iterations, steps - 1
+    index = steps - 1
     while index >= 0:
         known, sigma = sigmas[index + 1], sigmas[index]
-        if in_pairs and len(pictures) == 2 and 2 * (index - 1) >= steps:
+        if pairs and len(pictures) == 2 and 2 * (index - 1) >= steps:
             levels = known, sigma, sigmas[index - 1]
             between, x, picture = _two_steps(epsilon, x, pictures, levels)
             yield index, between

@@ -28,6 +28,7 @@ from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENT
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
+from tokenflow_pack.tokenflow_ops.inversion import PAIRS_FROM
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.tools.markdown import figure, table
@@ -82,7 +83,8 @@ class Parts:
 
 def asked(steps: int, refinement: str) -> int:
     """How often an inversion asks the model, without iterations."""
-    return evaluations(torch.arange(steps, -1.0, -1.0), 0, REFINEMENTS[refinement])
+    pairs = refinement == EXTRAPOLATED and steps >= PAIRS_FROM
+    return evaluations(torch.arange(steps, -1.0, -1.0), 0, REFINEMENTS[refinement], pairs)
 
 
 def merged_of(tokens: int) -> int:

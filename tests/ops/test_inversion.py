@@ -108,7 +108,7 @@ def test_each_iteration_brings_it_closer_to_the_samplers_inverse(x0: Tensor) -> 
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize(("steps", "iterations"), [(1, 0), (2, 1), (7, 0), (7, 2), (8, 1)])
+@pytest.mark.parametrize(("steps", "iterations"), [(1, 0), (2, 1), (7, 0), (7, 2), (8, 0)])
 def test_an_extrapolated_step_starts_from_the_line_through_the_last_two_pictures(
     x0: Tensor, steps: int, iterations: int, every: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_an_extrapolated_step_starts_from_the_line_through_the_last_two_pictures
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 9, 13, 50])
-def test_without_iterations_two_steps_with_little_noise_are_made_with_one_evaluation(
+def test_in_pairs_two_steps_with_little_noise_are_made_with_one_evaluation(
     x0: Tensor, steps: int
 ) -> None:
     """The sampler that is shown the pictures that were seen, and between them those on the line
@@ -157,7 +157,7 @@ def test_without_iterations_two_steps_with_little_noise_are_made_with_one_evalua
         seen[float(sigma)] = noise, x - sigma * noise
         return noise
 
-    path = dict(invert(epsilon, x0, sigmas, extrapolate=1))
+    path = dict(invert(epsilon, x0, sigmas, extrapolate=1, pairs=True))
     assert list(path) == list(range(steps, -1, -1))
     asked = [j for j in range(steps) if float(sigmas[j]) in seen]
     between = [j for j in range(steps) if j not in asked]

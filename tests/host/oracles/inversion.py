@@ -19,7 +19,13 @@ FIRST_STEP_CALLS = 3
 
 @torch.no_grad()
 def invert_extrapolated(
-    patcher: Any, x0: Tensor, sigmas: Tensor, prompt: Tensor, iterations: int, every: int = 1
+    patcher: Any,
+    x0: Tensor,
+    sigmas: Tensor,
+    prompt: Tensor,
+    iterations: int,
+    every: int = 1,
+    pairs: bool = False,
 ) -> Tensor:
     """The latents of every frame at every sigma, (S+1, N, C, h, w); x0 (N, C, h, w),
     sigmas (S+1,) fall to 0.
@@ -29,7 +35,7 @@ def invert_extrapolated(
     s_a - log s_b), led on from s_{j+1} to s_j; a and b are the last two steps whose noise was asked
     for: the first two, then those that `every` divides.
 
-    Without iterations and with `every` 1, steps j and j - 1 are made together while j - 1 >= S / 2:
+    In pairs, steps j and j - 1 are made together while j - 1 >= S / 2:
     the line through D_a and D_b is led on to x_{j-1}, where the noise is asked for, and D_j lies
     between D_a and the D_{j-1} that is seen there.
     """
@@ -41,7 +47,7 @@ def invert_extrapolated(
             here, last = path[0], path[0]
             if len(path) > steps - j:  # made with the step before
                 continue
-            if every == 1 and not iterations and len(pictures) > 1 and j - 1 >= steps / 2:
+            if pairs and len(pictures) > 1 and j - 1 >= steps / 2:
                 noise, picture = _seen_two_steps_on(
                     lambda x, sigma, number=number: epsilon(patcher, x, sigma, prompt, [number]),
                     last,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,19 +165,18 @@ class Edit:
         """Matches of so many pairs of frames at the finest tokens, features of this width."""
         return pairs * 2.0 * max(rows for rows, _ in self.parts.tokens.values()) ** 2 * width
 
-    @property
-    def windowed(self) -> float:
+    def windowed(self, keyframe: Callable[[int], float]) -> float:
         """All keyframes once, one prompt: in windows if there are many,
-        and the anchors before them.
+        and the anchors before them. keyframe: one that attends to so many.
         """
-        windows, parts = Windows.of(self.keyframes, JOINT_KEYFRAMES), self.parts
+        windows = Windows.of(self.keyframes, JOINT_KEYFRAMES)
         few = len(windows.anchors)
         attended = {
             own: int(windows.elsewhere(own).sum()) + len(windows.before(own)) + len(own)
             for own in windows.own
         }
-        return few * parts.merged(few) + sum(
-            len(own) * parts.merged(count) for own, count in attended.items()
+        return few * keyframe(few) + sum(
+            len(own) * keyframe(count) for own, count in attended.items()
         )
 
     def lean(self, together: float) -> float:
@@ -197,7 +196,9 @@ class Edit:
         injected = max(injection.attention_until, injection.features_until)
         source = keyframes * parts.all * injected
         lean_source = keyframes * parts.all * (injected + PRESETS["lean"].carry_until) / 2
-        together, all_together = 2 * self.windowed, 2 * keyframes * parts.joint(keyframes)
+        together = 2 * self.windowed(parts.merged)
+        unmerged = 2 * self.windowed(parts.joint)
+        all_together = 2 * keyframes * parts.joint(keyframes)
         later = 1 - PRESETS[BALANCED].carry_until
         # Keyframes that are drawn again are not searched again.
         pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)
@@ -211,7 +212,7 @@ class Edit:
             "matches": self.search(pairs, sum(widths.values())),
             "sampling": steps * (together + later * 2 * rest * parts.shallow),
             "sampling, propagation of attention": steps
-            * (together + later * 2 * rest * parts.propagated),
+            * (unmerged + later * 2 * rest * parts.propagated),
             "sampling with Plug-and-Play": steps
             * (source + together + later * 2 * rest * parts.shallow),
             "sampling, lean": steps * (self.lean(together) + later / 2 * rest * parts.shallow),
@@ -271,7 +272,7 @@ def report(edit: Edit) -> None:
         "below full resolution": parts.deep,
         "a frame that takes attention's output": parts.propagated,
         "a frame that takes deep features": parts.shallow,
-        windowed: edit.windowed / edit.keyframes,
+        windowed: edit.windowed(parts.merged) / edit.keyframes,
     }
     table(
         ["one frame, one prompt", "TFLOP", "frame-forwards"],

@@ -478,7 +478,7 @@ class EditRun(Run):
             at_once,
             guides_along=self.edit.guides_along and guided and not at_once,
             keeps=self.edit.repeats and not carries and not at_once,
-            merges=self.edit.merges and not backbone.matched_on_output,
+            merges=self.edit.merges and not backbone.matched_on_output and not at_once,
         )
 
     def edit_jointly(self, call: ModelCall, now: Moment) -> list[Tensor]:

@@ -75,6 +75,8 @@ def invert_frames(
     ) -> Tensor:
         nonlocal path
         denoised, top = x, len(upwards) - 1
+        run = run_of(extra_args["model_options"])
+        assert isinstance(run, SourceRun)
         path = room(node, len(upwards), *x.shape)
 
         def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
@@ -84,6 +86,7 @@ def invert_frames(
 
         for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate, pairs):
             path[index].copy_(reached)
+            run.in_pairs = pairs and 2 * index > top
             if index < top and callback is not None:
                 callback(
                     {
@@ -232,6 +235,13 @@ def visit_steps(
 
 class SourceRun(Run):
     """A run over the source, which the whole model has to see; machines may share its frames."""
+
+    in_pairs = False  # whether two steps are made with one evaluation
+
+    @property
+    def quickens(self) -> bool:
+        """Whether the running steps are made in pairs, and later ones are not."""
+        return self.in_pairs
 
     def begin(self, guider: Any, sampler: Any, sigmas: Tensor, noise: Tensor) -> None:
         """Checks what the user put on the model and the prompts, more strictly than for an edit.

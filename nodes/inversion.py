@@ -9,7 +9,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..host.checkpoints.folders import Keeper
-from ..host.families import backbone_of
 from ..host.families.latents import as_latent
 from ..host.measuring.reconstruction import (
     describe_loss,
@@ -30,7 +29,7 @@ from ..host.validation.errors import NodeError
 from ..host.validation.fingerprint import model_fingerprint
 from ..host.validation.prompts import check_prompts
 from ..tokenflow_ops import Inversion
-from ..tokenflow_ops.inversion import PAIRS_FROM
+from ..tokenflow_ops.inversion import may_pair
 from .inputs import UNCONNECTED, before_run, checked
 from .schema import (
     MASKED,
@@ -194,7 +193,7 @@ class InvertVideo(io.ComfyNode):
         check_reconstruction: bool = True,
         checkpoints: bool = False,
     ) -> io.NodeOutput:
-        check_model(NAME, model)
+        backbone = check_model(NAME, model)
         samples = check_latents(NAME, model, latents)
         mask = noise_mask(NAME, latents, len(samples))
         check_guided(NAME, cfg, bool(negative))
@@ -205,7 +204,8 @@ class InvertVideo(io.ComfyNode):
         again, extrapolate = 0 if refinement == PLAIN else iterations, REFINEMENTS[refinement]
         negative = negative or []
         progress = Progress((len(sigmas) - 1) * (2 if check_reconstruction else 1))
-        pairs = refinement == EXTRAPOLATED and not again and _lie_close(model, steps)
+        flow = backbone.parameterization.flow
+        pairs = refinement == EXTRAPOLATED and may_pair(steps, again, flow)
         how = again, extrapolate, pairs, frames_per_pass
         settings = (positive, negative, cfg, samples, sigmas, *how)
         keeper = Keeper(NAME, settings) if checkpoints else None
@@ -237,16 +237,6 @@ class InvertVideo(io.ComfyNode):
         return io.NodeOutput(
             inversion, {**others_kept(latents), "samples": noisy}, sigmas, ui=ui.PreviewText(text)
         )
-
-
-def _lie_close(model: Any, steps: int) -> bool:
-    """Whether steps with little noise are so close that two can be made with one model call.
-
-    Those of flow models lie further apart, counted in noise over signal.
-    """
-    found = backbone_of(model)
-    flow = found is not None and found[1].parameterization.flow
-    return steps >= PAIRS_FROM and not flow
 
 
 def _sigmas(model: Any, scheduler: str, steps: int) -> torch.Tensor:

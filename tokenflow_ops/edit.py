@@ -98,7 +98,7 @@ class StepPlan:
             conditionings alone, and what the others differ by is the keyframes', carried along the
             matches. The paper denoises them for all.
         keeps: Whether what keyframes leave is kept for `edit_again`.
-        merges: Whether a keyframe sees the others' tokens merged, where there are MERGED_FROM.
+        merges: Whether a keyframe sees the others' tokens merged in layers of MERGED_FROM.
     """
 
     correspondences: Correspondences
@@ -128,18 +128,6 @@ class StepPlan:
     def injected(self) -> tuple[str, ...]:
         """All layers that take the source's features."""
         return *self.attention, *self.hidden
-
-    @property
-    def merged(self) -> dict[str, tuple[int, int]]:
-        """The layers in which keyframes see each other's tokens merged, and their grids."""
-        if self.at_once or not self.merges:
-            return {}
-        features = self.features
-        return {
-            layer: features.grid(features.matched_by[layer])
-            for layer, (tokens, _) in features.shapes.items()
-            if tokens >= MERGED_FROM
-        }
 
     @property
     def windows(self) -> list[tuple[int, Windows]]:
@@ -340,7 +328,7 @@ def _edit_keyframes(
             banked=banked,
             context=context,
             remembered=remembered,
-            merged=plan.merged,
+            merged_from=MERGED_FROM if plan.merges else None,
         )
         denoised = denoiser.run(joint)
         seen.update(joint.seen)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .storage.counted import Counted
 
-# So many steps lie close enough to be made in pairs.
+# So many steps of a UNet's schedule lie close enough to be made in pairs.
 PAIRS_FROM = 40
 # More evaluations at the first step of an extrapolated inversion, which has nothing to start from
 # and multiplies the noise level the most.
@@ -60,6 +60,7 @@ def invert(
     """
     x, steps = x0, len(sigmas) - 1
     pictures: list[tuple[Tensor, Tensor]] = []  # (log sigma, picture) of the last two steps
+    picture: Tensor | None
     yield steps, x
     index = steps - 1
     while index >= 0:
@@ -83,6 +84,20 @@ def invert(
             pictures = [*pictures[-1:], (sigma.log(), picture)]
         yield index, x
         index -= 1
+
+
+def may_pair(steps: int, iterations: int, flow: bool = False) -> bool:
+    """Tells whether an extrapolated inversion loses next to nothing in pairs of steps.
+
+    Args:
+        steps: Of the whole schedule.
+        iterations: As of `invert`; who asks for them wants every step exact.
+        flow: Whether the model is a flow model, whose steps with little noise lie further apart.
+
+    Returns:
+        What `invert` takes as `pairs`.
+    """
+    return steps >= PAIRS_FROM and not iterations and not flow
 
 
 def _step(
@@ -110,7 +125,7 @@ def _two_steps(
     x: Tensor,
     pictures: list[tuple[Tensor, Tensor]],
     levels: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Makes two steps from x with one evaluation, at the end of the second.
 
     Not in the paper. Where little noise is left the picture changes slowly and evenly from step to

@@ -28,7 +28,7 @@ from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENT
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
-from tokenflow_pack.tokenflow_ops.inversion import PAIRS_FROM
+from tokenflow_pack.tokenflow_ops.inversion import may_pair
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.tools.markdown import figure, table
@@ -81,9 +81,9 @@ class Parts:
         return self.joint(keyframes) - (keyframes - 1) * saved + more
 
 
-def asked(steps: int, refinement: str) -> int:
-    """How often an inversion asks the model, without iterations."""
-    pairs = refinement == EXTRAPOLATED and steps >= PAIRS_FROM
+def asked(steps: int, refinement: str, flow: bool = False) -> int:
+    """How often an inversion asks the model, without iterations. flow: of a flow model."""
+    pairs = refinement == EXTRAPOLATED and may_pair(steps, 0, flow)
     return evaluations(torch.arange(steps, -1.0, -1.0), 0, REFINEMENTS[refinement], pairs)
 
 

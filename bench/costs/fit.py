@@ -59,6 +59,7 @@ class Case:
 
     weights: bytes. factor: the host's for this model. channels: of the latents. kept: numbers that
     a keyframe leaves for one prompt. narrow: the same where propagation is the other choice.
+    flow: whether it is a flow model.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Case:
     channels: int
     kept: float
     narrow: float = 0.0
+    flow: bool = False
 
     def activations(self, frames: int) -> float:
         """Bytes that the host reserves for frames of one prompt."""
@@ -112,7 +114,7 @@ def transformer(name: str, size: int, model: Any, factor: float, bytes_each: int
     tokens = (side // 2) ** 2 * width
     weights = bytes_each * sum(one.numel() for one in model.parameters())
     kept, narrow = tokens * blocks, tokens * (outer + 1)
-    return Case(f"{name}, {size}", side, 2 - flux, weights, factor, 16, kept, narrow)
+    return Case(f"{name}, {size}", side, 2 - flux, weights, factor, 16, kept, narrow, flow=True)
 
 
 def cases() -> Iterator[Case]:
@@ -174,7 +176,7 @@ def main() -> None:
     lines = []
     for case in known:
         one = case.latents(options.frames) / GIB
-        calls = asked(options.steps, EXTRAPOLATED)
+        calls = asked(options.steps, EXTRAPOLATED, case.flow)
         sizes = [one, one * (options.steps + 1), one * calls, one * options.steps * case.prompts]
         lines.append([case.name, *map(figure, sizes)])
     table(columns, lines)

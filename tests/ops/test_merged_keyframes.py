@@ -5,6 +5,7 @@ keyframe attends to that keyframe's tokens and to means of 2 x 2 of all others'.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,12 +22,15 @@ HEADS, WIDTH = 2, 6
 LAYER = "layer"
 
 
+@dataclass
 class Call(AttentionCall):
     """A call of a module of plain linear layers."""
 
+    rows_columns: tuple[int, int]
+
     @property
     def grid(self) -> tuple[int, int]:
-        raise AssertionError("the pass knows it")
+        return self.rows_columns
 
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
         keys = x if context is None else context
@@ -51,8 +55,8 @@ def module() -> Any:
     return SimpleNamespace(**named)
 
 
-def call_of(module: Any, x: Tensor, rows: int) -> Call:
-    return Call(LAYER, module, x, None, None, list(range(rows)))
+def call_of(module: Any, x: Tensor, rows: int, grid: tuple[int, int]) -> Call:
+    return Call(LAYER, module, x, None, None, list(range(rows)), grid)
 
 
 def written_out(
@@ -87,9 +91,9 @@ def means(laid: Tensor) -> list[Tensor]:
     ]
 
 
-def edited(call: Call, count: int, grid: tuple[int, int], **choices: Any) -> tuple[Tensor, Any]:
+def edited(call: Call, count: int, **choices: Any) -> tuple[Tensor, Any]:
     """What a pass of `count` keyframes makes, and the pass."""
-    work = KeyframePass(torch.arange(count), merged={LAYER: grid}, **choices)
+    work = KeyframePass(torch.arange(count), merged_from=call.x.shape[1], **choices)
     return work.attention(call), work
 
 
@@ -107,7 +111,7 @@ def test_it_is_the_formula(
     generator = torch.Generator().manual_seed(seed)
     x, source = torch.randn(2, rows * count, grid[0] * grid[1], WIDTH, generator=generator)
     asked = {"source": {LAYER: source[:count]}} if injected else {}
-    found, work = edited(call_of(module, x, rows), count, grid, **asked)
+    found, work = edited(call_of(module, x, rows, grid), count, **asked)
     for row, part in enumerate(found.split(count)):
         values = x[row * count : (row + 1) * count]
         asking = source[:count] if injected else values
@@ -124,17 +128,16 @@ def test_windows_see_the_merged_tokens_of_those_before(module: Any, own: Sequenc
     for count in own:
         x = torch.randn(count, 15, WIDTH, generator=generator)
         context = {} if left is None else {"context": left.seen}
-        found, left = edited(call_of(module, x, 1), count, grid, **context)
+        found, left = edited(call_of(module, x, 1, grid), count, **context)
         everything = x if before is None else torch.cat([x, before])
         wanted = written_out(module, grid, everything, everything, everything, count)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         before = x
 
 
-def test_other_layers_see_all_tokens(module: Any) -> None:
+def test_layers_of_fewer_tokens_see_all_of_them(module: Any) -> None:
     x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
-    work = KeyframePass(torch.arange(2), merged={"another": (2, 2)})
+    work = KeyframePass(torch.arange(2), merged_from=5)
     plain = KeyframePass(torch.arange(2))
-    assert torch.equal(
-        work.attention(call_of(module, x, 1)), plain.attention(call_of(module, x, 1))
-    )
+    call = call_of(module, x, 1, (2, 2))
+    assert torch.equal(work.attention(call), plain.attention(call))

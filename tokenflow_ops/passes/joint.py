@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +25,8 @@ class KeyframePass(Pass):
         context: What keys and values of other keyframes are made of, which these attend to as well.
         limit: How many of the pass's keyframes, the closest in time, each attends to; 0 for all and
             the context.
-        merged: By layers in which a keyframe sees the others' tokens merged (see `merge_tokens`)
-            the grid of their tokens. There `context` and `seen` hold merged tokens.
+        merged_from: In layers of so many tokens a keyframe sees the others' merged (see
+            `merge_tokens`), and `context` and `seen` hold merged tokens; None for no layer.
         bank: What the pass has collected: the tokens after the output projection, T_base, and under
             DEEP what comes up from below full resolution.
         seen: What the pass has collected: what keys and values are made of, two (m, P, C), or one
@@ -38,7 +37,7 @@ class KeyframePass(Pass):
     remembered: int | None = None
     context: Bank = field(default_factory=dict)
     limit: int = 0
-    merged: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    merged_from: int | None = None
     bank: Bank = field(init=False, repr=False, default_factory=dict)
     seen: Bank = field(init=False, repr=False, default_factory=dict)
 
@@ -79,7 +78,7 @@ class KeyframePass(Pass):
         source = self.source_sides(call)
         queries, keys = source or (call.x, call.key_tokens)
         places = call.places
-        if call.layer in self.merged:
+        if self.merged_from is not None and call.x.shape[1] >= self.merged_from:
             tokens = self._beside_merged(call, queries, keys)
             self._deposit(call, tokens)
             return tokens
@@ -121,8 +120,7 @@ class KeyframePass(Pass):
 
         queries, keys: what they are made of, (rows * k, P, C). Returns (rows * k, P, C).
         """
-        rows, values = self.rows(call.x), call.value_tokens
-        grid = self.merged[call.layer]
+        rows, values, grid = self.rows(call.x), call.value_tokens, call.grid
         few = merge_tokens(keys, grid)
         fewer = few, few if values is keys else merge_tokens(values, grid)
         self.remember(call.layer, call.places, *fewer)

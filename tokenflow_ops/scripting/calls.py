@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..features import token_grid
 from ..passes import AttentionCall, DeepCall, Pass, Place
 from .layers import Forward, nothing
 
@@ -21,13 +22,15 @@ class PipelineAttention(AttentionCall):
 
     Attributes:
         original: The module's own forward.
+        size: Rows and columns of the latents.
     """
 
     original: Callable[..., Any]
+    size: tuple[int, int]
 
     @property
     def grid(self) -> tuple[int, int]:
-        raise ValueError("diffusers' attention does not know its tokens' grid")
+        return token_grid(self.x.shape[1], *self.size)
 
     def run(self, x: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
         """Runs the module as it is on other tokens.
@@ -113,7 +116,11 @@ class PipelineDeep(DeepCall):
 
 
 def forwards(
-    work: Pass, places: list[Place], layers: tuple[str, ...], deep: tuple[str, ...]
+    work: Pass,
+    places: list[Place],
+    layers: tuple[str, ...],
+    deep: tuple[str, ...],
+    size: tuple[int, int],
 ) -> dict[str, Forward]:
     """Makes what layers do in place of their own forwards during a pass.
 
@@ -122,6 +129,7 @@ def forwards(
         places: The conditionings of the batch, in its order.
         layers: Paths of all self-attention.
         deep: Paths of the blocks below full resolution, in order.
+        size: Rows and columns of the latents.
 
     Returns:
         By module path the forward, as `replaced` takes it.
@@ -130,7 +138,7 @@ def forwards(
     def attention(
         layer: str, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        return work.attention(PipelineAttention(layer, module, x, None, None, places, own))
+        return work.attention(PipelineAttention(layer, module, x, None, None, places, own, size))
 
     def hidden(path: str, module: Any, own: Forward, *args: Any, **kwargs: Any) -> Tensor:
         return work.hidden(path, own(*args, **kwargs), places)

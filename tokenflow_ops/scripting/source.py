@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..features import Consumer, MemoryStore, SourceFeatures, coarse_to_fine, compute_at
-from ..inversion import PAIRS_FROM, Inversion, invert
+from ..inversion import Inversion, invert, may_pair
 from .denoiser import Denoiser, embed
 from .layers import Forward, find, replaced
 
@@ -56,7 +56,7 @@ def invert_frames(
     sigmas, path = denoise.sigmas(steps), []
     start = latents.to(pipe.device, torch.float32)
     with pipe.progress_bar(total=steps) as bar:
-        pairs = not iterations and steps >= PAIRS_FROM
+        pairs = may_pair(steps, iterations)
         for index, x in invert(epsilon, start, sigmas.to(start), iterations, 1, pairs):
             path.append(x.cpu())
             bar.update(int(index < steps))

@@ -69,7 +69,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_it_goes_on_wherever_it_was_stopped(name: str, root: Path) -> None:
-    """At every third call of the model, as an evaluation has two: before it, and in the middle."""
+    """At every third call of the model."""
     run, counting = RUNS[name], Counting()
     whole, wanted = counting.calls_of(run)
     known = []

@@ -14,6 +14,7 @@ from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import MODES
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
+from tokenflow_pack.tokenflow_ops import edit as method
 
 from ..helpers import (
     applied,
@@ -79,8 +80,12 @@ def downscaled(factor: float = 2.0, end: float = 1.0) -> Any:
     )[0]
 
 
+@pytest.mark.parametrize("merged_from", [method.MERGED_FROM, 1])
 @pytest.mark.parametrize("injected", [False, True])
-def test_a_downscale_that_the_source_features_do_not_know_is_refused(injected: bool) -> None:
+def test_a_downscale_that_the_source_features_do_not_know_is_refused(
+    injected: bool, merged_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method, "MERGED_FROM", merged_from)
     with pytest.raises(
         NodeError,
         match=r"TokenFlow Sampler, input 'model': .* here and .* in the source"

@@ -14,6 +14,7 @@ from comfy import model_management
 from tokenflow_pack.nodes.inversion import InvertVideo
 from torch import Tensor
 
+from .. import tiny_transformers
 from ..helpers import NEGATIVE, SOURCE, interrupted, relative_error, tiny_model, untouched, watched
 from ..once import once_a_module
 from ..oracles.inversion import invert_extrapolated, sample_back
@@ -101,6 +102,20 @@ def test_few_steps_and_more_iterations_are_made_one_by_one() -> None:
     invert(model=model, steps=39)
     invert(model=model, steps=40, iterations=1)
     assert len(calls) == 39 + 3 + 2 * 40 + 3
+
+
+def test_a_flow_models_steps_are_made_one_by_one() -> None:
+    calls: list[int] = []
+    model = watched(tiny_transformers.tiny_transformer("SD 3"), lambda args: calls.append(1))
+    InvertVideo.execute(
+        model,
+        tiny_transformers.clip("SD 3", 1, 4, 4),
+        tiny_transformers.prompt("SD 3", 1),
+        scheduler="simple",
+        steps=40,
+        check_reconstruction=False,
+    )
+    assert len(calls) == 40 + 3
 
 
 def test_what_each_refinement_costs_and_how_close_to_the_source_it_comes() -> None:

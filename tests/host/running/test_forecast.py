@@ -97,6 +97,13 @@ def test_an_inversion_says_what_it_takes_on_the_node_and_in_the_log(
     assert "DDIM Invert Video: 5 frames, 6 evaluations" in caplog.text
 
 
+def test_while_two_steps_are_made_with_one_evaluation_a_least_time_is_told(node: Said) -> None:
+    invert(tiny_model(), moving_clip(1, *SIZE), steps=40, check_reconstruction=False)
+    words = [text.splitlines()[-1].split()[0] for _, text in node[1:-1]]
+    # Those after the second step to the middle of the schedule; then none are made in pairs.
+    assert words == ["more"] * 18 + ["about"] * 20
+
+
 def test_an_edit_says_it_too(node: Said) -> None:
     matched()
     node.clear()

@@ -19,6 +19,7 @@ from PIL import Image
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.tokenflow_ops import build_correspondences
+from tokenflow_pack.tokenflow_ops import edit as method
 from tokenflow_pack.tokenflow_ops.scripting import (
     PLUG_AND_PLAY,
     PROPAGATIONS,
@@ -147,6 +148,17 @@ def test_same_latents_as_the_graph(case: str) -> None:
         relative_error(by_script(clip, injected, **inputs), by_graph(clip, injected, **inputs))
         < 1e-4
     )
+
+
+def test_keyframes_that_see_each_other_merged_are_the_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, injected, inputs = ("SD 1.5", 6, (9, 15)), True, {"attended_keyframes": 2}
+    whole = by_script(clip, injected, **inputs)
+    monkeypatch.setattr(method, "MERGED_FROM", 40)
+    found = by_script(clip, injected, **inputs)
+    assert relative_error(found, by_graph(clip, injected, **inputs)) < 1e-4
+    assert relative_error(found, whole) > 1e-3
 
 
 def test_half_precision_is_close() -> None:

@@ -28,8 +28,8 @@ def run(pytest_arguments: list[str]) -> int:
         link.unlink(missing_ok=True)
         link.symlink_to(ROOT, target_is_directory=True)
     # Every process of pytest keeps a ComfyUI in memory, and threads of several processes on one
-    # core wait for each other.
-    processes = max(1, min(4, os.cpu_count() or 1))
+    # core wait for each other. One more than there are cores: each waits for servers and workers.
+    processes = min(4, (os.cpu_count() or 1) + 1)
     environment = os.environ | ({} if pytest_arguments else {"OMP_NUM_THREADS": "1"})
     packages = [
         word

@@ -454,8 +454,7 @@ class EditRun(Run):
         Args:
             now: Where the sampler stands.
             deep: Whether frames take all that lies below full resolution as a whole.
-            guided: Whether every list of conditionings has something in it, and is apart from the
-                others.
+            guided: Whether a frame's guidance is another one's where they show the same.
 
         Returns:
             The step's plan.
@@ -501,8 +500,7 @@ class EditRun(Run):
             return edit_again(Evaluation(self, call), kept.left, together()).denoised
         self.left.pop(key, None)  # before the next one is made
         while True:
-            guided = all(call.conds) and not call.mixes_lists
-            plan = self.plan(now, self.carries_deep(call), guided)
+            plan = self.plan(now, self.carries_deep(call), call.guides_alike)
             try:
                 edited = edit_step(Evaluation(self, call), plan, together())
             except Exception as error:

@@ -24,7 +24,7 @@ from ..tokenflow_ops.shards import ALONE, Shards
 from .calls import Handover
 from .checkpoints.folders import Keeper
 from .checkpoints.run import Checkpoints
-from .conditioning.conds import Conds, PassConds, cut_conds
+from .conditioning.conds import Conds, PassConds, cut_conds, hold_alike
 from .conditioning.controls import Encoded
 from .families import Family, backbone_of
 from .families.latents import of_frames, shaped_as, start_noise
@@ -302,10 +302,19 @@ class ModelCall:
         return float(self.timestep[0])
 
     @property
-    def mixes_lists(self) -> bool:
-        """Whether a patch may make attention's output of several lists' together (NAG)."""
-        patches = self.options.get("transformer_options", {}).get("patches", {})
-        return bool(patches.get("attn1_output_patch"))
+    def guides_alike(self) -> bool:
+        """Whether a frame's guidance is another one's where they show the same.
+
+        Not where prompts hold on some frames or places alone, where there is none, where a patch
+        may make attention's output of several lists' together (NAG), and where one brings images to
+        the prompts, which may be every frame's own (IPAdapter).
+        """
+        options = self.options.get("transformer_options", {})
+        patches = options.get("patches", {}) | options.get("patches_replace", {})
+        mixed = any(
+            found and kind.startswith(("attn2", "attn1_output")) for kind, found in patches.items()
+        )
+        return all(self.conds) and not mixed and hold_alike(self.conds)
 
     def unchanged(self) -> list[Tensor]:
         """Evaluates as the plain host does."""

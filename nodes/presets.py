@@ -40,7 +40,8 @@ class Preset:
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
         """Puts in what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
 
-        Who chooses attention's output asks for the paper's way, and gets it: nothing is merged.
+        Who chooses attention's output asks for the paper's way, and gets it: nothing is merged, and
+        every frame has its own guidance.
 
         Args:
             propagation: One of PROPAGATIONS, or BY_PRESET.
@@ -57,7 +58,7 @@ class Preset:
             self.carry_until if carry_until < 0 else carry_until,
             self.steps,
             attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
-            self.guides_along,
+            self.guides_along and propagation != ATTENTION,
             self.repeats,
             self.merges and chosen == DEEP_FEATURES,
         )
@@ -74,9 +75,9 @@ class Preset:
 
 BALANCED = "balanced"
 PRESETS = {
-    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL, merges=True),
+    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, merges=True),
     "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
-    "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5, merges=True),
-    "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25, merges=True),
+    "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5, guides_along=True, merges=True),
+    "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25, guides_along=True, merges=True),
     "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=True, merges=True),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.sample
@@ -229,23 +230,23 @@ def _before_run(
     return before_run(node, {"consistency": consistency}, check)
 
 
-def _propagation(model: Any, propagation: str) -> str:
-    """Resolves "as preset" where the model is none of a preset's.
+def _preset(name: str, model: Any) -> Preset:
+    """Returns a preset as it is for a model.
 
     Presets' deep features are a UNet's: what a transformer's inner blocks add holds the keyframe's
-    own noise, and leaves it on other frames.
+    own noise, and leaves it on other frames. There presets carry attention's output.
 
     Args:
+        name: One of PRESETS.
         model: The ModelPatcher.
-        propagation: What was chosen.
 
     Returns:
-        The same, or "attention" for a transformer.
+        The preset.
     """
-    found = backbone_of(model)
-    if propagation == BY_PRESET and found is not None and found[1].matched_on_output:
-        return ATTENTION
-    return propagation
+    found, preset = backbone_of(model), PRESETS[name]
+    if found is not None and found[1].matched_on_output:
+        return replace(preset, propagation=ATTENTION)
+    return preset
 
 
 def _check_libraries(node: str, consistency: str) -> None:
@@ -388,8 +389,7 @@ class Sampler(io.ComfyNode):
         keyframes: GivenKeyframes | None = None,
         checkpoints: bool = False,
     ) -> io.NodeOutput:
-        propagation = _propagation(model, propagation)
-        chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
+        chosen = _preset(preset, model).but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, mask_from, frames, keyframes, chosen)
         edit, cut = _edit(SAMPLER, model, correspondences, injection, *asked)
         check_prompts(SAMPLER, model, positive)
@@ -525,8 +525,7 @@ class Apply(io.ComfyNode):
         keyframes: GivenKeyframes | None = None,
         checkpoints: bool = False,
     ) -> io.NodeOutput:
-        propagation = _propagation(model, propagation)
-        chosen = PRESETS[preset].but(propagation, carry_until, attended_keyframes)
+        chosen = _preset(preset, model).but(propagation, carry_until, attended_keyframes)
         asked = (consistency, frames_per_pass, mask, mask_from, frames, keyframes, chosen)
         edit, cut = _edit(APPLY, model, correspondences, injection, *asked)
         keeper = _keeper(edit, consistency, chosen, checkpoints)

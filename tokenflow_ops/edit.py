@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .features import SourceFeatures
+from .guidance import carry_guidance
 from .keyframes import Neighbours, Windows, shot_windows
 from .matching.correspondence import Correspondences, StepMatches, carry
 from .passes import Bank, KeyframePass, Pass, PropagationPass
@@ -96,7 +97,7 @@ class StepPlan:
             saw in the last pass asks for.
         guides_along: Whether frames between keyframes are denoised for the first list of
             conditionings alone, and what the others differ by is the keyframes', carried along the
-            matches. The paper denoises them for all.
+            matches (see `carry_guidance`). The paper denoises them for all.
         keeps: Whether what keyframes leave is kept for `edit_again`.
         merges: Whether a keyframe sees the others' tokens merged in layers of MERGED_FROM.
     """
@@ -400,7 +401,9 @@ def _propagate(
                 plan.matches.weight(layers, part),
             )
             alone = denoised[0]
-            denoised += [alone + carry(other.to(alone.device), *along) for other in guidance]
+            denoised += [
+                alone + carry_guidance(other.to(alone.device), *along) for other in guidance
+            ]
         result.keep(part, denoised)
         result.run_here.append(part)
 

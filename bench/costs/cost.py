@@ -210,11 +210,11 @@ class Edit:
             HALVED: one_pass * asked(steps, EVERY_OTHER),
             "features": one_pass,
             "matches": self.search(pairs, sum(widths.values())),
-            "sampling": steps * (together + later * 2 * rest * parts.shallow),
+            "sampling": steps * (together + later * rest * parts.shallow),
             "sampling, propagation of attention": steps
             * (unmerged + later * 2 * rest * parts.propagated),
             "sampling with Plug-and-Play": steps
-            * (source + together + later * 2 * rest * parts.shallow),
+            * (source + together + later * rest * parts.shallow),
             "sampling, lean": steps * (self.lean(together) + later / 2 * rest * parts.shallow),
             "sampling, lean, with Plug-and-Play": steps
             * (self.lean(together) + later / 2 * rest * parts.shallow + lean_source),

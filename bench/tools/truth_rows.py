@@ -49,8 +49,9 @@ MASKED_CFG, AGAINST_SOURCE = 4.0, 0.5
 HELD = {"attention_until": 1.0, "features_until": 1.0}
 CELL = 4  # pixels of a latent's side, by which the mask grows
 PAPER = {"carry_until": 0.0, "propagation": ATTENTION}
-# The defaults, but keyframes see all of each other's tokens, as with this preset.
-UNMERGED = {"preset": "faithful", "carry_until": CARRY_UNTIL, "propagation": DEEP_FEATURES}
+# The defaults, but keyframes see all of each other's tokens and frames have guidance of their own,
+# as with this preset.
+IN_FULL = {"preset": "faithful", "carry_until": CARRY_UNTIL, "propagation": DEEP_FEATURES}
 ROWS = (
     Row(BASE, {}, {}, {"consistency": "per frame"}),
     Row("one_block", {}, {}, {"consistency": "per frame"}, features_in=ONE_BLOCK),
@@ -61,18 +62,18 @@ ROWS = (
     Row("without_mask", {}, {}, {}),
     Row(OURS, {}, {}, {}, masked=True),
     Row("lean", {}, {}, {"preset": "lean"}),
-    Row("unmerged", {}, {}, UNMERGED),
+    Row("in_full", {}, {}, IN_FULL),
     Row("masked_per_frame", {}, {}, {"consistency": "per frame"}, masked=True),
     Row("by_distance", {}, {"blend": "nearest"}, {}, masked=True),
     Row("plain_ddim", {}, {}, {}, {"refinement": "none", "iterations": 0}, masked=True),
     Row("public_levels", {}, {}, {}, {"scheduler": SCHEDULER}, masked=True),
     Row("public_inversion", {}, {}, {}, PUBLIC, masked=True),
 )
-# Only run where they are asked for: lean and unmerged, to be compared with without_mask, and what
+# Only run where they are asked for: lean and in_full, to be compared with without_mask, and what
 # is to be compared with ours: frame by frame, blended by distance alone, and from other inversions.
 ASKED = (
     "lean",
-    "unmerged",
+    "in_full",
     "masked_per_frame",
     "by_distance",
     "plain_ddim",

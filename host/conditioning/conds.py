@@ -37,6 +37,24 @@ class PassConds:
     place: Mapping[uuid.UUID, Place]
 
 
+def hold_alike(conds: Conds) -> bool:
+    """Tells whether all frames, and all places in them, have the same prompts.
+
+    Args:
+        conds: Processed conditionings, list by list.
+
+    Returns:
+        False if one has a mask or a text for each frame.
+    """
+    entries = [entry for entries in conds for entry in entries or ()]
+    texts = [
+        entry["model_conds"]["c_crossattn"].cond
+        for entry in entries
+        if "c_crossattn" in entry["model_conds"]
+    ]
+    return not any("mask" in entry for entry in entries) and all(len(text) == 1 for text in texts)
+
+
 def cut_conds(
     conds: Conds, frames: Tensor, total: int, name: str, encoded: Encoded | None = None
 ) -> PassConds:

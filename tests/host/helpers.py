@@ -26,6 +26,7 @@ from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.tokenflow_ops import DEEP_FEATURES
 from torch import Tensor
 
 from .once import once_a_session
@@ -121,6 +122,14 @@ def edit(
         correspondences or matched(),
         **inputs,
     )[0]["samples"]
+
+
+# Balanced, but what the negative prompt differs by is every frame's own.
+OWN_GUIDANCE: dict[str, Any] = {
+    "preset": "faithful",
+    "propagation": DEEP_FEATURES,
+    "carry_until": 0.2,
+}
 
 
 def applied(model: Any = None, correspondences: Any = None, **inputs: Any) -> Any:

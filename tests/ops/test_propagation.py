@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenflow_ops import carry, propagate
+from tokenflow_ops import Neighbours, carry, propagate
+from tokenflow_ops.guidance import carry_guidance
 from tokenflow_ops.measuring.views import rebuild
 
 from .made import ONLY, step_matches
@@ -125,3 +126,57 @@ def test_a_shifted_frame_is_rebuilt_from_shifted_patches() -> None:
     )
     rebuilt = rebuild(images.__getitem__, matches, ONLY, (1, 4), torch.arange(2))
     torch.testing.assert_close(rebuilt[1, :, :, :12], images[1, :, :, :12])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    frames=st.integers(1, 5),
+    interval=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    seed=st.integers(0, 2**16),
+)
+def test_guidance_is_the_mean_of_what_the_matches_around_say(
+    frames: int, interval: int, grid: tuple[int, int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = grid
+    given_by = torch.randn(frames, 2, rows, columns, generator=generator)
+    matches = step_matches(
+        torch.randn(frames, rows * columns, 4, generator=generator), interval, seed
+    )
+    keyframes, near, sides = given_by[matches.keyframes], matches.near, matches.tokens(ONLY)
+    out = carry_guidance(keyframes, near, sides, grid)
+
+    def said(keyframe: int, tokens: list[int], y: int, x: int) -> torch.Tensor:
+        found = []
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                at = divmod(tokens[y * columns + x], columns)
+                if 0 <= y + down < rows and 0 <= x + right < columns:
+                    row, column = divmod(tokens[(y + down) * columns + x + right], columns)
+                    if 0 <= row - down < rows and 0 <= column - right < columns:
+                        at = row - down, column - right
+                found.append(keyframes[keyframe, :, at[0], at[1]])
+        return torch.stack(found).mean(0)
+
+    for i in range(frames):
+        past, future = (int(side[i]) for side in (near.past, near.future))
+        for y in range(rows):
+            for x in range(columns):
+                before = said(past, sides[0][i].tolist(), y, x)
+                after = said(future, sides[1][i].tolist(), y, x)
+                wanted = near.weight[i] * after + (1 - near.weight[i]) * before
+                torch.testing.assert_close(out[i, :, y, x], wanted)
+
+
+def test_guidance_of_what_moves_as_one_is_not_blurred() -> None:
+    """Two columns to the right: inside, all nine matches around say the same."""
+    grid = 5, 8
+    keyframe = torch.randn(1, 3, *grid, generator=torch.Generator().manual_seed(0))
+    places = torch.arange(40).reshape(grid)
+    moved = (places // 8 * 8 + (places % 8 - 2).clamp(min=0)).reshape(1, -1)
+    near = Neighbours(torch.tensor([0]), torch.tensor([0]), torch.tensor([0.0]))
+    out = carry_guidance(keyframe, near, (moved, moved), grid)
+    torch.testing.assert_close(out[..., 4:7], keyframe[..., 2:5])
+    still = places.reshape(1, -1)
+    torch.testing.assert_close(carry_guidance(keyframe, near, (still, still), grid), keyframe)

@@ -132,7 +132,11 @@ def oracle_edit(
     layers: str = "all",
     **choices: Any,
 ) -> Tensor:
-    """The oracle's edited latents, sampled from step `first` on."""
+    """The oracle's edited latents, sampled from step `first` on.
+
+    Frames have the keyframes' guidance where they have their deep features, as by default.
+    """
+    choices.setdefault("guides", choices.get("deep", False))
     sigmas, path = oracle_path(clip)
     drawn = matched(clip).steps[first:]
     attention_until, features_until = shares or (0.0, 0.0)

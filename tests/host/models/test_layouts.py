@@ -314,6 +314,7 @@ def test_edited_latents_are_the_oracles(name: str) -> None:
         ],
         pnp_blocks=KNOWN[name][2],
         deep=True,
+        guides=True,
     ).run()
     found = model(name).model.process_latent_in(edited(name))
     assert relative_error(found, wanted) < 1e-4

@@ -36,8 +36,8 @@ def invert_extrapolated(
     for: the first two, then those that `every` divides.
 
     In pairs, steps j and j - 1 are made together while j - 1 >= S / 2:
-    the line through D_a and D_b is led on to x_{j-1}, where the noise is asked for, and D_j lies
-    between D_a and the D_{j-1} that is seen there.
+    the line through D_a and D_b, a quarter as steep from D_a on, is led on to x_{j-1}, where the
+    noise is asked for, and D_j lies between D_a and the D_{j-1} that is seen there.
     """
     frames = []
     for number, frame in enumerate(x0):
@@ -52,7 +52,7 @@ def invert_extrapolated(
                     lambda x, sigma, number=number: epsilon(patcher, x, sigma, prompt, [number]),
                     last,
                     sigmas[j - 1 : j + 2],
-                    _line(pictures[0], known[0], pictures[1], known[1]),
+                    _line(pictures[0], known[0], 0.75 * pictures[0] + 0.25 * pictures[1], known[1]),
                 )
                 between = _line(pictures[0], known[0], picture, sigmas[j - 1])(sigmas[j])
                 path.insert(0, between + sigmas[j] / sigmas[j + 1] * (last - between))

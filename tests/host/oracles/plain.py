@@ -47,8 +47,9 @@ class Edit:
     many keyframes: positions of the anchors, of every window's own keyframes, and of those that a
     window attends to beside its own and the anchors. carry_until: TokenFlow's share of the schedule
     in which denoised frames are carried as tokens are. skipped: steps that the schedule has before
-    the first of `sigmas`. lean: whether, after that share, what the negative prompt differs by is
-    carried from the keyframes, and every second step is done with what the step before it has kept.
+    the first of `sigmas`. guides: whether, after that share, what the negative prompt differs by is
+    carried from the keyframes, by vote. lean: whether it is, and every second step is done with
+    what the step before it has kept.
     likeness: whether a token follows the keyframe more that it is likelier in. merged_from: in
     layers of so many tokens a keyframe sees 2 x 2 tokens of every other one as their mean.
     """
@@ -71,6 +72,7 @@ class Edit:
     windows: tuple[list[int], list[list[int]], list[list[int]]] | None = None
     deep: bool = False
     coarse: bool = False
+    guides: bool = False
     lean: bool = False
     likeness: bool = True
     merged_from: float = float("inf")
@@ -100,9 +102,10 @@ class Edit:
         kept: dict = {}
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden, kept)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
-        if self.lean and place >= round(self.carry_until * steps):
-            carried = self.carried(uncond - cond, frames, step)
-            self.held = frames, kept, sigma * carried
+        if (self.guides or self.lean) and place >= round(self.carry_until * steps):
+            carried = self.carried(uncond - cond, frames, step, voted=True)
+            if self.lean:
+                self.held = frames, kept, sigma * carried
             for i in set(range(len(x))) - set(self.keyframes[step]):
                 uncond[i] = cond[i] + carried[i]
         noise = uncond + self.cfg * (cond - uncond)
@@ -118,36 +121,49 @@ class Edit:
         cond = self.noise(x, sigma, self.positive, [], frames, {}, None, kept)
         return cond + (1 - self.cfg) * difference / sigma
 
-    def carried(self, clean: Tensor, blends: dict[str, list], step: int) -> Tensor:
+    def carried(
+        self, clean: Tensor, blends: dict[str, list], step: int, voted: bool = False
+    ) -> Tensor:
         """Every pixel of the clean latents (N, C, h, w) from the matched
-        tokens of the two keyframes.
+        tokens of the two keyframes. voted: as the mean of what the matches around say.
         """
         most = max(len(recipes[0][2]) for recipes in blends.values())
         recipes = [recipes for recipes in blends.values() if len(recipes[0][2]) == most][-1]
         height, width = clean.shape[2:]
         patch = 1 if most == height * width else 2
         return torch.stack(
-            [self.made_of(clean[self.keyframes[step]], recipe, patch) for recipe in recipes]
+            [self.made_of(clean[self.keyframes[step]], recipe, patch, voted) for recipe in recipes]
         )
 
-    def made_of(self, keyframes: Tensor, recipe: tuple, patch: int) -> Tensor:
+    def made_of(self, keyframes: Tensor, recipe: tuple, patch: int, voted: bool = False) -> Tensor:
         """One frame (C, h, w) of the keyframes' pixels (k, C, h, w): each at its own place within
-        the matched token of patch x patch.
+        the matched token of patch x patch, or the mean over the nine tokens there if the frame's
+        moved as each of its neighbours does.
         """
         past, future, past_match, future_match, weight = recipe
         made = torch.empty_like(keyframes[0])
         height, width = made.shape[1:]
-        columns = -(-width // patch)
+        rows, columns = -(-height // patch), -(-width // patch)
+        ways = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)] if voted else [(0, 0)]
         for y in range(height):
             for x in range(width):
                 token, sides = y // patch * columns + x // patch, []
                 for keyframe, tokens in ((past, past_match), (future, future_match)):
-                    row, column = divmod(int(tokens[token]), columns)
-                    row, column = (
-                        min(row * patch + y % patch, height - 1),
-                        min(column * patch + x % patch, width - 1),
-                    )
-                    sides.append(keyframes[keyframe, :, row, column])
+                    votes = []
+                    for down, right in ways:
+                        row, column = divmod(int(tokens[token]), columns)
+                        beside = y // patch + down, x // patch + right
+                        if 0 <= beside[0] < rows and 0 <= beside[1] < columns:
+                            there = divmod(int(tokens[beside[0] * columns + beside[1]]), columns)
+                            there = there[0] - down, there[1] - right
+                            if 0 <= there[0] < rows and 0 <= there[1] < columns:
+                                row, column = there
+                        row, column = (
+                            min(row * patch + y % patch, height - 1),
+                            min(column * patch + x % patch, width - 1),
+                        )
+                        votes.append(keyframes[keyframe, :, row, column])
+                    sides.append(torch.stack(votes).mean(0))
                 share = weight[token]
                 made[:, y, x] = (1 - share) * sides[0] + share * sides[1]
         return made

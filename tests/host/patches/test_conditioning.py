@@ -30,6 +30,7 @@ import nodes
 from ..helpers import (
     FRAMES,
     NEGATIVE,
+    OWN_GUIDANCE,
     POSITIVE,
     SIZE,
     applied,
@@ -64,7 +65,7 @@ def test_conditionings_are_batched_or_split_by_memory_with_one_result(
     batches: list[int] = []
     model = watched(tiny_model(), lambda args: batches.append(len(args["cond_or_uncond"])))
     together = edit(model, frames_per_pass=FRAMES)
-    assert set(batches) == {2}
+    assert set(batches) == {1, 2}, "frames between keyframes are asked for one prompt"
     batches.clear()
     monkeypatch.setattr(model_management, "get_free_memory", lambda *args, **kwargs: 0)
     assert relative_error(edit(model, frames_per_pass=FRAMES), together) < ROUNDING
@@ -137,8 +138,8 @@ def test_every_frame_has_its_own_prompt(rows: int) -> None:
 
 @pytest.mark.parametrize("frames_per_pass", [0, 3])
 def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
-    """One prompt holds on even frames, the other on odd ones;
-    over a single step no frame sees the other's.
+    """One prompt holds on even frames, the other on odd ones; over a single step no frame sees the
+    other's, and has guidance of its own.
     """
     even = torch.zeros(FRAMES, SIZE[0] * 8, SIZE[1] * 8)
     even[::2] = 1
@@ -148,8 +149,33 @@ def test_every_frame_has_its_own_mask(frames_per_pass: int) -> None:
         set_mask(OTHER, 1 - even, "default", 1.0)[0],
     )[0]
     found = edit(positive=both, start=0.3, frames_per_pass=frames_per_pass)
-    assert relative_error(found[::2], edit(start=0.3)[::2]) < ROUNDING
-    assert relative_error(found[1::2], edit(positive=OTHER, start=0.3)[1::2]) < ROUNDING
+    assert relative_error(found[::2], edit(start=0.3, **OWN_GUIDANCE)[::2]) < ROUNDING
+    other = edit(positive=OTHER, start=0.3, **OWN_GUIDANCE)
+    assert relative_error(found[1::2], other[1::2]) < ROUNDING
+
+
+def test_frames_with_prompts_of_their_own_have_their_own_guidance() -> None:
+    """Guidance is the keyframes' only where all frames and places have the same prompts."""
+
+    def asked(positive: Any) -> set[int]:
+        found: set[int] = set()
+
+        def see(args: dict[str, Any]) -> None:
+            if type(args["c"]["transformer_options"][PASS]).__name__ == "PropagationPass":
+                found.add(len(set(args["cond_or_uncond"])))
+
+        edit(watched(tiny_model(), see), positive)
+        return found
+
+    one = POSITIVE[0][0]
+    each = torch.cat([one * (1 + i / 10) for i in range(FRAMES)])
+    mask = nodes.ConditioningSetMask().append
+    half = torch.zeros(SIZE[0] * 8, SIZE[1] * 8)
+    half[:, : SIZE[1] * 4] = 1
+    combined = nodes.ConditioningCombine().combine(POSITIVE, POSITIVE)[0]
+    assert asked(POSITIVE) == asked(combined) == {1}
+    assert asked([[each, {}]]) == {2}
+    assert asked([*mask(POSITIVE, half, "default", 1.0)[0], *POSITIVE]) == {2}
 
 
 def test_a_lora_hooked_to_a_prompt_is_that_prompts() -> None:

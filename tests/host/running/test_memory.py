@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..helpers import (
     FRAMES,
+    OWN_GUIDANCE,
     call,
     edit,
     injection,
@@ -86,6 +87,7 @@ def test_where_memory_runs_out_passes_get_smaller_and_the_edit_is_the_same(
 ) -> None:
     throughout = call(PlugAndPlay.execute, 1.0, 1.0)[0]
     inputs = {
+        **OWN_GUIDANCE,  # frames with two prompts each
         "consistency": consistency,
         "injection": throughout,
         "frames_per_pass": 4,

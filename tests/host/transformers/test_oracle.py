@@ -97,7 +97,8 @@ def inner(blocks: tuple[str, ...]) -> tuple[str, ...]:
 @dataclass
 class Edit:
     """The edit written down step by step. carried: how many steps' pictures are the keyframes'.
-    lean: whether frames take the keyframes' guidance, and every second step what they have left.
+    lean: whether every second step takes what the keyframes have left. guides: whether frames take
+    their guidance; as by default only with deep features.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Edit:
     carried: int = 0
     lean: bool = False
     injected: bool = False
+    guides: bool | None = None
 
     def __post_init__(self) -> None:
         self.net = network(self.name)
@@ -139,10 +141,12 @@ class Edit:
             rows.append(x - sigma * velocity)
             kept.append(left)
         whole = self.matches(torch.arange(self.frames))
-        if self.lean and step >= self.carried:
-            differing = whole.pictures((rows[1] - rows[0])[keyframes], PATCH)
+        guides = self.deep if self.guides is None else self.guides
+        if guides and step >= self.carried:
+            differing = whole.voted((rows[1] - rows[0])[keyframes], PATCH)
             rows[1][between] = (rows[0] + differing)[between]
-            self.kept = kept[0], whole, differing
+            if self.lean:
+                self.kept = kept[0], whole, differing
         denoised = rows[1] + CFG * (rows[0] - rows[1])
         return whole.pictures(denoised[keyframes], PATCH) if step < self.carried else denoised
 
@@ -202,6 +206,15 @@ def test_edited_latents_are_the_oracles(name: str, propagation: str) -> None:
     assert relative_error(found, wanted) < ROUNDING
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_by_preset_frames_take_attentions_output_and_the_keyframes_guidance(name: str) -> None:
+    found = edited(name, matched(name), carry_until=0.0)
+    wanted = Edit(name, matched(name), guides=True).run()
+    assert relative_error(found, wanted) < ROUNDING
+    own = edited(name, matched(name), propagation=ATTENTION, carry_until=0.0)
+    assert relative_error(found, own) > 100 * ROUNDING
+
+
 @pytest.mark.parametrize("propagation", [ATTENTION, DEEP_FEATURES])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(name: str, propagation: str) -> None:
@@ -229,6 +242,6 @@ def test_a_lean_edit_is_the_oracles(name: str) -> None:
 def test_the_sources_queries_and_keys_are_injected_as_by_the_oracle(name: str) -> None:
     injection = call(PlugAndPlay.execute, 1.0, 0.0)[0]
     found = edited(name, matched(name), carry_until=0.0, injection=injection)
-    wanted = Edit(name, matched(name), injected=True).run()
+    wanted = Edit(name, matched(name), injected=True, guides=True).run()
     assert relative_error(found, wanted) < ROUNDING
     assert relative_error(found, edited(name, matched(name), carry_until=0.0)) > 100 * ROUNDING

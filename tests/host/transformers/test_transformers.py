@@ -81,9 +81,9 @@ def test_equal_frames_stay_equal_and_carrying_changes_others(name: str) -> None:
 
 
 def test_the_preset_carries_attention_alone() -> None:
-    found = edited("Flux")
-    assert torch.equal(found, edited("Flux", propagation=ATTENTION))
-    assert not torch.equal(found, edited("Flux", propagation=DEEP_FEATURES))
+    found = edited("Flux", cfg=1.0)
+    assert torch.equal(found, edited("Flux", propagation=ATTENTION, cfg=1.0))
+    assert not torch.equal(found, edited("Flux", propagation=DEEP_FEATURES, cfg=1.0))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -45,6 +45,30 @@ class Matches:
         made = torch.stack([self.carried(list(tokens), i) for i in range(len(self.past))])
         return F.fold(made.transpose(1, 2), size, patch, stride=patch)
 
+    def voted(self, keyframes: Tensor, patch: int) -> Tensor:
+        """The same by vote: the mean over the nine pictures that there are if every token comes
+        from where its own or one of the eight matches beside it, moved back, says.
+        """
+        rows, columns = keyframes.shape[2] // patch, keyframes.shape[3] // patch
+
+        def beside(tokens: Tensor, down: int, right: int) -> Tensor:
+            found = tokens.long().clone()
+            for i in range(rows * columns):
+                y, x = i // columns + down, i % columns + right
+                if 0 <= y < rows and 0 <= x < columns:
+                    for frame, own in enumerate(tokens.tolist()):
+                        row, column = divmod(own[y * columns + x], columns)
+                        if 0 <= row - down < rows and 0 <= column - right < columns:
+                            found[frame, i] = (row - down) * columns + column - right
+            return found
+
+        pictures = []
+        for way in [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)]:
+            sides = [beside(tokens, *way) for tokens in (self.past_tokens, self.future_tokens)]
+            moved = Matches(self.past, self.future, self.weight, *sides)
+            pictures.append(moved.pictures(keyframes, patch))
+        return torch.stack(pictures).mean(0)
+
 
 @dataclass
 class Left:

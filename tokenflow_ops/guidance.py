@@ -36,31 +36,33 @@ def carry_guidance(
         (n, C, h, w).
     """
     ways = [(down, right) for down in AROUND for right in AROUND]
-    made = sum(
-        carry(keyframes, near, _moved_along(tokens, grid, way), grid, weight) for way in ways
+    sides = tuple(
+        torch.cat([_moved(part.to(keyframes.device), grid, way) for way in ways]) for part in tokens
     )
-    assert isinstance(made, Tensor)
-    return made / len(ways)
+    weight = near.weight if weight is None else weight
+    count = len(ways)
+    often = Neighbours(*(part.repeat(count) for part in near.held()))
+    votes = carry(
+        keyframes,
+        often,
+        (sides[0], sides[1]),
+        grid,
+        weight.repeat(count, *[1] * (weight.ndim - 1)),
+    )
+    return votes.unflatten(0, (count, -1)).mean(0)
 
 
-def _moved_along(
-    tokens: tuple[Tensor, Tensor], grid: tuple[int, int], way: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Where places come from if they move as their neighbours that way do, each (n, P).
+def _moved(tokens: Tensor, grid: tuple[int, int], way: tuple[int, int]) -> Tensor:
+    """Where places come from if they move as their neighbours that way do, (n, P).
 
-    Their own matches where there is no such neighbour, or it points out of the picture.
+    tokens: their own matches, (n, P), which they keep where there is no such neighbour or it points
+    out of the picture.
     """
-    rows, columns = grid
-    down, right = way
-
-    def moved(own: Tensor) -> Tensor:
-        here = own.long().unflatten(1, grid)
-        beside = here.roll((-down, -right), (1, 2))
-        row, column = beside // columns - down, beside % columns - right
-        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-        y, x = (torch.arange(count, device=own.device) for count in grid)
-        there = ((y + down) % rows == y + down)[:, None] & ((x + right) % columns == x + right)
-        return torch.where(inside & there, row * columns + column, here).flatten(1)
-
-    past, future = tokens
-    return moved(past), moved(future)
+    (rows, columns), (down, right) = grid, way
+    own = tokens.long().unflatten(1, grid)
+    beside = own.roll((-down, -right), (1, 2))
+    row, column = beside // columns - down, beside % columns - right
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    y, x = (torch.arange(count, device=own.device) for count in grid)
+    there = ((y + down) % rows == y + down)[:, None] & ((x + right) % columns == x + right)
+    return torch.where(inside & there, row * columns + column, own).flatten(1)

@@ -132,13 +132,13 @@ def _clocked(work: Callable[[], Any]) -> float:
 @contextmanager
 def _short_of_memory(subject: Subject) -> Iterator[Any]:
     """Gives the model, with room for few frames: the device's memory is cut down, or without a GPU
-    the model refuses more than two frames with and without the prompt.
+    the model refuses more than two frames at once.
     """
     model = subject.model.clone()
     if not torch.cuda.is_available():
 
         def refuse(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
-            if len(args["input"]) > 4:
+            if len(args["input"]) > 2 * len(args["cond_or_uncond"]):
                 raise model_management.OOM_EXCEPTION("rehearsed")
             return apply_model(args["input"], args["timestep"], **args["c"])
 

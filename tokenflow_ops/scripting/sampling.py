@@ -145,6 +145,7 @@ def step_plan(
         shallow,
         carries,
         jointly,
+        guides_along=deep,
         merges=deep,
     )
 

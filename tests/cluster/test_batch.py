@@ -34,6 +34,8 @@ from . import made
 
 # Which Build NN Correspondences refuses when it runs.
 BAD = {"build.backend": "faiss", "build.search_window": 1}
+# More steps than a job takes until word of its first one has come.
+LONG = {"invert.steps": 60}
 STAGE_1 = {"TokenFlowInvertVideo", "TokenFlowExtractFeatures", "TokenFlowBuildCorrespondences"}
 
 
@@ -111,7 +113,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one, two = {"clip": "one.mp4"}, {"clip": "two.mp4"}
     rows = [
         {"name": "one gold", **one},
-        {"name": "two gold", **two},
+        {"name": "two gold", **two, **LONG},
         {"name": "one ice", **one, "prompt": "an ice ball on grass"},
     ]
     rows += [{"name": "two seven", **two, "seed": 7}, {"name": "one bad", **one, **BAD}]
@@ -229,18 +231,16 @@ def test_edited_keyframes_are_a_folder_beside_the_row(
 
 
 def test_a_server_that_died_is_started_again(pool: Any, table: Path, tmp_path: Path) -> None:
-    def kill(worker: str, job: str) -> None:
-        nonlocal pending
-        if pending:
-            pending = False
-            (slot,) = (slot for slot in pool.slots if slot.name == worker)
-            os.kill(processes(slot)[1], signal.SIGKILL)
+    servers = {slot.name: processes(slot)[1] for slot in pool.slots}
+    killed: list[int] = []
 
-    pending = True
-    short = made.write_table(
-        table.parent / "short.csv", [{"name": "one", "clip": "one.mp4", "seed": 3}]
-    )
-    night = run(pool, short, tmp_path, kill)
+    def kill(worker: str, job: str) -> None:
+        if not killed:
+            killed.append(servers[worker])
+            os.kill(killed[0], signal.SIGKILL)
+
+    rows = [{"name": "one", "clip": "one.mp4", "seed": 3, **LONG}]
+    night = run(pool, made.write_table(table.parent / "long.csv", rows), tmp_path, kill)
     assert night.good
     lost, fine = night.record("one")["attempts"]
     assert "ComfyUI ended with exit code -9 in the middle of the job" in lost["error"]

@@ -173,7 +173,9 @@ def test_a_clip_whose_host_was_killed_goes_on_where_both_were(
             for actor in (pool.slots[0].actor, other())
         ]
 
-    job = make(**EDITS["defaults"], seed=5)
+    # More steps than the edit takes until word of its first one has come.
+    long = EDITS["defaults"] | {"invert.steps": 8}
+    job = make(**long, seed=5)
     wanted = latents(run(pool, job))
     running, killed = process(), list[int]()
 
@@ -182,7 +184,7 @@ def test_a_clip_whose_host_was_killed_goes_on_where_both_were(
             killed.append(running)
             os.kill(running, signal.SIGKILL)
 
-    again = make(**EDITS["defaults"], **KEPT, seed=5)
+    again = make(**long, **KEPT, seed=5)
     lost = run(pool, again, kill)[-1]
     assert killed
     assert "ComfyUI ended with exit code -9" in lost.error

@@ -17,7 +17,7 @@ from .tools.moments import Fault, at_call, drawn
 from .tools.plain import model
 from .tools.traps import Traps
 
-CALLS, LAYERS = 20, 6
+CALLS, LAYERS = 12, 5
 
 
 def check_broken(bench: Bench, outcome: Outcome, number: int, where: str) -> None:

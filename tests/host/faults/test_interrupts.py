@@ -21,7 +21,7 @@ from .tools.plain import model
 EDIT, VIEWS = {"invert", "extract", "build", "sample"}, {"check", "features", "matches"}
 
 
-@pytest.mark.parametrize(("views", "moments"), [(False, 25), (True, 8)], ids=["edit", "with views"])
+@pytest.mark.parametrize(("views", "moments"), [(False, 14), (True, 3)], ids=["edit", "with views"])
 def test_an_interrupt_at_any_moment_ends_the_run_and_leaves_nothing(
     bench: Bench, views: bool, moments: int
 ) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..tokenflow_ops import Inversion
 from ..tokenflow_ops.masking.disagreement import LEVELS, disagreement, noised
 from ..tokenflow_ops.parameterization import Parameterization
-from .patching import patch
 from .progress import Progress
+from .runs.patching import patch
 from .source import SourceRun, visit_steps
 
 

@@ -92,7 +92,7 @@ USES = (
             "WrappersMP.APPLY_MODEL",
             "CallbacksMP.ON_PRE_RUN",
         ),
-        "the patch points of a run, from its begin to its end (host/patching.py)",
+        "the patch points of a run, from its begin to its end (host/runs/patching.py)",
     ),
     Use(
         "comfy.model_patcher",

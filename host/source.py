@@ -18,8 +18,10 @@ from ..tokenflow_ops.shards import ALONE
 from .checkpoints.folders import Keeper
 from .families.latents import for_host, of_frames, shaped_as
 from .memory import room
-from .patching import ModelCall, Run, patch, run_of
 from .progress import Progress
+from .runs.model_call import ModelCall
+from .runs.patching import patch, run_of
+from .runs.run import Run
 from .shards import together
 from .validation.conflicts import check_areas, check_captured, check_every_layer_runs
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..host.conditioning.controls import takes_hints_for_a_film
-from ..host.edit_run import EditRun, Mode, Moment
-from ..host.patching import ModelCall
+from ..host.editing.edit import Mode, Moment
+from ..host.editing.edit_run import EditRun
+from ..host.runs.model_call import ModelCall
 from ..host.shards import together
 from ..tokenflow_ops.baselines.public_code import chunk_neighbours
 from ..tokenflow_ops.edit import carry_denoised

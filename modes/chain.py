@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..host.edit_run import EditRun
-from ..host.patching import ModelCall, joined
+from ..host.editing.edit_run import EditRun
+from ..host.runs.model_call import ModelCall
+from ..host.runs.run import joined
 from ..tokenflow_ops.passes import Bank, SparseCausalPass
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..host.conditioning.controls import rows_of
-from ..host.edit_run import EditRun, Moment
-from ..host.patching import ModelCall
+from ..host.editing.edit import Moment
+from ..host.editing.edit_run import EditRun
+from ..host.runs.model_call import ModelCall
 from ..host.validation.errors import NodeError
 from ..tokenflow_ops.baselines.blending import PromptChange
 from ..tokenflow_ops.features import token_grid

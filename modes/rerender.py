@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..host.edit_run import EditRun, Moment
-from ..host.patching import ModelCall
+from ..host.editing.edit import Moment
+from ..host.editing.edit_run import EditRun
+from ..host.runs.model_call import ModelCall
 from ..tokenflow_ops.baselines.fusion import fuse_with_first, match_statistics
 from ..tokenflow_ops.passes import SparseCausalPass
 from .chain import in_turn

@@ -38,7 +38,8 @@ from torch.utils.checkpoint import checkpoint
 from ..host.families.unet import find
 from ..host.families.wraps import ForwardWraps
 from ..host.internals import TRAINING, check_host
-from ..host.patching import ModelCall, patch
+from ..host.runs.model_call import ModelCall
+from ..host.runs.patching import patch
 from ..host.source import SourceRun
 from ..host.validation.errors import NodeError
 from ..tokenflow_ops.backbone import Backbone

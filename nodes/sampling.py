@@ -12,8 +12,8 @@ import torch
 from comfy_api.latest import io
 
 from ..host.checkpoints.folders import Keeper
-from ..host.edit_run import Edit, kept_path
-from ..host.editing import apply_edit, sample_edit
+from ..host.editing.edit import Edit, kept_path
+from ..host.editing.sampling import apply_edit, sample_edit
 from ..host.families import backbone_of
 from ..host.families.latents import as_latent, to_latent
 from ..host.keyframes.given import check_given, hidden_within, matched_to

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
 import torch
-from tokenflow_pack.host.patching import patch
+from tokenflow_pack.host.runs.patching import patch
 from tokenflow_pack.host.source import SourceRun, run_as_sampler
 from tokenflow_pack.host.validation.fingerprint import model_fingerprint
 from tokenflow_pack.tokenflow_ops import Inversion

@@ -19,7 +19,8 @@ from ..shards import together
 from ..validation.errors import NodeError
 
 if TYPE_CHECKING:
-    from ..patching import ModelCall, Run
+    from ..runs.model_call import ModelCall
+    from ..runs.run import Run
 
 SOCKET = "checkpoints"
 

@@ -15,7 +15,7 @@ from ..memory import fits_in_memory, frames_at_once
 from ..progress import running_server
 
 if TYPE_CHECKING:
-    from ..patching import Run
+    from ..runs.run import Run
 
 # A run is long from so many frames times evaluations of the model on.
 LONG = 1000

@@ -18,8 +18,9 @@ from ...tokenflow_ops.measuring.metrics import psnr
 from ...tokenflow_ops.passes import Pass
 from ..families.latents import to_latent
 from ..memory import is_oom
-from ..patching import ModelCall, patch
 from ..progress import Progress
+from ..runs.model_call import ModelCall
+from ..runs.patching import patch
 from ..source import SourceRun, run_as_sampler
 from ..validation.errors import NodeError
 from ..video.autoencoder import decode

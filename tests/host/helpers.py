@@ -20,7 +20,7 @@ from comfy_api.latest import InputImpl, Types
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host import progress
 from tokenflow_pack.host.calls import PASS_KEY
-from tokenflow_pack.host.patching import ModelCall
+from tokenflow_pack.host.runs.model_call import ModelCall
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay

@@ -12,7 +12,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from tokenflow_pack.host.edit_run import EditRun
+from tokenflow_pack.host.editing.edit_run import EditRun
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import MODES
 from tokenflow_pack.tokenflow_ops import SourceFeatures

@@ -22,7 +22,7 @@ import torch
 from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from tokenflow_pack.host.edit_run import EditRun
+from tokenflow_pack.host.editing.edit_run import EditRun
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures

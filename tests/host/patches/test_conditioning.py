@@ -21,7 +21,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from tokenflow_pack.host import calls
-from tokenflow_pack.host.patching import Run
+from tokenflow_pack.host.runs.run import Run
 from tokenflow_pack.host.validation.errors import NodeError
 from torch import Tensor
 

@@ -14,7 +14,7 @@ from launch.environment import ROOT
 
 from ..helpers import edit, injection, matched
 
-FUNCTIONS, FILES = 25, 10
+FUNCTIONS, FILES = 25, 12
 TESTS, HOST = ROOT / "tests", ROOT / ".host"
 
 

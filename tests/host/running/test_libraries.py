@@ -16,7 +16,7 @@ import pytest
 import torch
 from tokenflow_pack.host.files.timings import StoredTimings
 from tokenflow_pack.host.measuring.optical_flow import RAFT_FILES
-from tokenflow_pack.host.patching import ModelCall
+from tokenflow_pack.host.runs.model_call import ModelCall
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes import correspondences
 from tokenflow_pack.nodes.looking import metrics

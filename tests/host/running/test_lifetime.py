@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenflow_pack.host.patching import Run
+from tokenflow_pack.host.runs.run import Run
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.tuning import TuneAVideo
 

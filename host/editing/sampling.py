@@ -10,9 +10,10 @@ import comfy.sample
 import comfy.samplers
 from torch import Tensor
 
-from .checkpoints.folders import Keeper
-from .edit_run import Edit, EditRun
-from .patching import patch
+from ..checkpoints.folders import Keeper
+from ..runs.patching import patch
+from .edit import Edit
+from .edit_run import EditRun
 
 
 def apply_edit(model: Any, edit: Edit, keeper: Keeper | None = None) -> Any:

@@ -7,175 +7,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import comfy.samplers
 import torch
 from comfy.sampler_helpers import convert_cond, prepare_mask
 from torch import Tensor
 
-from ..tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Injection, StepMatches
-from ..tokenflow_ops.backbone import Backbone
-from ..tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
-from ..tokenflow_ops.edit import Left, StepPlan, edit_again, edit_step
-from ..tokenflow_ops.injection import before
-from ..tokenflow_ops.passes import CapturePass, Pass
-from .checkpoints.folders import Keeper
-from .families.latents import for_host
-from .memory import is_oom, replaces_attention
-from .patching import ModelCall, Run
-from .preview import show_frames
-from .shards import together
-from .steps import Steps, rehearse
-from .validation.checks import check_same_clip
-from .validation.conflicts import check_areas
-from .validation.errors import NodeError
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to keep frames together.
-
-    Attributes:
-        passes: Runs the passes of one evaluation; returns the denoised frames (N, C, h, w) for each
-            list of conditionings.
-        after_guidance: What becomes of the denoised frames (N, C, h, w), guidance included.
-        needs_frames: Whether it needs the source's pictures.
-        per_frame: Whether frames know nothing of each other.
-        needs: The libraries that it cannot do without, by their modules.
-        of_unets: Whether it is made for UNets alone.
-    """
-
-    passes: Callable[[EditRun, ModelCall, Moment], list[Tensor]]
-    after_guidance: Callable[[EditRun, Moment, Tensor], Tensor] = lambda run, now, denoised: (
-        denoised
-    )
-    needs_frames: bool = False
-    per_frame: bool = False
-    needs: tuple[str, ...] = ()
-    of_unets: bool = False
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What an edit is made of.
-
-    Attributes:
-        node: The node's name, for errors.
-        backbone: The model's layers.
-        correspondences: The clip's matches.
-        injection: Plug-and-Play, or None.
-        mode: How frames are kept together.
-        attended_keyframes: How many keyframes a frame attends to at most; 0 for the
-            mode's own number.
-        carry_until: Share of the schedule with carried pictures, see
-            `tokenflow_ops.edit.carry_denoised`.
-        deep: Whether frames take all that comes up from below the UNet's full resolution from the
-            keyframes (deep features), or the output of self-attention alone.
-        frames_per_pass: Frames in one pass, 0 for the host's estimate.
-        mask: (N, H, W) in [0, 1], or one for all frames: 1 where frames are edited;
-            None for everywhere.
-        mask_from: From which share of SD's schedule on the mask holds. What stands where is decided
-            before: a model that is shown the source's own ground all around goes on with it.
-        frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
-            flow need them.
-        guides_along: Whether frames between keyframes take the guidance of these.
-        repeats: Whether every second step takes what keyframes have left in the step before.
-        merges: Whether a keyframe sees the others' tokens merged, where there are many.
-        given: What frames are outside of the mask instead of the source, in the model's latent
-            space, (N, C, h, w): made of keyframes that were edited elsewhere. None for the source.
-    """
-
-    node: str
-    backbone: Backbone
-    correspondences: Correspondences
-    injection: Injection | None
-    mode: Mode
-    attended_keyframes: int
-    carry_until: float
-    deep: bool
-    frames_per_pass: int
-    mask: Tensor | None = None
-    mask_from: float = 0.0
-    frames: Tensor | None = None
-    guides_along: bool = False
-    repeats: bool = False
-    merges: bool = False
-    given: Tensor | None = None
-
-    def told(self) -> list[Any]:
-        """Lists what tells this edit of a clip from others: tensors and plain values."""
-        inversion, steps = self.correspondences.features.inversion, self.correspondences.steps
-        matches = {id(step.pairs): step.pairs.tokens for step in steps}
-        return [
-            repr(self.injection),
-            self.frames_per_pass,
-            self.mask,
-            self.mask_from,
-            self.given,
-            inversion.conditioning,
-            inversion.latents[0],
-            inversion.latents[-1],
-            [step.keyframes for step in steps],
-            *matches.values(),
-        ]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where the sampler stands.
-
-    Every share of the schedule is counted with `place` and `steps`, not with the steps of the
-    run. So a run that is cut in two is one edit, and with fewer steps a share ends at the
-    same noise level.
-
-    Attributes:
-        step: Step of the inversion, the same for all evaluations of one sampling step.
-        matches: The step's keyframes and matches.
-        attention: The self-attention layers that take the source's features now.
-        hidden: The layers whose hidden features are the source's now.
-        place: Number of this step in the inversion's whole schedule, counted from 0.
-        steps: How many steps that schedule has.
-    """
-
-    step: int
-    matches: StepMatches
-    attention: tuple[str, ...]
-    hidden: tuple[str, ...]
-    place: int
-    steps: int
-
-    @property
-    def injected(self) -> tuple[str, ...]:
-        """All layers that take the source's features."""
-        return *self.attention, *self.hidden
-
-    def before(self, share: float) -> bool:
-        """Tells whether this step is among the first `share` of the schedule's."""
-        return self.place < int(share * self.steps)
-
-
-def kept_path(edit: Edit, sigma: float) -> Tensor:
-    """Finds what an edit leaves as it is, on its path to noise.
-
-    Args:
-        edit: The edit.
-        sigma: A noise level; 0 for what is kept itself.
-
-    Returns:
-        The source's path, or the given clip with the noise that the source has there,
-        (N, C, h, w).
-    """
-    inversion = edit.correspondences.features.inversion
-    source = inversion.latents_at(sigma)
-    if edit.given is None:
-        return source
-    signal = edit.backbone.parameterization.signal(sigma)
-    return source + signal * (edit.given.to(source) - inversion.latents[-1])
+from ...tokenflow_ops import JOINT_KEYFRAMES
+from ...tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
+from ...tokenflow_ops.edit import StepPlan, edit_again, edit_step
+from ...tokenflow_ops.injection import before
+from ...tokenflow_ops.passes import CapturePass
+from ..checkpoints.folders import Keeper
+from ..families.latents import for_host
+from ..memory import is_oom, replaces_attention
+from ..preview import show_frames
+from ..runs.model_call import ModelCall
+from ..runs.run import Run
+from ..shards import together
+from ..steps import Steps, rehearse
+from ..validation.checks import check_same_clip
+from ..validation.conflicts import check_areas
+from ..validation.errors import NodeError
+from .edit import Edit, Moment, kept_path
+from .evaluation import Evaluation, LeftByStep
 
 
 class EditRun(Run):
@@ -195,7 +52,7 @@ class EditRun(Run):
         self.steps: Steps | None = None
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
-        self.left: dict[Any, _Kept] = {}
+        self.left: dict[Any, LeftByStep] = {}
         self.evaluations = 0  # of the sampler's running call
         self.source_conds: list[dict[str, Any]] | None = None
         self.positive: list[dict[str, Any]] | None = None
@@ -515,78 +372,5 @@ class EditRun(Run):
                 )
             else:
                 if edited.left is not None:
-                    self.left[key] = _Kept(now.step, edited.left)
+                    self.left[key] = LeftByStep(now.step, edited.left)
                 return edited.denoised
-
-
-@dataclass
-class _Kept:
-    """What the keyframes of a step have left for the next one.
-
-    again: the step that has taken it; its further evaluations take it as well.
-    """
-
-    step: int
-    left: Left
-    again: int | None = None
-
-    def serves(self, step: int) -> bool:
-        """Tells whether a step is to take it, instead of editing the keyframes anew."""
-        return step != self.step and self.again in (None, step)
-
-
-@dataclass
-class Evaluation:
-    """One evaluation of the model as the method sees it, a `tokenflow_ops.edit.Denoiser`.
-
-    Attributes:
-        edit_run: The sampling run.
-        call: The evaluation on the host.
-    """
-
-    edit_run: EditRun
-    call: ModelCall
-
-    @property
-    def x(self) -> Tensor:
-        return self.call.x
-
-    @property
-    def lists(self) -> int:
-        return len(self.call.conds)
-
-    def run(self, work: Pass, lists: int | None = None) -> list[Tensor]:
-        """Denoises a pass's frames.
-
-        Args:
-            work: The pass.
-            lists: For how many of the lists of conditionings, the first ones; None for all.
-
-        Returns:
-            For each of these the denoised frames (n, C, h, w).
-        """
-        return self.call.run(self.edit_run, work, conds=self.call.conds[:lists])
-
-    def source(self, frames: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Looks up the source's features of some frames at this noise level.
-
-        Args:
-            frames: Frame numbers, (n,).
-            names: Self-attention layers, and layers with hidden features.
-
-        Returns:
-            By name tokens (n, P, C) or hidden features (n, C, h, w).
-        """
-        return self.edit_run.source(self.call, frames, names)
-
-    def in_parts(self, frames: Tensor, work: Callable[[Tensor], T]) -> list[T]:
-        """Does the work for as many frames at once as memory allows, in order.
-
-        Args:
-            frames: Frame numbers, (n,).
-            work: Called with a part of them.
-
-        Returns:
-            What it returned for each part.
-        """
-        return self.edit_run.in_parts(self.call, frames, work)

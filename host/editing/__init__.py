@@ -1,0 +1,1 @@
+"""Edits on the host: what they are made of, and their sampling runs."""

@@ -1,0 +1,1 @@
+"""Sampling runs of a patched model, whose evaluations go through it in passes."""

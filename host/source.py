@@ -12,7 +12,7 @@ from comfy import model_management
 from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
-from ..tokenflow_ops.features import Consumer
+from ..tokenflow_ops.features.source_features import Consumer
 from ..tokenflow_ops.passes import CapturePass, Pass
 from ..tokenflow_ops.shards import ALONE
 from .checkpoints.folders import Keeper

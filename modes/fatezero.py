@@ -13,7 +13,7 @@ from ..host.editing.edit_run import EditRun
 from ..host.runs.model_call import ModelCall
 from ..host.validation.errors import NodeError
 from ..tokenflow_ops.baselines.blending import PromptChange
-from ..tokenflow_ops.features import token_grid
+from ..tokenflow_ops.features.grid import token_grid
 from ..tokenflow_ops.passes import Bank, BlendedPass, Place, SourceMapsPass, SparseCausalPass
 from .chain import in_turn
 

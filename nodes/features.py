@@ -28,7 +28,8 @@ from ..tokenflow_ops import (
     SourceFeatures,
 )
 from ..tokenflow_ops.backbone import Backbone
-from ..tokenflow_ops.features import coarse_to_fine, compute_at, share_by_resolution
+from ..tokenflow_ops.features.descriptors import coarse_to_fine, share_by_resolution
+from ..tokenflow_ops.features.source_features import compute_at
 from ..tokenflow_ops.measuring.views import feature_colours
 from .inputs import checked
 from .schema import (

@@ -8,7 +8,9 @@ self-attention layer.
 """
 
 from .attention import extended_attention, join_frames, split_frames
-from .features import Descriptor, DiskStore, FeatureStore, MemoryStore, SourceFeatures
+from .features.descriptors import Descriptor
+from .features.source_features import SourceFeatures
+from .features.stores import DiskStore, FeatureStore, MemoryStore
 from .injection import Injection
 from .inversion import Inversion, invert
 from .keyframes import (

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .features import SourceFeatures
+from .features.source_features import SourceFeatures
 from .guidance import carry_guidance
 from .keyframes import Neighbours, Windows, shot_windows
 from .matching.correspondence import Correspondences, StepMatches, carry

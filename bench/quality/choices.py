@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from tokenflow_pack.nodes.presets import ATTENTION
-from tokenflow_pack.tokenflow_ops.features import token_grid
+from tokenflow_pack.tokenflow_ops.features.grid import token_grid
 from tokenflow_pack.tokenflow_ops.matching.build import BLENDS
 from tokenflow_pack.tokenflow_ops.passes import SourceMatchPass
 from torch import Tensor

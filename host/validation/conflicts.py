@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops.features import token_grid
+from ...tokenflow_ops.features.grid import token_grid
 from .errors import NodeError
 
 DOWNSCALE = (

@@ -16,7 +16,7 @@ from ...host.video.clips import Clip, channels_first
 from ...reporting.grid import captioned_grid
 from ...reporting.plots import heat_map, plot_timeline
 from ...tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures
-from ...tokenflow_ops.features import token_grid
+from ...tokenflow_ops.features.grid import token_grid
 from ...tokenflow_ops.keyframes import interval_starts, shot_windows
 from ...tokenflow_ops.measuring.views import (
     feature_colours,

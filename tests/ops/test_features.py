@@ -24,7 +24,9 @@ from tokenflow_ops import (
     nearest_tokens,
     neighbours,
 )
-from tokenflow_ops.features import Consumer, coarse_to_fine, share_by_resolution, token_grid
+from tokenflow_ops.features.descriptors import coarse_to_fine, share_by_resolution
+from tokenflow_ops.features.grid import token_grid
+from tokenflow_ops.features.source_features import Consumer
 from tokenflow_ops.measuring.views import principal_colours
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..baselines.public_code import chunk_neighbours
-from ..features import Descriptor, SourceFeatures
+from ..features.descriptors import Descriptor
+from ..features.source_features import SourceFeatures
 from ..keyframes import ONE_SHOT, Neighbours, choose_keyframes, neighbours
 from .correspondence import Correspondences, PairMatches, StepMatches, index_type
 from .fastest import Backends, Timings

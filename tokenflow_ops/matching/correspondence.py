@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..features import Descriptor, SourceFeatures
+from ..features.descriptors import Descriptor
+from ..features.source_features import SourceFeatures
 from ..keyframes import ONE_SHOT, Neighbours
 from ..propagation import propagate
 from ..storage.counted import Counted

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..features import Descriptor, SourceFeatures
+from ..features.descriptors import Descriptor
+from ..features.source_features import SourceFeatures
 from ..keyframes import Neighbours, spread
 from ..libraries import library
 from ..matching.correspondence import StepMatches, carry

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..features import token_grid
+from ..features.grid import token_grid
 from ..passes import AttentionCall, DeepCall, Pass, Place
 from .layers import Forward, nothing
 

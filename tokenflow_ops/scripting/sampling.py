@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..edit import StepPlan, edit_step
-from ..features import compute_at
+from ..features.source_features import compute_at
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
 from ..matching.correspondence import Correspondences

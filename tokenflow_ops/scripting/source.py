@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..features import Consumer, MemoryStore, SourceFeatures, coarse_to_fine, compute_at
+from ..features.descriptors import coarse_to_fine
+from ..features.source_features import Consumer, SourceFeatures, compute_at
+from ..features.stores import MemoryStore
 from ..inversion import Inversion, invert, may_pair
 from .denoiser import Denoiser, embed
 from .layers import Forward, find, replaced
@@ -114,7 +116,8 @@ def capture(
 ) -> None:
     """Runs the source's latents through the UNet and hands over what its layers saw, step by step.
 
-    With the first four parameters bound it is a `tokenflow_ops.features.Compute`.
+    With the first four parameters bound it is a
+    `tokenflow_ops.features.source_features.Compute`.
 
     Args:
         denoise: The pipeline's UNet.

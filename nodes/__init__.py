@@ -17,7 +17,8 @@ from .looking.comparison import CompareClips
 from .looking.metrics import Metrics
 from .looking.reconstruction import CheckReconstruction
 from .looking.views import PreviewCorrespondences, PreviewFeatures
-from .sampling import Apply, Sampler
+from .sampling.apply import Apply
+from .sampling.sampler import Sampler
 from .stored import LoadInversion, SaveInversion
 from .tuning import TuneAVideo
 from .video.decoding import DecodeToVideo

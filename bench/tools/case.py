@@ -27,7 +27,7 @@ from tokenflow_pack.nodes.edit_mask import FindEditMask
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops.measuring.metrics import sharpness, source_motion, warp_errors
 from torch import Tensor
 

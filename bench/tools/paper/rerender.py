@@ -17,7 +17,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host.families.latents import as_latent
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.sampling import Apply
+from tokenflow_pack.nodes.sampling.apply import Apply
 from tokenflow_pack.tokenflow_ops import Inversion
 from tokenflow_pack.tokenflow_ops.baselines.fusion import OCCLUSION_WINDOW, occluded
 from tokenflow_pack.tokenflow_ops.carrying.motion import pixels

@@ -21,7 +21,8 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.presets import PRESETS
-from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.nodes.sampling.apply import Apply
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 import nodes

@@ -32,7 +32,8 @@ from tokenflow_pack.nodes.looking.comparison import CompareClips
 from tokenflow_pack.nodes.looking.metrics import Metrics
 from tokenflow_pack.nodes.looking.reconstruction import CheckReconstruction
 from tokenflow_pack.nodes.looking.views import PreviewCorrespondences, PreviewFeatures
-from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.nodes.sampling.apply import Apply
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.nodes.stored import LoadInversion, SaveInversion
 from tokenflow_pack.nodes.tuning import TuneAVideo
 from tokenflow_pack.nodes.video.decoding import DecodeToVideo

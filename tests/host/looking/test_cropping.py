@@ -16,7 +16,8 @@ from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.looking.comparison import CompareClips
 from tokenflow_pack.nodes.looking.metrics import Metrics
 from tokenflow_pack.nodes.looking.views import PreviewCorrespondences, PreviewFeatures
-from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.nodes.sampling.apply import Apply
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 from ..helpers import NEGATIVE, POSITIVE, Decoder, applied, call, edit, invert, tiny_model

@@ -12,7 +12,7 @@ from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.nodes.stored import LoadInversion, SaveInversion
 from tokenflow_pack.tokenflow_ops.carrying.given import GivenKeyframes
 from torch import Tensor

@@ -15,7 +15,8 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import COARSE_TO_FINE, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.nodes.sampling.apply import Apply
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES, edit
 from torch import Tensor
 

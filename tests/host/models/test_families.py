@@ -23,7 +23,7 @@ from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, extended_attention
 from tokenflow_pack.tokenflow_ops.backbone import Backbone
 from tokenflow_pack.tokenflow_ops.passes import AttentionCall

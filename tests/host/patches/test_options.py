@@ -12,7 +12,7 @@ from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.nodes.correspondences import FIXED, BuildCorrespondences
 from tokenflow_pack.nodes.features import ALL, DECODER, LAYERS, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import nearest_tokens
 
 from ..helpers import FRAMES, NEGATIVE, POSITIVE, SIZE, STEPS, call, extracted, inverted, tiny_model

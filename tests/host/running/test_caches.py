@@ -12,7 +12,7 @@ import torch
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 import nodes

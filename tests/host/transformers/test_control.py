@@ -15,7 +15,7 @@ from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingFlux, ModelSamplingSD3
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 from ..helpers import call, relative_error

@@ -19,7 +19,8 @@ from tokenflow_pack.host.families.transformer import REFUSED, find
 from tokenflow_pack.host.validation.checks import check_model
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.sampling import Apply, Sampler
+from tokenflow_pack.nodes.sampling.apply import Apply
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 

@@ -14,7 +14,7 @@ import folder_paths
 import pytest
 import torch
 from tokenflow_pack.nodes.injection import PlugAndPlay
-from tokenflow_pack.nodes.sampling import Sampler
+from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 from ..helpers import call, relative_error

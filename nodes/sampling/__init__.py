@@ -1,0 +1,1 @@
+"""TokenFlow Sampler and Apply TokenFlow."""

@@ -13,6 +13,8 @@ from ..tokenflow_ops import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, spread
 
 BY_PRESET, NUMBER_BY_PRESET = "as preset", -1  # for a choice, and for numbers
 MOST_KEYFRAMES = 4096
+# Of presets that carry pictures, for transformers: for as long as Plug-and-Play holds the layout.
+TRANSFORMERS_CARRY_UNTIL = 0.5
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Preset:
 
     Attributes:
         propagation: What frames take from keyframes, one of PROPAGATIONS.
-        carry_until: Until which share of the schedule pictures are carried, 0 to 1.
+        carry_until: Until which share of SD's schedule, by its noise, pictures are carried, 0 to 1.
         steps: What share of the inverted steps TokenFlow Sampler takes, above 0 to 1.
         attended_keyframes: To how many a keyframe attends at most, 0 for the mode's own number.
         guides_along: Whether frames take the guidance of the keyframes.
@@ -45,7 +47,7 @@ class Preset:
 
         Args:
             propagation: One of PROPAGATIONS, or BY_PRESET.
-            carry_until: Share of the schedule, 0 to 1; below 0 as the preset has it.
+            carry_until: Share of SD's schedule, 0 to 1; below 0 as the preset has it.
             attended_keyframes: To how many a keyframe attends at most; 0 or less as the preset has
                 it (0 meant that in older workflows).
 

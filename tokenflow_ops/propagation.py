@@ -8,7 +8,8 @@ from torch import Tensor
 # What frames between keyframes take from them: features that come up to the UNet's full resolution,
 # or attention's output as in the paper.
 DEEP_FEATURES, ATTENTION = PROPAGATIONS = "deep features", "attention"
-# Until which share of the schedule the denoised latents are made of the keyframes' as well.
+# Until which share of SD's schedule, by its noise, the denoised latents are made of the keyframes'
+# as well.
 CARRY_UNTIL = 0.2
 
 

@@ -52,7 +52,7 @@ class Edit:
         mode: How frames are kept together.
         attended_keyframes: How many keyframes a frame attends to at most; 0 for the
             mode's own number.
-        carry_until: Share of the schedule with carried pictures, see
+        carry_until: Share of SD's schedule, by its noise, with carried pictures, see
             `tokenflow_ops.edit.carry_denoised`.
         deep: Whether frames take all that comes up from below the UNet's full resolution from the
             keyframes (deep features), or the output of self-attention alone.
@@ -109,15 +109,16 @@ class Edit:
 class Moment:
     """Where the sampler stands.
 
-    Every share of the schedule is counted with `place` and `steps`, not with the steps of the
-    run. So a run that is cut in two is one edit, and with fewer steps a share ends at the
-    same noise level.
+    Shares are counted by `noise` on SD's schedule, or with `place` and `steps` on the inversion's,
+    not with the steps of the run. So a run that is cut in two is one edit, and with fewer steps a
+    share ends at the same noise level.
 
     Attributes:
         step: Step of the inversion, the same for all evaluations of one sampling step.
         matches: The step's keyframes and matches.
         attention: The self-attention layers that take the source's features now.
         hidden: The layers whose hidden features are the source's now.
+        noise: Noise over signal where the step began.
         place: Number of this step in the inversion's whole schedule, counted from 0.
         steps: How many steps that schedule has.
     """
@@ -126,6 +127,7 @@ class Moment:
     matches: StepMatches
     attention: tuple[str, ...]
     hidden: tuple[str, ...]
+    noise: float
     place: int
     steps: int
 

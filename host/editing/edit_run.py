@@ -199,10 +199,10 @@ class EditRun(Run):
         step = self.inversion.closest_step(sigma)
         matches, injection = self.edit.correspondences.steps[step], self.edit.injection
         place, steps = self.inversion.skipped + step, self.inversion.steps
-        if injection is None:
-            return Moment(step, matches, (), (), place, steps)
         backbone = self.edit.backbone
         noise = backbone.parameterization.noise_over_signal(sigma)
+        if injection is None:
+            return Moment(step, matches, (), (), noise, place, steps)
         attention = (
             backbone.injected_attention(injection.layers) if injection.attention_at(noise) else ()
         )
@@ -211,7 +211,7 @@ class EditRun(Run):
             if injection.features_at(noise)
             else ()
         )
-        return Moment(step, matches, attention, hidden, place, steps)
+        return Moment(step, matches, attention, hidden, noise, place, steps)
 
     @cached_property
     def motion(self) -> FirstFrameMotion:
@@ -318,7 +318,7 @@ class EditRun(Run):
         """
         backbone = self.edit.backbone
         along = None if self.every_level else {path: backbone.beside(path) for path in now.hidden}
-        carries = now.place < round(self.edit.carry_until * now.steps)
+        carries = before(self.edit.carry_until, now.noise)
         # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes
         # it for all frames.
         at_once = replaces_attention(self.model)

@@ -27,7 +27,7 @@ from ...tokenflow_ops import ATTENTION, DEEP_FEATURES, Correspondences, Injectio
 from ...tokenflow_ops.carrying.given import GivenKeyframes
 from ...tokenflow_ops.libraries import LibraryError, library
 from ..inputs import UNCONNECTED, before_run
-from ..presets import PRESETS, Preset
+from ..presets import PRESETS, TRANSFORMERS_CARRY_UNTIL, Preset
 from ..schema import lines
 
 
@@ -163,7 +163,8 @@ def preset_for(name: str, model: Any) -> Preset:
     """Returns a preset as it is for a model.
 
     Presets' deep features are a UNet's: what a transformer's inner blocks add holds the keyframe's
-    own noise, and leaves it on other frames. There presets carry attention's output.
+    own noise, and leaves it on other frames. There presets carry attention's output, and pictures
+    for longer: that is as steady, and costs nothing.
 
     Args:
         name: One of PRESETS.
@@ -174,7 +175,8 @@ def preset_for(name: str, model: Any) -> Preset:
     """
     found, preset = backbone_of(model), PRESETS[name]
     if found is not None and found[1].matched_on_output:
-        return replace(preset, propagation=ATTENTION)
+        carry_until = preset.carry_until and TRANSFORMERS_CARRY_UNTIL
+        return replace(preset, propagation=ATTENTION, carry_until=carry_until)
     return preset
 
 

@@ -74,9 +74,9 @@ def late_inputs() -> list[Any]:
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="For tokenflow: share of the schedule in which pictures are carried too, not "
-            "only tokens: steadier. -1: as preset, 0.2 or with faithful 0. 0: tokens only (paper). "
-            "Above 0.5 copies of patches show.",
+            tooltip="For tokenflow: share of SD's schedule, by its noise, in which pictures are "
+            "carried too: steadier. -1: as preset, 0.2 (transformers 0.5, faithful 0). 0: tokens "
+            "only (paper). Above 0.5 patches repeat.",
         ),
         io.Combo.Input(
             "propagation",

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..edit import StepPlan, edit_step
 from ..features.source_features import compute_at
-from ..injection import Injection
+from ..injection import Injection, before
 from ..keyframes import JOINT_KEYFRAMES
 from ..matching.correspondence import Correspondences
 from ..passes import Pass
@@ -56,8 +56,8 @@ def sample_edit(
         guidance_scale: Weight of classifier-free guidance; at 1 the negative prompt is not used.
         injection: Plug-and-Play, None for none.
         propagation: What frames between keyframes take from them, one of PROPAGATIONS.
-        carry_until: Share of the schedule in which the denoised latents are made of the
-            keyframes' too.
+        carry_until: Share of SD's schedule, by its noise, in which the denoised latents are made
+            of the keyframes' too.
         attended_keyframes: How many keyframes are edited together; a clip with more is
             edited in windows.
         frames_per_pass: How many of the other frames go through the UNet in one call.
@@ -121,7 +121,6 @@ def step_plan(
         The step's plan.
     """
     inversion = correspondences.features.inversion
-    place, steps = inversion.skipped + step, inversion.steps
     noise = backbone.parameterization.noise_over_signal(float(inversion.sigmas[step]))
     attention = (
         backbone.injected_attention(injection.layers)
@@ -135,7 +134,7 @@ def step_plan(
     )
     along = {path: backbone.beside(path) for path in hidden}
     shallow = backbone.shallow if deep else None
-    carries = place < round(carry_until * steps)
+    carries = before(carry_until, noise)
     return StepPlan(
         correspondences,
         step,

@@ -38,7 +38,7 @@ def steps_of(correspondences: Any, carried: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("until", "steps"), [(0.0, []), (0.1, []), (0.3, [0]), (0.7, [0, 1]), (1.0, [0, 1, 2])]
+    ("until", "steps"), [(0.0, []), (0.1, [0]), (0.3, [0]), (0.7, [0, 1]), (1.0, [0, 1, 2])]
 )
 def test_the_first_share_of_the_schedule_is_carried(
     carried: list[Any], until: float, steps: list[int]

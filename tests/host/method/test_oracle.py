@@ -154,7 +154,6 @@ def oracle_edit(
         features_until,
         consistency,
         proposals(clip, layers)[first:],
-        skipped=clip.steps + 1 - len(path[first:]),
         coarse=layers == COARSE_TO_FINE,
         **choices,
     ).run()

@@ -45,11 +45,10 @@ class Edit:
     resolution from the keyframes, as they take tokens. coarse: whether a layer is matched on the
     decoder's first layers of its and all coarser resolutions. windows: TokenFlow's in a clip of
     many keyframes: positions of the anchors, of every window's own keyframes, and of those that a
-    window attends to beside its own and the anchors. carry_until: TokenFlow's share of the schedule
-    in which denoised frames are carried as tokens are. skipped: steps that the schedule has before
-    the first of `sigmas`. guides: whether, after that share, what the negative prompt differs by is
-    carried from the keyframes, by vote. lean: whether it is, and every second step is done with
-    what the step before it has kept.
+    window attends to beside its own and the anchors. carry_until: TokenFlow's share of SD's
+    schedule, by its noise, in which denoised frames are carried as tokens are. guides: whether,
+    after that share, what the negative prompt differs by is carried from the keyframes, by vote.
+    lean: whether it is, and every second step is done with what the step before it has kept.
     likeness: whether a token follows the keyframe more that it is likelier in. merged_from: in
     layers of so many tokens a keyframe sees 2 x 2 tokens of every other one as their mean.
     """
@@ -68,7 +67,6 @@ class Edit:
     proposals: Sequence[Mapping[str, tuple[Tensor, Tensor]]] = ()
     pnp_blocks: Sequence[int] = PNP_BLOCKS
     carry_until: float = 0.2
-    skipped: int = 0
     windows: tuple[list[int], list[list[int]], list[list[int]]] | None = None
     deep: bool = False
     coarse: bool = False
@@ -88,11 +86,7 @@ class Edit:
 
     def guided(self, x: Tensor, step: int) -> Tensor:
         """The noise that a step removes, with guidance."""
-        sigma, place, steps = (
-            self.sigmas[step],
-            self.skipped + step,
-            self.skipped + len(self.sigmas) - 1,
-        )
+        sigma = self.sigmas[step]
         if self.held is not None:
             return self.again(x, sigma)
         known = self.known(step)
@@ -102,14 +96,15 @@ class Edit:
         kept: dict = {}
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden, kept)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
-        if (self.guides or self.lean) and place >= round(self.carry_until * steps):
+        carries = within(self.carry_until, sigma)
+        if (self.guides or self.lean) and not carries:
             carried = self.carried(uncond - cond, frames, step, voted=True)
             if self.lean:
                 self.held = frames, kept, sigma * carried
             for i in set(range(len(x))) - set(self.keyframes[step]):
                 uncond[i] = cond[i] + carried[i]
         noise = uncond + self.cfg * (cond - uncond)
-        if self.consistency != "tokenflow" or place >= round(self.carry_until * steps):
+        if self.consistency != "tokenflow" or not carries:
             return noise
         return (x - self.carried(x - sigma * noise, frames, step)) / sigma
 

@@ -327,6 +327,7 @@ def _edit_keyframes(
             frames,
             source=source,
             banked=banked,
+            lists=1 if plan.guides_along else None,
             context=context,
             remembered=remembered,
             merged_from=MERGED_FROM if plan.merges else None,

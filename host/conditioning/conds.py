@@ -12,11 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...tokenflow_ops.passes import Place
 from .controls import Encoded, control_view, rows_of
 
 Conds = list[list[dict[str, Any]] | None]
-# Where a conditioning stands: which list (positive, negative, ...) and which entry of it.
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def module() -> Any:
 
 
 def call_of(module: Any, x: Tensor, rows: int, grid: tuple[int, int]) -> Call:
-    return Call(LAYER, module, x, None, None, list(range(rows)), grid)
+    return Call(LAYER, module, x, None, None, [(row, 0) for row in range(rows)], grid)
 
 
 def written_out(
@@ -117,7 +117,7 @@ def test_it_is_the_formula(
         asking = source[:count] if injected else values
         wanted = written_out(module, grid, asking, asking, values, count)
         torch.testing.assert_close(part, wanted, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(work.bank[LAYER, row], part)
+        torch.testing.assert_close(work.bank[LAYER, (row, 0)], part)
 
 
 @pytest.mark.parametrize("own", [[3], [3, 2], [1, 4, 2]])
@@ -141,3 +141,19 @@ def test_layers_of_fewer_tokens_see_all_of_them(module: Any) -> None:
     plain = KeyframePass(torch.arange(2))
     call = call_of(module, x, 1, (2, 2))
     assert torch.equal(work.attention(call), plain.attention(call))
+
+
+@pytest.mark.parametrize("merged_from", [None, 1])
+def test_the_bank_holds_the_lists_that_are_asked_for_and_none_of_the_others_memory(
+    module: Any, merged_from: int | None
+) -> None:
+    x = torch.randn(3 * 2, 6, WIDTH, generator=torch.Generator().manual_seed(3))
+    call = call_of(module, x, 3, (2, 3))
+    call.places = [(1, 0), (0, 0), (0, 1)]
+    work = KeyframePass(torch.arange(2), lists=1, merged_from=merged_from)
+    rows = work.attention(call).split(2)
+    assert work.bank.keys() == {(LAYER, (0, 0)), (LAYER, (0, 1))}
+    for number in (0, 1):
+        kept = work.bank[LAYER, (0, number)]
+        assert torch.equal(kept, rows[1 + number])
+        assert kept.untyped_storage().nbytes() == kept.nbytes

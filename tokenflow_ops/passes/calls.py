@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Which conditioning (prompt, negative prompt, ...) a row of the batch is of; passes only compare
-# and order them.
-Place = Any  # orderable and hashable; typing has no name for that
+# Which conditioning a row of the batch is of: the number of its list (positive, negative, ...), and
+# its own in that list.
+Place = tuple[int, int]
 
 
 @dataclass

@@ -21,6 +21,7 @@ class KeyframePass(Pass):
     Attributes:
         banked: Which layers, and DEEP, the bank is to hold; all layers if None. What frames do
             not ask for would only fill the device.
+        lists: Of how many lists of conditionings the bank is to hold something; of all if None.
         remembered: Of how many of the last keyframes `seen` is to hold something; of all if None.
         context: What keys and values of other keyframes are made of, which these attend to as well.
         limit: How many of the pass's keyframes, the closest in time, each attends to; 0 for all and
@@ -34,6 +35,7 @@ class KeyframePass(Pass):
     """
 
     banked: frozenset[str] | None = None
+    lists: int | None = None
     remembered: int | None = None
     context: Bank = field(default_factory=dict)
     limit: int = 0
@@ -68,9 +70,7 @@ class KeyframePass(Pass):
     def deep(self, call: DeepCall) -> Any:
         out = call.run()
         if call.last and DEEP in (self.banked or ()):
-            carried = call.carried(out)
-            for place, part in zip(call.places, carried.chunk(self.rows(carried)), strict=True):
-                self.bank[DEEP, place] = part
+            self._put(DEEP, call.places, call.carried(out))
         return out
 
     def attention(self, call: AttentionCall) -> Tensor:
@@ -80,7 +80,8 @@ class KeyframePass(Pass):
         places = call.places
         if self.merged_from is not None and call.x.shape[1] >= self.merged_from:
             tokens = self._beside_merged(call, queries, keys)
-            self._deposit(call, tokens)
+            if self.deposits(call.layer):
+                self._put(call.layer, places, tokens)
             return tokens
         self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
@@ -105,15 +106,18 @@ class KeyframePass(Pass):
             tokens = split_frames(
                 (call.run if source is None else call.run_injected)(joined, *sides), count
             )
-        self._deposit(call, tokens)
+        if self.deposits(call.layer):
+            self._put(call.layer, places, tokens)
         return tokens
 
-    def _deposit(self, call: AttentionCall, tokens: Tensor) -> None:
-        """Puts a layer's output, (rows * k, P, C), into the bank, if this is to hold it."""
-        if not self.deposits(call.layer):
-            return
-        for place, part in zip(call.places, tokens.chunk(self.rows(tokens)), strict=True):
-            self.bank[call.layer, place] = part
+    def _put(self, name: str, places: list[Place], output: Tensor) -> None:
+        """Puts an output, (rows * k, ...), into the bank."""
+        parts = dict(zip(places, output.chunk(len(places)), strict=True))
+        kept = [place for place in places if self.lists is None or place[0] < self.lists]
+        for place in kept:
+            # A copy of some, so that the others' memory is free.
+            part = parts[place]
+            self.bank[name, place] = part if len(kept) == len(places) else part.clone()
 
     def _beside_merged(self, call: AttentionCall, queries: Tensor, keys: Tensor) -> Tensor:
         """Attends with every keyframe's own tokens whole and the others' merged.

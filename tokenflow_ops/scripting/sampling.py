@@ -186,7 +186,7 @@ class Evaluation:
             For each of these the denoised frames (n, C, h, w).
         """
         words, layers = self.words[:lists], tuple(self.plan.features.shapes)
-        rows, size = list(range(len(words))), (self.x.shape[2], self.x.shape[3])
+        rows, size = [(row, 0) for row in range(len(words))], (self.x.shape[2], self.x.shape[3])
         with replaced(self.denoise.unet, forwards(work, rows, layers, self.deep, size)):
             return list(self.denoise(self.x[work.frames.to(self.x.device)], self.sigma, words))
 

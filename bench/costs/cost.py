@@ -21,6 +21,8 @@ from typing import Any
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_sampling import ModelSamplingDiscrete
+from comfy.samplers import calculate_sigmas
 from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.host.source import evaluations
@@ -28,6 +30,7 @@ from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENT
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
+from tokenflow_pack.tokenflow_ops.injection import before
 from tokenflow_pack.tokenflow_ops.inversion import may_pair
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -144,13 +147,21 @@ def count(unet: Any, size: int) -> Parts:
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to be edited. latents: numbers in a frame's. keyframes: of every step."""
+    """What is to be edited. latents: numbers in a frame's. part: share of the steps that begin
+    within a share of SD's schedule. keyframes: of every step.
+    """
 
     frames: int
     steps: int
     interval: int
     parts: Parts
     latents: int
+    part: Callable[[float], float]
+
+    @property
+    def later(self) -> float:
+        """Share of the steps in which pictures are no longer carried."""
+        return 1 - self.part(PRESETS[BALANCED].carry_until)
 
     @property
     def keyframes(self) -> int:
@@ -186,20 +197,20 @@ class Edit:
 
         together: a step of the keyframes.
         """
-        later = 1 - PRESETS["lean"].carry_until
-        return (1 - later / 2) * together + later / 2 * self.frames * self.parts.shallow
+        later = self.later / 2
+        return (1 - later) * together + later * self.frames * self.parts.shallow
 
     def stages(self) -> dict[str, float]:
         """Operations of every stage."""
         parts, injection, steps = self.parts, Injection(), self.steps
         keyframes, rest = self.keyframes, self.frames - self.keyframes
-        injected = max(injection.attention_until, injection.features_until)
+        injected = self.part(max(injection.attention_until, injection.features_until))
         source = keyframes * parts.all * injected
-        lean_source = keyframes * parts.all * (injected + PRESETS["lean"].carry_until) / 2
+        lean_source = keyframes * parts.all * (injected + 1 - self.later) / 2
         together = 2 * self.windowed(parts.merged)
         unmerged = 2 * self.windowed(parts.joint)
         all_together = 2 * keyframes * parts.joint(keyframes)
-        later = 1 - PRESETS[BALANCED].carry_until
+        later = self.later
         # Keyframes that are drawn again are not searched again.
         pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)
         widths = dict(parts.tokens.values())
@@ -247,10 +258,22 @@ def main() -> None:
         options.interval,
         count(unet, side),
         unet.in_channels * side**2,
+        parts_of(options.model, options.steps),
     )
     schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
     print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
-    report(edit)
+    report(edit, left_by_a_keyframe(unet, edit.parts))
+
+
+def parts_of(model: str, steps: int) -> Callable[[float], float]:
+    """Makes what tells the share of a model's steps that begin within a share of SD's schedule."""
+    sampling = (
+        load_demo_model()[0].get_model_object("model_sampling")
+        if model == "embedded"
+        else ModelSamplingDiscrete()
+    )
+    levels = calculate_sigmas(sampling, "normal", steps)[:-1].tolist()
+    return lambda share: sum(before(share, level) for level in levels) / steps
 
 
 def made_unet(model: str) -> Any:
@@ -261,8 +284,21 @@ def made_unet(model: str) -> Any:
     return UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init)
 
 
-def report(edit: Edit) -> None:
-    """Prints the tables."""
+def left_by_a_keyframe(unet: object, parts: Parts) -> int:
+    """Numbers that a frame asks a keyframe for: self-attention's output at full resolution, and
+    what comes up from below it.
+    """
+    below = tuple(f"{path}." for path in deep_layers(unet))
+    shallow = {path: shape for path, shape in parts.tokens.items() if not path.startswith(below)}
+    last = unet.get_submodule(deep_layers(unet)[-1])
+    rows = max(rows for rows, _ in parts.tokens.values())
+    return sum(rows * width for rows, width in shallow.values()) + rows * getattr(
+        last, "out_channels", 0
+    )
+
+
+def report(edit: Edit, left: int) -> None:
+    """Prints the tables. left: by `left_by_a_keyframe`."""
     parts = edit.parts
     windowed = f"a keyframe among {edit.keyframes}, in windows of {JOINT_KEYFRAMES} if it is more"
     lines = {
@@ -308,7 +344,8 @@ def report(edit: Edit) -> None:
         "features, where they are stored": sum(rows * width for rows, width in by_rows.items())
         * HALF,
         "matches": min(2.0 * edit.steps, 2.5 * edit.interval) * sum(by_rows) * 2,
-        "on the device, for each keyframe of a window": 2
+        "on the device, for each keyframe of a window": left * HALF,
+        "the same, propagation of attention, both prompts": 2
         * sum(rows * width for rows, width in parts.tokens.values())
         * HALF,
     }

@@ -25,10 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenflow_pack.host.families.unet import deep_layers
-from tokenflow_pack.nodes.presets import BALANCED, PRESETS
-
-from bench.costs.cost import FULL, HALF, SIZES, Edit, count, made_unet
+from bench.costs.cost import FULL, HALF, SIZES, Edit, count, left_by_a_keyframe, made_unet, parts_of
 from bench.tools.markdown import figure, table
 from bench.tools.mixed import INTERVAL, Clip, clip_name, write_clips
 from bench.tools.models import MODELS
@@ -64,11 +61,9 @@ class Shared:
         Keyframes are the first host's, and the others wait for what they leave.
         """
         stages, hosts = self.edit.stages(), self.hosts
-        later = 1 - PRESETS[BALANCED].carry_until
         frames = (
             self.edit.steps
-            * later
-            * 2
+            * self.edit.later
             * (self.edit.frames - self.edit.keyframes)
             * self.edit.parts.shallow
         )
@@ -87,12 +82,12 @@ class Shared:
 
     @property
     def sent(self) -> float:
-        """Bytes that the first host sends to all others together:
-        keyframes' tokens and all that it has denoised.
+        """Bytes that the first host sends to all others together: keyframes' tokens of the prompt
+        and all that it has denoised, of both prompts.
         """
-        edit, later = self.edit, 1 - PRESETS[BALANCED].carry_until
+        edit, later = self.edit, self.edit.later
         latents = edit.latents * FULL
-        keyframes = 2 * edit.keyframes * edit.steps * (latents + later * self.tokens * HALF)
+        keyframes = edit.keyframes * edit.steps * (2 * latents + later * self.tokens * HALF)
         return (self.hosts - 1) * (keyframes + self._exchanged / self.hosts)
 
     @property
@@ -105,7 +100,7 @@ class Shared:
         """Bytes of what each host makes of its own frames for all: the denoised ones of inversion
         and edit, and features.
         """
-        edit, later = self.edit, 1 - PRESETS[BALANCED].carry_until
+        edit, later = self.edit, self.edit.later
         features = (
             sum(rows * width for rows, width in dict(edit.parts.tokens.values()).items()) * HALF
         )
@@ -149,8 +144,9 @@ def main() -> None:
         options.interval,
         count(unet, side),
         unet.in_channels * side**2,
+        parts_of(options.model, options.steps),
     )
-    left = left_by_a_keyframe(unet, edit)
+    left = left_by_a_keyframe(unet, edit.parts)
     schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
     print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
     report(edit, left, options.tflops * 1e12, options.start, options.latency / 1000)
@@ -163,10 +159,12 @@ def measure(frames: int, steps: int) -> None:
     """
     unet = made_unet("embedded")
     side = SIZES["embedded"] // 4
-    edit = Edit(frames, steps, INTERVAL, count(unet, side), unet.in_channels * side**2)
+    latents = unet.in_channels * side**2
+    part = parts_of("embedded", steps)
+    edit = Edit(frames, steps, INTERVAL, count(unet, side), latents, part)
     with tempfile.TemporaryDirectory() as folder:
         one, two = (job_figures(Path(folder), edit, share) for share in (1, 2))
-    shared = Shared(edit, 2, left_by_a_keyframe(unet, edit))
+    shared = Shared(edit, 2, left_by_a_keyframe(unet, edit.parts))
     work, stages = shared.work, edit.stages()
     stages["sampling"] = stages["sampling with Plug-and-Play"]
     expected = {
@@ -209,21 +207,6 @@ def job_figures(folder: Path, edit: Edit, share: int) -> dict[str, Any]:
                     raise SystemExit("a job has failed")
                 found: dict[str, Any] = results.records["measured"]["figures"]
     return found
-
-
-def left_by_a_keyframe(unet: object, edit: Edit) -> int:
-    """Numbers that a frame asks a keyframe for: self-attention's output at full resolution, and
-    what comes up from below it.
-    """
-    below = tuple(f"{path}." for path in deep_layers(unet))
-    shallow = {
-        path: shape for path, shape in edit.parts.tokens.items() if not path.startswith(below)
-    }
-    last = unet.get_submodule(deep_layers(unet)[-1])
-    rows = max(rows for rows, _ in edit.parts.tokens.values())
-    return sum(rows * width for rows, width in shallow.values()) + rows * getattr(
-        last, "out_channels", 0
-    )
 
 
 def report(edit: Edit, left: int, rate: float, start: float, latency: float) -> None:

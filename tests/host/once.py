@@ -7,6 +7,8 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
+import torch
+
 
 class Once:
     """Decorates functions, whose results it keeps by their arguments until it is emptied."""
@@ -23,7 +25,9 @@ class Once:
             given.apply_defaults()
             key = function, given.args, tuple(sorted(given.kwargs.items()))
             if key not in self._made:
-                self._made[key] = function(*args, **inputs)
+                # The same whoever asks first: a model made in inference mode cannot be trained.
+                with torch.inference_mode(False):
+                    self._made[key] = function(*args, **inputs)
             return self._made[key]
 
         return made

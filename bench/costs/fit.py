@@ -58,8 +58,8 @@ class Case:
     """A model at a size. side: of the latents. prompts: lists of conditionings in a step.
 
     weights: bytes. factor: the host's for this model. channels: of the latents. kept: numbers that
-    a keyframe leaves for one prompt. narrow: the same where propagation is the other choice.
-    flow: whether it is a flow model.
+    a keyframe leaves, of the prompt alone. narrow: the same where propagation is the other choice;
+    with a UNet frames then have guidance of their own. flow: whether it is a flow model.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Case:
 
     def window(self, keyframes: int, kept: float) -> float:
         """Bytes beside the weights while so many keyframes are edited jointly."""
-        return self.activations(keyframes) + keyframes * self.prompts * kept * HALF
+        return self.activations(keyframes) + keyframes * kept * HALF
 
     @property
     def frame(self) -> float:
@@ -102,7 +102,7 @@ def unet(name: str, size: int) -> Case:
     weights = sum(one.numel() for one in model.parameters())
     family = LAYOUTS[name][0]
     factor, half = family.memory_usage_factor, HALF * weights
-    return Case(f"{name}, {size}", side, 2, half, factor, 4, deep + shallow, attention)
+    return Case(f"{name}, {size}", side, 2, half, factor, 4, deep + shallow, 2 * attention)
 
 
 def transformer(name: str, size: int, model: Any, factor: float, bytes_each: int) -> Case:
@@ -144,8 +144,8 @@ def row(case: Case, card: float) -> list[str]:
     if away:  # --reserve-vram keeps weights out of that half
         free = usable / 2
     passes = max(1, min(int(free / case.frame), MOST_FRAMES))
-    cells = [case.weights / GIB, case.frame / MIB, case.prompts * case.kept * HALF / MIB]
-    other = case.prompts * case.narrow * HALF / MIB
+    cells = [case.weights / GIB, case.frame / MIB, case.kept * HALF / MIB]
+    other = case.narrow * HALF / MIB
     return [
         case.name,
         *map(figure, cells),

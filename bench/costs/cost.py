@@ -262,7 +262,7 @@ def main() -> None:
     )
     schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
     print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
-    report(edit, left_by_a_keyframe(unet, edit.parts))
+    report(edit, left_by_a_keyframe(unet, edit))
 
 
 def parts_of(model: str, steps: int) -> Callable[[float], float]:
@@ -284,17 +284,17 @@ def made_unet(model: str) -> Any:
     return UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init)
 
 
-def left_by_a_keyframe(unet: object, parts: Parts) -> int:
+def left_by_a_keyframe(unet: Any, edit: Edit) -> int:
     """Numbers that a frame asks a keyframe for: self-attention's output at full resolution, and
     what comes up from below it.
     """
     below = tuple(f"{path}." for path in deep_layers(unet))
-    shallow = {path: shape for path, shape in parts.tokens.items() if not path.startswith(below)}
+    shallow = {
+        path: shape for path, shape in edit.parts.tokens.items() if not path.startswith(below)
+    }
     last = unet.get_submodule(deep_layers(unet)[-1])
-    rows = max(rows for rows, _ in parts.tokens.values())
-    return sum(rows * width for rows, width in shallow.values()) + rows * getattr(
-        last, "out_channels", 0
-    )
+    pixels = edit.latents // unet.in_channels
+    return sum(rows * width for rows, width in shallow.values()) + pixels * last.out_channels
 
 
 def report(edit: Edit, left: int) -> None:

@@ -146,7 +146,7 @@ def main() -> None:
         unet.in_channels * side**2,
         parts_of(options.model, options.steps),
     )
-    left = left_by_a_keyframe(unet, edit.parts)
+    left = left_by_a_keyframe(unet, edit)
     schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
     print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
     report(edit, left, options.tflops * 1e12, options.start, options.latency / 1000)
@@ -164,7 +164,7 @@ def measure(frames: int, steps: int) -> None:
     edit = Edit(frames, steps, INTERVAL, count(unet, side), latents, part)
     with tempfile.TemporaryDirectory() as folder:
         one, two = (job_figures(Path(folder), edit, share) for share in (1, 2))
-    shared = Shared(edit, 2, left_by_a_keyframe(unet, edit.parts))
+    shared = Shared(edit, 2, left_by_a_keyframe(unet, edit))
     work, stages = shared.work, edit.stages()
     stages["sampling"] = stages["sampling with Plug-and-Play"]
     expected = {

@@ -5,12 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .injection import before
+
 # What frames between keyframes take from them: features that come up to the UNet's full resolution,
 # or attention's output as in the paper.
 DEEP_FEATURES, ATTENTION = PROPAGATIONS = "deep features", "attention"
 # Until which share of SD's schedule, by its noise, the denoised latents are made of the keyframes'
 # as well.
 CARRY_UNTIL = 0.2
+
+
+def carries_pictures(share: float, begins: float, ends: float) -> bool:
+    """Tells whether the denoised latents are made of the keyframes' as well in a step.
+
+    They are in the first part of SD's schedule, but not in the last step, where the frames'
+    own detail would never be drawn.
+
+    Args:
+        share: How large a part, 0 to 1; with 1 every step is within it.
+        begins: Noise over signal where the step begins.
+        ends: The same where it ends.
+
+    Returns:
+        Whether they are.
+
+    Examples:
+        >>> [carries_pictures(0.2, begins, ends) for begins, ends in ((14.6, 6.0), (1.6, 0.6))]
+        [True, False]
+        >>> carries_pictures(0.2, 14.6, 0.0), carries_pictures(1.0, 14.6, 0.0)
+        (False, True)
+    """
+    return share == 1 or (before(share, begins) and ends > 0)
 
 
 def propagate(

@@ -20,6 +20,7 @@ from ...tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_firs
 from ...tokenflow_ops.edit import StepPlan, edit_again, edit_step
 from ...tokenflow_ops.injection import before
 from ...tokenflow_ops.passes import CapturePass
+from ...tokenflow_ops.propagation import carries_pictures
 from ..checkpoints.folders import Keeper
 from ..families.latents import for_host
 from ..memory import is_oom, replaces_attention
@@ -318,7 +319,9 @@ class EditRun(Run):
         """
         backbone = self.edit.backbone
         along = None if self.every_level else {path: backbone.beside(path) for path in now.hidden}
-        carries = before(self.edit.carry_until, now.noise)
+        ends = float(self.inversion.sigmas[now.step + 1])
+        ends = backbone.parameterization.noise_over_signal(ends)
+        carries = carries_pictures(self.edit.carry_until, now.noise, ends)
         # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes
         # it for all frames.
         at_once = replaces_attention(self.model)

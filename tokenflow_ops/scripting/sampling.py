@@ -16,11 +16,11 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..edit import StepPlan, edit_step
 from ..features.source_features import compute_at
-from ..injection import Injection, before
+from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
 from ..matching.correspondence import Correspondences
 from ..passes import Pass
-from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS
+from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS, carries_pictures
 from .calls import forwards
 from .denoiser import Denoiser, embed
 from .layers import find, replaced
@@ -134,7 +134,8 @@ def step_plan(
     )
     along = {path: backbone.beside(path) for path in hidden}
     shallow = backbone.shallow if deep else None
-    carries = before(carry_until, noise)
+    ends = backbone.parameterization.noise_over_signal(float(inversion.sigmas[step + 1]))
+    carries = carries_pictures(carry_until, noise, ends)
     return StepPlan(
         correspondences,
         step,

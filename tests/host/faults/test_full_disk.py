@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 from tokenflow_pack.host import memory
-from tokenflow_pack.tokenflow_ops import features
+from tokenflow_pack.tokenflow_ops.features import stores
 from tokenflow_pack.tokenflow_ops.storage import whole
 
 from launch.comfyui.inprocess import ROOT
@@ -85,7 +85,7 @@ class Disk:
     def watched(self, full_at: int = 0) -> Iterator[None]:
         self.writes, self.full_at = 0, full_at
         with pytest.MonkeyPatch.context() as patched:
-            for module in (whole, features):
+            for module in (whole, stores):
                 patched.setattr(module, "save_file", self.save_file)
             for owner, names in (
                 (os, ("fsync", "replace", "posix_fallocate")),

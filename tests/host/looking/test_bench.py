@@ -284,5 +284,5 @@ def test_a_smaller_card_takes_fewer_keyframes_and_frames() -> None:
     sd15 = fit.unet("sd15", 512)
     large, small = (fit.row(sd15, card) for card in (8, 2.6))
     assert large[-3:] == ["6.01", "16", "8 (8)"]
-    assert small[-2:] == ["2", "5 (4)"]
+    assert small[-2:] == ["2", "6 (4)"]
     assert fit.row(sd15, 1.5)[-2] == "1 (2 by hand)"

@@ -122,7 +122,7 @@ def overlap(found: Tensor, true: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [("plain", 1), ("plain", 2), ("enter", 1), ("enter", 2), ("pass", 8)]
+    ("kind", "number"), [("plain", 1), ("enter", 1), ("enter", 2), ("pass", 8)]
 )
 def test_the_mask_is_the_object_that_the_edit_changes(kind: str, number: int) -> None:
     clip = source(kind, number)

@@ -96,7 +96,8 @@ class Edit:
         kept: dict = {}
         cond = self.noise(x, sigma, self.positive, self.keyframes[step], frames, ask, hidden, kept)
         uncond = self.noise(x, sigma, self.negative, self.keyframes[step], frames, ask, hidden)
-        carries = within(self.carry_until, sigma)
+        last = step == len(self.sigmas) - 2
+        carries = self.carry_until == 1 or (within(self.carry_until, sigma) and not last)
         if (self.guides or self.lean) and not carries:
             carried = self.carried(uncond - cond, frames, step, voted=True)
             if self.lean:

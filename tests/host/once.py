@@ -26,7 +26,8 @@ class Once:
             key = function, given.args, tuple(sorted(given.kwargs.items()))
             if key not in self._made:
                 # The same whoever asks first: a model made in inference mode cannot be trained.
-                with torch.inference_mode(False):
+                grad = torch.is_grad_enabled()
+                with torch.inference_mode(False), torch.set_grad_enabled(grad):
                     self._made[key] = function(*args, **inputs)
             return self._made[key]
 

@@ -16,7 +16,7 @@ from .tools.graph import Keep, Pictures, edit, frames, plain
 from .tools.harness import Bench
 from .tools.moments import drawn
 
-ONCE, FOR_GOOD = 20, 6
+ONCE, FOR_GOOD = 12, 6
 # One keyframe: with fewer of several edited together the edit would be another. In memory:
 # safetensors makes other errors of torch's.
 PROMPT = edit(storage="memory", interval=3, frames_per_pass=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .moments import OURS
 
 TORCH = str(Path(torch.__file__).parent)
+# A model's signature is small work in many operations: most faults would hit it.
+SIGNATURE = os.path.join("storage", "signature.py")
 
 
 class Allocations(TorchDispatchMode):
@@ -20,7 +23,7 @@ class Allocations(TorchDispatchMode):
     for so many of them.
 
     An operation allocates if it returns what is neither a view nor changed in place. It is the
-    pack's if the innermost function outside of torch is.
+    pack's if the innermost function outside of torch is. Those of signatures are left out.
     """
 
     def __init__(self, at: int = 0, times: int = 1) -> None:
@@ -47,4 +50,6 @@ def _our_place() -> str:
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith(TORCH):
         frame = frame.f_back
-    return frame.f_code.co_name if frame.f_code.co_filename.startswith(OURS) else ""
+    code = frame.f_code
+    ours = code.co_filename.startswith(OURS) and not code.co_filename.endswith(SIGNATURE)
+    return code.co_name if ours else ""

@@ -288,7 +288,7 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "preset"), zip(SHARES, ("balanced", "lean"), strict=True), ids=SHARE_NAMES
+    ("shares", "preset"), list(zip(SHARES, ("balanced", "lean"), strict=True)), ids=SHARE_NAMES
 )
 def test_keyframes_that_see_each_other_merged_are_the_oracles(
     shares: tuple[float, float] | None, preset: str, monkeypatch: pytest.MonkeyPatch

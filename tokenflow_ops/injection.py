@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parameterization import passed
+from .parameterization import before
 
 # Where ResBlock features are taken over: in the paper's block, or in one block of every resolution
 # below the full one.
 ONE_BLOCK, EVERY_RESOLUTION = FEATURES_IN = "one block", "every resolution"
-# Levels in float32 that lie on a share's end are beyond it.
-ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,3 @@ class Injection:
     def features_at(self, noise_over_signal: float) -> bool:
         """Tells whether ResBlock features are injected in a step that begins at a noise level."""
         return before(self.features_until, noise_over_signal)
-
-
-def before(share: float, noise_over_signal: float) -> bool:
-    """Tells whether a step that begins at a noise level is within the first part of SD's schedule.
-
-    Args:
-        share: How large a part, 0 to 1; with 1 every level is within it.
-        noise_over_signal: The level.
-
-    Returns:
-        Whether it is.
-    """
-    return share == 1 or passed(noise_over_signal) < share - ROUNDING

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Stable Diffusion's own schedule, on which the authors give their shares of the steps.
 TRAINING_STEPS, FIRST_BETA, LAST_BETA = 1000, 0.00085, 0.012
+# Levels in float32 that lie on a share's end are beyond it.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,19 @@ def passed(noise_over_signal: float) -> float:
     low, high = levels[above - 1], levels[above]
     time = above - 1 + float((at.log() - low.log()) / (high.log() - low.log()))
     return 1 - time / (TRAINING_STEPS - 1)
+
+
+def before(share: float, noise_over_signal: float) -> bool:
+    """Tells whether a step that begins at a noise level is within the first part of SD's schedule.
+
+    Args:
+        share: How large a part, 0 to 1; with 1 every level is within it.
+        noise_over_signal: The level.
+
+    Returns:
+        Whether it is.
+    """
+    return share == 1 or passed(noise_over_signal) < share - ROUNDING
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .injection import before
+from .parameterization import before
 
 # What frames between keyframes take from them: features that come up to the UNet's full resolution,
 # or attention's output as in the paper.

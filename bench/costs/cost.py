@@ -30,8 +30,8 @@ from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENT
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
-from tokenflow_pack.tokenflow_ops.injection import before
 from tokenflow_pack.tokenflow_ops.inversion import may_pair
+from tokenflow_pack.tokenflow_ops.parameterization import before
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.tools.markdown import figure, table

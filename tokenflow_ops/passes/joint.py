@@ -43,10 +43,6 @@ class KeyframePass(Pass):
     bank: Bank = field(init=False, repr=False, default_factory=dict)
     seen: Bank = field(init=False, repr=False, default_factory=dict)
 
-    def deposits(self, layer: str) -> bool:
-        """Tells whether the bank is to hold a layer's output."""
-        return self.banked is None or layer in self.banked
-
     def remember(self, layer: str, places: list[Place], keys: Tensor, values: Tensor) -> None:
         """Keeps the tokens that keys and values are made of, in `seen`.
 
@@ -70,7 +66,7 @@ class KeyframePass(Pass):
     def deep(self, call: DeepCall) -> Any:
         out = call.run()
         if call.last and DEEP in (self.banked or ()):
-            self._put(DEEP, call.places, call.carried(out))
+            self._deposit(DEEP, call.places, call.carried(out))
         return out
 
     def attention(self, call: AttentionCall) -> Tensor:
@@ -80,8 +76,7 @@ class KeyframePass(Pass):
         places = call.places
         if self.merged_from is not None and call.x.shape[1] >= self.merged_from:
             tokens = self._beside_merged(call, queries, keys)
-            if self.deposits(call.layer):
-                self._put(call.layer, places, tokens)
+            self._deposit(call.layer, places, tokens)
             return tokens
         self.remember(call.layer, places, keys, call.value_tokens)
         if 0 < self.limit < count:
@@ -106,18 +101,19 @@ class KeyframePass(Pass):
             tokens = split_frames(
                 (call.run if source is None else call.run_injected)(joined, *sides), count
             )
-        if self.deposits(call.layer):
-            self._put(call.layer, places, tokens)
+        self._deposit(call.layer, places, tokens)
         return tokens
 
-    def _put(self, name: str, places: list[Place], output: Tensor) -> None:
-        """Puts an output, (rows * k, ...), into the bank."""
-        parts = dict(zip(places, output.chunk(len(places)), strict=True))
-        kept = [place for place in places if self.lists is None or place[0] < self.lists]
-        for place in kept:
-            # A copy of some, so that the others' memory is free.
-            part = parts[place]
-            self.bank[name, place] = part if len(kept) == len(places) else part.clone()
+    def _deposit(self, name: str, places: list[Place], output: Tensor) -> None:
+        """Puts an output, (rows * k, ...), into the bank, as far as this is to hold it."""
+        if self.banked is not None and name not in self.banked:
+            return
+        for place, part in zip(places, output.chunk(len(places)), strict=True):
+            if self.lists is None:
+                self.bank[name, place] = part
+            elif place[0] < self.lists:
+                # A copy, so that the memory of the other lists is free.
+                self.bank[name, place] = part.clone()
 
     def _beside_merged(self, call: AttentionCall, queries: Tensor, keys: Tensor) -> Tensor:
         """Attends with every keyframe's own tokens whole and the others' merged.

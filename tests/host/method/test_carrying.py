@@ -54,10 +54,33 @@ def test_a_start_further_down_the_noise_has_that_share_behind_it(carried: list[A
     assert steps_of(matched(), carried) == [1]
 
 
-def test_an_inversion_of_some_depth_has_that_share_behind_it(carried: list[Any]) -> None:
-    inversion = invert(tiny_model(), moving_clip(FRAMES, *SIZE), depth=0.67)[0]
+def matched_anew(**schedule: Any) -> Any:
+    """The clip's matches after an inversion of another schedule."""
+    inversion = invert(tiny_model(), moving_clip(FRAMES, *SIZE), **schedule)[0]
     features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="memory")[0]
-    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+
+
+def test_a_share_is_of_the_noise_and_not_of_the_steps(carried: list[Any]) -> None:
+    """The second of three steps begins at a noise of 1.6, or with karras at 1.3."""
+    edit(carry_until=0.53)
+    assert steps_of(matched(), carried) == [0, 1]
+    carried.clear()
+    found = matched_anew(scheduler="karras")
+    edit(correspondences=found, carry_until=0.53)
+    assert steps_of(found, carried) == [0]
+
+
+def test_the_only_step_carries_nothing_unless_all_of_them_do(carried: list[Any]) -> None:
+    found = matched_anew(steps=1)
+    edit(correspondences=found, carry_until=0.9)
+    assert carried == []
+    edit(correspondences=found, carry_until=1.0)
+    assert steps_of(found, carried) == [0]
+
+
+def test_an_inversion_of_some_depth_has_that_share_behind_it(carried: list[Any]) -> None:
+    found = matched_anew(depth=0.67)
     edit(correspondences=found, carry_until=0.34)
     assert carried == []
     edit(correspondences=found, carry_until=0.7)

@@ -19,14 +19,16 @@ from tokenflow_pack.host.families.transformer import REFUSED, find
 from tokenflow_pack.host.validation.checks import check_model
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes.injection import PlugAndPlay
+from tokenflow_pack.nodes.presets import NUMBER_BY_PRESET, PRESETS
 from tokenflow_pack.nodes.sampling.apply import Apply
+from tokenflow_pack.nodes.sampling.edit import preset_for
 from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
 import nodes
 
-from ..helpers import call, relative_error
+from ..helpers import call, relative_error, tiny_model
 from ..tiny_transformers import LAYOUTS, clip, prompt, tiny_transformer
 from .edits import (
     CFG,
@@ -85,6 +87,21 @@ def test_the_preset_carries_attention_alone() -> None:
     found = edited("Flux", cfg=1.0)
     assert torch.equal(found, edited("Flux", propagation=ATTENTION, cfg=1.0))
     assert not torch.equal(found, edited("Flux", propagation=DEEP_FEATURES, cfg=1.0))
+
+
+def test_presets_carry_pictures_for_longer_than_a_unets() -> None:
+    """As the help pages say, and an edit does: 0.5 of SD's schedule, for 0.2; faithful none."""
+    unet, transformer = tiny_model(), tiny_transformer("Flux")
+    shares = {
+        name: [preset_for(name, model).carry_until for model in (unet, transformer)]
+        for name in PRESETS
+    }
+    assert shares.pop("faithful") == [0.0, 0.0]
+    assert set(map(tuple, shares.values())) == {(0.2, 0.5)}
+    asked = {"cfg": 1.0, "carry_until": NUMBER_BY_PRESET}
+    carried = edited("Flux", **asked)
+    assert torch.equal(carried, edited("Flux", cfg=1.0, carry_until=0.5))
+    assert not torch.equal(carried, edited("Flux", **asked, preset="faithful"))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

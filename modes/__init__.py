@@ -135,7 +135,8 @@ def public_code(run: EditRun, call: ModelCall, now: Moment) -> list[Tensor]:
         The denoised frames (N, C, h, w) for each list of conditionings.
     """
     keyframes, layers = now.matches.keyframes, run.edit.backbone.attention
-    near = chunk_neighbours(len(call.x), run.edit.correspondences.interval)
+    matches = run.edit.correspondences
+    near = chunk_neighbours(len(call.x), matches.interval, torch.tensor(matches.starts))
     source = SourceKeyframePass(keyframes, names=frozenset((*layers, *now.injected)))
     run.run_on_source(call, source)
     features = source.kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..tokenflow_ops.keyframes import ONE_SHOT
 from ..tokenflow_ops.libraries import LibraryError, library
 from ..tokenflow_ops.matching.build import BLENDS, BY_LIKENESS
 from ..tokenflow_ops.matching.cuts import find_cuts
+from ..tokenflow_ops.matching.intervals import JOINED, intervals_by_content
 from ..tokenflow_ops.matching.search import BACKENDS
 from ..tokenflow_ops.measuring.views import principal_colours, rebuild
 from .inputs import before_run, checked
@@ -35,6 +37,7 @@ from .schema import (
 NAME = "Build NN Correspondences"
 RANDOM, FIXED = "random at every step", "fixed"
 FOUND, NO_CUTS = "found", "none"
+BY_CONTENT, EVEN = "by content", "even"
 
 
 class BuildCorrespondences(io.ComfyNode):
@@ -48,7 +51,15 @@ class BuildCorrespondences(io.ComfyNode):
             "Draws the keyframes and finds, for every token of every frame, the closest token of "
             "the keyframes before and after it.",
             ["nearest neighbours", "faiss", "keyframes", "matching", "tokenflow"],
-            advanced=("keyframes", "seed", "backend", "search_window", "blend", "cuts"),
+            advanced=(
+                "keyframes",
+                "seed",
+                "backend",
+                "search_window",
+                "blend",
+                "cuts",
+                "intervals",
+            ),
             inputs=[
                 FeaturesSocket.Input("features", tooltip="From Extract SA Features."),
                 io.Int.Input(
@@ -112,6 +123,15 @@ class BuildCorrespondences(io.ComfyNode):
                     tooltip="found: where another shot begins, keyframes begin anew, and nothing "
                     "is matched or edited jointly across. none: the clip is one shot.",
                 ),
+                io.Combo.Input(
+                    "intervals",
+                    options=[BY_CONTENT, EVEN],
+                    default=BY_CONTENT,
+                    optional=True,
+                    tooltip="by content: where the picture stays much the same, up to "
+                    f"{JOINED} intervals share one keyframe, which takes less time. even: all are "
+                    "alike, as in the paper.",
+                ),
             ],
             outputs=[
                 CorrespondencesSocket.Output(
@@ -150,6 +170,7 @@ class BuildCorrespondences(io.ComfyNode):
         frames: Any = None,
         blend: str = BY_LIKENESS,
         cuts: str = FOUND,
+        intervals: str = BY_CONTENT,
     ) -> io.NodeOutput:
         clip, cut = None, ""
         if frames is not None:
@@ -160,12 +181,15 @@ class BuildCorrespondences(io.ComfyNode):
 
         if backend == "faiss":
             _check_faiss(search_window)
+        device = model_management.get_torch_device()
+        check = model_management.throw_exception_if_processing_interrupted
         try:
             shots: tuple[int, ...] = ONE_SHOT
+            starts: tuple[int, ...] | None = None
             if cuts == FOUND:
-                device = model_management.get_torch_device()
-                check = model_management.throw_exception_if_processing_interrupted
                 shots = find_cuts(features.inversion.latents[-1], device, check)
+            if intervals == BY_CONTENT:
+                starts = intervals_by_content(features, keyframe_interval, device, check, shots)
             found = build_correspondences(
                 features,
                 keyframe_interval,
@@ -173,12 +197,13 @@ class BuildCorrespondences(io.ComfyNode):
                 keyframes == FIXED,
                 backend,
                 search_window,
-                model_management.get_torch_device(),
+                device,
                 on_pairs=progress.update_absolute,
-                check=model_management.throw_exception_if_processing_interrupted,
+                check=check,
                 blend=blend,
                 timings=search_timings(),
                 shots=shots,
+                starts=starts,
             )
         except LibraryError as error:
             raise _no_faiss(error) from error
@@ -186,9 +211,12 @@ class BuildCorrespondences(io.ComfyNode):
             raise NodeError(NAME, "features", f"{error}.", "Check what was extracted.") from error
         count = len(found.steps[0].keyframes)
         sizes = len(features.descriptors)
+        ends = pairwise((*found.starts, features.inversion.frames))
+        lengths = sorted({stop - first for first, stop in ends})
+        told_lengths = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else str(lengths[0])
         text = (
             f"{features.inversion.frames} frames, {count} keyframes a step, "
-            f"{sizes} sizes matched by {found.backend}"
+            f"one in {told_lengths} frames, {sizes} sizes matched by {found.backend}"
         )
         shown = [str(first + 1) for first in found.shots[1:]]
         told = f"cuts found: shots begin at frame {', '.join(shown)}" if shown else ""

@@ -17,22 +17,24 @@ ONE_SHOT = (0,)
 
 
 def choose_keyframes(
-    frames: int, interval: int, seed: int, step: int, shots: Sequence[int] = ONE_SHOT
+    frames: int, interval: int, seed: int, step: int, starts: Tensor | None = None
 ) -> Tensor:
-    """Draws one random frame of every interval of `interval` frames.
+    """Draws one random frame of every interval.
 
-    The last interval of a shot may be shorter. The draw depends on `seed` and `step` alone, never
-    on a device or on earlier draws.
+    The draw depends on `seed` and `step` alone, never on a device or on earlier draws. Of an
+    interval n times as long as usual it is every n-th frame's turn alone, so that a frame meets no
+    more keyframes over the steps than usual.
 
     Args:
         frames: N, the number of frames, at least 1.
-        interval: Frames per keyframe, at least 1.
+        interval: Frames of a usual interval, at least 1.
         seed: Another seed draws other keyframes.
         step: Step of the edit; each has a draw of its own.
-        shots: The first frame of each shot, ascending from 0; intervals begin anew at each.
+        starts: The first frame of each interval, (k,) int64, ascending from 0; None for even ones,
+            of which the last may be shorter.
 
     Returns:
-        Frame numbers, (k,) int64, ascending, k = ceil(frames / interval) for one shot.
+        Frame numbers, (k,) int64, ascending.
 
     Raises:
         ValueError: If `frames` or `interval` is below 1.
@@ -48,10 +50,13 @@ def choose_keyframes(
     # 2**64 is the generator's range; a large odd factor keeps neighbouring seeds from sharing draws
     # with neighbouring steps.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**63)
-    starts = interval_starts(frames, interval, shots)
+    if starts is None:
+        starts = interval_starts(frames, interval)
     lengths = torch.cat([starts[1:], torch.tensor([frames])]) - starts
+    apart = -(-lengths // interval)
+    turns = -(-lengths // apart)
     draws = torch.rand(len(starts), generator=generator, dtype=torch.float64)
-    return starts + (draws * lengths).long()
+    return starts + (draws * turns).long() * apart
 
 
 def interval_starts(frames: int, interval: int, shots: Sequence[int] = ONE_SHOT) -> Tensor:

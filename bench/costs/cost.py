@@ -1,7 +1,7 @@
 """What an edit costs by arithmetic.
 
     python3 run.py bench cost [--model sd15|sdxl|embedded]
-        [--size 512 --frames 40 --steps 50 --interval 8]
+        [--size 512 --frames 40 --steps 50 --interval 8] [--keyframes 2]
 
 Nothing is timed: the UNet's layers are counted on tensors without memory (multiply-adds twice, by
 torch's own counter) and put together as the pack runs them. First table: one frame through the
@@ -148,7 +148,7 @@ def count(unet: Any, size: int) -> Parts:
 @dataclass(frozen=True)
 class Edit:
     """What is to be edited. latents: numbers in a frame's. part: share of the steps that begin
-    within a share of SD's schedule. keyframes: of every step.
+    within a share of SD's schedule. few: keyframes of every step; None for even intervals.
     """
 
     frames: int
@@ -157,6 +157,7 @@ class Edit:
     parts: Parts
     latents: int
     part: Callable[[float], float]
+    few: int | None = None
 
     @property
     def later(self) -> float:
@@ -165,7 +166,8 @@ class Edit:
 
     @property
     def keyframes(self) -> int:
-        return -(-self.frames // self.interval)
+        """Of every step."""
+        return self.few or -(-self.frames // self.interval)
 
     @property
     def plain(self) -> float:
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="pixels")
     for name, default in (("frames", 40), ("steps", 50), ("interval", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--keyframes", type=int, help="of every step, if intervals are not even")
     options = parser.parse_args()
     size = options.size or SIZES[options.model]
     world = options.model == "embedded"
@@ -259,8 +262,9 @@ def main() -> None:
         count(unet, side),
         unet.in_channels * side**2,
         parts_of(options.model, options.steps),
+        options.keyframes,
     )
-    schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
+    schedule = f"{edit.frames} frames, {edit.keyframes} keyframes, {edit.steps} steps"
     print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")
     report(edit, left_by_a_keyframe(unet, edit))
 

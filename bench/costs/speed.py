@@ -28,6 +28,9 @@ measured, 20 for each of --steps. By its attention:
                 other attention is fused, as diffusers has it with PyTorch 2
   unfused       self-attention in the inversion is that loop, too
 
+Keyframes are in even intervals, unless --intervals "by content" asks for the node's default. Random
+weights see nothing, so that only with the embedded models' clip it means something.
+
 Inversion: each refinement in plain passes over the source, which are sampled with as many steps and
 no guidance. Few steps make the extrapolated one look dear: its first step alone takes more calls.
 
@@ -47,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenflow_pack.nodes.correspondences import BY_CONTENT, EVEN
 from tokenflow_pack.nodes.inversion import (
     EVERY_OTHER,
     EXTRAPOLATED,
@@ -91,7 +95,7 @@ IN_RATIOS = (HOST, FREE, LEAN, LEAN_INJECTED, *FIRST_EDIT, FUSED, FUSED_SAMPLING
 
 @dataclass(frozen=True)
 class Settings:
-    """size: pixels. interval: frames per keyframe."""
+    """size: pixels. interval: frames of a usual interval. intervals: BY_CONTENT or EVEN."""
 
     size: int
     frames: int
@@ -99,10 +103,12 @@ class Settings:
     rounds: int
     cfg: float = 7.5
     interval: int = 8
+    intervals: str = EVEN
 
     def __str__(self) -> str:
         return (
-            f"{self.steps} steps, cfg {self.cfg:g}, interval {self.interval}, {self.rounds} rounds"
+            f"{self.steps} steps, cfg {self.cfg:g}, interval {self.interval} {self.intervals}, "
+            f"{self.rounds} rounds"
         )
 
 
@@ -137,8 +143,9 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, nargs="+", default=["embedded"])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    for name in vars(ON_CPU["embedded"]):
-        parser.add_argument(f"--{name}", type=float if name == "cfg" else int)
+    for name, usual_value in vars(ON_CPU["embedded"]).items():
+        choices = (BY_CONTENT, EVEN) if name == "intervals" else None
+        parser.add_argument(f"--{name}", type=type(usual_value), choices=choices)
     options = vars(parser.parse_args())
     models, quick, file = (options.pop(name) for name in ("model", "quick", "json"))
     usual = QUICK if quick else ON_DEVICE if torch.cuda.is_available() else ON_CPU
@@ -174,7 +181,8 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
     steps, cfg, interval = settings.steps, settings.cfg, settings.interval
     inversion = subject.invert(steps)
     features = subject.extract(inversion)
-    found = subject.build(features, interval)
+    found = subject.build(features, interval, settings.intervals)
+    print(f"keyframes of a step: {len(found.starts)}", flush=True)
     ours = {
         HOST: lambda: subject.sample_plainly(inversion, cfg),
         FREE: lambda: subject.sample(found, cfg=cfg, injection=None),
@@ -187,7 +195,7 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
         },
         PASS: lambda: subject.sample_plainly(inversion, 1.0),
         EXTRACT: lambda: subject.extract(inversion),
-        BUILD: lambda: subject.build(features, interval),
+        BUILD: lambda: subject.build(features, interval, settings.intervals),
     }
     if subject.flow:  # a transformer: the public code knows none
         return ours

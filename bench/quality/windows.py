@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from tokenflow_pack.nodes.correspondences import EVEN
 from tokenflow_pack.tokenflow_ops import Windows
 from tokenflow_pack.tokenflow_ops.measuring.metrics import warp_errors
 from torch import Tensor
@@ -42,7 +43,7 @@ def main() -> None:
 
 def compare(case: Case, options: argparse.Namespace) -> None:
     """Prints the table in Markdown."""
-    found = case.match(case.features(case.invert(), storage="memory"))
+    found = case.match(case.features(case.invert(), storage="memory"), intervals=EVEN)
     count = len(found.steps[0].keyframes)
     print(f"\n{case.settings}, {count} keyframes a step\n")
     print(

@@ -18,7 +18,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from tokenflow_pack.host.files.demo_model import TRANSFORMER, UNET
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
+from tokenflow_pack.nodes.correspondences import EVEN, BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
@@ -142,8 +142,10 @@ class Subject:
     def extract(self, inversion: Any) -> Any:
         return ExtractFeatures.execute(model=self.model, inversion=inversion).args[0]
 
-    def build(self, features: Any, interval: int) -> Any:
-        return BuildCorrespondences.execute(features=features, keyframe_interval=interval).args[0]
+    def build(self, features: Any, interval: int, intervals: str = EVEN) -> Any:
+        return BuildCorrespondences.execute(
+            features=features, keyframe_interval=interval, intervals=intervals
+        ).args[0]
 
     def sample(self, found: Any, **choices: Any) -> Tensor:
         """With Plug-and-Play. choices: inputs of TokenFlow Sampler."""

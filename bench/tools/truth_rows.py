@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenflow_pack.host.files.demo_model import FEW
-from tokenflow_pack.nodes.correspondences import FIXED
+from tokenflow_pack.nodes.correspondences import EVEN, FIXED
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.presets import ATTENTION, CARRY_UNTIL, DEEP_FEATURES
 from tokenflow_pack.tokenflow_ops.injection import EVERY_RESOLUTION, ONE_BLOCK
@@ -57,8 +57,14 @@ ROWS = (
     Row("one_block", {}, {}, {"consistency": "per frame"}, features_in=ONE_BLOCK),
     Row("joint_attention", {}, {}, {"consistency": "joint attention"}),
     Row("fixed_keyframes", {}, {"keyframes": FIXED}, {}),
-    Row("paper", EVERY, {"blend": "nearest, sigmoid"}, PAPER),
-    Row("public_code", {}, {}, {"consistency": "tokenflow, public code"}, inversion=PUBLIC),
+    Row("paper", EVERY, {"blend": "nearest, sigmoid", "intervals": EVEN}, PAPER),
+    Row(
+        "public_code",
+        {},
+        {"intervals": EVEN},
+        {"consistency": "tokenflow, public code"},
+        inversion=PUBLIC,
+    ),
     Row("without_mask", {}, {}, {}),
     Row(OURS, {}, {}, {}, masked=True),
     Row("lean", {}, {}, {"preset": "lean"}),

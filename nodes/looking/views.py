@@ -17,7 +17,7 @@ from ...reporting.grid import captioned_grid
 from ...reporting.plots import heat_map, plot_timeline
 from ...tokenflow_ops import JOINT_KEYFRAMES, Correspondences, Descriptor, SourceFeatures
 from ...tokenflow_ops.features.grid import token_grid
-from ...tokenflow_ops.keyframes import interval_starts, shot_windows
+from ...tokenflow_ops.keyframes import shot_windows
 from ...tokenflow_ops.measuring.views import (
     feature_colours,
     match_motion,
@@ -301,7 +301,7 @@ def _timeline(correspondences: Correspondences, attended_keyframes: int) -> torc
     frames, shots = correspondences.features.inversion.frames, correspondences.shots
     limit = attended_keyframes if attended_keyframes > 0 else JOINT_KEYFRAMES
     # An interval has one keyframe.
-    borders = [*interval_starts(frames, correspondences.interval, shots).tolist(), frames]
+    borders = [*correspondences.starts, frames]
     spans, anchors = [], []
     for first, windows in shot_windows(correspondences.steps[0].keyframes, shots, limit):
         spans += [(borders[first + own.start], borders[first + own.stop]) for own in windows.own]

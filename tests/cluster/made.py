@@ -34,6 +34,7 @@ def prompt() -> dict[str, Any]:
     kept = {"layers": "all", "steps": "every", "every": 1, "noise_level": 0.2, "storage": "memory"}
     matched = {
         "keyframe_interval": 2,
+        "intervals": "even",
         "keyframes": "fixed",
         "seed": 0,
         "backend": "torch",

@@ -29,6 +29,7 @@ FRAMES = 7
 # what the defaults carry.
 WINDOWS = {
     "build.keyframe_interval": 2,
+    "build.intervals": "even",
     "build.keyframes": "random at every step",
     "edit.attended_keyframes": 3,
 }

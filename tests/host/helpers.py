@@ -84,6 +84,7 @@ def matched(
         BuildCorrespondences.execute,
         extracted(frames, size, storage),
         keyframe_interval=interval,
+        intervals="even",
         backend="torch",
     )[0]
 

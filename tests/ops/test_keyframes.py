@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
@@ -44,6 +45,31 @@ def test_every_frame_gets_its_turn() -> None:
     # 8 frames share the first interval, 3 the second one.
     assert (counts[:8] / 2000 - 1 / 8).abs().max() < 0.03
     assert (counts[8:] / 2000 - 1 / 3).abs().max() < 0.04
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    interval=st.integers(1, 9),
+    seed=seeds,
+)
+def test_one_keyframe_in_every_uneven_interval_and_no_more_different_ones_than_usual(
+    lengths: list[int], interval: int, seed: int
+) -> None:
+    borders = [0, *accumulate(lengths)]
+    starts = torch.tensor(borders[:-1])
+    drawn = torch.stack(
+        [choose_keyframes(borders[-1], interval, seed, step, starts) for step in range(60)]
+    )
+    for first, stop, own in zip(borders, borders[1:], drawn.T, strict=False):
+        assert bool(((own >= first) & (own < stop)).all())
+        assert len(own.unique()) <= interval
+
+
+def test_a_long_intervals_keyframes_are_drawn_from_all_of_it() -> None:
+    starts = torch.tensor([0, 24])
+    drawn = torch.cat([choose_keyframes(32, 8, 0, step, starts) for step in range(400)])
+    assert drawn[drawn < 24].unique().tolist() == list(range(0, 24, 3))
+    assert drawn[drawn >= 24].unique().tolist() == list(range(24, 32))
 
 
 @pytest.mark.parametrize(("frames", "interval"), [(0, 8), (8, 0), (-1, 1)])

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..keyframes import Neighbours
+from ..keyframes import Neighbours, interval_starts
 from ..matching.search import nearest_tokens
 
 
-def chunk_neighbours(frames: int, interval: int) -> Neighbours:
+def chunk_neighbours(frames: int, interval: int, starts: Tensor | None = None) -> Neighbours:
     """Gives every frame the keyframes of its own and of the previous chunk, never the next one's.
 
     The own one is `future`, the previous one `past`. The weight of the own one is sigmoid(d2 / (d1
@@ -25,16 +25,19 @@ def chunk_neighbours(frames: int, interval: int) -> Neighbours:
     Args:
         frames: N, the number of frames.
         interval: Frames in a chunk.
+        starts: The first frame of each chunk, (k,) int64, ascending from 0, where chunks are not
+            even; of longer ones the centre is half their length in.
 
     Returns:
         The two keyframes and the weight of each of the N frames.
     """
+    starts = interval_starts(frames, interval) if starts is None else starts
+    lengths = torch.cat([starts[1:], torch.tensor([frames])]) - starts
+    centres = starts + lengths.clamp(min=interval) // 2
     index = torch.arange(frames)
-    own = index // interval
+    own = torch.searchsorted(starts, index, right=True) - 1
     previous = (own - 1).clamp(min=0)
-    to_own, to_previous = (
-        (index - (chunk * interval + interval // 2)).abs() for chunk in (own, previous)
-    )
+    to_own, to_previous = ((index - centres[chunk]).abs() for chunk in (own, previous))
     weight = torch.sigmoid(to_previous / (to_own + to_previous).clamp(min=1))
     return Neighbours(previous, own, torch.where(own == previous, torch.ones(frames), weight))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..baselines.public_code import chunk_neighbours
 from ..features.descriptors import Descriptor
 from ..features.source_features import SourceFeatures
-from ..keyframes import ONE_SHOT, Neighbours, choose_keyframes, neighbours
+from ..keyframes import ONE_SHOT, Neighbours, choose_keyframes, interval_starts, neighbours
 from .correspondence import Correspondences, PairMatches, StepMatches, index_type
 from .fastest import Backends, Timings
 from .search import release_scratch, search_window
@@ -30,7 +30,12 @@ BY_LIKENESS = BLENDS[3]
 
 
 def blend_of(
-    blend: str, frames: int, keyframes: Tensor, interval: int, shots: Sequence[int] = ONE_SHOT
+    blend: str,
+    frames: int,
+    keyframes: Tensor,
+    interval: int,
+    starts: Tensor | None = None,
+    shots: Sequence[int] = ONE_SHOT,
 ) -> Neighbours:
     """Finds which two keyframes every frame follows, and how much.
 
@@ -40,8 +45,9 @@ def blend_of(
     Args:
         blend: One of BLENDS.
         frames: N, the number of frames.
-        keyframes: Frame numbers, (k,), ascending, one per `interval`.
-        interval: Frames per keyframe.
+        keyframes: Frame numbers, (k,), ascending, one in each interval.
+        interval: Frames of a usual interval.
+        starts: The first frame of each interval, (k,); None for even ones.
         shots: The first frame of each shot. The public code knows nothing of shots.
 
     Returns:
@@ -51,7 +57,7 @@ def blend_of(
         ValueError: For another blend.
     """
     if blend == BLENDS[2]:
-        return chunk_neighbours(frames, interval)
+        return chunk_neighbours(frames, interval, starts)
     if blend not in BLENDS:
         raise ValueError(f"blend must be one of {BLENDS}, got {blend!r}")
     return neighbours(frames, keyframes, blend == BLENDS[1], shots)
@@ -71,6 +77,7 @@ def build_correspondences(
     timings: Timings | None = None,
     shots: Sequence[int] = ONE_SHOT,
     given: Sequence[int] | None = None,
+    starts: Sequence[int] | None = None,
 ) -> Correspondences:
     """Draws the keyframes of every step and matches every frame's tokens to its two nearest ones.
 
@@ -92,6 +99,8 @@ def build_correspondences(
         shots: The first frame of each shot, see `find_cuts`; nothing is matched across them.
         given: The frame numbers of the keyframes of every step, ascending, some in each shot;
             None to draw them. `interval`, `seed` and `fixed` count for nothing then.
+        starts: The first frame of each interval, ascending from 0, some in each shot, as of
+            `intervals_by_content`; None for even ones.
 
     Returns:
         The clip's matches for all steps.
@@ -105,16 +114,16 @@ def build_correspondences(
         raise ValueError("FAISS searches the whole frame: use the torch backend with a window")
     frames, steps = features.inversion.frames, len(features.inversion.sigmas) - 1
     if given is not None:
-        fixed = True
-        ends = [0, *given, frames - 1]
-        interval = max(1, *(after - before for before, after in pairwise(ends)))
+        fixed, starts = True, (0, *given[1:])
+        interval = max(after - before for before, after in pairwise((*starts, frames)))
         keyframes = [torch.tensor(list(given))] * steps
-    else:
+    intervals = interval_starts(frames, interval, shots) if starts is None else torch.tensor(starts)
+    if given is None:
         keyframes = [
-            choose_keyframes(frames, interval, seed, 0 if fixed else step, shots)
+            choose_keyframes(frames, interval, seed, 0 if fixed else step, intervals)
             for step in range(steps)
         ]
-    near = [blend_of(blend, frames, drawn, interval, shots) for drawn in keyframes]
+    near = [blend_of(blend, frames, drawn, interval, intervals, shots) for drawn in keyframes]
     levels = [features.nearest_step(step) for step in range(steps)]
     matches = {
         level: _empty(
@@ -153,8 +162,7 @@ def build_correspondences(
             on_pairs(done, total)
 
     try:
-        reach = interval if len(shots) == 1 else 2 * interval
-        for block, loaded in _blocks(frames, interval, reach):
+        for block, loaded in _blocks([*intervals.tolist(), frames]):
             features.stream(
                 torch.arange(loaded.start, loaded.stop), partial(consume, block, loaded)
             )
@@ -164,7 +172,8 @@ def build_correspondences(
         StepMatches(keyframes[step], near[step], matches[levels[step]]) for step in range(steps)
     )
     backends = str(search.backends)
-    return Correspondences(features, tuple(found), interval, fixed, backends, tuple(shots))
+    begins = tuple(intervals.tolist())
+    return Correspondences(features, tuple(found), interval, begins, fixed, backends, tuple(shots))
 
 
 def _sides(near: Neighbours) -> tuple[Tensor, Tensor]:
@@ -183,17 +192,21 @@ def _empty(features: SourceFeatures, alike: bool, keyframes: list[Tensor]) -> Pa
     return PairMatches(frames, pairs, tokens, likeness if alike else None)
 
 
-def _blocks(frames: int, interval: int, reach: int) -> Iterator[tuple[range, range]]:
-    """Blocks of frames, and with each the frames in which their keyframes may lie.
+def _blocks(borders: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Blocks of whole intervals, and with each the frames in which their keyframes may lie.
 
-    Those reach an interval further on both sides, two where intervals begin anew at cuts.
+    These reach an interval further on both sides.
+
+    borders: Of intervals, from 0 to the number of frames.
     """
-    length = max(1, BLOCK_FRAMES // interval) * interval
-    if frames <= length + 2 * reach:
-        length = frames
-    for start in range(0, frames, length):
-        stop = min(frames, start + length)
-        yield range(start, stop), range(max(0, start - reach), min(frames, stop + reach))
+    first, last = 0, len(borders) - 1
+    while first < last:
+        stop = first + 1
+        while stop < last and borders[stop + 1] - borders[first] <= BLOCK_FRAMES:
+            stop += 1
+        loaded = range(borders[max(0, first - 1)], borders[min(last, stop + 1)])
+        yield range(borders[first], borders[stop]), loaded
+        first = stop
 
 
 class _Search:

@@ -136,7 +136,8 @@ class Correspondences(Counted):
     Attributes:
         features: The source features they were searched on.
         steps: One `StepMatches` for each of the S steps of the inversion.
-        interval: Frames per keyframe.
+        interval: Frames of a usual interval.
+        starts: The first frame of each interval, which has one keyframe, ascending from 0.
         fixed: Whether all steps share their keyframes.
         backend: The search that was used.
         shots: The first frame of each shot, ascending from 0.
@@ -148,6 +149,7 @@ class Correspondences(Counted):
     features: SourceFeatures
     steps: tuple[StepMatches, ...]
     interval: int
+    starts: tuple[int, ...]
     fixed: bool
     backend: str
     shots: tuple[int, ...] = ONE_SHOT

@@ -131,12 +131,25 @@ def _scattered(place: Tensor, columns: int) -> float:
     place: where each of every EVERY-th patch lies, (h, w), counted along rows of `columns`.
     """
     y, x = (torch.arange(side, device=place.device) * EVERY for side in place.shape)
-    moved = torch.stack([place // columns - y[:, None], place % columns - x]).float()
+    moved = torch.stack([place // columns - y[:, None], place % columns - x])
+    return float((~moves_along(moved)).float().mean())
+
+
+def moves_along(moved: Tensor) -> Tensor:
+    """Tells which places move together with at least two of their four neighbours.
+
+    Args:
+        moved: By how many rows and columns each place moves, (2, h, w).
+
+    Returns:
+        (h, w) bool.
+    """
+    moved = moved.float()
     around = F.pad(moved[None], (1, 1, 1, 1), mode="replicate")[0]
-    height, width = place.shape
+    height, width = moved.shape[1:]
     beside = [
         around[:, top : top + height, left : left + width]
         for top, left in ((0, 1), (2, 1), (1, 0), (1, 2))
     ]
     together = (torch.stack(beside) - moved).abs().amax(1) <= APART
-    return float((together.sum(0) < 2).float().mean())
+    return together.sum(0) >= 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tokenflow_pack.nodes.correspondences import FIXED
+from tokenflow_pack.nodes.correspondences import EVEN, FIXED
 from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.nodes.tuning import TuneAVideo
 from torch import Tensor
@@ -122,6 +122,7 @@ class Prepared:
             )
         inputs = (*source, row.fixed)
         if inputs not in self.found:
-            fixed = {"keyframes": FIXED} if row.fixed else {}
-            self.found[inputs] = case.match(self.features[source], seed=self.seed, **fixed)
+            choices = {"keyframes": FIXED} if row.fixed else {}
+            choices |= {"intervals": EVEN} if row.public else {}
+            self.found[inputs] = case.match(self.features[source], seed=self.seed, **choices)
         return self.found[inputs]

@@ -71,7 +71,13 @@ def matched(frames: int = FRAMES) -> Any:
         "one noise level",
         storage="memory",
     )[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
 
 
 @once_a_module

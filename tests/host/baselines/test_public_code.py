@@ -44,6 +44,7 @@ def matched(frames: int) -> Any:
         BuildCorrespondences.execute,
         extracted(frames, SIZE),
         keyframe_interval=INTERVAL,
+        intervals="even",
         seed=3,
         backend="torch",
     )[0]
@@ -148,6 +149,7 @@ def test_blends_change_the_weights_alone(blend: str) -> None:
         BuildCorrespondences.execute,
         extracted(6, SIZE),
         keyframe_interval=INTERVAL,
+        intervals="even",
         seed=3,
         backend="torch",
         blend=blend,

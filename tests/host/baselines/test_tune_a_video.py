@@ -218,7 +218,13 @@ def test_the_tuned_model_inverts_and_edits() -> None:
         "one noise level",
         storage="memory",
     )[0]
-    matched = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    matched = call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
     found, plain = (
         edit(one, correspondences=matched, consistency="sparse-causal")
         for one in (model, tiny_model())

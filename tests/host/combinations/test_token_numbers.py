@@ -126,7 +126,11 @@ def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
         tokens for tokens, _ in extracted(*CLIP).shapes.values()
     )
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
     again = partial(
         edit, downscaled(), correspondences=correspondences, injection=injection(), start=0.6

@@ -95,6 +95,7 @@ def matched(
     keyframes = "fixed" if fixed else "random at every step"
     chosen = {
         "keyframe_interval": INTERVAL,
+        "intervals": "even",
         "keyframes": keyframes,
         "backend": "torch",
         "blend": blend,

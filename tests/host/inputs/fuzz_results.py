@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import folder_paths
 import torch
 from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.host.video.reading import read_frames
+from tokenflow_pack.nodes.correspondences import EVEN
+from tokenflow_pack.tokenflow_ops.matching.intervals import JOINED
 
 from .bad_input import (
     APPLY,
@@ -81,10 +84,12 @@ def sane_features(given: dict[str, Any], features: Any, components: torch.Tensor
 def sane_matches(given: dict[str, Any], found: Any, rebuilt: torch.Tensor) -> None:
     frames = given["features"].inversion.frames
     assert len(found.steps) == len(given["features"].inversion.sigmas) - 1
-    assert all(
-        len(step.keyframes) == math.ceil(frames / given["keyframe_interval"])
-        for step in found.steps
-    )
+    interval = given["keyframe_interval"]
+    lengths = [stop - first for first, stop in pairwise((*found.starts, frames))]
+    assert all(1 <= length <= JOINED * interval for length in lengths)
+    if given.get("intervals") == EVEN:
+        assert len(lengths) == math.ceil(frames / interval)
+    assert all(len(step.keyframes) == len(lengths) for step in found.steps)
     pictures(rebuilt, frames)
 
 

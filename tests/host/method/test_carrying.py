@@ -58,7 +58,13 @@ def matched_anew(**schedule: Any) -> Any:
     """The clip's matches after an inversion of another schedule."""
     inversion = invert(tiny_model(), moving_clip(FRAMES, *SIZE), **schedule)[0]
     features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="memory")[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
 
 
 def test_a_share_is_of_the_noise_and_not_of_the_steps(carried: list[Any]) -> None:

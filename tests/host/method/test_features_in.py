@@ -24,7 +24,7 @@ def still() -> Any:
     latents = {"samples": moving_clip(1, 16, 16)["samples"].repeat(5, 1, 1, 1)}
     inversion = invert(tiny_model(), latents)[0]
     features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="recompute")[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=4)[0]
+    return call(BuildCorrespondences.execute, features, keyframe_interval=4, intervals="even")[0]
 
 
 def from_the_source(still: Any, features_in: str, **inputs: Any) -> list[int]:

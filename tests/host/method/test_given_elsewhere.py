@@ -90,7 +90,11 @@ def test_from_a_stored_inversion_it_is_the_same(
         ExtractFeatures.execute, tiny_model(), loaded, layers="all", steps="every", storage="memory"
     )[0]
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
     wanted = edit(keyframes=given(clip()), correspondences=matched())
     assert torch.equal(edit(keyframes=given(clip()), correspondences=correspondences), wanted)
@@ -111,7 +115,11 @@ def test_on_a_transformer(name: str) -> None:
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
 
     def made(latents: Tensor) -> Tensor:

@@ -60,12 +60,17 @@ class Clip:
     depth: float = 1.0
     iterations: int = 0
     steps: int = 4
+    intervals: str = "even"
+    still: int = 1  # so many frames at first are the same
 
     @property
     def latents(self) -> dict[str, Tensor]:
-        return moving_clip(self.frames, *SIZE)
+        moving = moving_clip(self.frames, *SIZE)["samples"]
+        return {"samples": torch.cat([moving[:1].expand(self.still, -1, -1, -1), moving[1:]])}
 
 
+# Nine frames, of which eight share a keyframe.
+UNEVEN = Clip(frames=6, interval=2, steps=3, intervals="by content", still=4)
 # Seven keyframes. Of those that may attend to four each: positions of the anchors, of every
 # window's own, and of those that it attends to beside them.
 MANY = Clip(frames=13, interval=2, steps=3)
@@ -100,7 +105,12 @@ def matched(clip: Clip, storage: str = "memory", layers: str = "all") -> Any:
         storage=storage,
     )
     return call(
-        BuildCorrespondences, features, keyframe_interval=clip.interval, seed=3, backend="torch"
+        BuildCorrespondences,
+        features,
+        keyframe_interval=clip.interval,
+        intervals=clip.intervals,
+        seed=3,
+        backend="torch",
     )[0]
 
 
@@ -235,6 +245,14 @@ def test_edited_latents_are_the_oracles(
 ) -> None:
     found = edited_once(Clip(), shares, consistency=consistency)
     assert relative_error(found, oracle_edit(Clip(), shares, consistency)) < 1e-4
+
+
+@pytest.mark.parametrize("propagation", [ATTENTION, DEEP_FEATURES])
+def test_intervals_by_content_are_edited_as_by_the_oracle(propagation: str) -> None:
+    assert matched(UNEVEN).starts == (0, 8)
+    found = edited(UNEVEN, SHARES[1], propagation=propagation)
+    wanted = oracle_edit(UNEVEN, SHARES[1], deep=propagation == DEEP_FEATURES)
+    assert relative_error(found, wanted) < 1e-4
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=SHARE_NAMES)
@@ -440,7 +458,7 @@ def test_the_model_is_left_as_it_was() -> None:
     features, _ = call(
         ExtractFeatures, model, inversion, layers="all", steps="every", storage="recompute"
     )
-    correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2)
+    correspondences, _ = call(BuildCorrespondences, features, keyframe_interval=2, intervals="even")
     call(Sampler, model, POSITIVE, NEGATIVE, correspondences, injection=call(PlugAndPlay)[0])
 
     assert repr(model.model_options) == options

@@ -42,7 +42,12 @@ def matched(which: int | None = None, **inputs: Any) -> Any:
         storage="memory",
     )[0]
     built = call(
-        BuildCorrespondences.execute, features, keyframe_interval=1, backend="torch", **inputs
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=1,
+        intervals="even",
+        backend="torch",
+        **inputs,
     )
     return built[0]
 

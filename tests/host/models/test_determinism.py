@@ -61,6 +61,7 @@ def prompt(frames_per_pass: int = 0, backend: str = "auto") -> dict[str, dict[st
             "TokenFlowBuildCorrespondences",
             features=["extract", 0],
             keyframe_interval=2,
+            intervals="even",
             seed=3,
             backend=backend,
         ),

@@ -184,7 +184,11 @@ def matched(interval: int) -> Any:
         ExtractFeatures.execute, model(), inversion, layers="all", steps="every", storage="memory"
     )[0]
     return call(
-        BuildCorrespondences.execute, features, keyframe_interval=interval, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=interval,
+        intervals="even",
+        backend="torch",
     )[0]
 
 

@@ -184,7 +184,12 @@ def matched(name: str, storage: str = "recompute") -> Any:
         storage=storage,
     )[0]
     return call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, seed=1, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        seed=1,
+        backend="torch",
     )[0]
 
 
@@ -399,7 +404,11 @@ def test_an_inpainting_model_takes_plain_prompts() -> None:
             storage=storage,
         )[0]
         correspondences = call(
-            BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+            BuildCorrespondences.execute,
+            features,
+            keyframe_interval=2,
+            intervals="even",
+            backend="torch",
         )[0]
         injection = call(PlugAndPlay.execute, *SHARES)[0]
         edits.append(

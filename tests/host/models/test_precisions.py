@@ -77,7 +77,11 @@ def edited(model: Any) -> tuple[Tensor, Tensor]:
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute"
     )[0]
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
     return inversion.latents[0], edit(model, correspondences=correspondences, injection=injection())
 

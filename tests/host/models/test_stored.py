@@ -95,7 +95,11 @@ def test_an_edit_from_a_file_is_the_edit_to_the_bit() -> None:
         features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="recompute")[0]
         return edit(
             correspondences=call(
-                BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+                BuildCorrespondences.execute,
+                features,
+                keyframe_interval=2,
+                intervals="even",
+                backend="torch",
             )[0]
         )
 

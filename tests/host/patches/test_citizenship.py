@@ -68,7 +68,11 @@ def whole_path(model: Any) -> None:
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute"
     )[0]
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
     edit(model, correspondences=correspondences, injection=injection())
 

@@ -267,7 +267,11 @@ def test_an_embedding_of_a_file_is_read_and_edits(files: Path) -> None:
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory"
     )[0]
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
 
     def edited(text: str) -> Tensor:
@@ -310,7 +314,11 @@ def test_an_image_of_unclip_holds_on_all_frames() -> None:
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory"
     )[0]
     correspondences = call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
     )[0]
     image = SimpleNamespace(
         image_embeds=torch.randn(

@@ -130,6 +130,7 @@ def told_apart() -> Any:
             BuildCorrespondences.execute,
             extracted(6, SMALL),
             keyframe_interval=3,
+            intervals="even",
             seed=seed,
             backend="torch",
         )[0]
@@ -200,7 +201,13 @@ def test_every_scheduler_edits(name: str) -> None:
     features = call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")[
         0
     ]
-    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    found = call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
     samples = edit(correspondences=found, injection=injection())
     assert samples.shape == (3, 4, *SMALL)
     assert torch.isfinite(samples).all()

@@ -257,7 +257,13 @@ def test_source_features_between_levels_are_the_keyframes_carried(
     source was seen at one level.
     """
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0])[0]
-    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    found = call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
     name = find(tiny_model().model.diffusion_model).injected_hidden
     keyframes: dict[str, torch.Tensor] = {}
     frames: list[int] = []

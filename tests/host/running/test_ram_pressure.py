@@ -86,7 +86,13 @@ def test_matches_count_once_however_many_steps_share_them(monkeypatch: pytest.Mo
         steps="one noise level",
         storage="recompute",
     )[0]
-    found = call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    found = call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
     pairs = found.steps[0].pairs
     tables = *pairs.tokens.values(), *(pairs.likeness or {}).values()
     assert all(step.pairs is found.steps[0].pairs for step in found.steps)

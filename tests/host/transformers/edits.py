@@ -44,7 +44,11 @@ def matched(name: str, frames: int = FRAMES, depth: float = 1.0, interval: int =
         ExtractFeatures.execute, tiny_transformer(name), inverted(name, frames, depth)[0]
     )[0]
     return call(
-        BuildCorrespondences.execute, features, keyframe_interval=interval, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=interval,
+        intervals="even",
+        backend="torch",
     )[0]
 
 
@@ -60,7 +64,13 @@ def matched_by(model: Any, name: str) -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
 
 
 @once_a_session
@@ -79,7 +89,13 @@ def copies(name: str) -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, tiny_transformer(name), inversion)[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
 
 
 def edited(name: str, model: Any = None, positive: Any = POSITIVE, **inputs: Any) -> Tensor:

@@ -71,7 +71,13 @@ def matched(name: str, copies: bool = False) -> Any:
     latents = torch.cat([latents] * FRAMES) if copies else latents
     inversion = invert(name, {"samples": latents}, prompt(layout, SOURCE))
     features = call(ExtractFeatures.execute, tiny_transformer(layout), inversion)[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
 
 
 def edited(name: str, prompts: tuple[Any, Any], copies: bool = False, **inputs: Any) -> Tensor:

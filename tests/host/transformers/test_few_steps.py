@@ -42,7 +42,13 @@ def matched(copies: bool) -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    return call(BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch")[0]
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        intervals="even",
+        backend="torch",
+    )[0]
 
 
 def painted(noise: str, copies: bool, **inputs: Any) -> Tensor:

@@ -78,7 +78,11 @@ def inverted(name: str, frames: int) -> Any:
 def matched(name: str, frames: int = 5) -> Any:
     features = call(ExtractFeatures.execute, tiny_transformer(name), inverted(name, frames))[0]
     return call(
-        BuildCorrespondences.execute, features, keyframe_interval=INTERVAL, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=INTERVAL,
+        intervals="even",
+        backend="torch",
     )[0]
 
 

@@ -68,7 +68,11 @@ def matched_by_graph(layout: str, frames: int, size: tuple[int, int]) -> tuple[A
     inversion = invert(model, clip, steps=STEPS, check_reconstruction=False)[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
     return model, call(
-        BuildCorrespondences.execute, features, keyframe_interval=2, backend="torch"
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=2,
+        backend="torch",
+        intervals="even",
     )[0]
 
 

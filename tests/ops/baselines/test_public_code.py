@@ -31,6 +31,16 @@ def test_own_and_previous_chunk_by_the_distances_to_their_centres(
         assert float(near.weight[frame]) == pytest.approx(1 / (1 + math.exp(-d2 / (d1 + d2))))
 
 
+def test_chunks_may_be_uneven() -> None:
+    near = chunk_neighbours(14, 4, torch.tensor([0, 4, 12]))
+    assert near.future.tolist() == [0] * 4 + [1] * 8 + [2] * 2
+    assert near.past.tolist() == [0] * 12 + [1] * 2
+    # Centres 2, 8 and, as of a whole chunk, 14.
+    found = near.weight[[4, 7, 12, 13]]
+    wanted = [2 / (4 + 2), 5 / (1 + 5), 4 / (2 + 4), 5 / (1 + 5)]
+    assert torch.allclose(found, torch.sigmoid(torch.tensor(wanted)))
+
+
 def test_an_interval_of_eight_has_the_published_weights() -> None:
     weights = chunk_neighbours(40, 8).weight[8:]
     assert round(float(weights.min()), 2) == 0.62

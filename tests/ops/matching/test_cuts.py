@@ -82,7 +82,7 @@ def test_intervals_begin_anew_and_nobody_follows_a_keyframe_of_another_shot() ->
     starts = interval_starts(frames, interval, SHOTS).tolist()
     assert starts == [0, 4, 5, 6, 10, 14, 17, 21]
     for step in range(20):
-        keyframes = choose_keyframes(frames, interval, 3, step, SHOTS)
+        keyframes = choose_keyframes(frames, interval, 3, step, torch.tensor(starts))
         assert all(
             a <= k < b for a, k, b in zip(starts, keyframes, [*starts[1:], frames], strict=True)
         )
@@ -97,7 +97,7 @@ def test_intervals_begin_anew_and_nobody_follows_a_keyframe_of_another_shot() ->
 
 
 def test_windows_are_each_shots_own() -> None:
-    keyframes = choose_keyframes(24, 2, 0, 0, SHOTS)
+    keyframes = choose_keyframes(24, 2, 0, 0, interval_starts(24, 2, SHOTS))
     shots = shot_windows(keyframes, SHOTS, 3)
     held = [first + k for first, windows in shots for own in windows.own for k in own]
     assert held == list(range(len(keyframes)))

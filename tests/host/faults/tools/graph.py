@@ -158,7 +158,12 @@ def edit(storage: str = "disk", views: bool = False, interval: int = 2, **sample
         inject=("TokenFlowPlugAndPlay", {}),
         build=(
             "TokenFlowBuildCorrespondences",
-            {"features": ["extract", 0], "keyframe_interval": interval, "backend": "torch"},
+            {
+                "features": ["extract", 0],
+                "keyframe_interval": interval,
+                "intervals": "even",
+                "backend": "torch",
+            },
         ),
         **(shown if views else {}),
         sample=(

@@ -51,6 +51,7 @@ def editing(cfg: float = 4.0) -> Prompt:
     kept = {"layers": "all", "steps": "every", "every": 1, "noise_level": 0.1, "storage": "disk"}
     matched = {
         "keyframe_interval": 2,
+        "intervals": "even",
         "keyframes": "fixed",
         "seed": 0,
         "backend": "torch",

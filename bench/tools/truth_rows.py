@@ -69,17 +69,22 @@ ROWS = (
     Row(OURS, {}, {}, {}, masked=True),
     Row("lean", {}, {}, {"preset": "lean"}),
     Row("in_full", {}, {}, IN_FULL),
+    Row("even", {}, {"intervals": EVEN}, {}),
+    Row("masked_even", {}, {"intervals": EVEN}, {}, masked=True),
     Row("masked_per_frame", {}, {}, {"consistency": "per frame"}, masked=True),
     Row("by_distance", {}, {"blend": "nearest"}, {}, masked=True),
     Row("plain_ddim", {}, {}, {}, {"refinement": "none", "iterations": 0}, masked=True),
     Row("public_levels", {}, {}, {}, {"scheduler": SCHEDULER}, masked=True),
     Row("public_inversion", {}, {}, {}, PUBLIC, masked=True),
 )
-# Only run where they are asked for: lean and in_full, to be compared with without_mask, and what
-# is to be compared with ours: frame by frame, blended by distance alone, and from other inversions.
+# Only run where they are asked for: lean, in_full and even intervals, to be compared with
+# without_mask, and what is to be compared with ours: even intervals, frame by frame, blended by
+# distance alone, and from other inversions.
 ASKED = (
     "lean",
     "in_full",
+    "even",
+    "masked_even",
     "masked_per_frame",
     "by_distance",
     "plain_ddim",

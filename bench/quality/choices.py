@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tokenflow_pack.nodes.correspondences import EVEN
 from tokenflow_pack.nodes.presets import ATTENTION
 from tokenflow_pack.tokenflow_ops.features.grid import token_grid
 from tokenflow_pack.tokenflow_ops.matching.build import BLENDS
@@ -61,9 +62,10 @@ ROWS = (
     ),
     Choice("matched within 8 latent pixels", build={"search_window": 8}),
     Choice("a keyframe in 4 frames", build={"keyframe_interval": 4}),
-    Choice("as in the paper, our weights", **PAPER),
-    Choice("as in the paper", **PAPER, build={"blend": BLENDS[1]}),
-    Choice("own and previous chunk", **PAPER, build={"blend": BLENDS[2]}),
+    Choice("even intervals", build={"intervals": EVEN}),
+    Choice("as in the paper, our weights", **PAPER, build={"intervals": EVEN}),
+    Choice("as in the paper", **PAPER, build={"blend": BLENDS[1], "intervals": EVEN}),
+    Choice("own and previous chunk", **PAPER, build={"blend": BLENDS[2], "intervals": EVEN}),
     Choice("preset faithful", sampling={"preset": "faithful"}),
     Choice("preset fast", sampling={"preset": "fast"}),
     Choice("preset draft", sampling={"preset": "draft"}),
@@ -71,7 +73,7 @@ ROWS = (
     Choice(
         "public code",
         PAPER["features"],
-        {"blend": BLENDS[2]},
+        {"blend": BLENDS[2], "intervals": EVEN},
         {"consistency": "tokenflow, public code"},
         public=True,
     ),

@@ -166,7 +166,7 @@ def stock(
     clip: tuple[int, tuple[int, int]] = (FRAMES, SIZE),
     of: Callable[[], Any] = tiny_model,
 ) -> Tensor:
-    """The host's own SamplerCustom from the noisy end of a clip's inversion, with what `of` makes."""
+    """The host's own SamplerCustom from the noisy end of a clip's inversion, with `of`'s model."""
     _, noisy, sigmas = inverted(*clip, of)
     sampler = comfy.samplers.sampler_object("euler")
     return call(

@@ -17,7 +17,7 @@ from launch.comfyui.workflow import to_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES_FRAMES = 10  # few enough for a first look
-FRAMES = 6  # two keyframes and what is between and behind them
+FRAMES = 8  # with two keyframes
 STEPS = 8  # half of what the file has
 ONCE_PER_CLIP = {
     "TokenFlowInvertVideo",

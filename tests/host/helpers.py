@@ -58,17 +58,24 @@ def invert(model: Any, latents: Any, **inputs: Any) -> tuple[Any, ...]:
 
 
 @once_a_session
-def inverted(frames: int = FRAMES, size: tuple[int, int] = SIZE) -> tuple[Any, ...]:
-    """DDIM Invert Video's outputs: inversion, noisy latents, sigmas."""
-    return invert(tiny_model(), moving_clip(frames, *size))
+def inverted(
+    frames: int = FRAMES, size: tuple[int, int] = SIZE, of: Callable[[], Any] = tiny_model
+) -> tuple[Any, ...]:
+    """DDIM Invert Video's outputs: inversion, noisy latents, sigmas. of: makes the model."""
+    return invert(of(), moving_clip(frames, *size))
 
 
 @once_a_session
-def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory") -> Any:
+def extracted(
+    frames: int = FRAMES,
+    size: tuple[int, int] = SIZE,
+    storage: str = "memory",
+    of: Callable[[], Any] = tiny_model,
+) -> Any:
     return call(
         ExtractFeatures.execute,
-        tiny_model(),
-        inverted(frames, size)[0],
+        of(),
+        inverted(frames, size, of)[0],
         layers="all",
         steps="every",
         storage=storage,
@@ -77,12 +84,16 @@ def extracted(frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str =
 
 @once_a_session
 def matched(
-    frames: int = FRAMES, size: tuple[int, int] = SIZE, storage: str = "memory", interval: int = 2
+    frames: int = FRAMES,
+    size: tuple[int, int] = SIZE,
+    storage: str = "memory",
+    interval: int = 2,
+    of: Callable[[], Any] = tiny_model,
 ) -> Any:
     """Build NN Correspondences' output."""
     return call(
         BuildCorrespondences.execute,
-        extracted(frames, size, storage),
+        extracted(frames, size, storage, of),
         keyframe_interval=interval,
         intervals="even",
         backend="torch",
@@ -154,9 +165,10 @@ def stock(
     negative: Any = NEGATIVE,
     cfg: float = 4.0,
     clip: tuple[int, tuple[int, int]] = (FRAMES, SIZE),
+    of: Callable[[], Any] = tiny_model,
 ) -> Tensor:
-    """The host's own SamplerCustom from the noisy end of a clip's inversion."""
-    _, noisy, sigmas = inverted(*clip)
+    """The host's own SamplerCustom from the noisy end of a clip's inversion, with `of`'s model."""
+    _, noisy, sigmas = inverted(*clip, of)
     sampler = comfy.samplers.sampler_object("euler")
     return call(
         SamplerCustom.execute, model, False, 0, 4.0, positive, negative, sampler, sigmas, noisy

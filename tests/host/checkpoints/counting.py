@@ -11,18 +11,8 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host.families.latents import as_latent
 from torch import Tensor
 
-from ..helpers import (
-    NEGATIVE,
-    POSITIVE,
-    applied,
-    call,
-    edit,
-    injection,
-    invert,
-    matched,
-    tiny_model,
-    watched,
-)
+from ..helpers import NEGATIVE, POSITIVE, call, injection, invert, watched
+from ..small import applied, edit, matched, tiny_model
 from ..tiny_models import moving_clip
 
 SMALL = 8, 8

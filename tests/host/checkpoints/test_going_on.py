@@ -17,7 +17,8 @@ from tokenflow_pack.host.checkpoints import folders
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.tokenflow_ops.shards import ALONE, Alone
 
-from ..helpers import NEGATIVE, call, interrupted, tiny_model, watched
+from ..helpers import NEGATIVE, call, interrupted, watched
+from ..small import tiny_model
 from ..tiny_models import random_conditioning
 from .counting import Counting, inverted, sampled, sampled_by_host
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenflow_pack.host.checkpoints.key import run_key
 
-from ..helpers import tiny_model
+from ..small import tiny_model
 
 Graph = dict[str, dict[str, Any]]
 

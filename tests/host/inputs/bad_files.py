@@ -15,7 +15,7 @@ from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.nodes import demo_model
 
-from ..helpers import inverted
+from ..small import inverted
 from .bad_input import CLIP, DEMO, FOLDER, LOAD, SAVE, Row, clip_folder, run, stored, wrong
 
 

@@ -43,20 +43,9 @@ from torch import Tensor
 
 import nodes
 
-from ..helpers import (
-    NEGATIVE,
-    POSITIVE,
-    SOURCE,
-    Coder,
-    Decoder,
-    call,
-    extracted,
-    inverted,
-    matched,
-    tiny_model,
-    video,
-)
+from ..helpers import NEGATIVE, POSITIVE, SOURCE, Coder, Decoder, call, video
 from ..once import once_a_session
+from ..small import extracted, inverted, matched, tiny_model
 from ..tiny_models import moving_clip
 
 FRAMES, SIZE = CLIP = 2, (8, 8)

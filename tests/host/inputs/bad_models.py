@@ -16,8 +16,9 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from tokenflow_pack.tokenflow_ops import SourceFeatures
 from torch import Tensor, nn
 
-from ..helpers import POSITIVE, Decoder, call, extracted, inverted, matched, tiny_model
+from ..helpers import POSITIVE, Decoder, call
 from ..once import once_a_session
+from ..small import extracted, inverted, matched, tiny_model
 from ..tiny_models import SDXL, tiny_sd15, tiny_unet
 from .bad_input import (
     APPLY,

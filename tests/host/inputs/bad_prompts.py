@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from comfy.controlnet import ControlBase
 
-from ..helpers import POSITIVE, SOURCE, inverted
+from ..helpers import POSITIVE, SOURCE
+from ..small import inverted
 from ..tiny_models import SDXL, SIZES, moving_clip
 from .bad_input import (
     CHECK,

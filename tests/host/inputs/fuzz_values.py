@@ -17,19 +17,9 @@ from tokenflow_pack.tokenflow_ops import Injection
 from tokenflow_pack.tokenflow_ops.carrying.given import GivenKeyframes
 from torch import Tensor
 
-from ..helpers import (
-    NEGATIVE,
-    POSITIVE,
-    SOURCE,
-    Coder,
-    Decoder,
-    extracted,
-    inverted,
-    matched,
-    tiny_model,
-    video,
-)
+from ..helpers import NEGATIVE, POSITIVE, SOURCE, Coder, Decoder, video
 from ..once import once_a_session
+from ..small import extracted, inverted, matched, tiny_model
 from . import bad_models
 from .bad_input import CLIP, stored
 

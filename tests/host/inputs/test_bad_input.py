@@ -13,7 +13,8 @@ import pytest
 import torch
 from comfy.controlnet import ControlBase
 
-from ..helpers import SOURCE, edit, injection, invert, relative_error, tiny_model, untouched
+from ..helpers import SOURCE, injection, invert, relative_error, untouched
+from ..small import edit, tiny_model
 from ..tiny_models import moving_clip
 from . import bad_choices, bad_files, bad_frames, bad_models, bad_prompts
 from .bad_input import BUILD, CLIP, DEMO, EXTRACT, NODES, SAMPLER, Row, refused, run, still_good

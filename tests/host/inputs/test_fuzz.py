@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from tokenflow_pack.host.files.folders import SUFFIX
 from tokenflow_pack.host.validation.errors import NodeError
 
-from ..helpers import SIZE, stock, tiny_model, untouched
+from ..helpers import SIZE, untouched
 from ..once import once_a_session
+from ..small import stock, tiny_model
 from .bad_files import demo, good_file
 from .bad_input import (
     APPLY,

@@ -14,7 +14,8 @@ from tokenflow_pack.nodes.inversion import InvertVideo
 
 import nodes
 
-from ..helpers import SOURCE, executor, tiny_model
+from ..helpers import SOURCE, executor
+from ..small import tiny_model
 from ..tiny_models import moving_clip
 from .bad_input import COMPARE, CORRESPONDENCES, GOOD, INVERT, METRICS, NODES, TUNE, frames
 

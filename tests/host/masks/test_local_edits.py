@@ -25,19 +25,13 @@ from ..helpers import (
     NEGATIVE,
     POSITIVE,
     SIZE,
-    applied,
     call,
-    edit,
-    extracted,
     injection,
     invert,
-    inverted,
-    matched,
     relative_error,
-    stock,
-    tiny_model,
     untouched,
 )
+from ..small import applied, edit, extracted, inverted, matched, stock, tiny_model
 from ..tiny_models import moving_clip
 
 # A square that moves with the frames, in pixels; it covers whole latent cells.

@@ -27,8 +27,8 @@ from ..oracles import source as source_oracle
 from ..tiny_models import moving_clip, random_conditioning, tiny_sd15
 
 CFG = 7.5
-# Neither square nor a multiple of 8: the UNet's grids are 12 x 18, 6 x 9, 3 x 5 and 2 x 3.
-SIZE = 12, 18
+# Neither square nor a multiple of 8: the UNet's grids are 6 x 10, 3 x 5, 2 x 3 and 1 x 2.
+SIZE = 6, 10
 SOURCE, POSITIVE, NEGATIVE = (random_conditioning(seed) for seed in (1, 2, 3))
 CONSISTENCIES = ["tokenflow", "joint attention", "per frame"]
 SHARES = [None, (0.5, 0.8)]
@@ -126,6 +126,13 @@ def oracle_path(clip: Clip) -> tuple[Tensor, Tensor]:
     )
 
 
+@once_a_module
+def looked(clip: Clip, step: int) -> source_oracle.Source:
+    """What the oracle sees of the source at a step."""
+    sigmas, path = oracle_path(clip)
+    return source_oracle.look_at_source(tiny_model(), path[step], sigmas[step], SOURCE[0][0])
+
+
 def proposals(clip: Clip, layers: str = "all") -> list[dict[str, tuple[Tensor, Tensor]]]:
     """The matches of every step by layer."""
     found = matched(clip, layers=layers)
@@ -165,6 +172,7 @@ def oracle_edit(
         consistency,
         proposals(clip, layers)[first:],
         coarse=layers == COARSE_TO_FINE,
+        looked=lambda step: looked(clip, first + step),
         **choices,
     ).run()
 
@@ -216,10 +224,9 @@ def test_inverted_latents_are_the_oracles(clip: Clip) -> None:
 def test_matches_are_the_oracles() -> None:
     """Apart from ties that float32 cannot decide, which are few."""
     clip = Clip()
-    sigmas, path = oracle_path(clip)
     differing, total = 0, 0
     for j, (step, tokens) in enumerate(zip(matched(clip).steps, proposals(clip), strict=True)):
-        known = source_oracle.look_at_source(tiny_model(), path[j], sigmas[j], SOURCE[0][0])
+        known = looked(clip, j)
         assert set(tokens) == set(known.phi)
         keyframes = step.keyframes.tolist()
         for layer, sides in tokens.items():
@@ -311,8 +318,8 @@ def test_all_that_is_ours_together_is_the_oracles() -> None:
 def test_keyframes_that_see_each_other_merged_are_the_oracles(
     shares: tuple[float, float] | None, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In windows, in all layers but those of 3 x 5 and 2 x 3 tokens."""
-    merged_from = 54
+    """In windows, in all layers but those of 2 x 3 and 1 x 2 tokens."""
+    merged_from = 15
     asked: dict[str, Any] = {
         "propagation": DEEP_FEATURES,
         "attended_keyframes": 4,

@@ -9,8 +9,9 @@ import torch
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 
-from ..helpers import call, edit, injection, invert, relative_error, tiny_model
+from ..helpers import call, injection, invert, relative_error
 from ..once import once_a_module
+from ..small import edit, tiny_model
 from ..tiny_models import moving_clip
 
 LENGTHS, SIZE = (5, 4), (12, 12)

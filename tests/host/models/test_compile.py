@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from tokenflow_pack.tokenflow_ops import DEEP_FEATURES
 
-from ..helpers import edit, injection, relative_error, tiny_model
+from ..helpers import injection, relative_error
+from ..small import edit, tiny_model
 from ..tiny_transformers import tiny_transformer
 from ..transformers.edits import edited
 

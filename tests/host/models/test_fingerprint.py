@@ -34,9 +34,10 @@ from torch import Tensor
 
 from nodes import UNETLoader
 
-from ..helpers import inverted, tiny_model, with_lora
+from ..helpers import with_lora
 from ..once import once_a_module
-from ..tiny_models import SD15, narrow_family, random_weights
+from ..small import inverted, tiny_model
+from ..tiny_models import SMALL_SD15, narrow_family, random_weights
 
 TYPES = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
 # What the host makes of a file: its loader's choices and its options.
@@ -56,14 +57,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"})
     )
     monkeypatch.setattr(
-        comfy.supported_models, "models", [narrow_family(SD15), *comfy.supported_models.models]
+        comfy.supported_models,
+        "models",
+        [narrow_family(SMALL_SD15), *comfy.supported_models.models],
     )
     return tmp_path
 
 
 @once_a_module
 def weights(seed: int = 0) -> dict[str, Tensor]:
-    return random_weights(SD15, seed)
+    return random_weights(SMALL_SD15, seed)
 
 
 def model(

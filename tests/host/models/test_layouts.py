@@ -57,10 +57,11 @@ KNOWN: dict[str, tuple[int, int, range]] = {
     "EDM": (15, 745, range(1, 6)),
     "EDM v InstructPix2Pix": (70, 2567, range(1, 6)),
 }
-# SD 1.5 is what all other tests are on, and these differ from others by their first convolution or
+# SD 1.5 is what other tests are on, and these differ from others by their first convolution or
 # their prediction alone.
-EDITED = [name for name in LAYOUTS if name not in ("SD 1.5", "SD 2.x inpaint", "Segmind Vega")]
-INPAINT = ["SD 1.5 inpaint", "SDXL inpaint"]
+LEFT_OUT = "SD 1.5", "SD 2.x inpaint", "SDXL inpaint", "Segmind Vega"
+EDITED = [name for name in LAYOUTS if name not in LEFT_OUT]
+INPAINT = ["SD 1.5 inpaint"]
 INSTRUCTED = [name for name in LAYOUTS if name.endswith("InstructPix2Pix")]
 # CosXL's edit model sees the pictures in its own space, the others as the autoencoder has them.
 SCALED = ["EDM v InstructPix2Pix"]

@@ -18,9 +18,10 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
 
-from ..helpers import FRAMES, SIZE, call, edit, injection, invert, relative_error, stock, tiny_model
+from ..helpers import FRAMES, SIZE, call, injection, invert, relative_error
 from ..once import once_a_module
-from ..tiny_models import SD15, moving_clip, narrow_family, random_weights
+from ..small import edit, stock, tiny_model
+from ..tiny_models import SMALL_SD15, moving_clip, narrow_family, random_weights
 from . import gguf_models
 
 # The host computes in float32 on a CPU, whatever weights are kept in.
@@ -33,7 +34,9 @@ def _narrow_layout() -> Iterator[None]:
     """The host's loaders know the narrow SD 1.5."""
     patch = pytest.MonkeyPatch()
     patch.setattr(
-        comfy.supported_models, "models", [narrow_family(SD15), *comfy.supported_models.models]
+        comfy.supported_models,
+        "models",
+        [narrow_family(SMALL_SD15), *comfy.supported_models.models],
     )
     yield
     patch.undo()
@@ -45,16 +48,17 @@ def loaded(weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
 
 @once_a_module
 def quantised(kind: str) -> dict[str, Tensor]:
-    """The random SD 1.5 written to a file and read again."""
+    """The random model written to a file and read again."""
     path = Path(folder_paths.get_temp_directory(), f"{kind}.gguf")
-    gguf_models.write(path, random_weights(SD15, 0), gguf_models.KINDS[kind])
+    gguf_models.write(path, random_weights(SMALL_SD15, 0), gguf_models.KINDS[kind])
     return gguf_models.read(path)
 
 
 def kept_in(dtype: torch.dtype) -> tuple[Any, Any]:
     """A model whose weights are kept in a type, and the one with the same numbers in float32."""
-    rounded = {name: weight.to(dtype).float() for name, weight in random_weights(SD15, 0).items()}
-    return loaded(random_weights(SD15, 0), dtype), loaded(rounded, torch.float32)
+    weights = random_weights(SMALL_SD15, 0)
+    rounded = {name: weight.to(dtype).float() for name, weight in weights.items()}
+    return loaded(weights, dtype), loaded(rounded, torch.float32)
 
 
 def in_blocks(kind: str) -> tuple[Any, Any]:
@@ -105,7 +109,7 @@ def test_without_consistency_it_is_the_plain_host_bit_for_bit(name: str) -> None
 @pytest.mark.parametrize("kind", gguf_models.KINDS)
 def test_a_model_in_gguf_is_known_by_its_norms_and_biases(kind: str) -> None:
     model = gguf_models.load(quantised(kind))
-    published = loaded(random_weights(SD15, 0), torch.float16)
+    published = loaded(random_weights(SMALL_SD15, 0), torch.float16)
     for one, two in ((model, published), (published, model), (model, tiny_model())):
         assert is_same_model(one, model_fingerprint(two))
     other = tiny_model(1)

@@ -50,7 +50,8 @@ class Edit:
     after that share, what the negative prompt differs by is carried from the keyframes, by vote.
     lean: whether it is, and every second step is done with what the step before it has kept.
     likeness: whether a token follows the keyframe more that it is likelier in. merged_from: in
-    layers of so many tokens a keyframe sees 2 x 2 tokens of every other one as their mean.
+    layers of so many tokens a keyframe sees 2 x 2 tokens of every other one as their mean. looked:
+    what the source shows at a step, for those who have looked at it before.
     """
 
     patcher: Any
@@ -74,6 +75,7 @@ class Edit:
     lean: bool = False
     likeness: bool = True
     merged_from: float = float("inf")
+    looked: Callable[[int], Source] | None = None
     held: tuple | None = None
 
     @torch.no_grad()
@@ -166,6 +168,8 @@ class Edit:
 
     def known(self, step: int) -> Source:
         """What the source shows at a step."""
+        if self.looked is not None:
+            return self.looked(step)
         return look_at_source(
             self.patcher, self.path[step], self.sigmas[step], self.source, self.pnp_blocks[0]
         )

@@ -30,22 +30,16 @@ from tokenflow_pack.nodes.features import ExtractFeatures
 import nodes
 
 from ..helpers import (
-    applied,
     call,
-    edit,
-    extracted,
     injection,
     interrupted,
     invert,
-    inverted,
-    matched,
     relative_error,
-    stock,
-    tiny_model,
     untouched,
     watched,
     with_lora,
 )
+from ..small import applied, edit, extracted, inverted, matched, stock, tiny_model
 from ..tiny_models import moving_clip
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -33,22 +33,17 @@ from ..helpers import (
     OWN_GUIDANCE,
     POSITIVE,
     SIZE,
-    applied,
     call,
-    edit,
     frames_of,
     injection,
-    inverted,
     lora,
-    matched,
     relative_error,
-    stock,
-    tiny_model,
     untouched,
     watch,
     watched,
     with_lora,
 )
+from ..small import applied, edit, inverted, matched, stock, tiny_model
 from ..tiny_models import random_conditioning
 
 PASS = "tokenflow_pass"
@@ -322,7 +317,7 @@ def test_a_layers_own_choice_of_attention_is_handed_over(monkeypatch: pytest.Mon
     monkeypatch.setattr(calls, "optimized_attention", attend)
     choice = SimpleNamespace(function=None)
     unet = tiny_model().model.diffusion_model
-    layer = unet.get_submodule("output_blocks.8.1.transformer_blocks.0.attn1")
+    layer = unet.get_submodule("output_blocks.1.1.transformer_blocks.0.attn1")
     monkeypatch.setattr(layer, "comfy_attention", choice, raising=False)
     edit(injection=injection())
     assert choice in given

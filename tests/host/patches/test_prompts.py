@@ -42,17 +42,13 @@ from ..helpers import (
     OWN_GUIDANCE,
     POSITIVE,
     SOURCE,
-    applied,
     call,
-    edit,
     invert,
-    inverted,
     lora,
-    matched,
     relative_error,
-    tiny_model,
     with_lora,
 )
+from ..small import applied, edit, inverted, matched, tiny_model
 from ..tiny_models import (
     CONTEXT,
     POOLED,

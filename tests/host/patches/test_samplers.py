@@ -25,20 +25,14 @@ from ..helpers import (
     POSITIVE,
     SOURCE,
     STEPS,
-    applied,
     call,
-    edit,
-    extracted,
     injection,
     invert,
-    inverted,
-    matched,
     relative_error,
-    stock,
-    tiny_model,
     watch,
 )
 from ..once import once_a_module
+from ..small import applied, edit, extracted, inverted, matched, stock, tiny_model
 from ..tiny_models import moving_clip
 
 SMALL = 8, 8

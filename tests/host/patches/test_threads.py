@@ -21,8 +21,9 @@ from tokenflow_pack.modes import MODES
 from tokenflow_pack.tokenflow_ops.passes import JointPass, KeyframePass, Pass, SparseCausalPass
 from torch import Tensor
 
-from ..helpers import applied, injection, matched, relative_error, stock
+from ..helpers import injection, relative_error
 from ..once import once_a_module
+from ..small import applied, matched, stock
 from .two_threads import in_two_threads
 
 ROUNDING = 1e-5

@@ -20,19 +20,8 @@ from torch.nn.functional import interpolate
 
 import nodes
 
-from ..helpers import (
-    SOURCE,
-    applied,
-    call,
-    edit,
-    injection,
-    invert,
-    inverted,
-    matched,
-    relative_error,
-    stock,
-    tiny_model,
-)
+from ..helpers import SOURCE, call, injection, invert, relative_error
+from ..small import applied, edit, inverted, matched, stock, tiny_model
 from ..tiny_models import moving_clip
 
 CLIP = 3, (8, 16)

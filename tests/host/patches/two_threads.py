@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ..tiny_models import tiny_sd15
+from ..tiny_models import SMALL_SD15, tiny_unet
 
 KEY = "two threads"
 # The host tells devices apart by their names, and has one thread for each.
@@ -33,7 +33,7 @@ def in_two_threads(model: Any) -> Any:
 
 def _split(model: Any) -> Any:
     clone = model.clone()
-    copied = clone.clone(model_override=(tiny_sd15().model, ({}, {}, {}, set())))
+    copied = clone.clone(model_override=(tiny_unet(SMALL_SD15).model, ({}, {}, {}, set())))
     copied.load_device, copied.is_multigpu_base_clone = DEVICES[1], True
     clone.set_additional_models("multigpu", [copied])
     return clone
@@ -72,7 +72,7 @@ class Pool:
 
 def _emulated(model: Any) -> Any:
     clone, copied = model.clone(), model.clone()
-    copied.model = tiny_sd15().model
+    copied.model = tiny_unet(SMALL_SD15).model
 
     def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         pool = executor.class_obj.model_options["multigpu_thread_pool"] = Pool()

@@ -27,17 +27,14 @@ from ..helpers import (
     FRAMES,
     OWN_GUIDANCE,
     call,
-    edit,
     injection,
     invert,
-    inverted,
-    matched,
     moving_clip,
     relative_error,
-    tiny_model,
     watch,
     watched,
 )
+from ..small import edit, inverted, matched, tiny_model
 
 SIZE = 8, 16
 
@@ -274,7 +271,7 @@ def test_source_features_between_levels_are_the_keyframes_carried(
         if not isinstance(frames_pass, PropagationPass) or name not in frames_pass.source:
             return
         matches = found.steps[inverted()[0].closest_step(asked.sigma)]
-        layer = next(layer for layer in features.shapes if layer.startswith("output_blocks.4."))
+        layer = next(layer for layer in features.shapes if layer.startswith("output_blocks.1."))
         past, future = (side.long() for side in matches.tokens(features.matched_by[layer]))
         weights = matches.weight(features.matched_by[layer])
         for row, frame in enumerate(frames_pass.frames.tolist()):

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from .workflows import FRAMES, TRANSFORMERS, Run
 
+SCALED = {"width": 64, "height": 64}
+
 
 @pytest.fixture
 def workflow(server: Any, queue: Callable[..., Any]) -> Callable[..., Run]:
@@ -62,7 +64,7 @@ def own_clip(server: Any) -> str:
 
 @pytest.mark.parametrize(
     ("bypassed", "size", "told"),
-    [((), (128, 128), 0), (("ImageScale",), (132, 68), 1)],
+    [((), (64, 64), 0), (("ImageScale",), (132, 68), 1)],
     ids=["scaled", "as large as it is"],
 )
 def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
@@ -73,7 +75,7 @@ def test_a_clip_of_ones_own_is_edited_and_compared_at_its_speed_with_its_sound(
     size: tuple[int, int],
     told: int,
 ) -> None:
-    run = workflow("public_code", *bypassed)(LoadVideo={"file": own_clip})
+    run = workflow("public_code", *bypassed)(LoadVideo={"file": own_clip}, ImageScale=SCALED)
     run.check_videos()
     edits = set()
     for name in run.result.files():
@@ -183,7 +185,7 @@ def test_keyframes_come_from_an_editor_that_takes_instructions(
 def test_the_public_codes_choices_are_measured_beside_the_packs_own(
     workflow: Callable[..., Run],
 ) -> None:
-    run = workflow("public_code")()
+    run = workflow("public_code")(ImageScale=SCALED)
     run.check_videos()
     (metrics,) = run.nodes("TokenFlowMetrics")
     errors = re.findall(r"warp error +([\d.]+)e-3", run.result.texts()[metrics][0])
@@ -191,7 +193,7 @@ def test_the_public_codes_choices_are_measured_beside_the_packs_own(
 
 
 def test_all_modes_are_compared_under_their_names(workflow: Callable[..., Run]) -> None:
-    run = workflow("comparison")(TokenFlowInvertVideo={"steps": 2})
+    run = workflow("comparison")(TokenFlowInvertVideo={"steps": 2}, ImageScale=SCALED)
     run.check_videos()
     (names,), (metrics,), (grid,) = (
         run.nodes(kind)
@@ -305,7 +307,7 @@ def test_a_long_clip_is_edited_with_its_sound_and_its_inversion_kept(
 
 
 def test_two_prompts_share_all_that_is_done_once_per_clip(workflow: Callable[..., Run]) -> None:
-    run = workflow("two_prompts")()
+    run = workflow("two_prompts")(ImageScale=SCALED)
     run.check_videos()
     first, second = run.nodes("TokenFlowSampler")
     assert not torch.allclose(run.latents_of(first), run.latents_of(second), atol=1e-2)

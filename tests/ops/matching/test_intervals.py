@@ -80,7 +80,7 @@ def test_a_pan_is_divided_by_how_much_of_the_picture_is_left() -> None:
     # After 7 frames 9 of 16 columns are left, after 15 one.
     assert divided(panned(32, 1), 4) == (0, 8, 16, 24)
     assert divided(panned(32, 1), 8) == (0, 8, 16, 24)
-    assert divided(panned(16, 3), 2) == (0, 4, 8, 12)
+    assert divided(panned(16, 2), 2) == (0, 4, 8, 12)  # 10 columns after 3
 
 
 def test_a_still_ground_does_not_hide_what_changes_before_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..host.files.timings import search_timings
+from ..host.shards import together
 from ..host.validation.checks import check_frame_count
 from ..host.validation.errors import NodeError, library_error
 from ..host.video.clips import Clip, channels_first
@@ -187,9 +189,12 @@ class BuildCorrespondences(io.ComfyNode):
             shots: tuple[int, ...] = ONE_SHOT
             starts: tuple[int, ...] | None = None
             if cuts == FOUND:
-                shots = find_cuts(features.inversion.latents[-1], device, check)
+                latents = features.inversion.latents[-1]
+                shots = together().once(partial(find_cuts, latents, device, check))
             if intervals == BY_CONTENT:
-                starts = intervals_by_content(features, keyframe_interval, device, check, shots)
+                starts = intervals_by_content(
+                    features, keyframe_interval, device, check, shots, together()
+                )
             found = build_correspondences(
                 features,
                 keyframe_interval,

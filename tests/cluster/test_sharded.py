@@ -40,8 +40,13 @@ ASKED = {
 }
 EDITS: dict[str, dict[str, Any]] = {
     "defaults": WINDOWS | ASKED,
-    "attention": WINDOWS | {"edit.propagation": "attention", "edit.carry_until": 0.0},
-    "per frame": {"edit.consistency": "per frame"},
+    "attention": WINDOWS
+    | {
+        "build.intervals": "by content",
+        "edit.propagation": "attention",
+        "edit.carry_until": 0.0,
+    },
+    "per frame": ASKED | {"build.intervals": "by content", "edit.consistency": "per frame"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..features.source_features import SourceFeatures
 from ..keyframes import ONE_SHOT
+from ..shards import ALONE, Shards
 from .cuts import moves_along
 from .search import nearest_tokens, release_scratch
 
@@ -27,6 +29,7 @@ def intervals_by_content(
     device: torch.device | str = "cpu",
     check: Callable[[], None] = lambda: None,
     shots: Sequence[int] = ONE_SHOT,
+    shards: Shards = ALONE,
 ) -> tuple[int, ...]:
     """Joins even intervals whose first and last frame show much the same.
 
@@ -39,15 +42,19 @@ def intervals_by_content(
         device: Where to compare.
         check: Called before every comparison; may raise to stop.
         shots: The first frame of each shot, ascending from 0; intervals begin anew at each.
+        shards: The machines that share the clip, which have to find the same.
 
     Returns:
         The first frame of each interval, ascending from 0.
     """
     seen = _Seen(features, device)
+    # The first frame of an interval is compared with several.
+    first_tokens = lru_cache(maxsize=1)(seen.tokens)
 
     def alike(first: int, last: int) -> bool:
         check()
-        return seen.alike(first, last)
+        pair = first_tokens(first), seen.tokens(last)
+        return shards.once(lambda: seen.alike(*pair))
 
     spans = pairwise([*shots, features.inversion.frames])
     try:
@@ -78,18 +85,21 @@ class _Seen:
         self.grid = rows, columns = features.grid(features.finest)
         places = torch.arange(rows * columns, device=device)
         self.places = torch.stack([places // columns, places % columns])
-        self.held: tuple[int, Tensor] | None = None
 
-    def alike(self, first: int, last: int) -> bool:
-        """Whether each of two frames could be made of the other one.
+    def tokens(self, frame: int) -> Tensor:
+        """A frame's tokens (P, C) at the least noisy step that has features."""
+        features, finest = self.features, self.features.finest
+        found = features.at(features.steps[-1], finest, torch.tensor([frame]))
+        held = {layer: tokens.to(self.device) for layer, tokens in found.items()}
+        return features.describe(held, finest)[0]
+
+    def alike(self, one: Tensor, other: Tensor) -> bool:
+        """Whether each of two frames (P, C) could be made of the other one.
 
         A token's match in the other frame should match the token itself, and lie beside those of
         its neighbours. Tokens that stay where they are say nothing: a still ground holds, whatever
         moves on it.
         """
-        if self.held is None or self.held[0] != first:
-            self.held = first, self._tokens(first)
-        one, other = self.held[1], self._tokens(last)
         there, back = nearest_tokens(one[None], other)[0], nearest_tokens(other[None], one)[0]
         return all(self._found(*ways) for ways in ((there, back), (back, there)))
 
@@ -103,10 +113,3 @@ class _Seen:
     def _moved(self, tokens: Tensor) -> Tensor:
         """By how many rows and columns each place's token is another one, (2, rows, columns)."""
         return (self.places[:, tokens] - self.places).unflatten(1, self.grid)
-
-    def _tokens(self, frame: int) -> Tensor:
-        """Its tokens (P, C) at the least noisy step that has features."""
-        features, finest = self.features, self.features.finest
-        found = features.at(features.steps[-1], finest, torch.tensor([frame]))
-        held = {layer: tokens.to(self.device) for layer, tokens in found.items()}
-        return features.describe(held, finest)[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenflow_ops import build_correspondences, nearest_tokens
 from tokenflow_ops.keyframes import interval_starts
 from tokenflow_ops.matching.intervals import JOINED, intervals_by_content
+from tokenflow_ops.shards import Alone
 
 from ..made import ONLY, random, source_of
 
@@ -90,6 +91,16 @@ def test_a_still_ground_does_not_hide_what_changes_before_it() -> None:
 
 def test_one_frame() -> None:
     assert divided(random(0, 1, ROWS, COLUMNS, 8), 8) == (0,)
+
+
+def test_machines_that_share_a_clip_take_what_the_first_one_finds() -> None:
+    class Second(Alone):
+        def once(self, make: Any) -> Any:
+            return False
+
+    still = random(0, ROWS, COLUMNS, 8).repeat(16, 1, 1, 1)
+    assert divided(still, 4) == (0,)
+    assert divided(still, 4, shards=Second()) == (0, 4, 8, 12)
 
 
 def test_it_can_be_stopped() -> None:

@@ -82,6 +82,17 @@ def extracted(
     )[0]
 
 
+def built(features: Any, interval: int = 2) -> Any:
+    """Build NN Correspondences' output, with even intervals: tests count on how many there are."""
+    return call(
+        BuildCorrespondences.execute,
+        features,
+        keyframe_interval=interval,
+        intervals="even",
+        backend="torch",
+    )[0]
+
+
 @once_a_session
 def matched(
     frames: int = FRAMES,
@@ -90,14 +101,8 @@ def matched(
     interval: int = 2,
     of: Callable[[], Any] = tiny_model,
 ) -> Any:
-    """Build NN Correspondences' output."""
-    return call(
-        BuildCorrespondences.execute,
-        extracted(frames, size, storage, of),
-        keyframe_interval=interval,
-        intervals="even",
-        backend="torch",
-    )[0]
+    """As `built`, of the clip."""
+    return built(extracted(frames, size, storage, of), interval)
 
 
 @once_a_session

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import fatezero
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops.baselines import blending
@@ -17,6 +16,7 @@ from tokenflow_pack.tokenflow_ops.passes import BlendedPass
 from ..helpers import (
     NEGATIVE,
     SOURCE,
+    built,
     call,
     edit,
     invert,
@@ -71,13 +71,7 @@ def matched(frames: int = FRAMES) -> Any:
         "one noise level",
         storage="memory",
     )[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 @once_a_module

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from tokenflow_pack.host.validation.errors import NodeError
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops.baselines.fusion import motion_from_first
@@ -17,6 +16,7 @@ from ..helpers import (
     POSITIVE,
     SOURCE,
     applied,
+    built,
     call,
     edit,
     injection,
@@ -48,13 +48,7 @@ def matched(frames: int = FRAMES) -> Any:
         "one noise level",
         storage="memory",
     )[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 @once_a_module

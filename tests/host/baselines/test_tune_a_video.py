@@ -15,7 +15,6 @@ from comfy import model_management
 from comfy_extras import nodes_train
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import tune_a_video as tuning
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.tuning import TuneAVideo
 from tokenflow_pack.tokenflow_ops.passes import SparseCausalPass
@@ -27,6 +26,7 @@ from ..helpers import (
     NEGATIVE,
     POSITIVE,
     SOURCE,
+    built,
     call,
     edit,
     interrupted,
@@ -218,13 +218,7 @@ def test_the_tuned_model_inverts_and_edits() -> None:
         "one noise level",
         storage="memory",
     )[0]
-    matched = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    matched = built(features)
     found, plain = (
         edit(one, correspondences=matched, consistency="sparse-causal")
         for one in (model, tiny_model())

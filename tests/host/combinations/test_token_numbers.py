@@ -12,12 +12,12 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_tomesd import TomePatchModel
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import MODES
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.tokenflow_ops import edit as method
 
 from ..helpers import (
     applied,
+    built,
     call,
     edit,
     extracted,
@@ -125,13 +125,7 @@ def test_a_downscale_at_all_steps_of_source_and_edit_works() -> None:
     assert sum(tokens for tokens, _ in features.shapes.values()) < sum(
         tokens for tokens, _ in extracted(*CLIP).shapes.values()
     )
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
     again = partial(
         edit, downscaled(), correspondences=correspondences, injection=injection(), start=0.6
     )

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from tokenflow_pack.modes import MODES
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 
-from ..helpers import FRAMES, SIZE, call, edit, invert, matched, moving_clip, tiny_model
+from ..helpers import FRAMES, SIZE, built, call, edit, invert, matched, moving_clip, tiny_model
 
 
 @pytest.fixture
@@ -58,13 +57,7 @@ def matched_anew(**schedule: Any) -> Any:
     """The clip's matches after an inversion of another schedule."""
     inversion = invert(tiny_model(), moving_clip(FRAMES, *SIZE), **schedule)[0]
     features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="memory")[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 def test_a_share_is_of_the_noise_and_not_of_the_steps(carried: list[Any]) -> None:

@@ -11,14 +11,13 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom, SplitSigmas
 from tokenflow_pack.modes import MODES
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from torch import Tensor
 
 import nodes
 
-from ..helpers import NEGATIVE, POSITIVE, call, injection, invert, relative_error, watch
+from ..helpers import NEGATIVE, POSITIVE, built, call, injection, invert, relative_error, watch
 from ..once import once_a_module
 from ..small import applied, edit, tiny_model
 from ..tiny_models import moving_clip
@@ -49,13 +48,7 @@ def matched(depth: float = 1.0) -> Any:
         "one noise level",
         storage="memory",
     )[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 @once_a_module

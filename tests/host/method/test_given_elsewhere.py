@@ -9,7 +9,6 @@ import folder_paths
 import pytest
 import torch
 from tokenflow_pack.host.files.folders import SUFFIX
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling.sampler import Sampler
@@ -22,6 +21,7 @@ from ..helpers import (
     FRAMES,
     SIZE,
     SOURCE,
+    built,
     call,
     edit,
     inverted,
@@ -89,13 +89,7 @@ def test_from_a_stored_inversion_it_is_the_same(
     features = call(
         ExtractFeatures.execute, tiny_model(), loaded, layers="all", steps="every", storage="memory"
     )[0]
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
     wanted = edit(keyframes=given(clip()), correspondences=matched())
     assert torch.equal(edit(keyframes=given(clip()), correspondences=correspondences), wanted)
 
@@ -114,13 +108,7 @@ def test_on_a_transformer(name: str) -> None:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
 
     def made(latents: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"cfg": 3.0, "keyframes": given(latents)}

@@ -20,7 +20,6 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from tokenflow_pack.host import families
 from tokenflow_pack.host.calls import Handover
 from tokenflow_pack.host.validation.errors import NodeError
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.sampling.sampler import Sampler
@@ -29,7 +28,7 @@ from tokenflow_pack.tokenflow_ops.backbone import Backbone
 from tokenflow_pack.tokenflow_ops.passes import AttentionCall
 from torch import Tensor, nn
 
-from ..helpers import call, invert, relative_error, watch
+from ..helpers import built, call, invert, relative_error, watch
 from ..once import once_a_module
 from ..tiny_models import CHANNELS, CONTEXT, moving_clip, random_conditioning, random_module
 
@@ -183,13 +182,7 @@ def matched(interval: int) -> Any:
     features = call(
         ExtractFeatures.execute, model(), inversion, layers="all", steps="every", storage="memory"
     )[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=interval,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features, interval)
 
 
 def edited(interval: int = 2, inject: bool = False, **inputs: Any) -> Tensor:

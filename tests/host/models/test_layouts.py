@@ -27,7 +27,7 @@ from torch import Tensor
 
 from nodes import InpaintModelConditioning
 
-from ..helpers import call, invert, relative_error, watched
+from ..helpers import built, call, invert, relative_error, watched
 from ..once import once_a_module
 from ..oracles import plain as oracle
 from ..oracles import source as source_oracle
@@ -404,13 +404,7 @@ def test_an_inpainting_model_takes_plain_prompts() -> None:
             steps="every",
             storage=storage,
         )[0]
-        correspondences = call(
-            BuildCorrespondences.execute,
-            features,
-            keyframe_interval=2,
-            intervals="even",
-            backend="torch",
-        )[0]
+        correspondences = built(features)
         injection = call(PlugAndPlay.execute, *SHARES)[0]
         edits.append(
             call(

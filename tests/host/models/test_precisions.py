@@ -14,11 +14,10 @@ import folder_paths
 import pytest
 import torch
 from tokenflow_pack.host.validation.fingerprint import is_same_model, model_fingerprint
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
 
-from ..helpers import FRAMES, SIZE, call, injection, invert, relative_error
+from ..helpers import FRAMES, SIZE, built, call, injection, invert, relative_error
 from ..once import once_a_module
 from ..small import edit, stock, tiny_model
 from ..tiny_models import SMALL_SD15, moving_clip, narrow_family, random_weights
@@ -80,13 +79,7 @@ def edited(model: Any) -> tuple[Tensor, Tensor]:
     features = call(
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute"
     )[0]
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
     return inversion.latents[0], edit(model, correspondences=correspondences, injection=injection())
 
 

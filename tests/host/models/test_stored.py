@@ -25,7 +25,6 @@ from safetensors import safe_open
 from tokenflow_pack.host.files.folders import SUFFIX, new_path, stored_names, stored_path
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.nodes import stored
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.stored import LoadInversion, SaveInversion
 from tokenflow_pack.tokenflow_ops.storage.prompt import Prompt
@@ -33,7 +32,7 @@ from tokenflow_pack.tokenflow_ops.storage.stored import write_inversion
 
 import nodes
 
-from ..helpers import POSITIVE, SOURCE, call, edit, executor, invert, inverted, tiny_model
+from ..helpers import POSITIVE, SOURCE, built, call, edit, executor, invert, inverted, tiny_model
 from ..once import once_a_module
 from ..tiny_models import moving_clip
 
@@ -93,15 +92,7 @@ def test_an_edit_from_a_file_is_the_edit_to_the_bit() -> None:
 
     def edited(inversion: Any) -> torch.Tensor:
         features = call(ExtractFeatures.execute, tiny_model(), inversion, storage="recompute")[0]
-        return edit(
-            correspondences=call(
-                BuildCorrespondences.execute,
-                features,
-                keyframe_interval=2,
-                intervals="even",
-                backend="torch",
-            )[0]
-        )
+        return edit(correspondences=built(features))
 
     assert torch.equal(edited(load()[0]), edited(inverted(*CLIP)[0]))
 

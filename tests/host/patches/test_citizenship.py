@@ -30,6 +30,7 @@ from tokenflow_pack.nodes.features import ExtractFeatures
 import nodes
 
 from ..helpers import (
+    built,
     call,
     injection,
     interrupted,
@@ -61,13 +62,7 @@ def whole_path(model: Any) -> None:
     features = call(
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="recompute"
     )[0]
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
     edit(model, correspondences=correspondences, injection=injection())
 
 

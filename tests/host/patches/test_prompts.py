@@ -31,7 +31,6 @@ from comfy_extras.nodes_hooks import (
 from safetensors.torch import save_file
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.host.validation.errors import NodeError
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
 
@@ -42,6 +41,7 @@ from ..helpers import (
     OWN_GUIDANCE,
     POSITIVE,
     SOURCE,
+    built,
     call,
     invert,
     lora,
@@ -262,13 +262,7 @@ def test_an_embedding_of_a_file_is_read_and_edits(files: Path) -> None:
     features = call(
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory"
     )[0]
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
 
     def edited(text: str) -> Tensor:
         return edit(model, encoded(text), negative, correspondences, start=0.5)
@@ -309,13 +303,7 @@ def test_an_image_of_unclip_holds_on_all_frames() -> None:
     features = call(
         ExtractFeatures.execute, model, inversion, layers="all", steps="every", storage="memory"
     )[0]
-    correspondences = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    correspondences = built(features)
     image = SimpleNamespace(
         image_embeds=torch.randn(
             1, (POOLED + SIZES) // 2, generator=torch.Generator().manual_seed(0)

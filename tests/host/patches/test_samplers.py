@@ -25,6 +25,7 @@ from ..helpers import (
     POSITIVE,
     SOURCE,
     STEPS,
+    built,
     call,
     injection,
     invert,
@@ -195,13 +196,7 @@ def test_every_scheduler_edits(name: str) -> None:
     features = call(ExtractFeatures.execute, tiny_model(), inversion, layers="all", steps="every")[
         0
     ]
-    found = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    found = built(features)
     samples = edit(correspondences=found, injection=injection())
     assert samples.shape == (3, 4, *SMALL)
     assert torch.isfinite(samples).all()

@@ -16,7 +16,6 @@ from tokenflow_pack.host import memory
 from tokenflow_pack.host.families.unet import find
 from tokenflow_pack.host.measuring.reconstruction import compare_pictures, describe_loss
 from tokenflow_pack.modes import MODES
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.tokenflow_ops import ATTENTION
@@ -26,6 +25,7 @@ from torch import Tensor
 from ..helpers import (
     FRAMES,
     OWN_GUIDANCE,
+    built,
     call,
     injection,
     invert,
@@ -254,13 +254,7 @@ def test_source_features_between_levels_are_the_keyframes_carried(
     source was seen at one level.
     """
     features = call(ExtractFeatures.execute, tiny_model(), inverted()[0])[0]
-    found = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    found = built(features)
     name = find(tiny_model().model.diffusion_model).injected_hidden
     keyframes: dict[str, torch.Tensor] = {}
     frames: list[int] = []

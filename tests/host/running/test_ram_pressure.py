@@ -11,11 +11,10 @@ import torch
 from comfy_execution.caching import CacheKeySetID, RAMPressureCache
 from execution import CacheEntry
 from tokenflow_pack.host import memory
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from torch import Tensor
 
-from ..helpers import call, extracted, invert, inverted, matched, tiny_model
+from ..helpers import built, call, extracted, invert, inverted, matched, tiny_model
 from ..tiny_models import moving_clip
 
 PICTURES = "pictures"
@@ -86,13 +85,7 @@ def test_matches_count_once_however_many_steps_share_them(monkeypatch: pytest.Mo
         steps="one noise level",
         storage="recompute",
     )[0]
-    found = call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    found = built(features)
     pairs = found.steps[0].pairs
     tables = *pairs.tokens.values(), *(pairs.likeness or {}).values()
     assert all(step.pairs is found.steps[0].pairs for step in found.steps)

@@ -7,13 +7,12 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import torch
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
-from ..helpers import call
+from ..helpers import built, call
 from ..once import once_a_session
 from ..tiny_transformers import clip, prompt, tiny_transformer
 
@@ -43,13 +42,7 @@ def matched(name: str, frames: int = FRAMES, depth: float = 1.0, interval: int =
     features = call(
         ExtractFeatures.execute, tiny_transformer(name), inverted(name, frames, depth)[0]
     )[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=interval,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features, interval)
 
 
 def matched_by(model: Any, name: str) -> Any:
@@ -64,13 +57,7 @@ def matched_by(model: Any, name: str) -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 @once_a_session
@@ -89,13 +76,7 @@ def copies(name: str) -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, tiny_transformer(name), inversion)[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 def edited(name: str, model: Any = None, positive: Any = POSITIVE, **inputs: Any) -> Tensor:

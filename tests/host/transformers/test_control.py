@@ -12,7 +12,6 @@ import torch
 from tokenflow_pack.host.families import backbone_of
 from tokenflow_pack.host.families.transformer import outer_control
 from tokenflow_pack.host.validation.errors import NodeError
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.sampling.sampler import Sampler
@@ -21,7 +20,7 @@ from torch import Tensor
 
 import nodes
 
-from ..helpers import call, relative_error, watch
+from ..helpers import built, call, relative_error, watch
 from ..once import once_a_module
 from ..tiny_transformers import clip, prompt, tiny_transformer
 from . import edits
@@ -71,13 +70,7 @@ def matched(name: str, copies: bool = False) -> Any:
     latents = torch.cat([latents] * FRAMES) if copies else latents
     inversion = invert(name, {"samples": latents}, prompt(layout, SOURCE))
     features = call(ExtractFeatures.execute, tiny_transformer(layout), inversion)[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 def edited(name: str, prompts: tuple[Any, Any], copies: bool = False, **inputs: Any) -> Tensor:

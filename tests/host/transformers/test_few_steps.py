@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import nodes
 
-from ..helpers import call, relative_error
+from ..helpers import built, call, relative_error
 from ..once import once_a_module
 from ..tiny_transformers import clip, prompt, tiny_transformer
 from .edits import FRAMES, NEGATIVE, POSITIVE, SIZE, SOURCE, edited
@@ -42,13 +41,7 @@ def matched(copies: bool) -> Any:
         check_reconstruction=False,
     )[0]
     features = call(ExtractFeatures.execute, model, inversion)[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=2,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features)
 
 
 def painted(noise: str, copies: bool, **inputs: Any) -> Tensor:

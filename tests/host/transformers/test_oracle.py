@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
@@ -16,7 +15,7 @@ from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from torch import Tensor
 
-from ..helpers import call, relative_error
+from ..helpers import built, call, relative_error
 from ..once import once_a_module
 from ..oracles.transformers import method as oracle
 from ..oracles.transformers.flux import Flux
@@ -77,13 +76,7 @@ def inverted(name: str, frames: int) -> Any:
 @once_a_module
 def matched(name: str, frames: int = 5) -> Any:
     features = call(ExtractFeatures.execute, tiny_transformer(name), inverted(name, frames))[0]
-    return call(
-        BuildCorrespondences.execute,
-        features,
-        keyframe_interval=INTERVAL,
-        intervals="even",
-        backend="torch",
-    )[0]
+    return built(features, INTERVAL)
 
 
 def edited(name: str, correspondences: Any, **inputs: Any) -> Tensor:

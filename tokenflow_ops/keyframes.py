@@ -52,7 +52,7 @@ def choose_keyframes(
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**63)
     if starts is None:
         starts = interval_starts(frames, interval)
-    lengths = torch.cat([starts[1:], torch.tensor([frames])]) - starts
+    lengths = starts.diff(append=torch.tensor([frames]))
     apart = -(-lengths // interval)
     turns = -(-lengths // apart)
     draws = torch.rand(len(starts), generator=generator, dtype=torch.float64)

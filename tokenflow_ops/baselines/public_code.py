@@ -32,7 +32,7 @@ def chunk_neighbours(frames: int, interval: int, starts: Tensor | None = None) -
         The two keyframes and the weight of each of the N frames.
     """
     starts = interval_starts(frames, interval) if starts is None else starts
-    lengths = torch.cat([starts[1:], torch.tensor([frames])]) - starts
+    lengths = starts.diff(append=torch.tensor([frames]))
     centres = starts + lengths.clamp(min=interval) // 2
     index = torch.arange(frames)
     own = torch.searchsorted(starts, index, right=True) - 1

@@ -13,7 +13,7 @@ from ..features.source_features import SourceFeatures
 from ..keyframes import ONE_SHOT
 from ..shards import ALONE, Shards
 from .cuts import moves_along
-from .search import nearest_tokens, release_scratch
+from .search import nearest_tokens
 
 # So many usual intervals share one keyframe at most.
 JOINED = 4
@@ -37,7 +37,7 @@ def intervals_by_content(
     intervals are even.
 
     Args:
-        features: The source's, on which frames are compared at the step with the finest detail.
+        features: The source's, on which frames are compared, at the least noisy step that has them.
         interval: Frames of a usual interval.
         device: Where to compare.
         check: Called before every comparison; may raise to stop.
@@ -57,12 +57,7 @@ def intervals_by_content(
         return shards.once(lambda: seen.alike(*pair))
 
     spans = pairwise([*shots, features.inversion.frames])
-    try:
-        return tuple(
-            start for first, stop in spans for start in _joined(first, stop, interval, alike)
-        )
-    finally:
-        release_scratch()
+    return tuple(start for first, stop in spans for start in _joined(first, stop, interval, alike))
 
 
 def _joined(

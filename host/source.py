@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..tokenflow_ops import Inversion, invert
 from ..tokenflow_ops.features.source_features import Consumer
+from ..tokenflow_ops.inversion import makes_pair
 from ..tokenflow_ops.passes import CapturePass, Pass
 from ..tokenflow_ops.shards import ALONE
 from .checkpoints.folders import Keeper
@@ -88,7 +89,7 @@ def invert_frames(
 
         for index, reached in invert(epsilon, x, upwards.flip(0), iterations, extrapolate, pairs):
             path[index].copy_(reached)
-            run.in_pairs = pairs and 2 * index > top
+            run.in_pairs = pairs and makes_pair(index, top)
             if index < top and callback is not None:
                 callback(
                     {

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from ..tokenflow_ops import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, spread
+from ..tokenflow_ops.propagation import REPEATS, Repeats
 
 BY_PRESET, NUMBER_BY_PRESET = "as preset", -1  # for a choice, and for numbers
 MOST_KEYFRAMES = 4096
 # Of presets that carry pictures, for transformers: for as long as Plug-and-Play holds the layout.
 TRANSFORMERS_CARRY_UNTIL = 0.5
+LEAN = Repeats(0.0, 1.0, apart=1.0)  # every second step after pictures are carried
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Preset:
         steps: What share of the inverted steps TokenFlow Sampler takes, above 0 to 1.
         attended_keyframes: To how many a keyframe attends at most, 0 for the mode's own number.
         guides_along: Whether frames take the guidance of the keyframes.
-        repeats: Whether every second step takes what keyframes have left in the step before.
+        repeats: Which steps take what keyframes have left in the step before, None for none.
         merges: Whether a keyframe sees the others' tokens merged, where there are many.
     """
 
@@ -36,7 +38,7 @@ class Preset:
     steps: float = 1.0
     attended_keyframes: int = 0
     guides_along: bool = False
-    repeats: bool = False
+    repeats: Repeats | None = None
     merges: bool = False
 
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
@@ -61,7 +63,7 @@ class Preset:
             self.steps,
             attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
             self.guides_along and propagation != ATTENTION,
-            self.repeats,
+            self.repeats if chosen == DEEP_FEATURES or self.repeats == LEAN else None,
             self.merges and chosen == DEEP_FEATURES,
         )
 
@@ -77,9 +79,13 @@ class Preset:
 
 BALANCED = "balanced"
 PRESETS = {
-    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, merges=True),
+    BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=REPEATS, merges=True),
     "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
-    "fast": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.5, guides_along=True, merges=True),
-    "draft": Preset(DEEP_FEATURES, CARRY_UNTIL, 0.25, guides_along=True, merges=True),
-    "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=True, merges=True),
+    "fast": Preset(
+        DEEP_FEATURES, CARRY_UNTIL, 0.5, guides_along=True, repeats=REPEATS, merges=True
+    ),
+    "draft": Preset(
+        DEEP_FEATURES, CARRY_UNTIL, 0.25, guides_along=True, repeats=REPEATS, merges=True
+    ),
+    "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=LEAN, merges=True),
 }

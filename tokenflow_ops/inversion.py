@@ -12,14 +12,15 @@ from torch import Tensor
 
 from .storage.counted import Counted
 
-# So many steps of a UNet's schedule lie close enough to be made in pairs.
-PAIRS_FROM = 40
+# So many steps of a UNet's schedule lie close enough to be made in pairs, where there is little
+# noise: in this share of the steps.
+PAIRS_FROM, PAIRED = 40, 0.6
 # How much of the pictures' slope is believed over two steps. With all of it what was seen a little
 # wrongly is twice as wrong in the next pair, and on some clips it grows from pair to pair.
 FOLLOWED = 0.25
 # More evaluations at the first step of an extrapolated inversion, which has nothing to start from
-# and multiplies the noise level the most.
-FIRST_STEP_CALLS = 3
+# and multiplies the noise level the most. Where steps lie close enough for pairs it is a short one.
+FIRST_STEP_CALLS, FIRST_OF_PAIRS_CALLS = 3, 1
 
 
 def invert(
@@ -44,11 +45,11 @@ def invert(
         iterations: Fixed-point steps; 0 is plain DDIM inversion.
         extrapolate: 0 for none. 1: start each step's iterations not at x_j but where the picture
             that the model saw in the last two steps, x - sigma eps, continues linearly over log
-            sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step. n > 1: from
-            the third step on only each n-th one up to the noisiest is evaluated, the others end
-            where the picture continues.
-        pairs: Whether in the half with less noise, from the third step on, two steps are made with
-            one evaluation (see `_two_steps`).
+            sigma. This costs no evaluation, except FIRST_STEP_CALLS at the first step (in pairs
+            FIRST_OF_PAIRS_CALLS). n > 1: from the third step on only each n-th one up to the
+            noisiest is evaluated, the others end where the picture continues.
+        pairs: Whether where there is little noise, from the third step on, two steps are made with
+            one evaluation (see `makes_pair` and `_two_steps`).
 
     Yields:
         (index, x) with x the latents at sigmas[index], from index S (x0 itself) to 0.
@@ -68,7 +69,7 @@ def invert(
     index = steps - 1
     while index >= 0:
         known, sigma = sigmas[index + 1], sigmas[index]
-        if pairs and len(pictures) == 2 and 2 * (index - 1) >= steps:
+        if pairs and len(pictures) == 2 and makes_pair(index, steps):
             levels = known, sigma, sigmas[index - 1]
             between, x, picture = _two_steps(epsilon, x, pictures, levels)
             yield index, between
@@ -81,7 +82,7 @@ def invert(
                 if len(pictures) == 2 and index % extrapolate:
                     calls = 0
             elif extrapolate:
-                calls += FIRST_STEP_CALLS
+                calls += FIRST_OF_PAIRS_CALLS if pairs else FIRST_STEP_CALLS
             x, picture = _step(epsilon, x, guess, (known, sigma), calls)
         if picture is not None:
             pictures = [*pictures[-1:], (sigma.log(), picture)]
@@ -101,6 +102,19 @@ def may_pair(steps: int, iterations: int, flow: bool = False) -> bool:
         What `invert` takes as `pairs`.
     """
     return steps >= PAIRS_FROM and not iterations and not flow
+
+
+def makes_pair(index: int, steps: int) -> bool:
+    """Tells whether an inversion in pairs makes a step and the next one together.
+
+    Args:
+        index: The step ends at sigmas[index], counted as by `invert`.
+        steps: How many are inverted.
+
+    Returns:
+        Whether both lie where there is little noise.
+    """
+    return steps - (index - 1) <= PAIRED * steps
 
 
 def _step(

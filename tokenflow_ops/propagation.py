@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .parameterization import before
+from .parameterization import before, passed
 
 # What frames between keyframes take from them: features that come up to the UNet's full resolution,
 # or attention's output as in the paper.
@@ -36,6 +38,47 @@ def carries_pictures(share: float, begins: float, ends: float) -> bool:
         (False, True)
     """
     return share == 1 or (before(share, begins) and ends > 0)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Which steps take what keyframes have left in the step before (see `edit.edit_again`).
+
+    Every second one of those between two shares of SD's schedule, by its noise.
+
+    Attributes:
+        first: The share from which on keyframes leave something, 0 to 1.
+        until: The share up to which they do.
+        apart: How much of the schedule lies between two such steps at most: what is further away
+            has changed.
+
+    Examples:
+        >>> repeats = Repeats(0.2, 0.6, apart=0.1)
+        >>> [repeats.follow(*step) for step in ((6.0, 4.4), (2.3, 1.6), (2.3, 0.6), (0.5, 0.4))]
+        [False, True, False, False]
+    """
+
+    first: float
+    until: float
+    apart: float
+
+    def follow(self, begins: float, ends: float) -> bool:
+        """Tells whether the step after this one may take what its keyframes leave.
+
+        Args:
+            begins: Noise over signal where the step begins.
+            ends: The same where it ends, and the next one begins; 0 after the last.
+
+        Returns:
+            Whether it may.
+        """
+        within = not before(self.first, begins) and before(self.until, begins)
+        return within and ends > 0 and passed(ends) - passed(begins) <= self.apart
+
+
+# Every second step from carried pictures on, but not while the last details are drawn, and only
+# where steps lie as close as forty or more do.
+REPEATS = Repeats(0.0, 0.6, apart=0.026)
 
 
 def propagate(

@@ -16,29 +16,28 @@ import argparse
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_sampling import ModelSamplingDiscrete
-from comfy.samplers import calculate_sigmas
 from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.host.files.demo_model import load_demo_model
-from tokenflow_pack.host.source import evaluations
-from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENTS
+from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS
-from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
+from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
-from tokenflow_pack.tokenflow_ops.inversion import may_pair
-from tokenflow_pack.tokenflow_ops.parameterization import before
+from tokenflow_pack.tokenflow_ops.propagation import carries_pictures
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.tools.markdown import figure, table
 from bench.tools.models import COMMON, LAYOUTS, TOKENS
+from bench.tools.steps import Steps, asked, levels_of
 
 SIZES = {"embedded": 128, "sd15": 512, "sdxl": 1024}
-HALVED = "inversion, every other step"
+HALVED, LEAN = "inversion, every other step", "lean"
 # Bytes of a number: of what is computed on a GPU, and of the path to noise.
 HALF, FULL = 2, 4
 
@@ -82,12 +81,6 @@ class Parts:
         # Merged tokens are projected to keys and values beside all the others.
         more = sum(4.0 * merged_of(rows) * width**2 for rows, width in many)
         return self.joint(keyframes) - (keyframes - 1) * saved + more
-
-
-def asked(steps: int, refinement: str, flow: bool = False) -> int:
-    """How often an inversion asks the model, without iterations. flow: of a flow model."""
-    pairs = refinement == EXTRAPOLATED and may_pair(steps, 0, flow)
-    return evaluations(torch.arange(steps, -1.0, -1.0), 0, REFINEMENTS[refinement], pairs)
 
 
 def merged_of(tokens: int) -> int:
@@ -147,22 +140,20 @@ def count(unet: Any, size: int) -> Parts:
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to be edited. latents: numbers in a frame's. part: share of the steps that begin
-    within a share of SD's schedule. few: keyframes of every step; None for even intervals.
+    """What is to be edited. latents: numbers in a frame's. levels: noise over signal where steps
+    begin. few: keyframes of every step; None for even intervals.
     """
 
     frames: int
-    steps: int
     interval: int
     parts: Parts
     latents: int
-    part: Callable[[float], float]
+    levels: tuple[float, ...]
     few: int | None = None
 
     @property
-    def later(self) -> float:
-        """Share of the steps in which pictures are no longer carried."""
-        return 1 - self.part(PRESETS[BALANCED].carry_until)
+    def steps(self) -> int:
+        return len(self.levels)
 
     @property
     def keyframes(self) -> int:
@@ -192,27 +183,28 @@ class Edit:
             len(own) * keyframe(count) for own, count in attended.items()
         )
 
-    def lean(self, together: float) -> float:
-        """A step of the preset lean, on average: keyframes while frames are carried and in half of
-        the steps after that, in the other half all frames, for one prompt, with what these left.
-        Beside it half of the later steps run the frames between keyframes for one prompt.
+    def of_frames(self, preset: str) -> float:
+        """Operations of the steps that run frames with what keyframes have left, of one prompt."""
+        steps, rest = Steps.of(self.levels, PRESETS[preset]), self.frames - self.keyframes
+        return (steps.between * rest + steps.again * self.frames) * self.parts.shallow
 
-        together: a step of the keyframes.
-        """
-        later = self.later / 2
-        return (1 - later) * together + later * self.frames * self.parts.shallow
+    def sampling(self, preset: str, injected: bool) -> float:
+        """Operations of an edit's steps. injected: with Plug-and-Play."""
+        steps, together = (
+            Steps.of(self.levels, PRESETS[preset]),
+            2 * self.windowed(self.parts.merged),
+        )
+        source = self.keyframes * self.parts.all if injected else 0.0
+        return steps.keyframes * together + self.of_frames(preset) + steps.injected * source
 
     def stages(self) -> dict[str, float]:
         """Operations of every stage."""
-        parts, injection, steps = self.parts, Injection(), self.steps
+        parts, steps = self.parts, self.steps
         keyframes, rest = self.keyframes, self.frames - self.keyframes
-        injected = self.part(max(injection.attention_until, injection.features_until))
-        source = keyframes * parts.all * injected
-        lean_source = keyframes * parts.all * (injected + 1 - self.later) / 2
-        together = 2 * self.windowed(parts.merged)
         unmerged = 2 * self.windowed(parts.joint)
         all_together = 2 * keyframes * parts.joint(keyframes)
-        later = self.later
+        carried = PRESETS[BALANCED].carry_until
+        later = sum(not carries_pictures(carried, *step) for step in pairwise([*self.levels, 0.0]))
         # Keyframes that are drawn again are not searched again.
         pairs = self.frames * min(2.0 * steps, 2.5 * self.interval)
         widths = dict(parts.tokens.values())
@@ -223,14 +215,12 @@ class Edit:
             HALVED: one_pass * asked(steps, EVERY_OTHER),
             "features": one_pass,
             "matches": self.search(pairs, sum(widths.values())),
-            "sampling": steps * (together + later * rest * parts.shallow),
-            "sampling, propagation of attention": steps
-            * (unmerged + later * 2 * rest * parts.propagated),
-            "sampling with Plug-and-Play": steps
-            * (source + together + later * rest * parts.shallow),
-            "sampling, lean": steps * (self.lean(together) + later / 2 * rest * parts.shallow),
-            "sampling, lean, with Plug-and-Play": steps
-            * (self.lean(together) + later / 2 * rest * parts.shallow + lean_source),
+            "sampling": self.sampling(BALANCED, injected=False),
+            "sampling, propagation of attention": steps * unmerged
+            + later * 2 * rest * parts.propagated,
+            "sampling with Plug-and-Play": self.sampling(BALANCED, injected=True),
+            "sampling, lean": self.sampling(LEAN, injected=False),
+            "sampling, lean, with Plug-and-Play": self.sampling(LEAN, injected=True),
             "public code: inversion": one_pass * steps,
             "public code: sampling": steps
             * (
@@ -257,11 +247,10 @@ def main() -> None:
     unet, side = made_unet(options.model), size // (4 if world else 8)
     edit = Edit(
         options.frames,
-        options.steps,
         options.interval,
         count(unet, side),
         unet.in_channels * side**2,
-        parts_of(options.model, options.steps),
+        levels_of(sampling_of(options.model), options.steps),
         options.keyframes,
     )
     schedule = f"{edit.frames} frames, {edit.keyframes} keyframes, {edit.steps} steps"
@@ -269,15 +258,11 @@ def main() -> None:
     report(edit, left_by_a_keyframe(unet, edit))
 
 
-def parts_of(model: str, steps: int) -> Callable[[float], float]:
-    """Makes what tells the share of a model's steps that begin within a share of SD's schedule."""
-    sampling = (
-        load_demo_model()[0].get_model_object("model_sampling")
-        if model == "embedded"
-        else ModelSamplingDiscrete()
-    )
-    levels = calculate_sigmas(sampling, "normal", steps)[:-1].tolist()
-    return lambda share: sum(before(share, level) for level in levels) / steps
+def sampling_of(model: str) -> Any:
+    """A model's noise levels."""
+    if model == "embedded":
+        return load_demo_model()[0].get_model_object("model_sampling")
+    return ModelSamplingDiscrete()
 
 
 def made_unet(model: str) -> Any:

@@ -25,10 +25,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.costs.cost import FULL, HALF, SIZES, Edit, count, left_by_a_keyframe, made_unet, parts_of
+from tokenflow_pack.nodes.inversion import EXTRAPOLATED
+from tokenflow_pack.nodes.presets import BALANCED, PRESETS
+
+from bench.costs.cost import (
+    FULL,
+    HALF,
+    SIZES,
+    Edit,
+    count,
+    left_by_a_keyframe,
+    made_unet,
+    sampling_of,
+)
 from bench.tools.markdown import figure, table
 from bench.tools.mixed import INTERVAL, Clip, clip_name, write_clips
 from bench.tools.models import MODELS
+from bench.tools.steps import Steps, asked, levels_of
 from cluster.jobs import make_jobs
 from cluster.jobs.table import read_table
 from cluster.local import connected
@@ -61,12 +74,7 @@ class Shared:
         Keyframes are the first host's, and the others wait for what they leave.
         """
         stages, hosts = self.edit.stages(), self.hosts
-        frames = (
-            self.edit.steps
-            * self.edit.later
-            * (self.edit.frames - self.edit.keyframes)
-            * self.edit.parts.shallow
-        )
+        frames = self.edit.of_frames(BALANCED)
         sampling = stages["sampling with Plug-and-Play"]
         return {
             "inversion": stages["inversion"] / hosts,
@@ -78,16 +86,18 @@ class Shared:
     @property
     def calls(self) -> int:
         """Times that hosts wait for each other."""
-        return self.edit.steps + 3 + 2 + 2 * self.edit.steps
+        return asked(self.edit.steps, EXTRAPOLATED) + 2 + 2 * self.edit.steps
 
     @property
     def sent(self) -> float:
         """Bytes that the first host sends to all others together: keyframes' tokens of the prompt
         and all that it has denoised, of both prompts.
         """
-        edit, later = self.edit, self.edit.later
-        latents = edit.latents * FULL
-        keyframes = edit.keyframes * edit.steps * (2 * latents + later * self.tokens * HALF)
+        edit, steps = self.edit, Steps.of(self.edit.levels, PRESETS[BALANCED])
+        latents = 2 * edit.latents * FULL
+        keyframes = edit.keyframes * (
+            steps.keyframes * latents + steps.between * self.tokens * HALF
+        )
         return (self.hosts - 1) * (keyframes + self._exchanged / self.hosts)
 
     @property
@@ -100,14 +110,13 @@ class Shared:
         """Bytes of what each host makes of its own frames for all: the denoised ones of inversion
         and edit, and features.
         """
-        edit, later = self.edit, self.edit.later
+        edit, steps = self.edit, Steps.of(self.edit.levels, PRESETS[BALANCED])
         features = (
             sum(rows * width for rows, width in dict(edit.parts.tokens.values()).items()) * HALF
         )
-        rest = 2 * (edit.frames - edit.keyframes) * later * edit.steps
-        return (
-            edit.latents * FULL * (edit.frames * (edit.steps + 3) + rest) + edit.frames * features
-        )
+        edited = steps.between * (edit.frames - edit.keyframes) + steps.again * edit.frames
+        inverted = edit.frames * asked(edit.steps, EXTRAPOLATED)
+        return edit.latents * FULL * (inverted + 2 * edited) + edit.frames * features
 
     def seconds(self, rate: float, link: float, latency: float) -> float:
         """rate: operations a second. link: bytes a second. latency: seconds of a call.
@@ -140,11 +149,10 @@ def main() -> None:
     unet, side = made_unet(options.model), size // (4 if options.model == "embedded" else 8)
     edit = Edit(
         options.frames,
-        options.steps,
         options.interval,
         count(unet, side),
         unet.in_channels * side**2,
-        parts_of(options.model, options.steps),
+        levels_of(sampling_of(options.model), options.steps),
     )
     left = left_by_a_keyframe(unet, edit)
     schedule = f"{edit.frames} frames, {edit.steps} steps, interval {edit.interval}"
@@ -160,8 +168,8 @@ def measure(frames: int, steps: int) -> None:
     unet = made_unet("embedded")
     side = SIZES["embedded"] // 4
     latents = unet.in_channels * side**2
-    part = parts_of("embedded", steps)
-    edit = Edit(frames, steps, INTERVAL, count(unet, side), latents, part)
+    levels = levels_of(sampling_of("embedded"), steps)
+    edit = Edit(frames, INTERVAL, count(unet, side), latents, levels)
     with tempfile.TemporaryDirectory() as folder:
         one, two = (job_figures(Path(folder), edit, share) for share in (1, 2))
     shared = Shared(edit, 2, left_by_a_keyframe(unet, edit))

@@ -58,13 +58,14 @@ from tokenflow_pack.nodes.inversion import (
     PLAIN,
     InvertVideo,
 )
+from tokenflow_pack.nodes.presets import BALANCED
 from torch import Tensor
 
 from bench.tools.markdown import figure, middle, table
 from bench.tools.memory import Spent, highest, kept, spent_on
 from bench.tools.models import MODELS, Subject, make_subject
 from bench.tools.public_code import loop_over_heads
-from bench.tools.ratios import Stages, write
+from bench.tools.ratios import FEW, STEPS, Sampling, Stages, write
 
 # Names of what is measured. Sampling:
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
@@ -166,8 +167,8 @@ def measure_model(model: str, settings: Settings, quick: bool) -> dict[str, Tens
     if quick:
         lines = {name: line for name, line in lines.items() if name in IN_RATIOS}
     measured = measure(lines, settings.rounds)
-    ratios = measured.stages(settings).ratios()
-    lean = measured.stages(settings, LEAN, LEAN_INJECTED).ratios()
+    ratios = measured.stages(subject, settings).ratios()
+    lean = measured.stages(subject, settings, "lean").ratios()
     ratios |= {f"lean.{name}": found for name, found in lean.items()}
     if quick:
         table(["", "ratio"], ([name, middle(found)] for name, found in ratios.items()))
@@ -239,11 +240,28 @@ class Measured:
             0
         )
 
-    def stages(self, settings: Settings, free: str = FREE, injected: str = INJECTED) -> Stages:
-        """What ratios are made of. free, injected: lines of sampling."""
-        ours = (self.seconds(name) for name in (HOST, free, injected, INVERSION, EXTRACT, BUILD))
+    def stages(self, subject: Subject, settings: Settings, preset: str = BALANCED) -> Stages:
+        """What ratios are made of. preset: BALANCED or "lean"."""
+        free = self.sampling(subject, settings, preset, {BALANCED: FREE, "lean": LEAN})
+        injected = self.sampling(
+            subject, settings, preset, {BALANCED: INJECTED, "lean": LEAN_INJECTED}
+        )
+        again = subject.repeated(STEPS, preset), subject.repeated(FEW, preset)
+        stages = (self.seconds(name) for name in (INVERSION, EXTRACT, BUILD))
         public = self.seconds(FUSED, FUSED_SAMPLING) if FUSED_SAMPLING in self.spent else None
-        return Stages(settings.steps, settings.interval, *ours, public)
+        plain = self.seconds(HOST)
+        return Stages(
+            settings.steps, settings.interval, plain, free, injected, again, *stages, public
+        )
+
+    def sampling(
+        self, subject: Subject, settings: Settings, preset: str, lines: dict[str, str]
+    ) -> Sampling:
+        """Sampling with a preset. lines: of each preset."""
+        again = {name: subject.repeated(settings.steps, name) for name in lines}
+        saved = self.seconds(lines[BALANCED]) - self.seconds(lines["lean"])
+        more = max(1, again["lean"] - again[BALANCED])
+        return Sampling(self.seconds(lines[preset]), settings.steps, again[preset], saved / more)
 
     def memory(self, name: str) -> list[str]:
         """Cells: the process's peak and the device's in MiB,

@@ -26,6 +26,7 @@ from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 from bench.tools.case import World, demo_clip
+from bench.tools.steps import repeated
 
 # What the host does not say about a layout: see comfy/model_detection.py.
 COMMON = {
@@ -127,6 +128,14 @@ class Subject:
         """Whether it is a flow model, and a transformer."""
         return self.kind in FLOWS
 
+    @property
+    def scheduler(self) -> str:
+        return "simple" if self.flow else "normal"
+
+    def repeated(self, steps: int, preset: str) -> int:
+        """How many steps of an edit take what keyframes have left in the step before."""
+        return repeated(self.model, self.scheduler, steps, preset)
+
     def invert(self, steps: int, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""
         inputs = {
@@ -134,7 +143,7 @@ class Subject:
             "latents": self.clip,
             "positive": self.source,
             "steps": steps,
-            "scheduler": "simple" if self.flow else "normal",
+            "scheduler": self.scheduler,
             "check_reconstruction": False,
         }
         return InvertVideo.execute(**inputs | choices).args[0]

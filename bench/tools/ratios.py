@@ -2,7 +2,9 @@
 
 All are of STEPS steps of inversion and as many of sampling. Where fewer were measured, stages are
 put together from what they are made of: sampling from its steps, the inversion from its model
-calls, the search from the pairs of frames that so many steps draw.
+calls, the search from the pairs of frames that so many steps draw. Steps that take what keyframes
+have left in the step before are rarer than with preset lean, and none where steps lie far apart:
+what one of them saves is told by lean.
 
 sampling, sampling_injected: ours to the host's plain sampling, without and with Plug-and-Play.
 first_edit: inversion, features, matches and sampling with Plug-and-Play, to the public code's
@@ -21,25 +23,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
-from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED, REFINEMENTS
-from tokenflow_pack.tokenflow_ops import invert
+from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED
 from torch import Tensor
+
+from bench.tools.steps import asked
 
 STEPS, FEW = 50, 8
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Seconds of every round of an edit's sampling, (rounds,), in which so many of the steps take
+    what keyframes have left; each of these took so much less.
+    """
+
+    seconds: Tensor
+    steps: int
+    again: int
+    saved: Tensor
+
+    def of(self, steps: int, again: int) -> Tensor:
+        """Seconds of so many steps, of which so many take it."""
+        edited = self.seconds + self.again * self.saved
+        return edited * steps / self.steps - again * self.saved
+
+
+@dataclass(frozen=True)
 class Stages:
-    """Seconds of every round, (rounds,), and of how many steps they are. public: of the public
-    code's inversion and sampling, where the model is one of its kind.
+    """Seconds of every round, (rounds,), and of how many steps they are. again: how many of STEPS
+    and of FEW steps of sampling take what keyframes have left in the step before. public: of the
+    public code's inversion and sampling, where the model is one of its kind.
     """
 
     steps: int
     interval: int
     plain: Tensor
-    free: Tensor
-    injected: Tensor
+    free: Sampling
+    injected: Sampling
+    again: tuple[int, int]
     inversion: Tensor
     features: Tensor
     matches: Tensor
@@ -47,37 +68,25 @@ class Stages:
 
     def ratios(self) -> dict[str, Tensor]:
         """By figure, (rounds,)."""
+        many, few = self.again
+        whole = STEPS / self.steps
+        plain, second = self.plain * whole, self.injected.of(STEPS, many)
         found = {
-            "sampling": self.free / self.plain,
-            "sampling_injected": self.injected / self.plain,
-            "second_edit_8_steps": self.injected * FEW / STEPS / self.plain,
+            "sampling": self.free.of(STEPS, many) / plain,
+            "sampling_injected": second / plain,
+            "second_edit_8_steps": self.injected.of(FEW, few) / plain,
         }
         if self.public is None:
             return found
-        whole = STEPS / self.steps
-        public, second = self.public * whole, self.injected * whole
-        a_call = self.inversion / calls(EXTRAPOLATED, self.steps)
+        public = self.public * whole
+        a_call = self.inversion / asked(self.steps, EXTRAPOLATED)
         rest = self.features + second
         rest = rest + self.matches * pairs(STEPS, self.interval) / pairs(self.steps, self.interval)
         return found | {
-            "first_edit": (a_call * calls(EXTRAPOLATED) + rest) / public,
-            "first_edit_every_other": (a_call * calls(EVERY_OTHER) + rest) / public,
+            "first_edit": (a_call * asked(STEPS, EXTRAPOLATED) + rest) / public,
+            "first_edit_every_other": (a_call * asked(STEPS, EVERY_OTHER) + rest) / public,
             "second_edit": second / public,
         }
-
-
-def calls(refinement: str, steps: int = STEPS) -> int:
-    """How often an inversion without further iterations asks the model."""
-    asked: list[Tensor] = []
-
-    def epsilon(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(sigma)
-        return x
-
-    levels = torch.arange(steps, -1, -1, dtype=torch.float64)
-    path = invert(epsilon, torch.zeros(1, 1, 1, 1), levels, 0, REFINEMENTS[refinement])
-    assert len(list(path)) == steps + 1
-    return len(asked)
 
 
 def pairs(steps: int, interval: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...tokenflow_ops import Correspondences, Injection, StepMatches
 from ...tokenflow_ops.backbone import Backbone
+from ...tokenflow_ops.propagation import Repeats
 
 if TYPE_CHECKING:
     from ..runs.model_call import ModelCall
@@ -64,7 +65,7 @@ class Edit:
         frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
             flow need them.
         guides_along: Whether frames between keyframes take the guidance of these.
-        repeats: Whether every second step takes what keyframes have left in the step before.
+        repeats: Which steps take what keyframes have left in the step before, None for none.
         merges: Whether a keyframe sees the others' tokens merged, where there are many.
         given: What frames are outside of the mask instead of the source, in the model's latent
             space, (N, C, h, w): made of keyframes that were edited elsewhere. None for the source.
@@ -83,7 +84,7 @@ class Edit:
     mask_from: float = 0.0
     frames: Tensor | None = None
     guides_along: bool = False
-    repeats: bool = False
+    repeats: Repeats | None = None
     merges: bool = False
     given: Tensor | None = None
 
@@ -119,6 +120,7 @@ class Moment:
         attention: The self-attention layers that take the source's features now.
         hidden: The layers whose hidden features are the source's now.
         noise: Noise over signal where the step began.
+        ends: The same where the run's next step begins, 0 after the last.
         place: Number of this step in the inversion's whole schedule, counted from 0.
         steps: How many steps that schedule has.
     """
@@ -128,6 +130,7 @@ class Moment:
     attention: tuple[str, ...]
     hidden: tuple[str, ...]
     noise: float
+    ends: float
     place: int
     steps: int
 

@@ -51,6 +51,7 @@ class EditRun(Run):
         self.jointly = edit.attended_keyframes or JOINT_KEYFRAMES
         self.inversion = self.features.inversion
         self.steps: Steps | None = None
+        self.levels: list[float] = []  # of noise, at which the sampler's steps begin
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
         self.left: dict[Any, LeftByStep] = {}
@@ -74,6 +75,7 @@ class EditRun(Run):
                 combined with TokenFlow.
         """
         super().begin(guider, sampler, sigmas, noise)
+        self.levels = sigmas.tolist()
         check_same_clip(self.node, tuple(noise.shape), self.inversion, "latent_image")
         rehearsed = rehearse(sampler, guider, sigmas)
         self.steps, self.expected = Steps(rehearsed), len(rehearsed) or self.expected
@@ -202,8 +204,11 @@ class EditRun(Run):
         place, steps = self.inversion.skipped + step, self.inversion.steps
         backbone = self.edit.backbone
         noise = backbone.parameterization.noise_over_signal(sigma)
+        # A sampler's sigma went through other arithmetic: allow a relative hair.
+        following = max((level for level in self.levels if level < sigma * (1 - 1e-4)), default=0.0)
+        ends = backbone.parameterization.noise_over_signal(following)
         if injection is None:
-            return Moment(step, matches, (), (), noise, place, steps)
+            return Moment(step, matches, (), (), noise, ends, place, steps)
         attention = (
             backbone.injected_attention(injection.layers) if injection.attention_at(noise) else ()
         )
@@ -212,7 +217,7 @@ class EditRun(Run):
             if injection.features_at(noise)
             else ()
         )
-        return Moment(step, matches, attention, hidden, noise, place, steps)
+        return Moment(step, matches, attention, hidden, noise, ends, place, steps)
 
     @cached_property
     def motion(self) -> FirstFrameMotion:
@@ -325,6 +330,9 @@ class EditRun(Run):
         # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes
         # it for all frames.
         at_once = replaces_attention(self.model)
+        # A patch that wants all of the model to run wants it at every step.
+        may_keep = not (carries or at_once) and deep == self.edit.deep
+        repeats = self.edit.repeats if may_keep else None
         return StepPlan(
             self.edit.correspondences,
             now.step,
@@ -336,7 +344,7 @@ class EditRun(Run):
             self.jointly,
             at_once,
             guides_along=self.edit.guides_along and guided and not at_once,
-            keeps=self.edit.repeats and not carries and not at_once,
+            keeps=repeats is not None and repeats.follow(now.noise, now.ends),
             merges=self.edit.merges and not backbone.matched_on_output and not at_once,
         )
 

@@ -161,8 +161,8 @@ def test_in_pairs_two_steps_with_little_noise_are_made_with_one_evaluation(
     assert list(path) == list(range(steps, -1, -1))
     asked = [j for j in range(steps) if float(sigmas[j]) in seen]
     between = [j for j in range(steps) if j not in asked]
-    # Every second one of the less noisy half but its first two.
-    assert between == [j for j in range(steps - 3, 0, -2) if 2 * (j - 1) >= steps][::-1]
+    # Every second one of the less noisy six tenths but their first two.
+    assert between == [j for j in range(steps - 3, 0, -2) if 10 * (j - 1) >= 4 * steps][::-1]
     x = path[0]
     for j in range(steps):
         level, down = sigmas[j], sigmas[j + 1]

@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..edit import StepPlan, edit_step
+from ..edit import Left, StepPlan, edit_again, edit_step
 from ..features.source_features import compute_at
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
 from ..matching.correspondence import Correspondences
 from ..passes import Pass
-from ..propagation import CARRY_UNTIL, DEEP_FEATURES, PROPAGATIONS, carries_pictures
+from ..propagation import (
+    CARRY_UNTIL,
+    DEEP_FEATURES,
+    PROPAGATIONS,
+    REPEATS,
+    carries_pictures,
+)
 from .calls import forwards
 from .denoiser import Denoiser, embed
 from .layers import find, replaced
@@ -75,22 +81,22 @@ def sample_edit(
     denoise, inversion = Denoiser.of(pipe), correspondences.features.inversion
     backbone, deep = find(denoise.unet), propagation == DEEP_FEATURES
     x, sigmas = inversion.latents[0].to(pipe.device), inversion.sigmas.to(pipe.device)
+    left: Left | None = None
     for step in pipe.progress_bar(range(len(sigmas) - 1)):
         plan = step_plan(
             correspondences, step, backbone, injection, deep, carry_until, attended_keyframes
         )
-        denoised = edit_step(
-            Evaluation(
-                denoise,
-                words,
-                x,
-                sigmas[step],
-                plan,
-                backbone.deep if deep else (),
-                frames_per_pass,
-            ),
+        evaluation = Evaluation(
+            denoise,
+            words,
+            x,
+            sigmas[step],
             plan,
-        ).denoised
+            backbone.deep if deep else (),
+            frames_per_pass,
+        )
+        edited = edit_again(evaluation, left) if left else edit_step(evaluation, plan)
+        denoised, left = edited.denoised, edited.left
         prompted, plain = denoised[0], denoised[-1]
         guided = prompted if len(denoised) == 1 else plain + (prompted - plain) * guidance_scale
         x = x + (x - guided) / sigmas[step] * (sigmas[step + 1] - sigmas[step])
@@ -146,6 +152,7 @@ def step_plan(
         carries,
         jointly,
         guides_along=deep,
+        keeps=deep and not carries and REPEATS.follow(noise, ends),
         merges=deep,
     )
 

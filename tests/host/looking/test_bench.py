@@ -15,6 +15,8 @@ import pytest
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_sampling import ModelSamplingDiscrete
+from tokenflow_pack.nodes.presets import PRESETS
 from tokenflow_pack.tokenflow_ops.matching.cuts import BROKEN
 
 from bench.costs import fit, gpu, search
@@ -22,8 +24,9 @@ from bench.tools.gpu.sizes import REHEARSAL
 from bench.tools.materials import made_of
 from bench.tools.memory import kept
 from bench.tools.public_code import SCHEDULER, loop_over_heads
-from bench.tools.ratios import Stages
+from bench.tools.ratios import Sampling, Stages
 from bench.tools.ratios import write as write_ratios
+from bench.tools.steps import Steps, levels_of
 
 from ...conftest import COMFYUI, ROOT
 from ..tiny_models import tiny_sd15
@@ -80,26 +83,51 @@ def test_the_bench_of_the_search_has_a_row_for_every_shape(
 
 
 def measured(steps: int, slower: float = 1.0, public: bool = True) -> Stages:
-    """As if a model call of 16 frames took a second."""
-    times = [2.0 * steps, 0.5 * steps, 0.6 * steps, 3.0 + steps, 1.0, min(2 * steps, 20) / 4]
-    rounds = [torch.tensor([seconds, seconds * slower]) for seconds in times]
-    return Stages(steps, 8, *rounds, torch.full((2,), 4.0 * steps) if public else None)
+    """As if a model call of 16 frames took a second. Of an edit's steps every fifth one takes what
+    keyframes have left, from forty on, and saves a fifth of a second.
+    """
+    again = steps // 5 if steps >= 40 else 0
+    sampled = [one * steps - 0.2 * again for one in (0.5, 0.6)]
+    calls = steps + 3 - (steps >= 40) * (2 + (6 * steps // 10 - 2) // 2)
+    times = [2.0 * steps, *sampled, calls, 1.0, min(2 * steps, 20) / 4]
+    plain, free, injected, *others = [torch.tensor([time, time * slower]) for time in times]
+    saved = torch.tensor([0.2, 0.2 * slower])
+    return Stages(
+        steps,
+        8,
+        plain,
+        Sampling(free, steps, again, saved),
+        Sampling(injected, steps, again, saved),
+        (10, 0),
+        *others,
+        torch.full((2,), 4.0 * steps) if public else None,
+    )
 
 
 def test_ratios_of_few_steps_are_those_of_fifty() -> None:
     fifty = {name: found[0].item() for name, found in measured(50).ratios().items()}
     expected = {
-        "sampling": 0.25,
-        "sampling_injected": 0.3,
+        "sampling": (25 - 2) / 100,
+        "sampling_injected": (30 - 2) / 100,
         "second_edit_8_steps": 0.048,
-        "first_edit": (53 + 1 + 5 + 30) / 200,
-        "first_edit_every_other": (29 + 1 + 5 + 30) / 200,
-        "second_edit": 30 / 200,
+        "first_edit": (37 + 1 + 5 + 28) / 200,
+        "first_edit_every_other": (29 + 1 + 5 + 28) / 200,
+        "second_edit": 28 / 200,
     }
     assert fifty == pytest.approx(expected)
     for steps in (5, 10):
         few = {name: found[0].item() for name, found in measured(steps).ratios().items()}
         assert few == pytest.approx(expected)
+
+
+def test_steps_are_counted_as_they_run() -> None:
+    """Of fifty evenly spread ones a fifth carries pictures, and then every second of a third runs
+    no keyframes.
+    """
+    levels = levels_of(ModelSamplingDiscrete(), 50)
+    assert Steps.of(levels, PRESETS["balanced"]) == Steps(40, 30, 10, 30)
+    assert Steps.of(levels, PRESETS["lean"]) == Steps(30, 20, 20, 25)
+    assert Steps.of(levels_of(ModelSamplingDiscrete(), 30), PRESETS["balanced"]).again == 0
 
 
 def test_ratios_of_several_models_go_into_one_flat_file(tmp_path: Path) -> None:
@@ -109,7 +137,7 @@ def test_ratios_of_several_models_go_into_one_flat_file(tmp_path: Path) -> None:
     found = {"sampling": torch.tensor([2.0, 2.0]) / plain}
     write_ratios(file, found, "transformer")
     flat = json.loads(file.read_text())
-    assert flat["sampling"] == 0.25
+    assert flat["sampling"] == 0.23
     assert flat["transformer.sampling"] == 0.375
     assert (flat["transformer.sampling.low"], flat["transformer.sampling.high"]) == (0.25, 0.5)
     assert "first_edit" in flat

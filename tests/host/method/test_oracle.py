@@ -4,7 +4,7 @@ against itself and the plain host.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.samplers
@@ -15,6 +15,7 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import COARSE_TO_FINE, ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.presets import PRESETS
 from tokenflow_pack.nodes.sampling.apply import Apply
 from tokenflow_pack.nodes.sampling.sampler import Sampler
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES, edit
@@ -71,6 +72,7 @@ class Clip:
 
 # Nine frames, of which eight share a keyframe.
 UNEVEN = Clip(frames=6, interval=2, steps=3, intervals="by content", still=4)
+CLOSE = Clip(frames=3, interval=2, steps=40, depth=0.5)
 # Seven keyframes. Of those that may attend to four each: positions of the anchors, of every
 # window's own, and of those that it attends to beside them.
 MANY = Clip(frames=13, interval=2, steps=3)
@@ -363,6 +365,19 @@ def test_a_lean_edit_in_windows_is_the_oracles() -> None:
     found = edited_once(MANY, None, propagation=DEEP_FEATURES, preset="lean", attended_keyframes=4)
     wanted = oracle_edit(MANY, None, deep=True, lean=True, windows=WINDOWS)
     assert relative_error(found, wanted) < 1e-4
+
+
+def test_where_steps_lie_close_some_take_what_keyframes_have_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of forty steps every second one to the twenty-fourth, six tenths of the schedule."""
+    shares = 0.5, 0.8
+    found = edited_once(CLOSE, shares, propagation=DEEP_FEATURES)
+    wanted = oracle_edit(CLOSE, shares, deep=True, repeats=(0.6, 26.0))
+    assert relative_error(found, wanted) < 1e-4
+    balanced = replace(PRESETS["balanced"], repeats=None)
+    monkeypatch.setitem(PRESETS, "balanced", balanced)
+    assert relative_error(found, edited(CLOSE, shares, propagation=DEEP_FEATURES)) > 1e-3
 
 
 def test_starting_further_down_is_the_oracle_from_there() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .unet import epsilon
 
-FIRST_STEP_CALLS = 3
+FIRST_STEP_CALLS, FIRST_OF_PAIRS_CALLS = 3, 1
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def invert_extrapolated(
     s_a - log s_b), led on from s_{j+1} to s_j; a and b are the last two steps whose noise was asked
     for: the first two, then those that `every` divides.
 
-    In pairs, steps j and j - 1 are made together while j - 1 >= S / 2:
+    In pairs, steps j and j - 1 are made together while j - 1 >= 0.4 S:
     the line through D_a and D_b, a quarter as steep from D_a on, is led on to x_{j-1}, where the
     noise is asked for, and D_j lies between D_a and the D_{j-1} that is seen there.
     """
@@ -47,7 +47,7 @@ def invert_extrapolated(
             here, last = path[0], path[0]
             if len(path) > steps - j:  # made with the step before
                 continue
-            if pairs and len(pictures) > 1 and j - 1 >= steps / 2:
+            if pairs and len(pictures) > 1 and j - 1 >= 0.4 * steps:
                 noise, picture = _seen_two_steps_on(
                     lambda x, sigma, number=number: epsilon(patcher, x, sigma, prompt, [number]),
                     last,
@@ -67,7 +67,8 @@ def invert_extrapolated(
                 picture = pictures[0] + slope * (sigmas[j].log() - known[0].log())
                 here = picture + sigmas[j] / sigmas[j + 1] * (last - picture)
             if len(pictures) < 2 or j % every == 0:
-                for _ in range(1 + iterations if pictures else 1 + iterations + FIRST_STEP_CALLS):
+                more = FIRST_OF_PAIRS_CALLS if pairs else FIRST_STEP_CALLS
+                for _ in range(1 + iterations + (0 if pictures else more)):
                     noise = epsilon(patcher, here, sigmas[j], prompt, [number])
                     picture, here = (
                         here - sigmas[j] * noise,

@@ -25,6 +25,7 @@ from .unet import (
     epsilon,
     injected,
     own_attention,
+    passed,
     replaced,
     softmax_attention,
     within,
@@ -49,6 +50,8 @@ class Edit:
     schedule, by its noise, in which denoised frames are carried as tokens are. guides: whether,
     after that share, what the negative prompt differs by is carried from the keyframes, by vote.
     lean: whether it is, and every second step is done with what the step before it has kept.
+    repeats: a share of SD's schedule within which that is so, too, and how many of its 999 steps
+    may lie between a step and one done with what it has kept.
     likeness: whether a token follows the keyframe more that it is likelier in. merged_from: in
     layers of so many tokens a keyframe sees 2 x 2 tokens of every other one as their mean. looked:
     what the source shows at a step, for those who have looked at it before.
@@ -73,6 +76,7 @@ class Edit:
     coarse: bool = False
     guides: bool = False
     lean: bool = False
+    repeats: tuple[float, float] = (0.0, 0.0)
     likeness: bool = True
     merged_from: float = float("inf")
     looked: Callable[[int], Source] | None = None
@@ -102,7 +106,9 @@ class Edit:
         carries = self.carry_until == 1 or (within(self.carry_until, sigma) and not last)
         if (self.guides or self.lean) and not carries:
             carried = self.carried(uncond - cond, frames, step, voted=True)
-            if self.lean:
+            until, apart = self.repeats
+            follows = not last and passed(self.sigmas[step + 1]) - passed(sigma) <= apart
+            if self.lean or (within(until, sigma) and follows):
                 self.held = frames, kept, sigma * carried
             for i in set(range(len(x))) - set(self.keyframes[step]):
                 uncond[i] = cond[i] + carried[i]

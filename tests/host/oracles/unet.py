@@ -24,14 +24,19 @@ from torch import Tensor
 PNP_BLOCKS = range(4, 12)
 
 
+def passed(sigma: Tensor) -> float:
+    """How many of SD's 999 steps between its training levels lie above a noise level."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    kept = np.cumprod(1 - betas)
+    times = np.interp(np.log(float(sigma)), np.log(np.sqrt((1 - kept) / kept)), np.arange(1000))
+    return float(999 - times)
+
+
 def within(share: float, sigma: Tensor) -> bool:
     """Whether a noise level lies within the first share of SD's schedule, by the time of its
     training steps: half of it has passed at step 500.
     """
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    kept = np.cumprod(1 - betas)
-    times = np.interp(np.log(float(sigma)), np.log(np.sqrt((1 - kept) / kept)), np.arange(1000))
-    return bool(share == 1 or 999 - times < share * 999 - 0.01)
+    return bool(share == 1 or passed(sigma) < share * 999 - 0.01)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, Preset
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
 from tokenflow_pack.tokenflow_ops.passes import KeyframePass, PropagationPass
@@ -18,9 +21,11 @@ from ..helpers import (
     NEGATIVE,
     POSITIVE,
     applied,
+    built,
     call,
     edit,
     injection,
+    invert,
     inverted,
     relative_error,
     tiny_model,
@@ -28,6 +33,7 @@ from ..helpers import (
     watched,
 )
 from ..once import once_a_module
+from ..tiny_models import moving_clip
 
 ROUNDING = 1e-4
 
@@ -89,6 +95,39 @@ def test_lean_edits_keyframes_at_every_second_step(
     # Only keyframes are asked with both prompts.
     assert asked.count(2) == jointly
     assert asked.count(1) == len(frames)
+
+
+@once_a_module
+def many_steps() -> Any:
+    """Matches of a clip inverted in as many steps as lie close, of which the last ones are left."""
+    model = tiny_model()
+    inversion = invert(model, moving_clip(2, 8, 8), steps=40, depth=0.6, refinement="none")[0]
+    return built(call(ExtractFeatures.execute, model, inversion, storage="memory")[0])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "jointly"),
+    [({}, 24 - 4), ({"preset": "lean"}, 24 - 12), ({"preset": "fast"}, 12), ({"start": 0.5}, 12)],
+    ids=["balanced", "lean", "fast: too far apart", "after six tenths"],
+)
+def test_close_steps_before_the_last_details_take_what_keyframes_have_left(
+    chosen: dict[str, Any], jointly: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of forty steps the seventeenth to the twenty-fourth, every second one; the run has these."""
+    seen: list[type] = []
+    watch(monkeypatch, lambda _, work: seen.append(type(work)))
+    edit(correspondences=many_steps(), propagation=DEEP_FEATURES, carry_until=0.0, **chosen)
+    assert seen.count(KeyframePass) == jointly
+
+
+@pytest.mark.parametrize("chosen", [{"preset": "faithful"}, {"propagation": ATTENTION}], ids=str)
+def test_the_papers_way_edits_keyframes_at_every_step(
+    chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[type] = []
+    watch(monkeypatch, lambda _, work: seen.append(type(work)))
+    edit(correspondences=many_steps(), carry_until=0.0, **chosen)
+    assert seen.count(KeyframePass) == 24
 
 
 def test_lean_without_guidance_has_none_to_carry() -> None:

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
-from tokenflow_pack.tokenflow_ops import build_correspondences
+from tokenflow_pack.nodes.presets import PRESETS
+from tokenflow_pack.tokenflow_ops import build_correspondences, propagation
 from tokenflow_pack.tokenflow_ops import edit as method
 from tokenflow_pack.tokenflow_ops.scripting import (
     PLUG_AND_PLAY,
@@ -28,6 +29,7 @@ from tokenflow_pack.tokenflow_ops.scripting import (
     extract_features,
     invert_frames,
     sample_edit,
+    sampling,
 )
 from tokenflow_pack.tokenflow_ops.scripting.denoiser import Denoiser
 from torch import Tensor
@@ -163,6 +165,20 @@ def test_keyframes_that_see_each_other_merged_are_the_graphs(
     found = by_script(clip, injected, **inputs)
     assert relative_error(found, by_graph(clip, injected, **inputs)) < 1e-4
     assert relative_error(found, whole) > 1e-3
+
+
+def test_what_keyframes_have_left_is_taken_as_in_the_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if three steps lay as close as forty do."""
+    clip, injected, inputs = ("SD 1.5", 6, (8, 8)), True, {"attended_keyframes": 2}
+    anew = by_script(clip, injected, **inputs)
+    close = replace(propagation.REPEATS, apart=1.0)
+    monkeypatch.setattr(sampling, "REPEATS", close)
+    monkeypatch.setitem(PRESETS, "balanced", replace(PRESETS["balanced"], repeats=close))
+    found = by_script(clip, injected, **inputs)
+    assert relative_error(found, by_graph(clip, injected, **inputs)) < 1e-4
+    assert relative_error(found, anew) > 1e-3
 
 
 def test_half_precision_is_close() -> None:

@@ -13,7 +13,7 @@ from ..host.editing.edit_run import EditRun
 from ..host.runs.model_call import ModelCall
 from ..host.shards import together
 from ..tokenflow_ops.baselines.public_code import chunk_neighbours
-from ..tokenflow_ops.edit import carry_denoised
+from ..tokenflow_ops.carrying.denoised import carry_denoised
 from ..tokenflow_ops.passes import (
     JointPass,
     KeyframePass,

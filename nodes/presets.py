@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 
 from ..tokenflow_ops import ATTENTION, CARRY_UNTIL, DEEP_FEATURES, spread
-from ..tokenflow_ops.propagation import REPEATS, Repeats
+from ..tokenflow_ops.propagation import CHANGES, REPEATS, Repeats
 
 BY_PRESET, NUMBER_BY_PRESET = "as preset", -1  # for a choice, and for numbers
 MOST_KEYFRAMES = 4096
 # Of presets that carry pictures, for transformers: for as long as Plug-and-Play holds the layout.
 TRANSFORMERS_CARRY_UNTIL = 0.5
-LEAN = Repeats(0.0, 1.0, apart=1.0)  # every second step after pictures are carried
+# Every second step after pictures are carried.
+LEAN = Repeats(0.0, 1.0, apart=1.0)
+TRANSFORMERS_REPEAT = Repeats(TRANSFORMERS_CARRY_UNTIL, 1.0, apart=0.1, takes=CHANGES)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Preset:
         steps: What share of the inverted steps TokenFlow Sampler takes, above 0 to 1.
         attended_keyframes: To how many a keyframe attends at most, 0 for the mode's own number.
         guides_along: Whether frames take the guidance of the keyframes.
-        repeats: Which steps take what keyframes have left in the step before, None for none.
+        repeats: Which steps take what is left of the step before, None for none.
         merges: Whether a keyframe sees the others' tokens merged, where there are many.
     """
 
@@ -44,8 +46,8 @@ class Preset:
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
         """Puts in what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
 
-        Who chooses attention's output asks for the paper's way, and gets it: nothing is merged, and
-        every frame has its own guidance.
+        Who chooses attention's output asks for the paper's way, and gets it: nothing is merged or
+        taken from another step, and every frame has its own guidance.
 
         Args:
             propagation: One of PROPAGATIONS, or BY_PRESET.
@@ -57,13 +59,16 @@ class Preset:
             The preset with these choices in place of its own.
         """
         chosen = self.propagation if propagation == BY_PRESET else propagation
+        repeats = None if propagation == ATTENTION else self.repeats
+        if repeats and chosen == ATTENTION:  # a transformer's, by preset
+            repeats = TRANSFORMERS_REPEAT
         return Preset(
             chosen,
             self.carry_until if carry_until < 0 else carry_until,
             self.steps,
             attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
             self.guides_along and propagation != ATTENTION,
-            self.repeats if chosen == DEEP_FEATURES or self.repeats == LEAN else None,
+            repeats,
             self.merges and chosen == DEEP_FEATURES,
         )
 

@@ -15,15 +15,16 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .carrying.denoised import carry_changes, carry_denoised
 from .features.source_features import SourceFeatures
 from .guidance import carry_guidance
 from .keyframes import Neighbours, Windows, shot_windows
 from .matching.correspondence import Correspondences, StepMatches, carry
 from .passes import Bank, KeyframePass, Pass, PropagationPass
+from .propagation import CHANGES, FEATURES
 from .shards import ALONE, Shards
 
 T = TypeVar("T")
-CARRIED_AT_ONCE = 64
 # Where attention among keyframes is dear, and four tokens side by side are much alike.
 MERGED_FROM = 1024
 NOTHING: frozenset[str] = frozenset()
@@ -98,7 +99,11 @@ class StepPlan:
         guides_along: Whether frames between keyframes are denoised for the first list of
             conditionings alone, and what the others differ by is the keyframes', carried along the
             matches (see `carry_guidance`). The paper denoises them for all.
-        keeps: Whether what keyframes leave is kept for `edit_again`.
+        keeps: What is kept for the next step: what keyframes leave for `edit_again` (FEATURES), the
+            denoised frames for `before` (CHANGES), or nothing.
+        before: For each list of conditionings the frames (N, C, h, w) as the step before has
+            denoised them: those between keyframes are these, changed as keyframes have changed (see
+            `carry_changes`). None where they run.
         merges: Whether a keyframe sees the others' tokens merged in layers of MERGED_FROM.
     """
 
@@ -112,7 +117,8 @@ class StepPlan:
     jointly: int
     at_once: bool = False
     guides_along: bool = False
-    keeps: bool = False
+    keeps: str | None = None
+    before: list[Tensor] | None = None
     merges: bool = False
 
     @property
@@ -142,9 +148,14 @@ class StepPlan:
         return shot_windows(keyframes, self.correspondences.shots, self.jointly)
 
     @property
+    def keyframes_alone(self) -> bool:
+        """Whether frames between keyframes do not run: they are carried as a whole."""
+        return (self.carries or self.before is not None) and not self.at_once
+
+    @property
     def banked(self) -> frozenset[str] | None:
-        """What keyframes keep for frames: nothing where frames are carried as a whole."""
-        return NOTHING if self.carries and not self.at_once else self.shallow
+        """What keyframes keep for frames."""
+        return NOTHING if self.keyframes_alone else self.shallow
 
 
 @dataclass
@@ -153,11 +164,12 @@ class Edited:
 
     Attributes:
         denoised: For each list of conditionings the denoised frames (N, C, h, w).
-        left: What the keyframes have left for `edit_again`, if the plan keeps it.
+        left: What the plan keeps for the next step: of the keyframes for `edit_again`, or the
+            denoised frames.
     """
 
     denoised: list[Tensor]
-    left: Left | None = None
+    left: Left | list[Tensor] | None = None
 
 
 @dataclass
@@ -180,8 +192,8 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> Edi
     Windows of keyframes follow each other, each followed by the frames up to its last keyframe. Of
     a window's tokens only the last keyframe's stay for the next one, so that device memory does not
     grow with the clip. Keyframes are not run again among the frames: there they would only be given
-    their own tokens. And as long as the denoised frames are carried, frames between keyframes are
-    not run at all: nothing of them would be left.
+    their own tokens. And where the denoised frames are carried, or their change, frames between
+    keyframes are not run at all: nothing of them would be left.
 
     Args:
         denoiser: Evaluates the model on the clip's N noisy frames.
@@ -197,6 +209,11 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> Edi
     result.exchange()
     if plan.carries:
         return Edited([carry_denoised(plan, part) for part in result.denoised])
+    if plan.before is not None:
+        changed = zip(plan.before, result.denoised, strict=True)
+        return Edited([carry_changes(plan, *both) for both in changed])
+    if plan.keeps == CHANGES:
+        return Edited(result.denoised, [part.clone() for part in result.denoised])
     return Edited(result.denoised, Left(plan, result.windows) if plan.keeps else None)
 
 
@@ -233,43 +250,13 @@ def _edit_shot(result: _Result, plan: StepPlan, first: int, windows: Windows) ->
         context = _joined(_rows(anchors.seen, windows.elsewhere(own)), last.seen if last else {})
         before, positions = last, torch.arange(first + own.start, first + own.stop)
         last = _edit_keyframes(result, plan, positions, context, plan.banked, windows.tail)
-        if not plan.carries or plan.at_once:
+        if not plan.keyframes_alone:
             whole = range(first + own.start, first + own.stop)
             _propagate(result, plan, whole, before, last)
-            if plan.keeps:
+            if plan.keeps == FEATURES:
                 away = len(windows.own) > 1 or len(plan.windows) > 1
                 left = _stored(before, slice(-1, None), away) if before else None
                 result.windows.append((whole, left, _stored(last, slice(None), away)))
-
-
-def carry_denoised(plan: StepPlan, denoised: Tensor) -> Tensor:
-    """Makes denoised frames from the keyframes' along the finest matches, as tokens are made.
-
-    Not in the paper, and for early steps only. Convolutions see every frame's own noise and decide
-    on their own what stands where; later steps only draw it out. Late in the schedule copies of
-    whole patches would be seen, so what is left of the frames' own detail stays.
-
-    Args:
-        plan: The step's.
-        denoised: All denoised frames, (N, C, h, w), written over.
-
-    Returns:
-        The same tensor.
-    """
-    if not plan.carries:
-        return denoised
-    matches, finest = plan.matches, plan.features.finest
-    keyframes, grid = denoised[matches.keyframes.to(denoised.device)], plan.features.grid(finest)
-    # In parts, since the indices are larger than the latents.
-    for frames in torch.arange(len(denoised)).split(CARRIED_AT_ONCE):
-        denoised[frames.to(denoised.device)] = carry(
-            keyframes,
-            matches.near.of(frames),
-            matches.tokens(finest, frames),
-            grid,
-            matches.weight(finest, frames),
-        )
-    return denoised
 
 
 @dataclass

@@ -15,6 +15,9 @@ DEEP_FEATURES, ATTENTION = PROPAGATIONS = "deep features", "attention"
 # Until which share of SD's schedule, by its noise, the denoised latents are made of the keyframes'
 # as well.
 CARRY_UNTIL = 0.2
+# What a step may take from the one before: what keyframes have left there, or all frames as they
+# were denoised there, to which it adds by how much its keyframes have changed.
+FEATURES, CHANGES = "features", "changes"
 
 
 def carries_pictures(share: float, begins: float, ends: float) -> bool:
@@ -42,28 +45,30 @@ def carries_pictures(share: float, begins: float, ends: float) -> bool:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Which steps take what keyframes have left in the step before (see `edit.edit_again`).
+    """Which steps take what is left of the step before (see `edit.edit_again`, `carry_changes`).
 
     Every second one of those between two shares of SD's schedule, by its noise.
 
     Attributes:
-        first: The share from which on keyframes leave something, 0 to 1.
+        first: The share from which on steps leave something, 0 to 1.
         until: The share up to which they do.
         apart: How much of the schedule lies between two such steps at most: what is further away
             has changed.
+        takes: FEATURES or CHANGES.
 
     Examples:
         >>> repeats = Repeats(0.2, 0.6, apart=0.1)
-        >>> [repeats.follow(*step) for step in ((6.0, 4.4), (2.3, 1.6), (2.3, 0.6), (0.5, 0.4))]
+        >>> [repeats.follow(*step) for step in ((9.0, 8.0), (1.8, 1.6), (1.8, 0.6), (0.5, 0.4))]
         [False, True, False, False]
     """
 
     first: float
     until: float
     apart: float
+    takes: str = FEATURES
 
     def follow(self, begins: float, ends: float) -> bool:
-        """Tells whether the step after this one may take what its keyframes leave.
+        """Tells whether the step after this one may take what it leaves.
 
         Args:
             begins: Noise over signal where the step begins.

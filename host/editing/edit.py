@@ -54,7 +54,7 @@ class Edit:
         attended_keyframes: How many keyframes a frame attends to at most; 0 for the
             mode's own number.
         carry_until: Share of SD's schedule, by its noise, with carried pictures, see
-            `tokenflow_ops.edit.carry_denoised`.
+            `tokenflow_ops.carrying.denoised.carry_denoised`.
         deep: Whether frames take all that comes up from below the UNet's full resolution from the
             keyframes (deep features), or the output of self-attention alone.
         frames_per_pass: Frames in one pass, 0 for the host's estimate.
@@ -65,7 +65,7 @@ class Edit:
         frames: The source's pictures, (N, H, W, 3) in [0, 1], or None; modes that follow optical
             flow need them.
         guides_along: Whether frames between keyframes take the guidance of these.
-        repeats: Which steps take what keyframes have left in the step before, None for none.
+        repeats: Which steps take what is left of the step before, None for none.
         merges: Whether a keyframe sees the others' tokens merged, where there are many.
         given: What frames are outside of the mask instead of the source, in the model's latent
             space, (N, C, h, w): made of keyframes that were edited elsewhere. None for the source.

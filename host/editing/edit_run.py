@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ...tokenflow_ops import JOINT_KEYFRAMES
 from ...tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
-from ...tokenflow_ops.edit import StepPlan, edit_again, edit_step
+from ...tokenflow_ops.edit import Left, StepPlan, edit_again, edit_step
 from ...tokenflow_ops.parameterization import before
 from ...tokenflow_ops.passes import CapturePass
-from ...tokenflow_ops.propagation import carries_pictures
+from ...tokenflow_ops.propagation import FEATURES, carries_pictures
 from ..checkpoints.folders import Keeper
+from ..conditioning.conds import hold_alike
 from ..families.latents import for_host
 from ..memory import is_oom, replaces_attention
 from ..preview import show_frames
@@ -177,11 +178,11 @@ class EditRun(Run):
 
     @property
     def leaves(self) -> bool:
-        """Whether keyframes have left something for another step."""
+        """Whether a step has left something for another one."""
         return bool(self.left)
 
     def needs_earlier(self, call: ModelCall) -> bool:
-        """Tells whether an evaluation takes what keyframes have left.
+        """Tells whether an evaluation takes what another step has left.
 
         Further evaluations for one call of the sampler count on from the first.
         """
@@ -311,13 +312,40 @@ class EditRun(Run):
         latents = self.inversion.latents_at(call.sigma)[capture.frames].to(call.x)
         call.run(self, capture, latents, [self.source_prompt()])
 
-    def plan(self, now: Moment, deep: bool = False, guided: bool = False) -> StepPlan:
+    def kept_for_next(self, now: Moment, deep: bool, alike: bool) -> str | None:
+        """Tells what a step keeps for the next one.
+
+        Args:
+            now: Where the sampler stands.
+            deep: Whether frames take all that lies below full resolution as a whole. A patch that
+                wants all of the model to run wants it at every step.
+            alike: Whether prompts hold on all frames alike; else each changes by its own.
+
+        Returns:
+            FEATURES or CHANGES, or None for nothing.
+        """
+        repeats = self.edit.repeats
+        if repeats is None or not repeats.follow(now.noise, now.ends):
+            return None
+        possible = deep == self.edit.deep if repeats.takes == FEATURES else alike
+        return repeats.takes if possible else None
+
+    def plan(
+        self,
+        now: Moment,
+        deep: bool = False,
+        guided: bool = False,
+        alike: bool = False,
+        before: list[Tensor] | None = None,
+    ) -> StepPlan:
         """Makes the plan of what TokenFlow does at a step.
 
         Args:
             now: Where the sampler stands.
             deep: Whether frames take all that lies below full resolution as a whole.
             guided: Whether a frame's guidance is another one's where they show the same.
+            alike: Whether prompts hold on all frames alike.
+            before: All frames as the step before has denoised them, if it has kept them.
 
         Returns:
             The step's plan.
@@ -330,9 +358,7 @@ class EditRun(Run):
         # Guidance that replaces self-attention (SAG) reads what it saw in the last pass, and takes
         # it for all frames.
         at_once = replaces_attention(self.model)
-        # A patch that wants all of the model to run wants it at every step.
-        may_keep = not (carries or at_once) and deep == self.edit.deep
-        repeats = self.edit.repeats if may_keep else None
+        keeps = self.kept_for_next(now, deep, alike) if not (carries or at_once) else None
         return StepPlan(
             self.edit.correspondences,
             now.step,
@@ -344,7 +370,8 @@ class EditRun(Run):
             self.jointly,
             at_once,
             guides_along=self.edit.guides_along and guided and not at_once,
-            keeps=repeats is not None and repeats.follow(now.noise, now.ends),
+            keeps=keeps,
+            before=before,
             merges=self.edit.merges and not backbone.matched_on_output and not at_once,
         )
 
@@ -362,13 +389,17 @@ class EditRun(Run):
         """
         self.evaluations += 1
         key = self.evaluations, len(call.conds)
-        kept = self.left.get(key)
+        kept, before = self.left.get(key), None
         if kept is not None and kept.serves(now.step):
             kept.again = now.step
-            return edit_again(Evaluation(self, call), kept.left, together()).denoised
-        self.left.pop(key, None)  # before the next one is made
+            if isinstance(kept.left, Left):
+                return edit_again(Evaluation(self, call), kept.left, together()).denoised
+            before = kept.left
+        else:
+            self.left.pop(key, None)  # before the next one is made
+        deep, alike = self.carries_deep(call), hold_alike(call.conds)
         while True:
-            plan = self.plan(now, self.carries_deep(call), call.guides_alike)
+            plan = self.plan(now, deep, call.guides_alike, alike, before)
             try:
                 edited = edit_step(Evaluation(self, call), plan, together())
             except Exception as error:

@@ -1,4 +1,4 @@
-"""An evaluation of an edit as the method sees it, and what keyframes leave for the next step."""
+"""An evaluation of an edit as the method sees it, and what it leaves for the next step."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ class Evaluation:
 
 @dataclass
 class LeftByStep:
-    """What the keyframes of a step have left for the next one.
+    """What a step has left for the next one.
 
     Attributes:
         step: The step.
-        left: What they have left.
+        left: What its keyframes have left, or all frames as it has denoised them.
         again: The step that has taken it; its further evaluations take it as well.
     """
 
     step: int
-    left: Left
+    left: Left | list[Tensor]
     again: int | None = None
 
     def serves(self, step: int) -> bool:

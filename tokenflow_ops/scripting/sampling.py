@@ -96,7 +96,8 @@ def sample_edit(
             frames_per_pass,
         )
         edited = edit_again(evaluation, left) if left else edit_step(evaluation, plan)
-        denoised, left = edited.denoised, edited.left
+        denoised = edited.denoised
+        left = edited.left if isinstance(edited.left, Left) else None
         prompted, plain = denoised[0], denoised[-1]
         guided = prompted if len(denoised) == 1 else plain + (prompted - plain) * guidance_scale
         x = x + (x - guided) / sigmas[step] * (sigmas[step + 1] - sigmas[step])
@@ -152,7 +153,7 @@ def step_plan(
         carries,
         jointly,
         guides_along=deep,
-        keeps=deep and not carries and REPEATS.follow(noise, ends),
+        keeps=REPEATS.takes if deep and not carries and REPEATS.follow(noise, ends) else None,
         merges=deep,
     )
 

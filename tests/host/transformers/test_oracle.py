@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from tokenflow_pack.nodes import presets
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
@@ -95,7 +96,8 @@ def inner(blocks: tuple[str, ...]) -> tuple[str, ...]:
 class Edit:
     """The edit written down step by step. carried: how many steps' pictures are the keyframes'.
     lean: whether every second step takes what the keyframes have left. guides: whether frames take
-    their guidance; as by default only with deep features.
+    their guidance; as by default only with deep features. changed: a step whose frames between
+    keyframes are those of the step before, changed as by vote the keyframes are.
     """
 
     name: str
@@ -106,12 +108,14 @@ class Edit:
     lean: bool = False
     injected: bool = False
     guides: bool | None = None
+    changed: int | None = None
 
     def __post_init__(self) -> None:
         self.net = network(self.name)
         self.inner = inner(self.net.blocks) if self.deep else ()
         self.frames = self.correspondences.features.inversion.frames
         self.kept: tuple[list[oracle.Left], oracle.Matches, Tensor] | None = None
+        self.rows: list[Tensor] = []  # of the step before, by prompt
 
     def run(self) -> Tensor:
         """The edited latents in the model's own space."""
@@ -134,16 +138,23 @@ class Edit:
             found, left = self.of_keyframes(x[keyframes], seed)
             velocity = torch.zeros_like(x)
             velocity[keyframes] = torch.stack(found)
-            velocity[between] = self.of_frames(x, between, seed, left)
+            if step != self.changed:
+                velocity[between] = self.of_frames(x, between, seed, left)
             rows.append(x - sigma * velocity)
             kept.append(left)
         whole = self.matches(torch.arange(self.frames))
+        if step == self.changed:
+            for row, earlier in zip(rows, self.rows, strict=True):
+                change = whole.voted((row - earlier)[keyframes], PATCH)
+                row[between] = (earlier + change)[between]
+            return rows[1] + CFG * (rows[0] - rows[1])
         guides = self.deep if self.guides is None else self.guides
         if guides and step >= self.carried:
             differing = whole.voted((rows[1] - rows[0])[keyframes], PATCH)
             rows[1][between] = (rows[0] + differing)[between]
             if self.lean:
                 self.kept = kept[0], whole, differing
+        self.rows = rows
         denoised = rows[1] + CFG * (rows[0] - rows[1])
         return whole.pictures(denoised[keyframes], PATCH) if step < self.carried else denoised
 
@@ -232,6 +243,23 @@ def test_a_lean_edit_is_the_oracles(name: str) -> None:
     found = edited(name, matched(name), **inputs)
     wanted = Edit(name, matched(name), deep=True, carried=1, lean=True).run()
     assert relative_error(found, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_by_preset_frames_of_every_second_late_step_take_the_keyframes_change(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the second step were late enough, so that the third is of that kind."""
+    inputs = {"carry_until": FIRST_STEP}
+    every = edited(name, matched(name), **inputs)
+    late = replace(presets.TRANSFORMERS_REPEAT, first=FIRST_STEP)
+    monkeypatch.setattr(presets, "TRANSFORMERS_REPEAT", late)
+    found = edited(name, matched(name), **inputs)
+    wanted = Edit(name, matched(name), carried=1, guides=True, changed=2).run()
+    assert relative_error(found, wanted) < ROUNDING
+    assert relative_error(found, every) > 100 * ROUNDING
+    lean = edited(name, matched(name), preset="lean", **inputs)
+    assert torch.equal(lean, found), "lean carries attention's output, too"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

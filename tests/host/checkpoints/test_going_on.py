@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from tokenflow_pack.host import shards
 from tokenflow_pack.host.checkpoints import folders
 from tokenflow_pack.host.validation.errors import NodeError
+from tokenflow_pack.nodes.presets import LEAN, PRESETS
+from tokenflow_pack.tokenflow_ops.propagation import CHANGES
 from tokenflow_pack.tokenflow_ops.shards import ALONE, Alone
 
 from ..helpers import NEGATIVE, call, interrupted, watched
@@ -84,6 +87,16 @@ def test_it_goes_on_wherever_it_was_stopped(name: str, root: Path) -> None:
     assert known == sorted(known)
     assert known[0] == 0
     assert known[-1] > 0
+
+
+@pytest.mark.parametrize("name", ["lean", "lean, two evaluations a step"])
+def test_so_it_does_where_frames_take_the_keyframes_change(
+    name: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers' do, in late steps."""
+    along = replace(LEAN, takes=CHANGES)
+    monkeypatch.setitem(PRESETS, "lean", replace(PRESETS["lean"], repeats=along))
+    test_it_goes_on_wherever_it_was_stopped(name, root)
 
 
 def test_a_run_that_is_stopped_again_and_again_comes_to_its_end() -> None:

@@ -16,7 +16,10 @@ from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
 from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
+from tokenflow_pack.nodes import presets
+from tokenflow_pack.nodes.presets import BY_PRESET
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from tokenflow_pack.tokenflow_ops.propagation import CHANGES, Repeats
 
 from ..helpers import call, relative_error, watch
 from ..tiny_transformers import prompt, tiny_transformer
@@ -92,12 +95,18 @@ def test_frame_by_frame_it_is_the_plain_host_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equal_frames_are_edited_as_the_plain_host_edits_one(name: str) -> None:
+def test_equal_frames_are_edited_as_the_plain_host_edits_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By preset as if every second step were late enough to take the keyframes' change."""
+    late = Repeats(0.0, 1.0, apart=1.0, takes=CHANGES)
+    monkeypatch.setattr(presets, "TRANSFORMERS_REPEAT", late)
     guidance = GUIDANCE[name]
     clip = {"correspondences": copies(guidance.name)}
     wanted = plain(guidance.name, 1, **clip, **guidance.inputs)
-    for propagation in (ATTENTION, DEEP_FEATURES):
-        found = edited(guidance.name, propagation=propagation, **clip, **guidance.inputs)
+    for propagation in (ATTENTION, DEEP_FEATURES, BY_PRESET):
+        choices = {"propagation": propagation, "carry_until": 0.0}
+        found = edited(guidance.name, **choices, **clip, **guidance.inputs)
         assert relative_error(found, wanted.expand_as(found)) < 1e-4
 
 

@@ -249,10 +249,10 @@ def test_a_lean_edit_is_the_oracles(name: str) -> None:
 def test_by_preset_frames_of_every_second_late_step_take_the_keyframes_change(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if the second step were late enough, so that the third is of that kind."""
+    """As if the second step were late and close enough, so that the third is of that kind."""
     inputs = {"carry_until": FIRST_STEP}
     every = edited(name, matched(name), **inputs)
-    late = replace(presets.TRANSFORMERS_REPEAT, first=FIRST_STEP)
+    late = replace(presets.TRANSFORMERS_REPEAT, first=FIRST_STEP, apart=1.0)
     monkeypatch.setattr(presets, "TRANSFORMERS_REPEAT", late)
     found = edited(name, matched(name), **inputs)
     wanted = Edit(name, matched(name), carried=1, guides=True, changed=2).run()

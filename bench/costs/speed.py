@@ -14,7 +14,8 @@ Without an accelerator seconds are this process's processor time: other programs
 OMP_NUM_THREADS=1 leaves out what threads wait for each other.
 
 Sampling: all from the inverted latents, with the same noise levels and guidance; plain is the
-host's euler without TokenFlow.
+host's euler without TokenFlow. With few steps, too, they take of the step before what those of a
+schedule of fifty take, which lie close; "steps far apart" take nothing, as of a schedule of few.
 
 Edits: a clip's first edit is the inversion without its check, features, matches, and sampling with
 Plug-and-Play; its second one is sampling alone. The public code inverts plainly, with one model
@@ -58,17 +59,18 @@ from tokenflow_pack.nodes.inversion import (
     PLAIN,
     InvertVideo,
 )
-from tokenflow_pack.nodes.presets import BALANCED
 from torch import Tensor
 
 from bench.tools.markdown import figure, middle, table
 from bench.tools.memory import Spent, highest, kept, spent_on
 from bench.tools.models import MODELS, Subject, make_subject
 from bench.tools.public_code import loop_over_heads
-from bench.tools.ratios import FEW, STEPS, Sampling, Stages, write
+from bench.tools.ratios import Stages, write
+from bench.tools.steps import taking
 
 # Names of what is measured. Sampling:
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
+FAR = "TokenFlow with Plug-and-Play, steps far apart"
 LEAN, LEAN_INJECTED = "TokenFlow, lean", "TokenFlow, lean, with Plug-and-Play"
 # The first edit's other stages:
 REFINEMENTS = ((PLAIN, 0), (FIXED_POINT, 1), (EXTRAPOLATED, 0), (EXTRAPOLATED, 1), (EVERY_OTHER, 0))
@@ -91,7 +93,7 @@ PUBLIC = {
 }
 PUBLIC_STEPS, PUBLIC_INVERSION_STEPS = 50, 500 + 500
 PASS = "plain pass"
-IN_RATIOS = (HOST, FREE, LEAN, LEAN_INJECTED, *FIRST_EDIT, FUSED, FUSED_SAMPLING)
+IN_RATIOS = (HOST, FREE, FAR, LEAN, LEAN_INJECTED, *FIRST_EDIT, FUSED, FUSED_SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,8 @@ def measure_model(model: str, settings: Settings, quick: bool) -> dict[str, Tens
     if quick:
         lines = {name: line for name, line in lines.items() if name in IN_RATIOS}
     measured = measure(lines, settings.rounds)
-    ratios = measured.stages(subject, settings).ratios()
-    lean = measured.stages(subject, settings, "lean").ratios()
+    ratios = measured.stages(settings, FREE, INJECTED, FAR).ratios()
+    lean = measured.stages(settings, LEAN, LEAN_INJECTED, LEAN_INJECTED).ratios()
     ratios |= {f"lean.{name}": found for name, found in lean.items()}
     if quick:
         table(["", "ratio"], ([name, middle(found)] for name, found in ratios.items()))
@@ -184,10 +186,16 @@ def make_lines(subject: Subject, settings: Settings) -> dict[str, Callable[[], A
     features = subject.extract(inversion)
     found = subject.build(features, interval, settings.intervals)
     print(f"keyframes of a step: {len(found.starts)}", flush=True)
+
+    def sample(close: bool, **choices: Any) -> Any:
+        with taking(close):
+            return subject.sample(found, cfg=cfg, **choices)
+
     ours = {
         HOST: lambda: subject.sample_plainly(inversion, cfg),
-        FREE: lambda: subject.sample(found, cfg=cfg, injection=None),
-        INJECTED: lambda: subject.sample(found, cfg=cfg),
+        FREE: lambda: sample(close=True, injection=None),
+        INJECTED: lambda: sample(close=True),
+        FAR: lambda: sample(close=False),
         LEAN: lambda: subject.sample(found, cfg=cfg, injection=None, preset="lean"),
         LEAN_INJECTED: lambda: subject.sample(found, cfg=cfg, preset="lean"),
         **{
@@ -240,28 +248,14 @@ class Measured:
             0
         )
 
-    def stages(self, subject: Subject, settings: Settings, preset: str = BALANCED) -> Stages:
-        """What ratios are made of. preset: BALANCED or "lean"."""
-        free = self.sampling(subject, settings, preset, {BALANCED: FREE, "lean": LEAN})
-        injected = self.sampling(
-            subject, settings, preset, {BALANCED: INJECTED, "lean": LEAN_INJECTED}
-        )
-        again = subject.repeated(STEPS, preset), subject.repeated(FEW, preset)
-        stages = (self.seconds(name) for name in (INVERSION, EXTRACT, BUILD))
+    def stages(self, settings: Settings, *sampling: str) -> Stages:
+        """What ratios are made of. sampling: lines without and with Plug-and-Play, and with it
+        where steps take nothing of each other.
+        """
+        names = (HOST, *sampling, INVERSION, EXTRACT, BUILD)
         public = self.seconds(FUSED, FUSED_SAMPLING) if FUSED_SAMPLING in self.spent else None
-        plain = self.seconds(HOST)
-        return Stages(
-            settings.steps, settings.interval, plain, free, injected, again, *stages, public
-        )
-
-    def sampling(
-        self, subject: Subject, settings: Settings, preset: str, lines: dict[str, str]
-    ) -> Sampling:
-        """Sampling with a preset. lines: of each preset."""
-        again = {name: subject.repeated(settings.steps, name) for name in lines}
-        saved = self.seconds(lines[BALANCED]) - self.seconds(lines["lean"])
-        more = max(1, again["lean"] - again[BALANCED])
-        return Sampling(self.seconds(lines[preset]), settings.steps, again[preset], saved / more)
+        stages = (self.seconds(name) for name in names)
+        return Stages(settings.steps, settings.interval, *stages, public)
 
     def memory(self, name: str) -> list[str]:
         """Cells: the process's peak and the device's in MiB,
@@ -281,7 +275,7 @@ def report(measured: Measured, steps: int) -> None:
     print("\nSampling\n")
     rows = (
         [name, middle(took(name)), middle(took(name) / took(HOST)), *measured.memory(name)]
-        for name in (HOST, FREE, INJECTED, LEAN, LEAN_INJECTED)
+        for name in (HOST, FREE, INJECTED, FAR, LEAN, LEAN_INJECTED)
     )
     table(["", "seconds", "to plain", *memory], rows)
 

@@ -26,7 +26,6 @@ from tokenflow_pack.nodes.sampling.sampler import Sampler
 from torch import Tensor
 
 from bench.tools.case import World, demo_clip
-from bench.tools.steps import repeated
 
 # What the host does not say about a layout: see comfy/model_detection.py.
 COMMON = {
@@ -131,10 +130,6 @@ class Subject:
     @property
     def scheduler(self) -> str:
         return "simple" if self.flow else "normal"
-
-    def repeated(self, steps: int, preset: str) -> int:
-        """How many steps of an edit take what keyframes have left in the step before."""
-        return repeated(self.model, self.scheduler, steps, preset)
 
     def invert(self, steps: int, **choices: Any) -> Any:
         """choices: inputs of DDIM Invert Video."""

@@ -2,15 +2,15 @@
 
 All are of STEPS steps of inversion and as many of sampling. Where fewer were measured, stages are
 put together from what they are made of: sampling from its steps, the inversion from its model
-calls, the search from the pairs of frames that so many steps draw. Steps that take what keyframes
-have left in the step before are rarer than with preset lean, and none where steps lie far apart:
-what one of them saves is told by lean.
+calls, the search from the pairs of frames that so many steps draw. The steps that are measured
+take what is left of the step before as those of fifty do, which lie close.
 
 sampling, sampling_injected: ours to the host's plain sampling, without and with Plug-and-Play.
 first_edit: inversion, features, matches and sampling with Plug-and-Play, to the public code's
 inversion and sampling with attention fused; first_edit_every_other with the inversion that asks the
 model at every other step. second_edit: sampling with Plug-and-Play, to the same.
-second_edit_8_steps: eight steps of such sampling, to STEPS of the host's plain one.
+second_edit_8_steps: eight steps of such sampling, which lie far apart and take nothing, to STEPS of
+the host's plain one.
 The same with lean. in front are of the preset lean.
 Transformers have no first_edit and no second_edit: the public code does not know them.
 """
@@ -32,35 +32,18 @@ STEPS, FEW = 50, 8
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Seconds of every round of an edit's sampling, (rounds,), in which so many of the steps take
-    what keyframes have left; each of these took so much less.
-    """
-
-    seconds: Tensor
-    steps: int
-    again: int
-    saved: Tensor
-
-    def of(self, steps: int, again: int) -> Tensor:
-        """Seconds of so many steps, of which so many take it."""
-        edited = self.seconds + self.again * self.saved
-        return edited * steps / self.steps - again * self.saved
-
-
-@dataclass(frozen=True)
 class Stages:
-    """Seconds of every round, (rounds,), and of how many steps they are. again: how many of STEPS
-    and of FEW steps of sampling take what keyframes have left in the step before. public: of the
-    public code's inversion and sampling, where the model is one of its kind.
+    """Seconds of every round, (rounds,), and of how many steps they are. far: of injected sampling
+    whose steps take nothing of each other. public: of the public code's inversion and sampling,
+    where the model is one of its kind.
     """
 
     steps: int
     interval: int
     plain: Tensor
-    free: Sampling
-    injected: Sampling
-    again: tuple[int, int]
+    free: Tensor
+    injected: Tensor
+    far: Tensor
     inversion: Tensor
     features: Tensor
     matches: Tensor
@@ -68,17 +51,15 @@ class Stages:
 
     def ratios(self) -> dict[str, Tensor]:
         """By figure, (rounds,)."""
-        many, few = self.again
-        whole = STEPS / self.steps
-        plain, second = self.plain * whole, self.injected.of(STEPS, many)
         found = {
-            "sampling": self.free.of(STEPS, many) / plain,
-            "sampling_injected": second / plain,
-            "second_edit_8_steps": self.injected.of(FEW, few) / plain,
+            "sampling": self.free / self.plain,
+            "sampling_injected": self.injected / self.plain,
+            "second_edit_8_steps": self.far * FEW / STEPS / self.plain,
         }
         if self.public is None:
             return found
-        public = self.public * whole
+        whole = STEPS / self.steps
+        public, second = self.public * whole, self.injected * whole
         a_call = self.inversion / asked(self.steps, EXTRAPOLATED)
         rest = self.features + second
         rest = rest + self.matches * pairs(STEPS, self.interval) / pairs(self.steps, self.interval)

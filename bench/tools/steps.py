@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from comfy.samplers import calculate_sigmas
-from tokenflow_pack.host.families import backbone_of
 from tokenflow_pack.host.source import evaluations
+from tokenflow_pack.nodes import presets
 from tokenflow_pack.nodes.inversion import EXTRAPOLATED, REFINEMENTS
-from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, Preset
-from tokenflow_pack.nodes.sampling.edit import preset_for
+from tokenflow_pack.nodes.presets import PRESETS, Preset
 from tokenflow_pack.tokenflow_ops import Injection
 from tokenflow_pack.tokenflow_ops.inversion import may_pair
-from tokenflow_pack.tokenflow_ops.propagation import carries_pictures
+from tokenflow_pack.tokenflow_ops.propagation import FEATURES, REPEATS, carries_pictures
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,16 @@ class Steps:
         """levels: noise over signal where the steps begin."""
         injection = Injection()
         keyframes = between = again = injected = 0
-        left = False
+        left: str | None = None
         for begins, ends in pairwise([*levels, 0.0]):
-            if left:
-                again, left = again + 1, False
+            if left == FEATURES:
+                again, left = again + 1, None
                 continue
             carries = carries_pictures(chosen.carry_until, begins, ends)
-            keyframes, between = keyframes + 1, between + (not carries)
+            keyframes, between = keyframes + 1, between + (not carries and left is None)
             injected += injection.attention_at(begins) or injection.features_at(begins)
-            left = (
-                not carries and chosen.repeats is not None and chosen.repeats.follow(begins, ends)
-            )
+            follows = chosen.repeats is not None and chosen.repeats.follow(begins, ends)
+            left = chosen.repeats.takes if follows and not carries and left is None else None
         return Steps(keyframes, between, again, injected)
 
 
@@ -55,15 +54,22 @@ def levels_of(sampling: Any, steps: int) -> tuple[float, ...]:
     return tuple(calculate_sigmas(sampling, "normal", steps)[:-1].tolist())
 
 
-def repeated(model: Any, scheduler: str, steps: int, preset: str) -> int:
-    """How many of an edit's steps take what keyframes have left in the step before.
-
-    model: the host's, of any family. preset: one of PRESETS.
+@contextmanager
+def taking(close: bool) -> Iterator[None]:
+    """Edits in which steps take what is left of the step before as if all lay close enough, as of
+    fifty, or in which none does. It holds for presets but lean.
     """
-    levels = calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)[:-1]
-    over_signal = backbone_of(model).parameterization.noise_over_signal
-    chosen = preset_for(preset, model).but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET)
-    return Steps.of([over_signal(level) for level in levels.tolist()], chosen).again
+    usual, along = dict(PRESETS), presets.TRANSFORMERS_REPEAT
+    for name, preset in usual.items():
+        if preset.repeats == REPEATS:
+            close_ones = replace(REPEATS, apart=1.0) if close else None
+            PRESETS[name] = replace(preset, repeats=close_ones)
+    presets.TRANSFORMERS_REPEAT = replace(along, **({"apart": 1.0} if close else {"until": 0.0}))
+    try:
+        yield
+    finally:
+        PRESETS.update(usual)
+        presets.TRANSFORMERS_REPEAT = along
 
 
 def asked(steps: int, refinement: str, flow: bool = False) -> int:

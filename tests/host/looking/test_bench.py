@@ -24,9 +24,9 @@ from bench.tools.gpu.sizes import REHEARSAL
 from bench.tools.materials import made_of
 from bench.tools.memory import kept
 from bench.tools.public_code import SCHEDULER, loop_over_heads
-from bench.tools.ratios import Sampling, Stages
+from bench.tools.ratios import Stages
 from bench.tools.ratios import write as write_ratios
-from bench.tools.steps import Steps, levels_of
+from bench.tools.steps import Steps, levels_of, taking
 
 from ...conftest import COMFYUI, ROOT
 from ..tiny_models import tiny_sd15
@@ -83,36 +83,23 @@ def test_the_bench_of_the_search_has_a_row_for_every_shape(
 
 
 def measured(steps: int, slower: float = 1.0, public: bool = True) -> Stages:
-    """As if a model call of 16 frames took a second. Of an edit's steps every fifth one takes what
-    keyframes have left, from forty on, and saves a fifth of a second.
-    """
-    again = steps // 5 if steps >= 40 else 0
-    sampled = [one * steps - 0.2 * again for one in (0.5, 0.6)]
+    """As if a model call of 16 frames took a second."""
     calls = steps + 3 - (steps >= 40) * (2 + (6 * steps // 10 - 2) // 2)
-    times = [2.0 * steps, *sampled, calls, 1.0, min(2 * steps, 20) / 4]
-    plain, free, injected, *others = [torch.tensor([time, time * slower]) for time in times]
-    saved = torch.tensor([0.2, 0.2 * slower])
-    return Stages(
-        steps,
-        8,
-        plain,
-        Sampling(free, steps, again, saved),
-        Sampling(injected, steps, again, saved),
-        (10, 0),
-        *others,
-        torch.full((2,), 4.0 * steps) if public else None,
-    )
+    sampling = [share * steps for share in (2.0, 0.4, 0.5, 0.6)]
+    times = [*sampling, calls, 1.0, min(2 * steps, 20) / 4]
+    rounds = [torch.tensor([seconds, seconds * slower]) for seconds in times]
+    return Stages(steps, 8, *rounds, torch.full((2,), 4.0 * steps) if public else None)
 
 
 def test_ratios_of_few_steps_are_those_of_fifty() -> None:
     fifty = {name: found[0].item() for name, found in measured(50).ratios().items()}
     expected = {
-        "sampling": (25 - 2) / 100,
-        "sampling_injected": (30 - 2) / 100,
+        "sampling": 0.2,
+        "sampling_injected": 0.25,
         "second_edit_8_steps": 0.048,
-        "first_edit": (37 + 1 + 5 + 28) / 200,
-        "first_edit_every_other": (29 + 1 + 5 + 28) / 200,
-        "second_edit": 28 / 200,
+        "first_edit": (37 + 1 + 5 + 25) / 200,
+        "first_edit_every_other": (29 + 1 + 5 + 25) / 200,
+        "second_edit": 25 / 200,
     }
     assert fifty == pytest.approx(expected)
     for steps in (5, 10):
@@ -120,9 +107,21 @@ def test_ratios_of_few_steps_are_those_of_fifty() -> None:
         assert few == pytest.approx(expected)
 
 
+def test_few_steps_take_what_those_of_fifty_take() -> None:
+    """In the same shares, while a bench asks for it, and not after it."""
+    levels, usual = levels_of(ModelSamplingDiscrete(), 5), dict(PRESETS)
+    with taking(close=True):
+        assert Steps.of(levels, PRESETS["balanced"]) == Steps(4, 3, 1, 3)
+    with taking(close=False):
+        assert Steps.of(levels, PRESETS["balanced"]) == Steps(5, 4, 0, 4)
+        assert PRESETS["lean"] == usual["lean"]
+    assert usual == PRESETS
+    assert Steps.of(levels, PRESETS["balanced"]) == Steps(5, 4, 0, 4)
+
+
 def test_steps_are_counted_as_they_run() -> None:
-    """Of fifty evenly spread ones a fifth carries pictures, and then every second of a third runs
-    no keyframes.
+    """Of fifty evenly spread ones a fifth carries pictures, and then every second one to six tenths
+    of the schedule runs no keyframes.
     """
     levels = levels_of(ModelSamplingDiscrete(), 50)
     assert Steps.of(levels, PRESETS["balanced"]) == Steps(40, 30, 10, 30)
@@ -137,7 +136,7 @@ def test_ratios_of_several_models_go_into_one_flat_file(tmp_path: Path) -> None:
     found = {"sampling": torch.tensor([2.0, 2.0]) / plain}
     write_ratios(file, found, "transformer")
     flat = json.loads(file.read_text())
-    assert flat["sampling"] == 0.23
+    assert flat["sampling"] == 0.2
     assert flat["transformer.sampling"] == 0.375
     assert (flat["transformer.sampling.low"], flat["transformer.sampling.high"]) == (0.25, 0.5)
     assert "first_edit" in flat

@@ -26,7 +26,7 @@ from comfy.model_sampling import ModelSamplingDiscrete
 from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED
-from tokenflow_pack.nodes.presets import BALANCED, PRESETS
+from tokenflow_pack.nodes.presets import BALANCED, PRESETS, Preset
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.propagation import carries_pictures
@@ -183,19 +183,16 @@ class Edit:
             len(own) * keyframe(count) for own, count in attended.items()
         )
 
-    def of_frames(self, preset: str) -> float:
+    def of_frames(self, chosen: Preset) -> float:
         """Operations of the steps that run frames with what keyframes have left, of one prompt."""
-        steps, rest = Steps.of(self.levels, PRESETS[preset]), self.frames - self.keyframes
+        steps, rest = Steps.of(self.levels, chosen), self.frames - self.keyframes
         return (steps.between * rest + steps.again * self.frames) * self.parts.shallow
 
-    def sampling(self, preset: str, injected: bool) -> float:
+    def sampling(self, chosen: Preset, injected: bool) -> float:
         """Operations of an edit's steps. injected: with Plug-and-Play."""
-        steps, together = (
-            Steps.of(self.levels, PRESETS[preset]),
-            2 * self.windowed(self.parts.merged),
-        )
+        steps, together = Steps.of(self.levels, chosen), 2 * self.windowed(self.parts.merged)
         source = self.keyframes * self.parts.all if injected else 0.0
-        return steps.keyframes * together + self.of_frames(preset) + steps.injected * source
+        return steps.keyframes * together + self.of_frames(chosen) + steps.injected * source
 
     def stages(self) -> dict[str, float]:
         """Operations of every stage."""
@@ -215,12 +212,12 @@ class Edit:
             HALVED: one_pass * asked(steps, EVERY_OTHER),
             "features": one_pass,
             "matches": self.search(pairs, sum(widths.values())),
-            "sampling": self.sampling(BALANCED, injected=False),
+            "sampling": self.sampling(PRESETS[BALANCED], injected=False),
             "sampling, propagation of attention": steps * unmerged
             + later * 2 * rest * parts.propagated,
-            "sampling with Plug-and-Play": self.sampling(BALANCED, injected=True),
-            "sampling, lean": self.sampling(LEAN, injected=False),
-            "sampling, lean, with Plug-and-Play": self.sampling(LEAN, injected=True),
+            "sampling with Plug-and-Play": self.sampling(PRESETS[BALANCED], injected=True),
+            "sampling, lean": self.sampling(PRESETS[LEAN], injected=False),
+            "sampling, lean, with Plug-and-Play": self.sampling(PRESETS[LEAN], injected=True),
             "public code: inversion": one_pass * steps,
             "public code: sampling": steps
             * (

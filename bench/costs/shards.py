@@ -74,7 +74,7 @@ class Shared:
         Keyframes are the first host's, and the others wait for what they leave.
         """
         stages, hosts = self.edit.stages(), self.hosts
-        frames = self.edit.of_frames(BALANCED)
+        frames = self.edit.of_frames(PRESETS[BALANCED])
         sampling = stages["sampling with Plug-and-Play"]
         return {
             "inversion": stages["inversion"] / hosts,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -105,6 +106,8 @@ class StepPlan:
             denoised them: those between keyframes are these, changed as keyframes have changed (see
             `carry_changes`). None where they run.
         merges: Whether a keyframe sees the others' tokens merged in layers of MERGED_FROM.
+        fits: Tells whether so many bytes fit into main memory, where FEATURES of a clip with
+            several windows are kept; if not, nothing is.
     """
 
     correspondences: Correspondences
@@ -120,6 +123,7 @@ class StepPlan:
     keeps: str | None = None
     before: list[Tensor] | None = None
     merges: bool = False
+    fits: Callable[[int], bool] = lambda size: True
 
     @property
     def matches(self) -> StepMatches:
@@ -214,7 +218,7 @@ def edit_step(denoiser: Denoiser, plan: StepPlan, shards: Shards = ALONE) -> Edi
         return Edited([carry_changes(plan, *both) for both in changed])
     if plan.keeps == CHANGES:
         return Edited(result.denoised, [part.clone() for part in result.denoised])
-    return Edited(result.denoised, Left(plan, result.windows) if plan.keeps else None)
+    return Edited(result.denoised, Left(plan, result.windows) if result.windows else None)
 
 
 def edit_again(denoiser: Denoiser, left: Left, shards: Shards = ALONE) -> Edited:
@@ -255,8 +259,7 @@ def _edit_shot(result: _Result, plan: StepPlan, first: int, windows: Windows) ->
             _propagate(result, plan, whole, before, last)
             if plan.keeps == FEATURES:
                 away = len(windows.own) > 1 or len(plan.windows) > 1
-                left = _stored(before, slice(-1, None), away) if before else None
-                result.windows.append((whole, left, _stored(last, slice(None), away)))
+                result.leave(plan, whole, before, last, away)
 
 
 @dataclass
@@ -273,6 +276,13 @@ class _Joint:
     seen: Bank = field(default_factory=dict)
     guidance: list[Tensor] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is for frames."""
+        banked = (part if isinstance(part, list) else [part] for part in self.bank.values())
+        tensors = [*chain.from_iterable(banked), *self.hidden.values(), *self.guidance]
+        return sum(tensor.nbytes for tensor in tensors)
+
 
 class _Result:
     """The frames as they are found, on this machine and the others."""
@@ -281,7 +291,23 @@ class _Result:
         self.denoiser, self.shards = denoiser, shards
         self.denoised = [torch.zeros_like(denoiser.x) for _ in range(denoiser.lists)]
         self.run_here: list[Tensor] = []
-        self.windows: list[tuple[range, _Joint | None, _Joint]] = []
+        self.windows: list[tuple[range, _Joint | None, _Joint]] | None = []
+
+    def leave(
+        self, plan: StepPlan, own: range, before: _Joint | None, joint: _Joint, away: bool
+    ) -> None:
+        """Keeps what a window leaves for the next step, where all windows' fits.
+
+        away: in main memory, so that the device's does not grow with the clip.
+        """
+        if away and self.windows == []:
+            whole = joint.size * len(plan.matches.keyframes) // len(own)
+            # Machines that share a clip have to agree.
+            if not self.shards.once(lambda: torch.tensor(plan.fits(whole))):
+                self.windows = None
+        if self.windows is not None:
+            left = _stored(before, slice(-1, None), away) if before else None
+            self.windows.append((own, left, _stored(joint, slice(None), away)))
 
     def keep(self, frames: Tensor, denoised: list[Tensor]) -> None:
         for whole, part in zip(self.denoised, denoised, strict=True):

@@ -24,7 +24,7 @@ from ...tokenflow_ops.propagation import FEATURES, carries_pictures
 from ..checkpoints.folders import Keeper
 from ..conditioning.conds import hold_alike
 from ..families.latents import for_host
-from ..memory import is_oom, replaces_attention
+from ..memory import fits_in_memory, is_oom, replaces_attention
 from ..preview import show_frames
 from ..runs.model_call import ModelCall
 from ..runs.run import Run
@@ -56,6 +56,7 @@ class EditRun(Run):
         self.step_sigma: float | None = None  # at which the sampler's running step began
         self.mask: Tensor | None = None
         self.left: dict[Any, LeftByStep] = {}
+        self.said_full = False
         self.evaluations = 0  # of the sampler's running call
         self.source_conds: list[dict[str, Any]] | None = None
         self.positive: list[dict[str, Any]] | None = None
@@ -330,6 +331,26 @@ class EditRun(Run):
         possible = deep == self.edit.deep if repeats.takes == FEATURES else alike
         return repeats.takes if possible else None
 
+    def fits_for_next(self, size: int) -> bool:
+        """Tells whether so many bytes may be kept in main memory for the next step.
+
+        Args:
+            size: Bytes.
+
+        Returns:
+            Whether they fit. Where not, it is said once: the run takes longer.
+        """
+        if fits_in_memory(size):
+            return True
+        if not self.said_full:
+            logging.info(
+                "%s: %.1f GiB do not fit into main memory: keyframes run at every step.",
+                self.node,
+                size / 2**30,
+            )
+        self.said_full = True
+        return False
+
     def plan(
         self,
         now: Moment,
@@ -371,6 +392,7 @@ class EditRun(Run):
             at_once,
             guides_along=self.edit.guides_along and guided and not at_once,
             keeps=keeps,
+            fits=self.fits_for_next,
             before=before,
             merges=self.edit.merges and not backbone.matched_on_output and not at_once,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.samplers
@@ -10,6 +11,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenflow_pack.host.editing import edit_run
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.presets import BY_PRESET, NUMBER_BY_PRESET, Preset
 from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
@@ -128,6 +130,24 @@ def test_the_papers_way_edits_keyframes_at_every_step(
     watch(monkeypatch, lambda _, work: seen.append(type(work)))
     edit(correspondences=many_steps(), carry_until=0.0, **chosen)
     assert seen.count(KeyframePass) == 24
+
+
+def test_what_would_fill_main_memory_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a clip whose keyframes are edited in several windows; then they run at every step."""
+    inputs = {"carry_until": 0.0, "attended_keyframes": 1, "cfg": 4.0}
+    every, lean = edit(**inputs), edit(preset="lean", **inputs)
+    assert relative_error(lean, every) > 1e-3
+    asked: list[int] = []
+    monkeypatch.setattr(edit_run, "fits_in_memory", lambda size: bool(asked.append(size)))
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(edit(preset="lean", **inputs), every)
+    assert min(asked) > 0
+    assert caplog.text.count("keyframes run at every step") == 1
+    asked.clear()
+    edit(preset="lean", carry_until=0.0)
+    assert not asked, "one window's stay on the device"
 
 
 def test_lean_without_guidance_has_none_to_carry() -> None:

@@ -81,9 +81,9 @@ class Repeats:
         return within and ends > 0 and passed(ends) - passed(begins) <= self.apart
 
 
-# Every second step from carried pictures on, but not while the last details are drawn, and only
-# where steps lie as close as forty or more do.
-REPEATS = Repeats(0.0, 0.6, apart=0.026)
+# From where pictures are carried no more until the last details are drawn, and only where steps lie
+# as close as forty or more do.
+REPEATS = Repeats(CARRY_UNTIL, 0.6, apart=0.026)
 
 
 def propagate(

@@ -49,6 +49,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "bench soak": (*FIGURES, "matplotlib"),
     "bench speed": (),
     "bench table": (*FIGURES, "matplotlib"),
+    "bench transformers": (),
     "bench truth": (*FIGURES, "matplotlib"),
     "bench windows": FIGURES,
 }

@@ -32,9 +32,9 @@ from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.propagation import carries_pictures
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.tools.costs.steps import Steps, asked, levels_of
 from bench.tools.markdown import figure, table
 from bench.tools.models import COMMON, LAYOUTS, TOKENS
-from bench.tools.steps import Steps, asked, levels_of
 
 SIZES = {"embedded": 128, "sd15": 512, "sdxl": 1024}
 HALVED, LEAN = "inversion, every other step", "lean"

@@ -24,9 +24,9 @@ from tokenflow_pack.nodes.inversion import EXTRAPOLATED
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES
 
 from bench.costs.cost import count, made_unet
+from bench.tools.costs.steps import asked
 from bench.tools.markdown import figure, table
 from bench.tools.models import LAYOUTS, sd3_layout
-from bench.tools.steps import asked
 
 GIB, MIB = 2**30, 2**20
 HALF, FULL = 2, 4

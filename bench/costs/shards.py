@@ -38,10 +38,10 @@ from bench.costs.cost import (
     made_unet,
     sampling_of,
 )
+from bench.tools.costs.steps import Steps, asked, levels_of
 from bench.tools.markdown import figure, table
 from bench.tools.mixed import INTERVAL, Clip, clip_name, write_clips
 from bench.tools.models import MODELS
-from bench.tools.steps import Steps, asked, levels_of
 from cluster.jobs import make_jobs
 from cluster.jobs.table import read_table
 from cluster.local import connected

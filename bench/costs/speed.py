@@ -36,7 +36,7 @@ Inversion: each refinement in plain passes over the source, which are sampled wi
 no guidance. Few steps make the extrapolated one look dear: its first step alone takes more calls.
 
 --quick leaves out all that --json does not tell, and takes fewer steps: minutes a model on a CPU.
---json FILE adds to FILE the flat figures of bench/tools/ratios.py, of 50 + 50 steps; names of
+--json FILE adds to FILE the flat figures of bench/tools/costs/ratios.py, of 50 + 50 steps; names of
 others than the embedded UNet begin with the model's.
 """
 
@@ -61,12 +61,12 @@ from tokenflow_pack.nodes.inversion import (
 )
 from torch import Tensor
 
+from bench.tools.costs.ratios import Stages, write
+from bench.tools.costs.steps import taking
 from bench.tools.markdown import figure, middle, table
 from bench.tools.memory import Spent, highest, kept, spent_on
 from bench.tools.models import MODELS, Subject, make_subject
 from bench.tools.public_code import loop_over_heads
-from bench.tools.ratios import Stages, write
-from bench.tools.steps import taking
 
 # Names of what is measured. Sampling:
 HOST, FREE, INJECTED = "plain", "TokenFlow", "TokenFlow with Plug-and-Play"
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 def measure_model(model: str, settings: Settings, quick: bool) -> dict[str, Tensor]:
-    """Measures a model, and prints what was found. Returns: the ratios of bench/tools/ratios.py."""
+    """Measures a model, and prints what was found. Returns: the ratios of bench/tools/costs/ratios.py."""
     subject = make_subject(model, settings.frames, settings.size)
     print(f"\n{subject.name}, {settings}", flush=True)
     lines = make_lines(subject, settings)

@@ -20,13 +20,13 @@ from tokenflow_pack.nodes.presets import PRESETS
 from tokenflow_pack.tokenflow_ops.matching.cuts import BROKEN
 
 from bench.costs import fit, gpu, search
+from bench.tools.costs.ratios import Stages
+from bench.tools.costs.ratios import write as write_ratios
+from bench.tools.costs.steps import Steps, levels_of, taking
 from bench.tools.gpu.sizes import REHEARSAL
 from bench.tools.materials import made_of
 from bench.tools.memory import kept
 from bench.tools.public_code import SCHEDULER, loop_over_heads
-from bench.tools.ratios import Stages
-from bench.tools.ratios import write as write_ratios
-from bench.tools.steps import Steps, levels_of, taking
 
 from ...conftest import COMFYUI, ROOT
 from ..tiny_models import tiny_sd15

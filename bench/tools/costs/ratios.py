@@ -26,7 +26,7 @@ from statistics import median
 from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED
 from torch import Tensor
 
-from bench.tools.steps import asked
+from bench.tools.costs.steps import asked
 
 STEPS, FEW = 50, 8
 

@@ -1,0 +1,1 @@
+"""What benches of an edit's costs share."""

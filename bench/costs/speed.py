@@ -162,7 +162,10 @@ def main() -> None:
 
 
 def measure_model(model: str, settings: Settings, quick: bool) -> dict[str, Tensor]:
-    """Measures a model, and prints what was found. Returns: the ratios of bench/tools/costs/ratios.py."""
+    """Measures a model, and prints what was found.
+
+    Returns: the ratios of bench/tools/costs/ratios.py.
+    """
     subject = make_subject(model, settings.frames, settings.size)
     print(f"\n{subject.name}, {settings}", flush=True)
     lines = make_lines(subject, settings)

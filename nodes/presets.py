@@ -5,7 +5,7 @@ A preset says how much of the method is traded for time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -71,6 +71,19 @@ class Preset:
             repeats,
             self.merges and chosen == DEEP_FEATURES,
         )
+
+    def on_transformers(self) -> Preset:
+        """Puts in what is better there.
+
+        Deep features are a UNet's: what a transformer's inner blocks add holds the keyframe's own
+        noise, and leaves it on other frames. There attention's output is carried, and pictures for
+        longer: that is steadier and as right, and quicker.
+
+        Returns:
+            The preset as it is for transformers.
+        """
+        carry_until = self.carry_until and TRANSFORMERS_CARRY_UNTIL
+        return replace(self, propagation=ATTENTION, carry_until=carry_until)
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:
         """Returns those of a schedule's noise levels (S + 1,) that are sampled.

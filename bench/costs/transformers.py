@@ -25,9 +25,7 @@ from tokenflow_pack.nodes.presets import (
     BY_PRESET,
     NUMBER_BY_PRESET,
     PRESETS,
-    TRANSFORMERS_CARRY_UNTIL,
 )
-from tokenflow_pack.tokenflow_ops import ATTENTION
 from tokenflow_pack.tokenflow_ops.parameterization import Parameterization
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -125,8 +123,7 @@ def main() -> None:
 
 def report(edit: Edit) -> None:
     """Prints the table."""
-    usual = replace(PRESETS[BALANCED], propagation=ATTENTION, carry_until=TRANSFORMERS_CARRY_UNTIL)
-    chosen = usual.but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET)
+    chosen = PRESETS[BALANCED].on_transformers().but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET)
     stages = {
         "plain sampling": edit.plain,
         "sampling": edit.sampling(chosen, injected=False),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +22,11 @@ from ...host.validation.checks import (
 )
 from ...host.validation.errors import NodeError, library_error
 from ...modes import MODES
-from ...tokenflow_ops import ATTENTION, DEEP_FEATURES, Correspondences, Injection
+from ...tokenflow_ops import DEEP_FEATURES, Correspondences, Injection
 from ...tokenflow_ops.carrying.given import GivenKeyframes
 from ...tokenflow_ops.libraries import LibraryError, library
 from ..inputs import UNCONNECTED, before_run
-from ..presets import PRESETS, TRANSFORMERS_CARRY_UNTIL, Preset
+from ..presets import PRESETS, Preset
 from ..schema import lines
 
 
@@ -162,10 +161,6 @@ def check_before_run(
 def preset_for(name: str, model: Any) -> Preset:
     """Returns a preset as it is for a model.
 
-    Presets' deep features are a UNet's: what a transformer's inner blocks add holds the keyframe's
-    own noise, and leaves it on other frames. There presets carry attention's output, and pictures
-    for longer: that is steadier and as right, and quicker.
-
     Args:
         name: One of PRESETS.
         model: The ModelPatcher.
@@ -174,10 +169,8 @@ def preset_for(name: str, model: Any) -> Preset:
         The preset.
     """
     found, preset = backbone_of(model), PRESETS[name]
-    if found is not None and found[1].matched_on_output:
-        carry_until = preset.carry_until and TRANSFORMERS_CARRY_UNTIL
-        return replace(preset, propagation=ATTENTION, carry_until=carry_until)
-    return preset
+    transformer = found is not None and found[1].matched_on_output
+    return preset.on_transformers() if transformer else preset
 
 
 def _check_libraries(node: str, consistency: str) -> None:

@@ -69,7 +69,7 @@ class Preset:
             attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
             self.guides_along and propagation != ATTENTION,
             repeats,
-            self.merges and chosen == DEEP_FEATURES,
+            self.merges and propagation != ATTENTION,
         )
 
     def on_transformers(self) -> Preset:

@@ -394,7 +394,7 @@ class EditRun(Run):
             keeps=keeps,
             fits=self.fits_for_next,
             before=before,
-            merges=self.edit.merges and not backbone.matched_on_output and not at_once,
+            merges=self.edit.merges and not at_once,
         )
 
     def edit_jointly(self, call: ModelCall, now: Moment) -> list[Tensor]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...tokenflow_ops.passes import AttentionCall, DeepCall
+from ...tokenflow_ops.passes import AttentionCall, DeepCall, beside
 from ..calls import Handover
 from ..validation.errors import NodeError
 
@@ -341,6 +341,26 @@ class JointAttention(AttentionCall):
         ]
         return torch.stack(out, 1).flatten(0, 1)
 
+    def run_beside(
+        self, sides: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Attends with every frame looking at its own tokens and at fewer of all others'.
+
+        Args:
+            sides: Queries, keys and values, (rows, n, P, C) each.
+            others: Keys and values, (rows, m, P', C) each; the first n are these frames' own, which
+                each of them leaves out for itself.
+
+        Returns:
+            (rows * n, P, C).
+        """
+        frames = sides[0].shape[1]
+        out = [
+            self._of_frame(*frame, slice(i, None, frames))
+            for i, frame in enumerate(beside(sides, others))
+        ]
+        return torch.stack(out, 1).flatten(0, 1)
+
     def project_out(self, tokens: Tensor) -> Tensor:
         """Returns the tokens as they are: the block projects what it gets back."""
         return tokens
@@ -368,7 +388,7 @@ class JointAttention(AttentionCall):
         """
         begin, end = self.place.start, self.place.stop
         size = queries.shape[1]
-        frames = keys.shape[1] // size
+        frames = _times(keys.shape[1], size)
 
         def among(whole: Tensor, part: Tensor, times: int) -> Tensor:
             before, behind = whole[rows, :begin], whole[rows, end:]
@@ -396,6 +416,15 @@ class JointAttention(AttentionCall):
             mask = mask[rows]
         parts = mask[..., : self.place.start], mask[..., self.place], mask[..., self.place.stop :]
         return torch.cat([part for part in parts for _ in range(frames)], -1)
+
+
+def _times(tokens: int, size: int) -> int:
+    """How often text counts beside so many image tokens, of frames that have `size`.
+
+    Merged tokens count as those that there are. Whole times, since a weight between them would take
+    a mask, which not all of the host's attention backends have.
+    """
+    return max(1, (2 * tokens + size) // (2 * size))
 
 
 @dataclass

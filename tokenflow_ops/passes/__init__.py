@@ -2,7 +2,7 @@
 
 from .base import DEEP, Bank, CapturePass, Pass
 from .blending import BlendedPass, SourceMapsPass
-from .calls import AttentionCall, DeepCall, FeatureMismatch, Place
+from .calls import AttentionCall, DeepCall, FeatureMismatch, Place, beside
 from .cross_frame import SparseCausalPass
 from .joint import JointPass, KeyframePass
 from .propagation import PropagationPass
@@ -25,4 +25,5 @@ __all__ = [
     "SourceMapsPass",
     "SourceMatchPass",
     "SparseCausalPass",
+    "beside",
 ]

@@ -6,7 +6,7 @@ Rows of a batch are conditionings times frames, conditionings first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,14 +165,30 @@ class AttentionCall(ABC):
         module = self.module
         q, k, v = module.to_q(sides[0]), module.to_k(sides[1]), module.to_v(sides[2])
         fewer = module.to_k(others[0]), module.to_v(others[1])
-        out = []
-        for i in range(q.shape[1]):
-            keys, values = (
-                torch.cat([own[:, i], few[:, :i].flatten(1, 2), few[:, i + 1 :].flatten(1, 2)], 1)
-                for own, few in zip((k, v), fewer, strict=True)
-            )
-            out.append(self.attend(q[:, i], keys, values))
+        out = [self.attend(*frame) for frame in beside((q, k, v), fewer)]
         return self.project_out(torch.stack(out, 1).flatten(0, 1))
+
+
+def beside(
+    sides: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Puts every frame's own tokens beside fewer of all others'.
+
+    Args:
+        sides: Queries, keys and values, (rows, n, P, C) each.
+        others: Keys and values of fewer tokens, (rows, m, P', C) each; the first n are these
+            frames' own.
+
+    Yields:
+        Of each frame queries (rows, P, C), and keys and values (rows, P + (m - 1) * P', C).
+    """
+    queries, *whole = sides
+    for i in range(queries.shape[1]):
+        keys, values = (
+            torch.cat([own[:, i], few[:, :i].flatten(1, 2), few[:, i + 1 :].flatten(1, 2)], 1)
+            for own, few in zip(whole, others, strict=True)
+        )
+        yield queries[:, i], keys, values
 
 
 @dataclass

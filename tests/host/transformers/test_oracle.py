@@ -12,8 +12,9 @@ from tokenflow_pack.nodes import presets
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
+from tokenflow_pack.nodes.presets import BY_PRESET
 from tokenflow_pack.nodes.sampling.sampler import Sampler
-from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES, edit
 from torch import Tensor
 
 from ..helpers import built, call, relative_error
@@ -35,6 +36,7 @@ NETWORKS = {
 }
 # Tokens that make no multiple of 32: 5 x 6 of 2 x 2 latent pixels.
 HEIGHT, WIDTH, PATCH, STEPS, CFG, INTERVAL = 10, 12, 2, 3, 3.0, 2
+GRID = HEIGHT // PATCH, WIDTH // PATCH
 SOURCE, POSITIVE, NEGATIVE = 1, 2, 3
 # Keyframes each of which attends to four: two of its window, one before it, an anchor.
 LONG, AT_MOST = 9, 4
@@ -97,7 +99,8 @@ class Edit:
     """The edit written down step by step. carried: how many steps' pictures are the keyframes'.
     lean: whether every second step takes what the keyframes have left. guides: whether frames take
     their guidance; as by default only with deep features. changed: a step whose frames between
-    keyframes are those of the step before, changed as by vote the keyframes are.
+    keyframes are those of the step before, changed as by vote the keyframes are. merged: as of the
+    oracle's `keyframes_velocity`.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Edit:
     injected: bool = False
     guides: bool | None = None
     changed: int | None = None
+    merged: oracle.Grid | None = None
 
     def __post_init__(self) -> None:
         self.net = network(self.name)
@@ -173,13 +177,15 @@ class Edit:
         words, source = read(self.name, seed), []
         if self.windows:
             return oracle.keyframes_in_windows(
-                self.net, list(x), sigma, words, self.windows, self.inner
+                self.net, list(x), sigma, words, self.windows, self.inner, self.merged
             )
         if self.injected:
             keyframes = self.correspondences.steps[step].keyframes
             own = read(self.name, SOURCE)
             source = [oracle.plain(self.net, frame, sigma, own)[1] for frame in noisy[keyframes]]
-        return oracle.keyframes_velocity(self.net, list(x), sigma, words, self.inner, source=source)
+        return oracle.keyframes_velocity(
+            self.net, list(x), sigma, words, self.inner, source=source, merged=self.merged
+        )
 
     def of_frames(self, x: Tensor, frames: list[int], seed: int, left: list[oracle.Left]) -> Tensor:
         words, matches = read(self.name, seed), self.matches(torch.tensor(frames))
@@ -234,6 +240,45 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(name: str, propag
     assert relative_error(found, wanted) < ROUNDING
     jointly = edited(name, matched(name, LONG), propagation=propagation, carry_until=FIRST_STEP)
     assert relative_error(found, jointly) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("propagation", [BY_PRESET, DEEP_FEATURES])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_keyframes_that_see_each_other_merged_are_the_oracles(
+    name: str, propagation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In windows, where a keyframe beside two others' merged tokens has its text counted twice."""
+    inputs = {"propagation": propagation, "carry_until": FIRST_STEP, "attended_keyframes": AT_MOST}
+    whole = edited(name, matched(name, LONG), **inputs)
+    monkeypatch.setattr(edit, "MERGED_FROM", GRID[0] * GRID[1])
+    found = edited(name, matched(name, LONG), **inputs)
+    deep = propagation == DEEP_FEATURES
+    guides = None if deep else True
+    wanted = Edit(
+        name, matched(name, LONG), deep, WINDOWS, carried=1, guides=guides, merged=GRID
+    ).run()
+    assert relative_error(found, wanted) < ROUNDING
+    assert relative_error(found, whole) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_merged_keyframes_take_the_sources_queries_and_keys_as_by_the_oracle(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    injection = call(PlugAndPlay.execute, 1.0, 0.0)[0]
+    monkeypatch.setattr(edit, "MERGED_FROM", GRID[0] * GRID[1])
+    found = edited(name, matched(name), carry_until=0.0, injection=injection)
+    wanted = Edit(name, matched(name), injected=True, guides=True, merged=GRID).run()
+    assert relative_error(found, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_who_chooses_attentions_output_has_keyframes_that_see_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = edited(name, matched(name), propagation=ATTENTION)
+    monkeypatch.setattr(edit, "MERGED_FROM", 1)
+    assert torch.equal(edited(name, matched(name), propagation=ATTENTION), whole)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -14,6 +14,7 @@ from .network import Asked, Network, Prompt, Running, State, attend
 
 # An attention of the network: its block, and the how manieth of it.
 Site = tuple[str, int]
+Grid = tuple[int, int]
 # Of a clip with many keyframes: positions of those that all attend to, every window's own, and
 # those before a window that it attends to.
 Windows = tuple[list[int], list[list[int]], list[list[int]]]
@@ -89,11 +90,14 @@ def keyframes_velocity(
     inner: Sequence[str] = (),
     others: Sequence[Left] = (),
     source: Sequence[Left] = (),
+    merged: Grid | None = None,
 ) -> tuple[list[Tensor], list[Left]]:
     """Keyframes attend to their own text and to the image tokens of them all and of `others`
     (equation 5); the text counts as often as there are keyframes.
 
     source: what the source's frames have left, whose queries and keys take the place of theirs.
+    merged: rows and columns of a frame's tokens, which are means of 2 x 2 where other keyframes
+    look at them; None if they see them all.
     """
     left, states = [Left() for _ in frames], [net.enter(x, sigma, prompt) for x in frames]
     before: list[Tensor] = []
@@ -113,7 +117,10 @@ def keyframes_velocity(
                     q[span], k[span] = source[i].sides[site][:2]
                 left[i].sides[site] = q[span], k[span], v[span]
             among = [one.sides[site] for one in (*left, *others)]
-            out = [_joint(part, span, among) for part, span in zip(asked, spans, strict=True)]
+            out = [
+                _joint(part, span, _seen(among, i, merged))
+                for i, (part, span) in enumerate(zip(asked, spans, strict=True))
+            ]
             for one, part, span in zip(left, out, spans, strict=True):
                 one.output[site] = part[span]
             asked, count = _sent(running, out), count + 1
@@ -130,10 +137,36 @@ def _joint(asked: Asked, span: slice, among: Sequence[tuple[Tensor, ...]]) -> Te
         torch.cat([own[:words], *(sides[i] for sides in among), own[span.stop :]])
         for i, own in ((1, k), (2, v))
     )
-    # Text and padding count once for every keyframe.
-    extra = torch.full((len(keys),), math.log(len(among)))
+    # Text and padding count once for as many image tokens as a frame has, rounded half up.
+    tokens = sum(len(sides[1]) for sides in among)
+    times = math.floor(tokens / (span.stop - span.start) + 0.5)
+    extra = torch.full((len(keys),), math.log(times))
     extra[words : len(keys) - (len(k) - span.stop)] = 0
     return attend(q, keys, values, extra)
+
+
+def _seen(
+    among: Sequence[tuple[Tensor, ...]], own: int, merged: Grid | None
+) -> list[tuple[Tensor, ...]]:
+    """What one of some keyframes sees of them: queries, keys, values."""
+    if merged is None:
+        return list(among)
+    return [
+        sides if i == own else tuple(_means(part, merged) for part in sides)
+        for i, sides in enumerate(among)
+    ]
+
+
+def _means(tokens: Tensor, grid: Grid) -> Tensor:
+    rows, columns = grid
+    laid = tokens.unflatten(0, grid)
+    return torch.stack(
+        [
+            laid[y : y + 2, x : x + 2].flatten(0, 1).mean(0)
+            for y in range(0, rows, 2)
+            for x in range(0, columns, 2)
+        ]
+    )
 
 
 def keyframes_in_windows(
@@ -143,19 +176,22 @@ def keyframes_in_windows(
     prompt: Prompt,
     windows: Windows,
     inner: Sequence[str] = (),
+    merged: Grid | None = None,
 ) -> tuple[list[Tensor], list[Left]]:
     """Keyframes window by window: beside each other they attend to those just before them, and to
-    the anchors, which were edited together first.
+    the anchors, which were edited together first. merged: as of `keyframes_velocity`.
     """
     anchors, owns, befores = windows
-    _, anchored = keyframes_velocity(net, [frames[i] for i in anchors], sigma, prompt)
+    _, anchored = keyframes_velocity(
+        net, [frames[i] for i in anchors], sigma, prompt, merged=merged
+    )
     left: list[Left] = []
     found: list[Tensor] = []
     for own, before in zip(owns, befores, strict=True):
         others = [one for i, one in zip(anchors, anchored, strict=True) if i not in (*own, *before)]
         others += [left[i] for i in before]
         velocity, more = keyframes_velocity(
-            net, [frames[i] for i in own], sigma, prompt, inner, others
+            net, [frames[i] for i in own], sigma, prompt, inner, others, merged=merged
         )
         left, found = left + more, found + velocity
     return found, left

@@ -27,12 +27,12 @@ from tokenflow_pack.host.families.unet import deep_layers, self_attention_layers
 from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS, Preset
-from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Windows
+from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
 from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.propagation import carries_pictures
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.tools.costs.steps import Steps, asked, levels_of
+from bench.tools.costs.steps import INJECTION, Steps, asked, levels_of
 from bench.tools.markdown import figure, table
 from bench.tools.models import COMMON, LAYOUTS, TOKENS
 
@@ -141,7 +141,7 @@ def count(unet: Any, size: int) -> Parts:
 @dataclass(frozen=True)
 class Edit:
     """What is to be edited. latents: numbers in a frame's. levels: noise over signal where steps
-    begin. few: keyframes of every step; None for even intervals.
+    begin. few: keyframes of every step; None for even intervals. injection: Plug-and-Play's.
     """
 
     frames: int
@@ -150,10 +150,15 @@ class Edit:
     latents: int
     levels: tuple[float, ...]
     few: int | None = None
+    injection: Injection = INJECTION
 
     @property
     def steps(self) -> int:
         return len(self.levels)
+
+    def steps_of(self, chosen: Preset) -> Steps:
+        """What runs in which steps."""
+        return Steps.of(self.levels, chosen, self.injection)
 
     @property
     def keyframes(self) -> int:
@@ -185,12 +190,12 @@ class Edit:
 
     def of_frames(self, chosen: Preset) -> float:
         """Operations of the steps that run frames with what keyframes have left, of one prompt."""
-        steps, rest = Steps.of(self.levels, chosen), self.frames - self.keyframes
+        steps, rest = self.steps_of(chosen), self.frames - self.keyframes
         return (steps.between * rest + steps.again * self.frames) * self.parts.shallow
 
     def sampling(self, chosen: Preset, injected: bool) -> float:
         """Operations of an edit's steps. injected: with Plug-and-Play."""
-        steps, together = Steps.of(self.levels, chosen), 2 * self.windowed(self.parts.merged)
+        steps, together = self.steps_of(chosen), 2 * self.windowed(self.parts.merged)
         source = self.keyframes * self.parts.all if injected else 0.0
         return steps.keyframes * together + self.of_frames(chosen) + steps.injected * source
 

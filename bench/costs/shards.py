@@ -38,7 +38,7 @@ from bench.costs.cost import (
     made_unet,
     sampling_of,
 )
-from bench.tools.costs.steps import Steps, asked, levels_of
+from bench.tools.costs.steps import asked, levels_of
 from bench.tools.markdown import figure, table
 from bench.tools.mixed import INTERVAL, Clip, clip_name, write_clips
 from bench.tools.models import MODELS
@@ -93,7 +93,7 @@ class Shared:
         """Bytes that the first host sends to all others together: keyframes' tokens of the prompt
         and all that it has denoised, of both prompts.
         """
-        edit, steps = self.edit, Steps.of(self.edit.levels, PRESETS[BALANCED])
+        edit, steps = self.edit, self.edit.steps_of(PRESETS[BALANCED])
         latents = 2 * edit.latents * FULL
         keyframes = edit.keyframes * (
             steps.keyframes * latents + steps.between * self.tokens * HALF
@@ -110,7 +110,7 @@ class Shared:
         """Bytes of what each host makes of its own frames for all: the denoised ones of inversion
         and edit, and features.
         """
-        edit, steps = self.edit, Steps.of(self.edit.levels, PRESETS[BALANCED])
+        edit, steps = self.edit, self.edit.steps_of(PRESETS[BALANCED])
         features = (
             sum(rows * width for rows, width in dict(edit.parts.tokens.values()).items()) * HALF
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +27,13 @@ from tokenflow_pack.nodes.presets import (
     NUMBER_BY_PRESET,
     PRESETS,
 )
+from tokenflow_pack.tokenflow_ops import Injection
+from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.parameterization import Parameterization
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.costs.cost import Edit, Parts
+from bench.costs.cost import Edit, Parts, merged_of
 from bench.tools.markdown import figure, table
 from bench.tools.models import TOKENS, sd3_layout
 
@@ -43,16 +46,27 @@ SD3_BLOCKS, SD3_SHIFT = 24, 3.0
 
 @dataclass(frozen=True)
 class Joint(Parts):
-    """Of a transformer. shared: products with another keyframe's image tokens."""
+    """Of a transformer. image: of every attention tokens of the image, tokens of the prompt beside
+    them, and their width.
+    """
 
-    shared: float
+    image: tuple[tuple[int, int, int], ...]
 
     def joint(self, keyframes: int) -> float:
-        return self.all + (keyframes - 1) * self.shared
+        return self.beside(keyframes - 1, lambda tokens: tokens)
 
     def merged(self, keyframes: int) -> float:
-        """Nothing is merged."""
-        return self.joint(keyframes)
+        return self.beside(
+            keyframes - 1, lambda tokens: merged_of(tokens) if tokens >= MERGED_FROM else tokens
+        )
+
+    def beside(self, others: int, seen: Callable[[int], int]) -> float:
+        """A keyframe beside so many others. seen: how many of their tokens it sees."""
+        return self.all + sum(
+            # Text counts as what image tokens there are of frames.
+            4.0 * (tokens + words) * others * seen(tokens) * (1 + words / tokens) * width
+            for tokens, words, width in self.image
+        )
 
 
 def count(net: Any, size: int, words: int) -> Joint:
@@ -76,8 +90,9 @@ def count(net: Any, size: int, words: int) -> Joint:
             transformer_options={"optimized_attention_override": attend},
         )
     products = sum(4.0 * tokens**2 * width for tokens, width in seen)
-    shared = sum(4.0 * tokens * (tokens - words) * width for tokens, width in seen)
-    return Joint(counter.get_total_flops() + products, products, 0.0, 0.0, 0.0, {}, shared)
+    own = (size // net.patch_size) ** 2
+    image = tuple((own, tokens - own, width) for tokens, width in seen)
+    return Joint(counter.get_total_flops() + products, products, 0.0, 0.0, 0.0, {}, image)
 
 
 def made(model: str) -> tuple[Any, Any]:
@@ -115,6 +130,7 @@ def main() -> None:
         count(net, side, WORDS[options.model]),
         net.in_channels * side**2,
         tuple(over_signal(level) for level in levels),
+        injection=Injection(features_until=0.0),  # there are no ResBlocks
     )
     schedule = f"{edit.frames} frames, {edit.keyframes} keyframes, {edit.steps} steps"
     print(f"\n{options.model}, {size} x {size} pixels, {schedule}\n")

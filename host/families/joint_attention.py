@@ -1,4 +1,4 @@
-"""One call of a transformer's block, and of the attention in it, in the form that passes take.
+"""One call of the attention in a transformer's block, in the form that passes take.
 
 A block attends over one sequence: the text's tokens and the image's, in an order of its own. Passes
 see the image's alone. Their queries, keys and values come from the host projected, normed and
@@ -6,219 +6,25 @@ rotated, so what passes call tokens are these; all frames' image tokens have the
 keep them where they are joined or carried.
 
 Text goes on attending to itself and to all the image tokens that its frame attends to. Beside the
-image tokens of several frames it counts as many times as there are frames: else it would have the
-less to say the more keyframes are edited together, and equal frames would not be edited as one of
-them. Frames that attend to nothing, because they take what keyframes have found, need no text:
-theirs is zero.
+image tokens of several frames it counts as many times as there are frames, by their tokens: else it
+would have the less to say the more keyframes are edited together, and equal frames would not be
+edited as one of them. Frames that attend to nothing, because they take what keyframes have found,
+need no text: theirs is zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...tokenflow_ops.passes import AttentionCall, DeepCall, beside
-from ..calls import Handover
-from ..validation.errors import NodeError
+from ...tokenflow_ops.passes import AttentionCall, beside
 
 # Under which name, after the layer's, the source's queries and keys are known.
 QUERIES_AND_KEYS = ".queries_and_keys"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How blocks of one class are called.
-
-    Attributes:
-        image: The argument with the image's tokens, by name and position.
-        text: The argument with the text's; None if the image's come behind the text's in one.
-        returns: What a block returns, in order: "image" (or both in one), "text".
-    """
-
-    image: tuple[str, int]
-    text: tuple[str, int] | None
-    returns: tuple[str, ...]
-
-
-@dataclass
-class Block:
-    """One call of a block.
-
-    Attributes:
-        path: The block's path.
-        layers: Names of its attention, in the order it runs them.
-        layout: How blocks of its class are called.
-        now: The pass, and what its layers need to know.
-        options: The host's `transformer_options`.
-        call: The block's forward as it was, with all its arguments.
-        args: These, by position.
-        kwargs: These, by name.
-        grid: Rows and columns of a frame's image tokens.
-        padding: Tokens behind them.
-        ran: How many of `layers` have run.
-    """
-
-    path: str
-    layers: tuple[str, ...]
-    layout: Layout
-    now: Handover
-    options: Mapping[str, Any]
-    call: Callable[[], Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    grid: tuple[int, int]
-    padding: int
-    ran: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens of a frame."""
-        return self.grid[0] * self.grid[1]
-
-    def argument(self, where: tuple[str, int]) -> Tensor:
-        """Returns an argument of the block's call."""
-        name, position = where
-        found: Tensor = self.kwargs[name] if name in self.kwargs else self.args[position]
-        return found
-
-    @property
-    def image(self) -> Tensor:
-        """The tokens that hold the image's, (rows * n, T, C)."""
-        return self.argument(self.layout.image)
-
-    def span(self, length: int) -> slice:
-        """Finds a frame's image tokens in a sequence that ends with them and their padding.
-
-        Args:
-            length: Of the sequence.
-
-        Returns:
-            Their place in it.
-
-        Raises:
-            NodeError: If there are other tokens than the frame's: reference images.
-        """
-        behind = self.tokens + self.padding
-        if self.layout.text is not None and self.image.shape[1] != behind:
-            raise NodeError(
-                self.now.node,
-                "model",
-                f"{self.path} gets {self.image.shape[1]} image tokens and a frame has {behind}: "
-                "the prompt has reference images, or a patch merges tokens.",
-                "Use a prompt without reference latents, and the model without such a patch.",
-            )
-        return slice(length - behind, length - self.padding)
-
-    def run(self) -> Any:
-        """Runs the block, with its attention going through the pass.
-
-        Returns:
-            What the block returns.
-
-        Raises:
-            NodeError: If the block did not attend in a way that can be seen.
-        """
-        before = _running.set(self)
-        try:
-            out = self.call()
-        finally:
-            _running.reset(before)
-        if self.ran != len(self.layers):
-            raise NodeError(
-                self.now.node,
-                "model",
-                f"{self.path} attended {self.ran} times where {len(self.layers)} are expected.",
-                "Remove the patch that replaces its attention, or update this pack for a newer "
-                "ComfyUI.",
-            )
-        return out
-
-    def remember(self) -> None:
-        """Keeps the image's tokens as they are before the inner blocks, which may add in place."""
-        image = self.image
-        self.now.between[tuple(self.options["uuids"])] = image[:, self.span(image.shape[1])].clone()
-
-    def before(self) -> Tensor:
-        """Takes what `remember` kept."""
-        return self.now.between.pop(tuple(self.options["uuids"]))
-
-    def returned(self, image: Tensor) -> Any:
-        """Puts together what the block returns: the given image tokens, and the text as it came."""
-        text = None if self.layout.text is None else self.argument(self.layout.text)
-        found = tuple(image if what == "image" else text for what in self.layout.returns)
-        return found if len(found) > 1 else found[0]
-
-    def image_of(self, output: Any) -> Tensor:
-        """Picks a frame's image tokens from what the block has returned, (rows * n, P, C)."""
-        found: Tensor = (
-            output[self.layout.returns.index("image")] if isinstance(output, tuple) else output
-        )
-        return found[:, self.span(found.shape[1])]
-
-
-_running: ContextVar[Block | None] = ContextVar("running_block", default=None)
-
-
-def attention_override(theirs: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-    """Makes the host's `optimized_attention_override`.
-
-    Args:
-        theirs: What was there already.
-
-    Returns:
-        A function that is called with (attention function, *its arguments).
-    """
-
-    def override(
-        function: Callable[..., Tensor],
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        mask: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        attend = function if theirs is None else partial(theirs, function)
-        block = _running.get()
-        if block is None:
-            return attend(q, k, v, heads, mask, *args, **kwargs)
-        split = bool(kwargs.pop("skip_reshape", False))
-        joined = bool(kwargs.pop("skip_output_reshape", False))
-        q, k, v = (_flat(part, split) for part in (q, k, v))
-        place = block.span(q.shape[1])
-        layer = block.layers[min(block.ran, len(block.layers) - 1)]
-        block.ran += 1
-        call = JointAttention(
-            layer,
-            None,
-            q[:, place],
-            k[:, place],
-            v[:, place],
-            block.now.of_batch(block.options),
-            lambda q, k, v, mask: attend(q, k, v, heads, mask, *args, **kwargs),
-            (q, k, v),
-            place,
-            mask,
-            block.grid,
-        )
-        out = call.whole(block.now.work.attention(call))
-        return out.unflatten(-1, (heads, -1)).transpose(1, 2) if joined else out
-
-    return override
-
-
-def _flat(part: Tensor, split: bool) -> Tensor:
-    """(rows, T, C) of queries, keys or values that may be split into heads."""
-    if split:
-        return part.transpose(1, 2).flatten(2)
-    return part.flatten(2)
 
 
 @dataclass
@@ -233,6 +39,7 @@ class JointAttention(AttentionCall):
         place: The image's tokens among them.
         mask: The host's attention mask, or None.
         rows_columns: How the image's tokens lie.
+        number: Of the layer among all of the model, from 0.
         others: The output of the other tokens, (rows * n, T, C), as far as it is computed.
     """
 
@@ -241,6 +48,7 @@ class JointAttention(AttentionCall):
     place: slice
     mask: Tensor | None
     rows_columns: tuple[int, int]
+    number: int
     others: Tensor | None = field(default=None)
 
     @property
@@ -356,7 +164,7 @@ class JointAttention(AttentionCall):
         """
         frames = sides[0].shape[1]
         out = [
-            self._of_frame(*frame, slice(i, None, frames))
+            self._of_frame(*frame, slice(i, None, frames), merged=True)
             for i, frame in enumerate(beside(sides, others))
         ]
         return torch.stack(out, 1).flatten(0, 1)
@@ -380,15 +188,17 @@ class JointAttention(AttentionCall):
         others[:, self.place] = image
         return others
 
-    def _of_frame(self, queries: Tensor, keys: Tensor, values: Tensor, rows: slice) -> Tensor:
+    def _of_frame(
+        self, queries: Tensor, keys: Tensor, values: Tensor, rows: slice, merged: bool = False
+    ) -> Tensor:
         """Attends for one frame of each conditioning, or for all of them with their own tokens.
 
         queries (b, P, C), keys and values (b, K, C) are the image's; rows: the frames among the
-        call's. Returns (b, P, C).
+        call's. merged: all keys but the first frame's are merged ones. Returns (b, P, C).
         """
         begin, end = self.place.start, self.place.stop
-        size = queries.shape[1]
-        frames = _times(keys.shape[1], size)
+        size, count = queries.shape[1], keys.shape[1]
+        times = text_times(count, size, self.number)
 
         def among(whole: Tensor, part: Tensor, times: int) -> Tensor:
             before, behind = whole[rows, :begin], whole[rows, end:]
@@ -396,10 +206,10 @@ class JointAttention(AttentionCall):
 
         q = among(self.whole_sides[0], queries, 1)
         k, v = (
-            among(whole, part, frames)
+            among(whole, part, times)
             for whole, part in zip(self.whole_sides[1:], (keys, values), strict=True)
         )
-        out = self.function(q, k, v, self._mask(rows, frames))
+        out = self.function(q, k, v, self._mask(rows, times, count, merged))
         if begin or end < self.whole_sides[0].shape[1]:
             if self.others is None:
                 self.others = torch.zeros_like(self.whole_sides[0])
@@ -407,55 +217,49 @@ class JointAttention(AttentionCall):
             self.others[rows, end:] = out[:, begin + size :]
         return out[:, begin : begin + size]
 
-    def _mask(self, rows: slice, frames: int) -> Tensor | None:
-        """The host's mask for some frames' tokens attending to the image tokens of `frames`."""
+    def _mask(self, rows: slice, times: int, count: int, merged: bool) -> Tensor | None:
+        """The host's mask for some frames' tokens attending to so many image tokens."""
         mask = self.mask
         if mask is None:
             return None
         if mask.ndim > 2 and mask.shape[0] == len(self.whole_sides[0]):
             mask = mask[rows]
-        parts = mask[..., : self.place.start], mask[..., self.place], mask[..., self.place.stop :]
-        return torch.cat([part for part in parts for _ in range(frames)], -1)
+        begin, end = self.place.start, self.place.stop
+        before, own, behind = mask[..., :begin], mask[..., self.place], mask[..., end:]
+        other = _merged_mask(own, self.grid) if merged else own
+        others = (count - own.shape[-1]) // other.shape[-1]
+        return torch.cat([*[before] * times, own, *[other] * others, *[behind] * times], -1)
 
 
-def _times(tokens: int, size: int) -> int:
-    """How often text counts beside so many image tokens, of frames that have `size`.
+def _merged_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Columns (..., P') of merged tokens from those of a frame's, (..., P).
 
-    Merged tokens count as those that there are. Whole times, since a weight between them would take
-    a mask, which not all of the host's attention backends have.
+    A merged token is seen as the one of its tokens that is seen best.
     """
-    return max(1, (2 * tokens + size) // (2 * size))
+    laid = mask.flatten(0, -2).unflatten(1, grid).float()
+    return F.max_pool2d(laid, 2, ceil_mode=True).to(mask.dtype).reshape(*mask.shape[:-1], -1)
 
 
-@dataclass
-class DeepBlock(DeepCall):
-    """One call of an inner block.
+def text_times(tokens: int, size: int, number: int) -> int:
+    """Counts how often a layer puts text beside image tokens of several frames.
 
-    What frames take from keyframes is what all inner blocks together add to the image's tokens:
-    what goes around them, the transformer's residual stream, is every frame's own.
+    Merged tokens count as what there is of them. Where they do not make whole frames, the layers
+    take turns with the two numbers around, so that all of them together have the right share: a
+    weight would take a mask, with which some of the host's attention backends are slower, and
+    others go without it.
 
-    Attributes:
-        block: The block's call.
+    Args:
+        tokens: How many image tokens there are.
+        size: How many a frame has, at most as many.
+        number: Of the layer among all of the model, from 0.
+
+    Returns:
+        1 or more.
+
+    Examples:
+        >>> [text_times(20, 16, number) for number in range(5)]
+        [1, 1, 1, 2, 1]
+        >>> text_times(48, 16, number=5)
+        3
     """
-
-    block: Block
-
-    @property
-    def device(self) -> torch.device:
-        return self.block.image.device
-
-    def run(self) -> Any:
-        return self.block.run()
-
-    def nothing(self) -> Any:
-        """Hands on what came in."""
-        return self.block.returned(self.block.image)
-
-    def carried(self, output: Any) -> Tensor:
-        added = self.block.image_of(output) - self.block.before()
-        return added.transpose(1, 2).unflatten(2, self.block.grid)
-
-    def resume(self, carried: Tensor) -> Any:
-        image = self.block.image.clone()
-        image[:, self.block.span(image.shape[1])] += carried.flatten(2).transpose(1, 2)
-        return self.block.returned(image)
+    return (number + 1) * tokens // size - number * tokens // size

@@ -17,7 +17,8 @@ from torch import Tensor
 from ...tokenflow_ops.backbone import Backbone
 from ..calls import Handover
 from ..validation.errors import NodeError
-from .joint_attention import QUERIES_AND_KEYS, Block, DeepBlock, Layout, attention_override
+from .blocks import Block, DeepBlock, Layout, attention_override
+from .joint_attention import QUERIES_AND_KEYS
 from .latents import of_frames
 
 TEXT, IMAGE = "text", "image"
@@ -179,6 +180,7 @@ def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
     """
     assert isinstance(backbone, TransformerBackbone)
     layout, layers = LAYOUTS[type(module).__name__], _attention(module, path)
+    first = backbone.attention.index(layers[0])
 
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         options = kwargs.get("transformer_options") or {}
@@ -190,6 +192,7 @@ def wrapper(backbone: Backbone, path: str, module: Any) -> Callable[..., Any]:
         block = Block(
             path,
             layers,
+            first,
             layout,
             now,
             options,

@@ -18,6 +18,8 @@ from tokenflow_pack.tokenflow_ops import Injection
 from tokenflow_pack.tokenflow_ops.inversion import may_pair
 from tokenflow_pack.tokenflow_ops.propagation import FEATURES, REPEATS, carries_pictures
 
+INJECTION = Injection()
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -32,9 +34,8 @@ class Steps:
     injected: int
 
     @staticmethod
-    def of(levels: Sequence[float], chosen: Preset) -> Steps:
+    def of(levels: Sequence[float], chosen: Preset, injection: Injection = INJECTION) -> Steps:
         """levels: noise over signal where the steps begin."""
-        injection = Injection()
         keyframes = between = again = injected = 0
         left: str | None = None
         for begins, ends in pairwise([*levels, 0.0]):

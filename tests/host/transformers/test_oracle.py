@@ -247,7 +247,7 @@ def test_many_keyframes_are_edited_in_windows_as_by_the_oracle(name: str, propag
 def test_keyframes_that_see_each_other_merged_are_the_oracles(
     name: str, propagation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In windows, where a keyframe beside two others' merged tokens has its text counted twice."""
+    """In windows; text counts 1.3 and 1.6 times beside one and two others' merged tokens."""
     inputs = {"propagation": propagation, "carry_until": FIRST_STEP, "attended_keyframes": AT_MOST}
     whole = edited(name, matched(name, LONG), **inputs)
     monkeypatch.setattr(edit, "MERGED_FROM", GRID[0] * GRID[1])

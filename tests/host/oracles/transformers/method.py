@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -101,6 +102,7 @@ def keyframes_velocity(
     """
     left, states = [Left() for _ in frames], [net.enter(x, sigma, prompt) for x in frames]
     before: list[Tensor] = []
+    ran = 0
     for name in net.blocks:
         if inner and name == inner[0]:
             before = [_own(state.image, state) for state in states]
@@ -118,28 +120,32 @@ def keyframes_velocity(
                 left[i].sides[site] = q[span], k[span], v[span]
             among = [one.sides[site] for one in (*left, *others)]
             out = [
-                _joint(part, span, _seen(among, i, merged))
+                _joint(part, span, _seen(among, i, merged), ran)
                 for i, (part, span) in enumerate(zip(asked, spans, strict=True))
             ]
             for one, part, span in zip(left, out, spans, strict=True):
                 one.output[site] = part[span]
-            asked, count = _sent(running, out), count + 1
+            asked, count, ran = _sent(running, out), count + 1, ran + 1
         if inner and name == inner[-1]:
             for one, state, image in zip(left, states, before, strict=True):
                 one.added = _own(state.image, state) - image
     return [net.leave(state) for state in states], left
 
 
-def _joint(asked: Asked, span: slice, among: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """One frame's tokens attending to its own text and padding, and to image tokens `among`."""
+def _joint(asked: Asked, span: slice, among: Sequence[tuple[Tensor, ...]], ran: int) -> Tensor:
+    """One frame's tokens attending to its own text and padding, and to image tokens `among`.
+
+    ran: how many attentions of the network have.
+    """
     q, k, v, words = asked
     keys, values = (
         torch.cat([own[:words], *(sides[i] for sides in among), own[span.stop :]])
         for i, own in ((1, k), (2, v))
     )
-    # Text and padding count once for as many image tokens as a frame has, rounded half up.
-    tokens = sum(len(sides[1]) for sides in among)
-    times = math.floor(tokens / (span.stop - span.start) + 0.5)
+    # Text and padding count once for as many image tokens as a frame has: whole times, those that
+    # are full by this attention and were not by the one before.
+    share = Fraction(sum(len(sides[1]) for sides in among), span.stop - span.start)
+    times = math.floor((ran + 1) * share) - math.floor(ran * share)
     extra = torch.full((len(keys),), math.log(times))
     extra[words : len(keys) - (len(k) - span.stop)] = 0
     return attend(q, keys, values, extra)

@@ -14,8 +14,8 @@ from ..tokenflow_ops.propagation import CHANGES, REPEATS, Repeats
 
 BY_PRESET, NUMBER_BY_PRESET = "as preset", -1  # for a choice, and for numbers
 MOST_KEYFRAMES = 4096
-# Of presets that carry pictures, for transformers: for as long as Plug-and-Play holds the layout.
-TRANSFORMERS_CARRY_UNTIL = 0.5
+# For as long as Plug-and-Play holds the layout; longer takes less time, and leaves less detail.
+TRANSFORMERS_CARRY_UNTIL, LEAN_TRANSFORMERS_CARRY_UNTIL = 0.5, 0.65
 # Every second step after pictures are carried.
 LEAN = Repeats(0.0, 1.0, apart=1.0)
 TRANSFORMERS_REPEAT = Repeats(TRANSFORMERS_CARRY_UNTIL, 1.0, apart=0.1, takes=CHANGES)
@@ -33,6 +33,7 @@ class Preset:
         guides_along: Whether frames take the guidance of the keyframes.
         repeats: Which steps take what is left of the step before, None for none.
         merges: Whether a keyframe sees the others' tokens merged, where there are many.
+        carry_on_transformers: What `carry_until` is on transformers.
     """
 
     propagation: str
@@ -42,6 +43,7 @@ class Preset:
     guides_along: bool = False
     repeats: Repeats | None = None
     merges: bool = False
+    carry_on_transformers: float = TRANSFORMERS_CARRY_UNTIL
 
     def but(self, propagation: str, carry_until: float, attended_keyframes: int) -> Preset:
         """Puts in what the user chose instead of BY_PRESET or NUMBER_BY_PRESET.
@@ -62,14 +64,16 @@ class Preset:
         repeats = None if propagation == ATTENTION else self.repeats
         if repeats and chosen == ATTENTION:  # a transformer's, by preset
             repeats = TRANSFORMERS_REPEAT
-        return Preset(
-            chosen,
-            self.carry_until if carry_until < 0 else carry_until,
-            self.steps,
-            attended_keyframes if attended_keyframes > 0 else self.attended_keyframes,
-            self.guides_along and propagation != ATTENTION,
-            repeats,
-            self.merges and propagation != ATTENTION,
+        return replace(
+            self,
+            propagation=chosen,
+            carry_until=self.carry_until if carry_until < 0 else carry_until,
+            attended_keyframes=attended_keyframes
+            if attended_keyframes > 0
+            else self.attended_keyframes,
+            guides_along=self.guides_along and propagation != ATTENTION,
+            repeats=repeats,
+            merges=self.merges and propagation != ATTENTION,
         )
 
     def on_transformers(self) -> Preset:
@@ -82,8 +86,7 @@ class Preset:
         Returns:
             The preset as it is for transformers.
         """
-        carry_until = self.carry_until and TRANSFORMERS_CARRY_UNTIL
-        return replace(self, propagation=ATTENTION, carry_until=carry_until)
+        return replace(self, propagation=ATTENTION, carry_until=self.carry_on_transformers)
 
     def sigmas(self, levels: torch.Tensor) -> torch.Tensor:
         """Returns those of a schedule's noise levels (S + 1,) that are sampled.
@@ -98,12 +101,21 @@ class Preset:
 BALANCED = "balanced"
 PRESETS = {
     BALANCED: Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=REPEATS, merges=True),
-    "faithful": Preset(ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES),
+    "faithful": Preset(
+        ATTENTION, 0.0, attended_keyframes=MOST_KEYFRAMES, carry_on_transformers=0.0
+    ),
     "fast": Preset(
         DEEP_FEATURES, CARRY_UNTIL, 0.5, guides_along=True, repeats=REPEATS, merges=True
     ),
     "draft": Preset(
         DEEP_FEATURES, CARRY_UNTIL, 0.25, guides_along=True, repeats=REPEATS, merges=True
     ),
-    "lean": Preset(DEEP_FEATURES, CARRY_UNTIL, guides_along=True, repeats=LEAN, merges=True),
+    "lean": Preset(
+        DEEP_FEATURES,
+        CARRY_UNTIL,
+        guides_along=True,
+        repeats=LEAN,
+        merges=True,
+        carry_on_transformers=LEAN_TRANSFORMERS_CARRY_UNTIL,
+    ),
 }

@@ -33,7 +33,7 @@ from tokenflow_pack.tokenflow_ops.parameterization import Parameterization
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.costs.cost import Edit, Parts, merged_of
+from bench.costs.cost import LEAN, Edit, Parts, merged_of
 from bench.tools.markdown import figure, table
 from bench.tools.models import TOKENS, sd3_layout
 
@@ -139,14 +139,15 @@ def main() -> None:
 
 def report(edit: Edit) -> None:
     """Prints the table."""
-    chosen = PRESETS[BALANCED].on_transformers().but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET)
-    stages = {
-        "plain sampling": edit.plain,
-        "sampling": edit.sampling(chosen, injected=False),
-        "sampling with Plug-and-Play": edit.sampling(chosen, injected=True),
-        "the same, every step runs all frames": edit.sampling(
-            replace(chosen, repeats=None), injected=True
-        ),
+    chosen, lean = (
+        PRESETS[name].on_transformers().but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET)
+        for name in (BALANCED, LEAN)
+    )
+    ways = {"": chosen, ", preset lean": lean, ", all steps alike": replace(chosen, repeats=None)}
+    stages = {"plain sampling": edit.plain} | {
+        f"sampling{what}{way}": edit.sampling(preset, injected)
+        for what, injected in (("", False), (" with Plug-and-Play", True))
+        for way, preset in ways.items()
     }
     rows = (
         [name, figure(x / edit.parts.all), figure(x / 1e12), figure(x / edit.plain)]

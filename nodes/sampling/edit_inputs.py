@@ -74,9 +74,9 @@ def late_inputs() -> list[Any]:
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="For tokenflow: share of SD's schedule, by its noise, in which pictures are "
-            "carried too: steadier. -1: as preset, 0.2 (transformers 0.5, faithful 0). 0: tokens "
-            "only (paper). Above 0.5 patches repeat.",
+            tooltip="For tokenflow: share of SD's schedule, by noise, in which pictures are "
+            "carried too: steadier. -1: as preset, 0.2 (transformers 0.5-0.65, faithful 0). 0: "
+            "tokens only (paper). Above 0.5 patches repeat.",
         ),
         io.Combo.Input(
             "propagation",

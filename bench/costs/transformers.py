@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,26 +47,23 @@ SD3_BLOCKS, SD3_SHIFT = 24, 3.0
 @dataclass(frozen=True)
 class Joint(Parts):
     """Of a transformer. image: of every attention tokens of the image, tokens of the prompt beside
-    them, and their width.
+    them, and their width. merged_from: of so many tokens a keyframe sees the others' merged.
     """
 
     image: tuple[tuple[int, int, int], ...]
-
-    def joint(self, keyframes: int) -> float:
-        return self.beside(keyframes - 1, lambda tokens: tokens)
+    merged_from: float = MERGED_FROM
 
     def merged(self, keyframes: int) -> float:
-        return self.beside(
-            keyframes - 1, lambda tokens: merged_of(tokens) if tokens >= MERGED_FROM else tokens
-        )
-
-    def beside(self, others: int, seen: Callable[[int], int]) -> float:
-        """A keyframe beside so many others. seen: how many of their tokens it sees."""
-        return self.all + sum(
-            # Text counts as what image tokens there are of frames.
-            4.0 * (tokens + words) * others * seen(tokens) * (1 + words / tokens) * width
+        # Text counts for as many frames as the image tokens make.
+        more = (
+            4.0 * (tokens + words) * self.seen(tokens) * (tokens + words) / tokens * width
             for tokens, words, width in self.image
         )
+        return self.all + (keyframes - 1) * sum(more)
+
+    def seen(self, tokens: int) -> int:
+        """What a keyframe sees of another one's."""
+        return merged_of(tokens) if tokens >= self.merged_from else tokens
 
 
 def count(net: Any, size: int, words: int) -> Joint:
@@ -143,11 +140,18 @@ def report(edit: Edit) -> None:
         PRESETS[name].on_transformers().but(BY_PRESET, NUMBER_BY_PRESET, NUMBER_BY_PRESET)
         for name in (BALANCED, LEAN)
     )
-    ways = {"": chosen, ", preset lean": lean, ", all steps alike": replace(chosen, repeats=None)}
+    every = replace(chosen, repeats=None)
+    whole = replace(edit, parts=replace(edit.parts, merged_from=math.inf))
+    ways = {
+        "": (edit, chosen),
+        ", preset lean": (edit, lean),
+        ", all steps alike": (edit, every),
+        ", keyframes see all of each other's tokens": (whole, chosen),
+    }
     stages = {"plain sampling": edit.plain} | {
-        f"sampling{what}{way}": edit.sampling(preset, injected)
+        f"sampling{what}{way}": one.sampling(preset, injected)
         for what, injected in (("", False), (" with Plug-and-Play", True))
-        for way, preset in ways.items()
+        for way, (one, preset) in ways.items()
     }
     rows = (
         [name, figure(x / edit.parts.all), figure(x / 1e12), figure(x / edit.plain)]

@@ -28,7 +28,7 @@ from tokenflow_pack.host.files.demo_model import load_demo_model
 from tokenflow_pack.nodes.inversion import EVERY_OTHER, EXTRAPOLATED
 from tokenflow_pack.nodes.presets import BALANCED, PRESETS, Preset
 from tokenflow_pack.tokenflow_ops import JOINT_KEYFRAMES, Injection, Windows
-from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
+from tokenflow_pack.tokenflow_ops.editing.step import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.propagation import carries_pictures
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -28,7 +28,7 @@ from tokenflow_pack.nodes.presets import (
     PRESETS,
 )
 from tokenflow_pack.tokenflow_ops import Injection
-from tokenflow_pack.tokenflow_ops.edit import MERGED_FROM
+from tokenflow_pack.tokenflow_ops.editing.step import MERGED_FROM
 from tokenflow_pack.tokenflow_ops.parameterization import Parameterization
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

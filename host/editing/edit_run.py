@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...tokenflow_ops import JOINT_KEYFRAMES
 from ...tokenflow_ops.baselines.fusion import FirstFrameMotion, motion_from_first
-from ...tokenflow_ops.edit import Left, StepPlan, edit_again, edit_step
+from ...tokenflow_ops.editing import Left, StepPlan, edit_again, edit_step
 from ...tokenflow_ops.parameterization import before
 from ...tokenflow_ops.passes import CapturePass
 from ...tokenflow_ops.propagation import FEATURES, carries_pictures

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
-from ...tokenflow_ops.edit import Left
+from ...tokenflow_ops.editing import Left
 from ...tokenflow_ops.passes import Pass
 from ..runs.model_call import ModelCall
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class Evaluation:
-    """One evaluation of the model as the method sees it, a `tokenflow_ops.edit.Denoiser`.
+    """One evaluation of the model as the method sees it, a `tokenflow_ops.editing.Denoiser`.
 
     Attributes:
         edit_run: The sampling run.

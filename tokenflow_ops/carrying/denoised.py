@@ -11,7 +11,7 @@ from ..guidance import carry_guidance
 from ..matching.correspondence import carry
 
 if TYPE_CHECKING:
-    from ..edit import StepPlan
+    from ..editing import StepPlan
 
 AT_ONCE = 64  # frames: the indices are larger than the latents
 

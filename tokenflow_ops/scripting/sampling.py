@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..edit import Left, StepPlan, edit_again, edit_step
+from ..editing import Left, StepPlan, edit_again, edit_step
 from ..features.source_features import compute_at
 from ..injection import Injection
 from ..keyframes import JOINT_KEYFRAMES
@@ -160,7 +160,7 @@ def step_plan(
 
 @dataclass
 class Evaluation:
-    """One step's evaluation of the UNet, a `tokenflow_ops.edit.Denoiser`.
+    """One step's evaluation of the UNet, a `tokenflow_ops.editing.Denoiser`.
 
     Attributes:
         denoise: The pipeline's UNet.

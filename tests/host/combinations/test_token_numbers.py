@@ -13,7 +13,7 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from tokenflow_pack.host.validation.errors import NodeError
 from tokenflow_pack.modes import MODES
 from tokenflow_pack.nodes.features import ExtractFeatures
-from tokenflow_pack.tokenflow_ops import edit as method
+from tokenflow_pack.tokenflow_ops.editing import step as method
 
 from ..helpers import (
     applied,

@@ -18,7 +18,8 @@ from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.presets import PRESETS
 from tokenflow_pack.nodes.sampling.apply import Apply
 from tokenflow_pack.nodes.sampling.sampler import Sampler
-from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES, edit
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from tokenflow_pack.tokenflow_ops.editing import step as method
 from torch import Tensor
 
 from ..helpers import relative_error, tiny_model
@@ -328,7 +329,7 @@ def test_keyframes_that_see_each_other_merged_are_the_oracles(
         "preset": preset,
     }
     whole = edited_once(MANY, shares, **asked)
-    monkeypatch.setattr(edit, "MERGED_FROM", merged_from)
+    monkeypatch.setattr(method, "MERGED_FROM", merged_from)
     found = edited(MANY, shares, **asked)
     wanted = oracle_edit(
         MANY,
@@ -347,7 +348,7 @@ def test_attentions_output_is_carried_from_keyframes_that_see_all(
 ) -> None:
     """Who chooses the paper's propagation has the paper's keyframes, too."""
     whole = edited_once(Clip(), None)
-    monkeypatch.setattr(edit, "MERGED_FROM", 1)
+    monkeypatch.setattr(method, "MERGED_FROM", 1)
     assert torch.equal(edited(Clip(), None), whole)
     assert torch.equal(edited(Clip(), None, preset="faithful", carry_until=0.2), whole)
 

@@ -14,7 +14,8 @@ from tokenflow_pack.nodes.injection import PlugAndPlay
 from tokenflow_pack.nodes.inversion import InvertVideo
 from tokenflow_pack.nodes.presets import BY_PRESET
 from tokenflow_pack.nodes.sampling.sampler import Sampler
-from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES, edit
+from tokenflow_pack.tokenflow_ops import ATTENTION, DEEP_FEATURES
+from tokenflow_pack.tokenflow_ops.editing import step as method
 from torch import Tensor
 
 from ..helpers import built, call, relative_error
@@ -250,7 +251,7 @@ def test_keyframes_that_see_each_other_merged_are_the_oracles(
     """In windows; text counts 1.3 and 1.6 times beside one and two others' merged tokens."""
     inputs = {"propagation": propagation, "carry_until": FIRST_STEP, "attended_keyframes": AT_MOST}
     whole = edited(name, matched(name, LONG), **inputs)
-    monkeypatch.setattr(edit, "MERGED_FROM", GRID[0] * GRID[1])
+    monkeypatch.setattr(method, "MERGED_FROM", GRID[0] * GRID[1])
     found = edited(name, matched(name, LONG), **inputs)
     deep = propagation == DEEP_FEATURES
     guides = None if deep else True
@@ -266,7 +267,7 @@ def test_merged_keyframes_take_the_sources_queries_and_keys_as_by_the_oracle(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     injection = call(PlugAndPlay.execute, 1.0, 0.0)[0]
-    monkeypatch.setattr(edit, "MERGED_FROM", GRID[0] * GRID[1])
+    monkeypatch.setattr(method, "MERGED_FROM", GRID[0] * GRID[1])
     found = edited(name, matched(name), carry_until=0.0, injection=injection)
     wanted = Edit(name, matched(name), injected=True, guides=True, merged=GRID).run()
     assert relative_error(found, wanted) < ROUNDING
@@ -277,7 +278,7 @@ def test_who_chooses_attentions_output_has_keyframes_that_see_all(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = edited(name, matched(name), propagation=ATTENTION)
-    monkeypatch.setattr(edit, "MERGED_FROM", 1)
+    monkeypatch.setattr(method, "MERGED_FROM", 1)
     assert torch.equal(edited(name, matched(name), propagation=ATTENTION), whole)
 
 

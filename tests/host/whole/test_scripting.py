@@ -20,7 +20,7 @@ from tokenflow_pack.nodes.correspondences import BuildCorrespondences
 from tokenflow_pack.nodes.features import ExtractFeatures
 from tokenflow_pack.nodes.presets import PRESETS
 from tokenflow_pack.tokenflow_ops import build_correspondences, propagation
-from tokenflow_pack.tokenflow_ops import edit as method
+from tokenflow_pack.tokenflow_ops.editing import step as method
 from tokenflow_pack.tokenflow_ops.scripting import (
     PLUG_AND_PLAY,
     PROPAGATIONS,

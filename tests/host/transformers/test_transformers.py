@@ -90,18 +90,21 @@ def test_the_preset_carries_attention_alone() -> None:
 
 
 def test_presets_carry_pictures_for_longer_than_a_unets() -> None:
-    """As the help pages say, and an edit does: 0.5 of SD's schedule, for 0.2; faithful none."""
+    """As the help pages say, and an edit does: 0.5 of SD's schedule, lean 0.65; faithful none."""
     unet, transformer = tiny_model(), tiny_transformer("Flux")
     shares = {
         name: [preset_for(name, model).carry_until for model in (unet, transformer)]
         for name in PRESETS
     }
     assert shares.pop("faithful") == [0.0, 0.0]
+    assert shares.pop("lean") == [0.2, 0.65]
     assert set(map(tuple, shares.values())) == {(0.2, 0.5)}
     asked = {"cfg": 1.0, "carry_until": NUMBER_BY_PRESET}
     carried = edited("Flux", **asked)
     assert torch.equal(carried, edited("Flux", cfg=1.0, carry_until=0.5))
     assert not torch.equal(carried, edited("Flux", **asked, preset="faithful"))
+    lean = edited("Flux", **asked, preset="lean")
+    assert torch.equal(lean, edited("Flux", cfg=1.0, carry_until=0.65))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
